@@ -1,0 +1,60 @@
+"""Variational autoencoders as first-class citizens of Pyro.
+
+Shapes are written the same everywhere: data ``x`` is ``(*batch, *event)``, codes ``z`` are
+``(*batch, latent_dim)``, and particles stand leftmost, ``(particles, *batch, ...)``. All
+information is in nats.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vae import (
+        data,
+        distributions,
+        evaluate,
+        kl,
+        likelihoods,
+        networks,
+        objectives,
+        plots,
+        posteriors,
+        priors,
+        report,
+    )
+    from pyro_vae.training import FitResult, fit
+    from pyro_vae.vae import VAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VAE",
+    "FitResult",
+    "data",
+    "distributions",
+    "evaluate",
+    "fit",
+    "kl",
+    "likelihoods",
+    "networks",
+    "objectives",
+    "plots",
+    "posteriors",
+    "priors",
+    "report",
+]
+
+HOMES = {"VAE": "pyro_vae.vae", "FitResult": "pyro_vae.training", "fit": "pyro_vae.training"}
+
+
+def __getattr__(name: str) -> Any:
+    # Hydra imports this package for shell completion: PyTorch must wait until it is needed.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

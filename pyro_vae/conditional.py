@@ -1,0 +1,123 @@
+"""The one abstraction of the package: a conditional distribution."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Conditional", "Likelihood", "Part", "Posterior", "Prior", "build", "positive"]
+
+Part = nn.Module | Callable[..., nn.Module]
+"""A ready-made module, or a callable (a class, a ``functools.partial``) that makes one."""
+
+
+class Conditional(nn.Module, ABC):
+    """A module whose ``forward`` returns a Pyro distribution.
+
+    A part never calls ``pyro.sample`` and knows no site name; whoever uses it decides where its
+    distribution is sampled or scored.
+    """
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
+        """Returns the distribution for what it is conditioned on."""
+
+
+class Prior(Conditional):
+    r"""A prior :math:`p(z)` or :math:`p(z \mid c)` over vectors of length ``latent_dim``.
+
+    ``forward(context=None, *, encode=None)`` returns a distribution of event shape
+    ``(latent_dim,)``. A prior that needs the posterior of its own inputs, as the VampPrior does,
+    sets :attr:`uses_encoder` and calls ``encode``, a callable :math:`x \mapsto q(z \mid x)`.
+    """
+
+    uses_encoder: bool = False
+
+    latent_dim: int
+
+    def extra_repr(self) -> str:
+        """Shows the size in the module's repr."""
+        return f"latent_dim={self.latent_dim}"
+
+
+class Posterior(Conditional):
+    r"""A posterior family :math:`q(z \mid x)`, read off the features of an encoder.
+
+    ``forward(features)`` takes ``(*batch, *feature_shape)`` and returns a distribution of batch
+    shape ``batch`` and event shape ``(latent_dim,)``.
+    """
+
+    latent_dim: int
+    feature_shape: torch.Size
+
+    def extra_repr(self) -> str:
+        """Shows the size in the module's repr."""
+        return f"latent_dim={self.latent_dim}"
+
+
+class Likelihood(Conditional):
+    r"""A likelihood family :math:`p(x \mid z)`, read off the features of a decoder.
+
+    ``forward(features)`` takes ``(*batch, *feature_shape)`` and returns a distribution of batch
+    shape ``batch`` and event shape ``event_shape``.
+    """
+
+    event_shape: torch.Size
+    feature_shape: torch.Size
+
+    def check(self, x: Tensor) -> None:
+        """Raises a ``ValueError`` where ``x`` lies outside the support."""
+
+    def extra_repr(self) -> str:
+        """Shows the shape in the module's repr."""
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+def positive(raw: Tensor, floor: float) -> Tensor:
+    r"""Maps a real number to a scale, :math:`\mathrm{softplus}(\mathrm{raw}) + \mathrm{floor}`.
+
+    It grows linearly, so that no network output overflows it, and is bounded below, so that no
+    density grows without limit.
+    """
+    return nn.functional.softplus(raw) + floor
+
+
+def build(part: Part, role: str, **sizes: Any) -> nn.Module:
+    """Makes a part, handing it those sizes that its signature names.
+
+    Arguments:
+        part: A module, returned as it is, or a callable that makes one.
+        role: What the part is for; named in errors.
+        sizes: What can be handed over, such as ``latent_dim`` or ``event_shape``.
+
+    Raises:
+        ValueError: If ``part`` is neither, or needs an argument that is not offered.
+    """
+    if isinstance(part, nn.Module):
+        return part
+    if not callable(part):
+        raise ValueError(
+            f"Expected {role} to be a module or a callable that makes one, got {part!r}"
+        )
+    parameters = inspect.signature(part).parameters
+    named = {name: size for name, size in sizes.items() if name in parameters}
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if name not in named
+        and parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    ]
+    if missing:
+        raise ValueError(
+            f"Expected {role} to need nothing but {sorted(sizes)}, got {part!r}, which also needs "
+            f"{missing}: give those with functools.partial"
+        )
+    module = part(**named)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"Expected {role} to make a torch.nn.Module, got {type(module).__name__}")
+    return module

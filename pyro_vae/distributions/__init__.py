@@ -1,0 +1,8 @@
+"""Distributions that Pyro lacks, or has without what a VAE needs."""
+
+from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyro_vae.distributions.full_normal import FullNormal
+from pyro_vae.distributions.levels import Levels
+from pyro_vae.distributions.profile_normal import ProfileNormal
+
+__all__ = ["ContinuousBernoulli", "FullNormal", "Levels", "ProfileNormal"]

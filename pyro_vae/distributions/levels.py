@@ -1,0 +1,100 @@
+"""A categorical distribution over equidistant levels of the unit interval."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+__all__ = ["Levels"]
+
+
+class _Grid(constraints.Constraint):
+    """The values ``0, 1 / (levels - 1), ..., 1``."""
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        steps = value * (self.levels - 1)
+        return ((steps - steps.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
+
+    def __repr__(self) -> str:
+        return f"Grid(levels={self.levels})"
+
+
+class Levels(TorchDistribution):
+    r"""A categorical distribution over :math:`L` equidistant values of :math:`[0, 1]`.
+
+    .. math:: P(x = l / (L - 1)) = \mathrm{softmax}(\mathrm{logits})_l
+
+    A categorical distribution over levels of grey, on the scale that an encoder and the other
+    likelihoods of images use.
+
+    Arguments:
+        logits: Unnormalized log probabilities, of shape ``(*batch, L)``.
+
+    Example:
+        >>> import torch
+        >>> Levels(torch.zeros(256)).log_prob(torch.tensor(17 / 255))
+        tensor(-5.5452)
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
+        self.logits = logits - logits.logsumexp(-1, keepdim=True)
+        super().__init__(logits.shape[:-1], validate_args=validate_args)
+
+    @property
+    def levels(self) -> int:
+        """The number of levels."""
+        return self.logits.shape[-1]
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """The levels themselves."""
+        return _Grid(self.levels)
+
+    def expand(
+        self, batch_shape: torch.Size, _instance: TorchDistribution | None = None
+    ) -> "Levels":
+        """Returns the distribution broadcast to ``batch_shape``."""
+        new: Any = self._get_checked_instance(Levels, _instance)
+        new.logits = self.logits.expand(*batch_shape, self.levels)
+        super(Levels, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self.__dict__.get("_validate_args")
+        return new
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean level."""
+        grid = torch.linspace(0, 1, self.levels, dtype=self.logits.dtype, device=self.logits.device)
+        return self.logits.exp() @ grid
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of the level."""
+        grid = torch.linspace(0, 1, self.levels, dtype=self.logits.dtype, device=self.logits.device)
+        return self.logits.exp() @ grid**2 - self.mean**2
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log probability, in nats."""
+        if self.__dict__.get("_validate_args", TorchDistribution._validate_args):
+            self._validate_sample(value)
+        index = (value * (self.levels - 1)).round().long().unsqueeze(-1)
+        shape = torch.broadcast_shapes(index.shape[:-1], self.logits.shape[:-1])
+        logits = self.logits.expand(*shape, self.levels)
+        return logits.gather(-1, index.expand(*shape, 1)).squeeze(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws levels."""
+        with torch.no_grad():
+            shape = self._extended_shape(sample_shape)
+            probs = self.logits.exp().reshape(-1, self.levels)
+            draws = torch.multinomial(probs, sample_shape.numel(), replacement=True).T
+            return draws.reshape(shape).to(self.logits.dtype) / (self.levels - 1)

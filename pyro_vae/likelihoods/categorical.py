@@ -1,0 +1,58 @@
+"""The categorical likelihood over levels of grey."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.conditional import Likelihood
+from pyro_vae.distributions import Levels
+
+__all__ = ["Categorical"]
+
+
+class Categorical(Likelihood):
+    r"""A categorical likelihood over equidistant levels, for images of integer grey values.
+
+    .. math:: \log p(x \mid z) = \sum_i \log \mathrm{softmax}(h_i(z))_{l_i},
+        \qquad x_i = l_i / (L - 1)
+
+    Data lie in :math:`[0, 1]`, as for the other likelihoods of images: 8-bit values divided by 255.
+
+    Arguments:
+        event_shape: The shape of one datum.
+        levels: The number of levels :math:`L`.
+
+    Raises:
+        ValueError: If there are fewer than two levels.
+
+    Example:
+        >>> Categorical((2,))(torch.zeros(256, 2)).log_prob(torch.tensor([0.0, 1.0]))
+        tensor(-11.0904)
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, levels: int = 256) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"Expected levels to be two or more, got {levels}")
+        self.event_shape = torch.Size(event_shape)
+        self.feature_shape = torch.Size((levels, *event_shape))
+        self.levels = levels
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        """Returns the likelihood for features of shape ``(*batch, levels, *event_shape)``."""
+        logits = features.movedim(-1 - len(self.event_shape), -1)
+        return Levels(logits).to_event(len(self.event_shape))
+
+    def check(self, x: Tensor) -> None:
+        """Raises a ``ValueError`` unless all values lie on the grid of levels."""
+        steps = x * (self.levels - 1)
+        on_grid = ((steps - steps.round()).abs() < 1e-3) & (x >= 0) & (x <= 1)
+        if not bool(on_grid.all()):
+            value = x[~on_grid][0].item()
+            raise ValueError(
+                f"Expected x to be one of {self.levels} levels, l / {self.levels - 1}, for a "
+                f"categorical likelihood, got {value:.4g}: scale the data to [0, 1] and give the "
+                f"number of their levels (vae.likelihood.levels)"
+            )

@@ -1,0 +1,115 @@
+"""The normal likelihood."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Likelihood, positive
+from pyro_vae.distributions import ProfileNormal
+
+__all__ = ["Normal"]
+
+KINDS = ("shared", "element", "network", "optimal")
+
+
+class Normal(Likelihood):
+    r"""A normal likelihood, for real data.
+
+    .. math:: p(x \mid z) = \prod_i \mathcal{N}(x_i \mid \mu_i(z), \sigma_i^2)
+
+    The scale :math:`\sigma` is
+
+    - a number: fixed;
+    - ``"shared"``: one, learned;
+    - ``"element"``: one for each element, learned;
+    - ``"network"``: given by the decoder;
+    - ``"optimal"``: in training the best for each batch in closed form, the root mean square
+      error (the sigma-VAE); in evaluation mode that of the training data, which
+      :meth:`pyro_vae.VAE.calibrate` sets and a running average approximates until then.
+
+    References:
+        | Simple and effective VAE training with calibrated decoders (Rybkin, Daniilidis and
+          Levine, 2021), https://arxiv.org/abs/2006.13202
+
+    Arguments:
+        event_shape: The shape of one datum.
+        scale: As above.
+        min_scale: The least scale; without it the density of data on a manifold has no bound.
+        momentum: The weight of a batch in the running average of ``scale="optimal"``.
+
+    Raises:
+        ValueError: If ``scale`` is none of these, or a scale is not positive.
+
+    Example:
+        >>> Normal((2,), scale=1.0)(torch.zeros(1, 2)).log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    variance: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        scale: float | str = "shared",
+        min_scale: float = 1e-3,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        numeric = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if scale not in KINDS and not (numeric and float(scale) > 0):
+            raise ValueError(f"Expected scale to be positive or one of {KINDS}, got {scale!r}")
+        if min_scale <= 0:
+            raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
+        self.event_shape = torch.Size(event_shape)
+        self.feature_shape = torch.Size((2 if scale == "network" else 1, *event_shape))
+        self.scale = scale if scale in KINDS else float(scale)
+        self.min_scale = min_scale
+        self.momentum = momentum
+        if scale in ("shared", "element"):
+            self.raw_scale = nn.Parameter(torch.zeros(() if scale == "shared" else event_shape))
+        elif scale == "optimal":
+            self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        """Returns the likelihood for features of shape ``(*batch, *feature_shape)``."""
+        dim = -1 - len(self.event_shape)
+        loc = features.select(dim, 0)
+        if self.scale == "optimal" and self.training:
+            base = ProfileNormal(
+                loc, self.variance.sqrt(), floor=self.min_scale, observe=self._remember
+            )
+        else:
+            base = dist.Normal(loc, self._scale(features, dim))
+        return base.to_event(len(self.event_shape))
+
+    def _scale(self, features: Tensor, dim: int) -> Tensor:
+        """Returns the scale for these features."""
+        if self.scale == "network":
+            return positive(features.select(dim, 1), self.min_scale)
+        if self.scale == "optimal":
+            return self.variance.sqrt()
+        if isinstance(self.scale, float):
+            return torch.full((), self.scale, dtype=features.dtype, device=features.device)
+        return positive(self.raw_scale, self.min_scale)
+
+    def _remember(self, variance: Tensor) -> None:
+        """Moves the running average of the best variance towards that of a batch."""
+        self.variance.lerp_(variance.to(self.variance.dtype), self.momentum)
+
+    @torch.no_grad()
+    def calibrate(self, variance: Tensor) -> None:
+        """Freezes the scale of ``scale="optimal"`` at the mean square error of training data."""
+        if self.scale == "optimal":
+            self.variance.copy_(variance.clamp(min=self.min_scale**2))
+
+    def check(self, x: Tensor) -> None:
+        """Raises a ``ValueError`` unless all values are finite."""
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("Expected x to be finite for a normal likelihood, got infinite values")
+
+    def extra_repr(self) -> str:
+        """Shows the shape and the kind of scale."""
+        return f"event_shape={tuple(self.event_shape)}, scale={self.scale!r}"

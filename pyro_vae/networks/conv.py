@@ -1,0 +1,168 @@
+"""Convolutional networks for images of any size."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.networks.mlp import activation_module, check_widths
+
+__all__ = ["ConvDecoder", "ConvEncoder"]
+
+
+def image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
+    """Reads ``(height, width)`` or ``(channels, height, width)``, or raises a ``ValueError``."""
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    raise ValueError(
+        f"Expected {name} to be an image, (height, width) or (channels, height, width), "
+        f"got {tuple(shape)}: a convolution needs an image, an MLP takes any shape"
+    )
+
+
+def halve(size: int) -> int:
+    """Returns the size that a stride of two leaves."""
+    return (size + 1) // 2
+
+
+class ConvEncoder(nn.Module):
+    r"""A convolutional network from an image to features.
+
+    Each layer is a convolution of kernel 3 and stride 2, so that ``n`` layers leave
+    :math:`\lceil \mathrm{size} / 2^n \rceil` pixels a side; a linear layer follows.
+
+    Arguments:
+        in_shape: ``(height, width)`` or ``(channels, height, width)``, of any size.
+        out_shape: The shape of an output, without batch.
+        channels: The number of channels of each layer.
+        hidden: The width of the linear layer before the last.
+        activation: As in :class:`~pyro_vae.networks.MLP`.
+        batch_norm: Whether a batch norm stands before each activation.
+        context_dim: The number of covariates, entering as constant channels.
+
+    Raises:
+        ValueError: If ``in_shape`` is not an image.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((3, 29, 17), (2, 5))(torch.zeros(4, 3, 29, 17)).shape
+        torch.Size([4, 2, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        *,
+        channels: Sequence[int] = (32, 64),
+        hidden: int = 128,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_shape = torch.Size(in_shape)
+        self.out_shape = torch.Size(out_shape)
+        fan_in, height, width = image_shape(in_shape, "in_shape")
+        self.image_shape = (fan_in, height, width)
+        fan_in += context_dim
+        layers: list[nn.Module] = []
+        for fan_out in check_widths("channels", channels):
+            layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(fan_out))
+            layers.append(activation_module(activation))
+            fan_in, height, width = fan_out, halve(height), halve(width)
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Linear(fan_in * height * width, hidden),
+            activation_module(activation),
+            nn.Linear(hidden, math.prod(out_shape)),
+        )
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
+        x = x.reshape(-1, *self.image_shape)
+        if context is not None:
+            planes = context[:, :, None, None].expand(-1, -1, *self.image_shape[1:])
+            x = torch.cat([x, planes], 1)
+        return self.head(self.features(x).flatten(1)).unflatten(-1, self.out_shape)
+
+
+class ConvDecoder(nn.Module):
+    r"""A transposed convolutional network from features to an image.
+
+    The mirror of :class:`ConvEncoder`: a linear layer makes the smallest image, each transposed
+    convolution of kernel 3 and stride 2 doubles it, to exactly the size that the encoder met there.
+
+    Arguments:
+        in_shape: The shape of an input, without batch; flattened.
+        out_shape: ``(height, width)``, ``(channels, height, width)``, or
+            ``(numbers, channels, height, width)`` where a likelihood needs several numbers for
+            each pixel and channel.
+        channels: The number of channels of each layer, as of the encoder: the last is the
+            smallest image's.
+        hidden: The width of the linear layer before the smallest image.
+        activation: As in :class:`~pyro_vae.networks.MLP`.
+        batch_norm: Whether a batch norm stands before each activation.
+        context_dim: The number of covariates, concatenated to the input.
+
+    Raises:
+        ValueError: If ``out_shape`` is not an image.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder((5,), (2, 3, 29, 17))(torch.zeros(4, 5)).shape
+        torch.Size([4, 2, 3, 29, 17])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        *,
+        channels: Sequence[int] = (32, 64),
+        hidden: int = 128,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_shape = torch.Size(in_shape)
+        self.out_shape = torch.Size(out_shape)
+        numbers, image = (out_shape[0], out_shape[1:]) if len(out_shape) == 4 else (1, out_shape)
+        planes, height, width = image_shape(image, "out_shape")
+        channels = check_widths("channels", channels)
+        sizes = [(height, width)]
+        for _ in channels:
+            sizes.append((halve(sizes[-1][0]), halve(sizes[-1][1])))
+        self.smallest = (channels[-1] if channels else numbers * planes, *sizes[-1])
+        self.head = nn.Sequential(
+            nn.Linear(math.prod(in_shape) + context_dim, hidden),
+            activation_module(activation),
+            nn.Linear(hidden, math.prod(self.smallest)),
+        )
+        layers: list[nn.Module] = []
+        widths = [*reversed(channels), numbers * planes]
+        for depth in range(len(channels)):
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(widths[depth]))
+            layers.append(activation_module(activation))
+            layers.append(double(widths[depth], widths[depth + 1], sizes[-2 - depth]))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
+        x = x.flatten(1)
+        if context is not None:
+            x = torch.cat([x, context], -1)
+        return self.layers(self.head(x).unflatten(-1, self.smallest)).reshape(-1, *self.out_shape)
+
+
+def double(fan_in: int, fan_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
+    """Makes the transposed convolution whose output has the given height and width."""
+    odd = (1 - size[0] % 2, 1 - size[1] % 2)
+    return nn.ConvTranspose2d(fan_in, fan_out, 3, stride=2, padding=1, output_padding=odd)

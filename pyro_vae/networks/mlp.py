@@ -1,0 +1,86 @@
+"""Multilayer perceptrons."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "activation_module"]
+
+ACTIVATIONS = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+def activation_module(name: str) -> nn.Module:
+    """Makes an activation by its name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Expected activation to be one of {sorted(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """Returns the widths as a tuple of positive integers, or raises a ``ValueError``."""
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"Expected {name} to be positive integers, got {list(widths)}")
+    return tuple(widths)
+
+
+class MLP(nn.Module):
+    r"""A multilayer perceptron from one shape to another.
+
+    Arguments:
+        in_shape: The shape of an input, without batch; flattened.
+        out_shape: The shape of an output, without batch.
+        hidden: The widths of the hidden layers; none makes the network linear.
+        activation: ``"elu"``, ``"gelu"``, ``"leaky_relu"``, ``"relu"``, ``"silu"``,
+            ``"softplus"`` or ``"tanh"``.
+        batch_norm: Whether a batch norm stands before each activation.
+        context_dim: The number of covariates, concatenated to the input.
+
+    Example:
+        >>> import torch
+        >>> MLP((1, 8, 8), (2, 5), hidden=[32])(torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([3, 2, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        *,
+        hidden: Sequence[int] = (200,),
+        activation: str = "relu",
+        batch_norm: bool = False,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_shape = torch.Size(in_shape)
+        self.out_shape = torch.Size(out_shape)
+        hidden = check_widths("hidden", hidden)
+        widths = [math.prod(in_shape) + context_dim, *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(fan_out))
+            layers.append(activation_module(activation))
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(out_shape)))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
+        x = x.flatten(1)
+        if context is not None:
+            x = torch.cat([x, context], -1)
+        return self.layers(x).unflatten(-1, self.out_shape)

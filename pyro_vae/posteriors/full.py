@@ -1,0 +1,53 @@
+"""The full-covariance normal posterior."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.conditional import Posterior, positive
+from pyro_vae.distributions import FullNormal
+
+__all__ = ["Full"]
+
+
+class Full(Posterior):
+    r"""A normal posterior with an amortized Cholesky factor.
+
+    .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), L(x) L(x)^\top)
+
+    :math:`L` is lower triangular with a positive diagonal. The KL to a diagonal normal prior is in
+    closed form.
+
+    Arguments:
+        latent_dim: The number of latent dimensions.
+        min_scale: The least element of the diagonal of :math:`L`.
+
+    Example:
+        >>> posterior = Full(3)
+        >>> posterior(torch.zeros(7, *posterior.feature_shape)).covariance_matrix.shape
+        torch.Size([7, 3, 3])
+    """
+
+    cells: Tensor
+
+    def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.min_scale = min_scale
+        below = latent_dim * (latent_dim - 1) // 2
+        self.feature_shape = torch.Size((2 * latent_dim + below,))
+        # Where each cell of L is read from: the diagonal, then what is below it, then a zero.
+        cells = torch.full((latent_dim, latent_dim), latent_dim + below)
+        cells.fill_diagonal_(0)
+        cells += torch.diag(torch.arange(latent_dim))
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
+        cells[rows, columns] = latent_dim + torch.arange(below)
+        self.register_buffer("cells", cells.flatten(), persistent=False)
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        """Returns the posterior for features of shape ``(*batch, *feature_shape)``."""
+        d = self.latent_dim
+        loc, raw_scale, below = features[..., :d], features[..., d : 2 * d], features[..., 2 * d :]
+        entries = [positive(raw_scale, self.min_scale), below, torch.zeros_like(loc[..., :1])]
+        tril = torch.cat(entries, -1)[..., self.cells].unflatten(-1, (d, d))
+        return FullNormal(loc, scale_tril=tril)

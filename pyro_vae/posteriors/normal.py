@@ -1,0 +1,39 @@
+"""The diagonal normal posterior."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.conditional import Posterior, positive
+
+__all__ = ["Normal"]
+
+
+class Normal(Posterior):
+    r"""A diagonal normal posterior.
+
+    .. math:: q(z \mid x) = \prod_d \mathcal{N}(z_d \mid \mu_d(x), \sigma_d^2(x))
+
+    References:
+        | Auto-encoding variational Bayes (Kingma and Welling, 2013),
+          https://arxiv.org/abs/1312.6114
+
+    Arguments:
+        latent_dim: The number of latent dimensions.
+        min_scale: The least :math:`\sigma`.
+
+    Example:
+        >>> Normal(3)(torch.zeros(7, 2, 3)).batch_shape
+        torch.Size([7])
+    """
+
+    def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.min_scale = min_scale
+        self.feature_shape = torch.Size((2, latent_dim))
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        """Returns the posterior for features of shape ``(*batch, 2, latent_dim)``."""
+        loc, raw_scale = features.unbind(-2)
+        return dist.Normal(loc, positive(raw_scale, self.min_scale)).to_event(1)

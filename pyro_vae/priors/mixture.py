@@ -1,0 +1,57 @@
+"""The mixture-of-normals prior."""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Prior, positive
+from pyro_vae.priors.normal import FLOOR, inverse
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Prior):
+    r"""A mixture of diagonal normals, learned together with the rest.
+
+    .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d \mid \mu_{kd}, \sigma_{kd}^2)
+
+    It has no closed-form KL; that of a posterior to it is sampled.
+
+    Arguments:
+        latent_dim: The number of latent dimensions.
+        components: The number of components.
+        spread: The standard deviation from which the means start.
+
+    Raises:
+        ValueError: If ``components`` is not positive.
+
+    Example:
+        >>> Mixture(3, components=10)().sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, latent_dim: int, *, components: int = 10, spread: float = 1.0) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"Expected components to be positive, got {components}")
+        self.latent_dim = latent_dim
+        self.components = components
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(spread * torch.randn(components, latent_dim))
+        self.raw_scale = nn.Parameter(torch.full((components, latent_dim), inverse(1.0, FLOOR)))
+
+    def forward(
+        self,
+        context: Tensor | None = None,
+        *,
+        encode: Callable[..., dist.Distribution] | None = None,
+    ) -> dist.TorchDistribution:
+        """Returns the prior, of batch shape ``()``."""
+        parts = dist.Normal(self.loc, positive(self.raw_scale, FLOOR)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts)
+
+    def extra_repr(self) -> str:
+        """Shows the sizes."""
+        return f"latent_dim={self.latent_dim}, components={self.components}"

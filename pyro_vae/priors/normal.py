@@ -1,0 +1,78 @@
+"""The diagonal normal prior, standard or learned."""
+
+from collections.abc import Callable
+from math import expm1, log
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Prior, positive
+
+__all__ = ["Normal"]
+
+FLOOR = 1e-3
+
+
+class Normal(Prior):
+    r"""A diagonal normal prior.
+
+    .. math:: p(z) = \prod_d \mathcal{N}(z_d \mid \mu_d, \sigma_d^2)
+
+    Standard, with :math:`\mu = 0` and :math:`\sigma = 1`, or with both learned from there; with
+    covariates and ``learned``, both are linear in them.
+
+    References:
+        | Auto-encoding variational Bayes (Kingma and Welling, 2013),
+          https://arxiv.org/abs/1312.6114
+
+    Arguments:
+        latent_dim: The number of latent dimensions.
+        learned: Whether the means and scales are learned.
+        context_dim: The number of covariates; they enter a learned prior only.
+
+    Example:
+        >>> Normal(3)().log_prob(torch.zeros(2, 3))
+        tensor([-2.7568, -2.7568])
+    """
+
+    loc: Tensor
+    raw_scale: Tensor
+
+    def __init__(self, latent_dim: int, *, learned: bool = False, context_dim: int = 0) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.learned = learned
+        loc, raw_scale = torch.zeros(latent_dim), torch.full((latent_dim,), inverse(1.0, FLOOR))
+        if learned:
+            self.loc, self.raw_scale = nn.Parameter(loc), nn.Parameter(raw_scale)
+        else:
+            self.register_buffer("loc", loc)
+        self.context = None
+        if learned and context_dim:
+            self.context = nn.Linear(context_dim, 2 * latent_dim, bias=False)
+            nn.init.zeros_(self.context.weight)
+
+    def forward(
+        self,
+        context: Tensor | None = None,
+        *,
+        encode: Callable[..., dist.Distribution] | None = None,
+    ) -> dist.TorchDistribution:
+        """Returns the prior, of batch shape ``()`` or that of ``context``."""
+        if not self.learned:
+            return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
+        loc, raw_scale = self.loc, self.raw_scale
+        if self.context is not None and context is not None:
+            shift_loc, shift_scale = self.context(context).chunk(2, -1)
+            loc, raw_scale = loc + shift_loc, raw_scale + shift_scale
+        return dist.Normal(loc, positive(raw_scale, FLOOR)).to_event(1)
+
+    def extra_repr(self) -> str:
+        """Shows the size and whether it is learned."""
+        return f"latent_dim={self.latent_dim}, learned={self.learned}"
+
+
+def inverse(scale: float, floor: float) -> float:
+    """Returns the number that :func:`~pyro_vae.conditional.positive` maps to ``scale``."""
+    return log(expm1(scale - floor))

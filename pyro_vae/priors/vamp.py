@@ -1,0 +1,94 @@
+"""The VampPrior: a mixture of posteriors at learned pseudo-inputs."""
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Prior
+
+__all__ = ["Vamp"]
+
+
+class Vamp(Prior):
+    r"""A variational mixture of posteriors.
+
+    .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
+
+    The pseudo-inputs :math:`u_k` are learned; :meth:`initialize` starts them from training data,
+    as :func:`pyro_vae.fit` does. The encoder is in evaluation mode where it meets them, so that
+    they never enter its running statistics. The KL of a posterior to it is sampled.
+
+    References:
+        | VAE with a VampPrior (Tomczak and Welling, 2018), https://arxiv.org/abs/1705.07120
+
+    Arguments:
+        latent_dim: The number of latent dimensions.
+        event_shape: The shape of one datum.
+        components: The number of pseudo-inputs.
+
+    Raises:
+        ValueError: If ``components`` is not positive.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> vae = VAE((1, 8, 8), 3, prior=Vamp)
+        >>> vae.prior_distribution().sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    uses_encoder = True
+
+    started: Tensor
+
+    def __init__(
+        self, latent_dim: int, event_shape: Sequence[int], *, components: int = 50
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"Expected components to be positive, got {components}")
+        self.latent_dim = latent_dim
+        self.components = components
+        self.pseudo_inputs = nn.Parameter(torch.rand(components, *event_shape))
+        self.register_buffer("started", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Starts the pseudo-inputs from rows of ``x`` drawn at random, once.
+
+        A second call changes nothing, so that training can go on without losing what was learned.
+        Where there are fewer rows than components, rows are drawn again, with a little noise.
+        """
+        if self.started:
+            return
+        order = torch.randperm(len(x), device=x.device)
+        rows = order.repeat(-(-self.components // len(x)))[: self.components]
+        inputs = x[rows].to(self.pseudo_inputs)
+        if self.components > len(x):
+            inputs[len(x) :] += 0.01 * torch.randn_like(inputs[len(x) :])
+        self.pseudo_inputs.copy_(inputs)
+        self.started.fill_(True)
+
+    def forward(
+        self,
+        context: Tensor | None = None,
+        *,
+        encode: Callable[..., dist.Distribution] | None = None,
+    ) -> dist.TorchDistribution:
+        """Returns the prior, of batch shape ``()`` or that of ``context``.
+
+        Raises:
+            ValueError: If ``encode`` is missing.
+        """
+        if encode is None:
+            raise ValueError("Expected encode, a callable from x to q(z given x), got None")
+        if context is not None:
+            context = context.unsqueeze(-2)
+        parts = encode(self.pseudo_inputs, context)
+        logits = self.pseudo_inputs.new_zeros(parts.batch_shape)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+
+    def extra_repr(self) -> str:
+        """Shows the sizes."""
+        return f"latent_dim={self.latent_dim}, components={self.components}"
