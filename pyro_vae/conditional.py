@@ -9,7 +9,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Conditional", "Likelihood", "Part", "Posterior", "Prior", "build", "positive"]
+__all__ = [
+    "Conditional",
+    "Likelihood",
+    "Part",
+    "Posterior",
+    "Prior",
+    "build",
+    "check_size",
+    "positive",
+]
 
 Part = nn.Module | Callable[..., nn.Module]
 """A ready-made module, or a callable (a class, a ``functools.partial``) that makes one."""
@@ -86,7 +95,7 @@ def positive(raw: Tensor, floor: float) -> Tensor:
     return nn.functional.softplus(raw) + floor
 
 
-def build(part: Part, role: str, **sizes: Any) -> nn.Module:
+def build(part: Part, role: str, **sizes: Any) -> Any:
     """Makes a part, handing it those sizes that its signature names.
 
     Arguments:
@@ -121,3 +130,10 @@ def build(part: Part, role: str, **sizes: Any) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected {role} to make a torch.nn.Module, got {type(module).__name__}")
     return module
+
+
+def check_size(name: str, value: int, *, least: int) -> int:
+    """Returns an integer of at least ``least``, or raises a ``ValueError``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"Expected {name} to be an integer of at least {least}, got {value!r}")
+    return value

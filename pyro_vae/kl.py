@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.kl import kl_divergence, register_kl
 
 from pyro_vae.distributions import FullNormal
@@ -21,7 +22,7 @@ TRUSTED = ("torch.distributions.", "pyro.distributions.", "pyro_vae.distribution
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
-def closed_form(q: dist.Distribution, p: dist.Distribution) -> tuple[Tensor | None, str]:
+def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
     r"""Returns :math:`\mathrm{KL}(q \,\|\, p)` in nats, or ``None``, and the reason.
 
     Arguments:
@@ -43,10 +44,9 @@ def closed_form(q: dist.Distribution, p: dist.Distribution) -> tuple[Tensor | No
     """
     if q.event_shape != p.event_shape:
         return None, f"event shapes differ, {tuple(q.event_shape)} and {tuple(p.event_shape)}"
-    for d in (q, p):
-        stranger = untrusted(d)
-        if stranger is not None:
-            return None, f"{stranger} is a class of its own, whose density may not be its parent's"
+    doubts = [doubt(q), doubt(p), doubt_of_masks(q, p), doubt_of_transforms(q, p)]
+    for reason in filter(None, doubts):
+        return None, reason
     pair = f"{core_name(q)} and {core_name(p)}"
     formula = full_to_independent if is_full_to_independent(q, p) else kl_divergence
     kl = attempt(formula, q, p)
@@ -55,9 +55,7 @@ def closed_form(q: dist.Distribution, p: dist.Distribution) -> tuple[Tensor | No
     return kl, f"closed form for {pair}"
 
 
-def attempt(
-    formula: Callable[..., Tensor], q: dist.Distribution, p: dist.Distribution
-) -> Tensor | None:
+def attempt(formula: Callable[..., Tensor], q: Distribution, p: Distribution) -> Tensor | None:
     """Returns the divergence, or ``None`` where the registry has no formula for this pair."""
     try:
         return formula(q, p)
@@ -65,7 +63,7 @@ def attempt(
         return None
 
 
-def layers(d: dist.Distribution) -> list[dist.Distribution]:
+def layers(d: Distribution) -> list[Distribution]:
     """Returns a distribution and what it wraps, outermost first."""
     found = [d]
     while isinstance(found[-1], WRAPPERS):
@@ -73,27 +71,57 @@ def layers(d: dist.Distribution) -> list[dist.Distribution]:
     return found
 
 
-def core_name(d: dist.Distribution) -> str:
+def core_name(d: Distribution) -> str:
     """Returns the name of the class inside all wrappers."""
     return type(layers(d)[-1]).__name__
 
 
-def untrusted(d: dist.Distribution) -> str | None:
-    """Returns the name of the first class that only inherits its formula, if there is one."""
+def trusted(part: object) -> bool:
+    """Tells whether a formula was written for this very class."""
+    return f"{type(part).__module__}.".startswith(TRUSTED)
+
+
+def doubt(d: Distribution) -> str | None:
+    """Returns why the registry's formulas may not hold for a distribution, if they may not."""
     found = layers(d)
-    core = found[-1]
-    if isinstance(core, torch.distributions.TransformedDistribution):
-        found.extend(layers(core.base_dist))
-        for transform in core.transforms:
-            if not transform.bijective:
-                return type(transform).__name__
     for layer in found:
-        if not f"{type(layer).__module__}.".startswith(TRUSTED):
-            return type(layer).__name__
+        if not trusted(layer):
+            name = type(layer).__name__
+            return f"{name} is a class of its own, whose density may not be its parent's"
+    core = found[-1]
+    if not isinstance(core, torch.distributions.TransformedDistribution):
+        return None
+    for transform in core.transforms:
+        if not transform.bijective:
+            name = type(transform).__name__
+            return f"{name} is not bijective, so that the KL of what it maps is only a bound"
+    return doubt(core.base_dist)
+
+
+def doubt_of_masks(q: Distribution, p: Distribution) -> str | None:
+    """Returns that the two are masked differently, where the registry would join the masks."""
+    masks = [
+        [layer._mask for layer in layers(d) if isinstance(layer, dist.MaskedDistribution)]
+        for d in (q, p)
+    ]
+    same = len(masks[0]) == len(masks[1]) and all(
+        a is b and a is not False for a, b in zip(*masks, strict=True)
+    )
+    return None if same else "the two are masked differently"
+
+
+def doubt_of_transforms(q: Distribution, p: Distribution) -> str | None:
+    """Returns that a user's transform may only look like the other's, if it may."""
+    chains = [getattr(layers(d)[-1], "transforms", []) for d in (q, p)]
+    for a, b in zip(*chains, strict=False):
+        for transform in (a, b):
+            if a is not b and not trusted(transform):
+                name = type(transform).__name__
+                return f"{name} is a class of its own, whose map may not be its parent's"
     return None
 
 
-def is_full_to_independent(q: dist.Distribution, p: dist.Distribution) -> bool:
+def is_full_to_independent(q: Distribution, p: Distribution) -> bool:
     """Tells whether this is a multivariate normal against independent normals."""
     return (
         isinstance(q, torch.distributions.MultivariateNormal)
@@ -113,7 +141,7 @@ def full_to_independent(
         \mathrm{KL} = \tfrac12 \sum_d \left[ \frac{\Sigma_{dd} + (\mu_d - m_d)^2}{s_d^2} - 1
         + \log s_d^2 \right] - \sum_d \log L_{dd}, \qquad \Sigma = L L^\top
     """
-    if not is_full_to_independent(q, p) or untrusted(q) or untrusted(p):
+    if not is_full_to_independent(q, p) or doubt(q) or doubt(p):
         raise NotImplementedError
     m, s = p.base_dist.loc, p.base_dist.scale
     tril = q.scale_tril

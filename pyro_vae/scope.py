@@ -84,7 +84,8 @@ class Scope:
         """Tells whether a trace holds this parameter of another VAE of the same name."""
         if full not in trace:
             return False
-        tag = trace.nodes[full]["infer"].get(TAG)
+        infer: Any = trace.nodes[full]["infer"]
+        tag = (infer or {}).get(TAG)
         return tag is not None and tag() is not self
 
     def _store(self, full: str, parameter: nn.Parameter) -> None:

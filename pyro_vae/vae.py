@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
-from pyro_vae.conditional import Part, build
+from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, check_size
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.scope import Scope
 
@@ -73,9 +74,11 @@ class VAE(nn.Module):
 
     model: "Model"
     guide: "Guide"
-    prior: nn.Module
-    posterior: nn.Module
-    likelihood: nn.Module
+    prior: Prior
+    posterior: Posterior
+    likelihood: Likelihood
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(
         self,
@@ -232,6 +235,10 @@ class VAE(nn.Module):
 class Side(nn.Module):
     """What model and guide share: the parts that each needs, and how the batch is opened."""
 
+    prior: Prior
+    posterior: Posterior
+    encoder: nn.Module
+
     def __init__(self, vae: VAE, scope: Scope, plate: bool | None) -> None:
         super().__init__()
         self.scope = scope
@@ -334,6 +341,9 @@ class Side(nn.Module):
 class Model(Side):
     """The generative model, p(z) p(x given z), as a Pyro function."""
 
+    likelihood: Likelihood
+    decoder: nn.Module
+
     def __init__(self, vae: VAE, scope: Scope, plate: bool | None) -> None:
         super().__init__(vae, scope, plate)
         self.decoder = vae.decoder
@@ -414,13 +424,6 @@ class Guide(Side):
             return pyro.sample(f"{self.scope.name}.z", q)
 
 
-def check_size(name: str, value: int, *, least: int) -> int:
-    """Returns an integer of at least ``least``, or raises a ``ValueError``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"Expected {name} to be an integer of at least {least}, got {value!r}")
-    return value
-
-
 def check_shape(event_shape: Sequence[int] | int) -> torch.Size:
     """Returns the event shape, of at least one dimension, or raises a ``ValueError``."""
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
@@ -488,7 +491,7 @@ def fill(x: Tensor, elements: Tensor | None) -> Tensor:
 
 def masked(rows: Tensor | None) -> AbstractContextManager:
     """Takes rows out of every site within, or nothing."""
-    return nullcontext() if rows is None else poutine.mask(mask=rows)
+    return nullcontext() if rows is None else poutine.mask(mask=cast(torch.BoolTensor, rows))
 
 
 def mask_elements(p: dist.TorchDistribution, elements: Tensor) -> dist.TorchDistribution:

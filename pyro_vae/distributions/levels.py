@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.types import _size
 
 __all__ = ["Levels"]
 
@@ -60,14 +61,12 @@ class Levels(TorchDistribution):
         """The levels themselves."""
         return _Grid(self.levels)
 
-    def expand(
-        self, batch_shape: torch.Size, _instance: TorchDistribution | None = None
-    ) -> "Levels":
+    def expand(self, batch_shape: _size, _instance: TorchDistribution | None = None) -> "Levels":
         """Returns the distribution broadcast to ``batch_shape``."""
         new: Any = self._get_checked_instance(Levels, _instance)
         new.logits = self.logits.expand(*batch_shape, self.levels)
         super(Levels, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self.__dict__.get("_validate_args")
+        new._validate_args = self._validate_args
         return new
 
     @property
@@ -80,21 +79,22 @@ class Levels(TorchDistribution):
     def variance(self) -> Tensor:
         """The variance of the level."""
         grid = torch.linspace(0, 1, self.levels, dtype=self.logits.dtype, device=self.logits.device)
-        return self.logits.exp() @ grid**2 - self.mean**2
+        return (self.logits.exp() * (grid - self.mean.unsqueeze(-1)) ** 2).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log probability, in nats."""
-        if self.__dict__.get("_validate_args", TorchDistribution._validate_args):
+        if self._validate_args:
             self._validate_sample(value)
         index = (value * (self.levels - 1)).round().long().unsqueeze(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], self.logits.shape[:-1])
         logits = self.logits.expand(*shape, self.levels)
         return logits.gather(-1, index.expand(*shape, 1)).squeeze(-1)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws levels."""
         with torch.no_grad():
+            sample_shape = torch.Size(sample_shape)
             shape = self._extended_shape(sample_shape)
             probs = self.logits.exp().reshape(-1, self.levels)
-            draws = torch.multinomial(probs, sample_shape.numel(), replacement=True).T
+            draws = torch.multinomial(probs, torch.Size(sample_shape).numel(), replacement=True).T
             return draws.reshape(shape).to(self.logits.dtype) / (self.levels - 1)

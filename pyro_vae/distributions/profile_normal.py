@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pyro.distributions import MaskedDistribution, TorchDistribution, constraints
 from torch import Tensor
+from torch.types import _size
 
 __all__ = ["ProfileNormal"]
 
@@ -51,7 +52,7 @@ class ProfileNormal(TorchDistribution):
         super().__init__(loc.shape, validate_args=validate_args)
 
     def expand(
-        self, batch_shape: torch.Size, _instance: TorchDistribution | None = None
+        self, batch_shape: _size, _instance: TorchDistribution | None = None
     ) -> "ProfileNormal":
         """Returns the distribution broadcast to ``batch_shape``."""
         new: Any = self._get_checked_instance(ProfileNormal, _instance)
@@ -59,7 +60,7 @@ class ProfileNormal(TorchDistribution):
         new.scale, new.floor, new.observe = self.scale, self.floor, self.observe
         new.weight = self.weight
         super(ProfileNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self.__dict__.get("_validate_args")
+        new._validate_args = self._validate_args
         return new
 
     def mask(self, mask: Tensor | bool) -> MaskedDistribution:
@@ -80,7 +81,7 @@ class ProfileNormal(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density under the best scale for ``value``, in nats."""
-        if self.__dict__.get("_validate_args", TorchDistribution._validate_args):
+        if self._validate_args:
             self._validate_sample(value)
         error = (value - self.loc) ** 2
         if self.weight is None:
@@ -93,7 +94,7 @@ class ProfileNormal(TorchDistribution):
             self.observe(best.detach())
         return -0.5 * (error / best + torch.log(2 * torch.pi * best))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws with the fixed scale."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -55,8 +55,8 @@ class Bernoulli(Likelihood):
             )
         if not self.grey_scale and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError(
-                "Expected x to be zeros and ones for a Bernoulli likelihood, got grey-scale values: "
-                "binarize the data, take ContinuousBernoulli, Normal or Categorical, or ask for "
-                "the cross-entropy, which is no likelihood, by Bernoulli(grey_scale=True) "
+                "Expected x to be zeros and ones for a Bernoulli likelihood, got grey-scale "
+                "values: binarize the data, take ContinuousBernoulli, Normal or Categorical, or "
+                "ask for the cross-entropy, which is no likelihood, by Bernoulli(grey_scale=True) "
                 "(vae.likelihood.grey_scale=true)"
             )

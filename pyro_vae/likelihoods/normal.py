@@ -59,7 +59,7 @@ class Normal(Likelihood):
     ) -> None:
         super().__init__()
         numeric = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if scale not in KINDS and not (numeric and float(scale) > 0):
+        if scale not in KINDS and not (numeric and 0 < float(scale) < float("inf")):
             raise ValueError(f"Expected scale to be positive or one of {KINDS}, got {scale!r}")
         if min_scale <= 0:
             raise ValueError(f"Expected min_scale to be positive, got {min_scale}")

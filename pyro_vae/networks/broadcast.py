@@ -1,5 +1,6 @@
 """The one way in which a network is called: over any number of leading dimensions."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,9 @@ def apply_network(
         context: Covariates of shape ``(*batch, features)``, broadcast against the batch of ``x``
             in both directions.
 
+    Raises:
+        ValueError: If the network does not return a row for each row that it is given.
+
     Example:
         >>> import torch
         >>> x = torch.zeros(7, 1, 3, 5)
@@ -32,13 +36,19 @@ def apply_network(
     """
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
     if context is None:
-        out = network(x.reshape(-1, *event))
+        x = x.reshape(math.prod(batch), *event)
+        out = network(x)
     else:
         batch = torch.broadcast_shapes(batch, context.shape[:-1])
-        x = x.expand(*batch, *event).reshape(-1, *event)
-        context = context.expand(*batch, context.shape[-1]).reshape(-1, context.shape[-1])
-        out = network(x, context)
-    return out.reshape(*batch, *out.shape[1:])
+        x = x.expand(*batch, *event).reshape(math.prod(batch), *event)
+        context = context.expand(*batch, context.shape[-1])
+        out = network(x, context.reshape(math.prod(batch), context.shape[-1]))
+    if out.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
+            f"got a tensor of shape {tuple(out.shape)}"
+        )
+    return out.reshape((*batch, *out.shape[1:]))
 
 
 @contextmanager

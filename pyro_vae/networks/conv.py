@@ -67,6 +67,7 @@ class ConvEncoder(nn.Module):
         self.in_shape = torch.Size(in_shape)
         self.out_shape = torch.Size(out_shape)
         fan_in, height, width = image_shape(in_shape, "in_shape")
+        check_widths("hidden", [hidden])
         self.image_shape = (fan_in, height, width)
         fan_in += context_dim
         layers: list[nn.Module] = []
@@ -136,6 +137,7 @@ class ConvDecoder(nn.Module):
         numbers, image = (out_shape[0], out_shape[1:]) if len(out_shape) == 4 else (1, out_shape)
         planes, height, width = image_shape(image, "out_shape")
         channels = check_widths("channels", channels)
+        check_widths("hidden", [hidden])
         sizes = [(height, width)]
         for _ in channels:
             sizes.append((halve(sizes[-1][0]), halve(sizes[-1][1])))

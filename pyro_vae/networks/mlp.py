@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ def activation_module(name: str) -> nn.Module:
 
 def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     """Returns the widths as a tuple of positive integers, or raises a ``ValueError``."""
-    if not all(isinstance(width, int) and width > 0 for width in widths):
-        raise ValueError(f"Expected {name} to be positive integers, got {list(widths)}")
+    if isinstance(widths, int) or not all(isinstance(w, int) and w > 0 for w in widths):
+        raise ValueError(f"Expected {name} to be a list of positive integers, got {widths!r}")
     return tuple(widths)
 
 
@@ -71,7 +72,7 @@ class MLP(nn.Module):
         hidden = check_widths("hidden", hidden)
         widths = [math.prod(in_shape) + context_dim, *hidden]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(fan_out))

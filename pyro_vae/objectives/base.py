@@ -67,6 +67,14 @@ class Objective(pyro.infer.ELBO):
         self._given_nesting = max_plate_nesting
         self._nestings: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles without what was found out about models, which are not its own."""
+        return {**vars(self), "_nestings": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Starts with nothing known about any model."""
+        vars(self).update(state, _nestings=weakref.WeakKeyDictionary())
+
     @abstractmethod
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -103,7 +111,7 @@ class Objective(pyro.infer.ELBO):
         kwargs: dict[str, Any],
     ) -> Pair:
         """Returns the traces of one run, the method that Pyro's base class asks for."""
-        return run_pair(model, guide, args, kwargs)
+        return run_pair(type(self).__name__, model, guide, args, kwargs)
 
     def _run(
         self,
@@ -113,7 +121,6 @@ class Objective(pyro.infer.ELBO):
         kwargs: dict[str, Any],
     ) -> tuple[list[Pair], int | None]:
         """Returns the traces, and the dimension of the particles if they stand in one trace."""
-        name = type(self).__name__
         if self.num_particles == 1 or not self.vectorize_particles:
             pairs = [self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles)]
             dim = None
@@ -122,6 +129,7 @@ class Objective(pyro.infer.ELBO):
             dim = -1 - nesting
             pairs = [
                 run_pair(
+                    type(self).__name__,
                     vectorized(model, self.num_particles, dim),
                     vectorized(guide, self.num_particles, dim),
                     args,
@@ -129,8 +137,6 @@ class Objective(pyro.infer.ELBO):
                     nesting + 1,
                 )
             ]
-        for pair in pairs:
-            pair.check(name)
         return pairs, dim
 
     def _nesting(

@@ -102,8 +102,9 @@ class IWAE(Objective):
         paid = stack([densities(pair, data, dim)[1] for pair in pairs], dim)
         zero = torch.zeros(())
         log_weights = sum(gained.values(), zero) - sum(paid.values(), zero)
-        mean = [{name: value.mean(0) for name, value in terms.items()} for terms in (gained, paid)]
-        return Weights(log_weights, *mean, scale)
+        log_likelihood = {name: value.mean(0) for name, value in gained.items()}
+        rate = {name: value.mean(0) for name, value in paid.items()}
+        return Weights(log_weights, log_likelihood, rate, scale)
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:

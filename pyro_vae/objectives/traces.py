@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.enum import get_importance_trace
-from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import is_validation_enabled, prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
-
-from pyro_vae.networks import eval_mode
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 __all__ = ["PARTICLES", "Pair", "plate_nesting", "run_pair", "vectorized"]
 
@@ -20,11 +19,15 @@ PARTICLES = "num_particles_vectorized"
 """The name of the plate of particles, as in Pyro's own objectives."""
 
 
+AnyTrace = Any
+"""A ``pyro.poutine.Trace``, whose nodes Pyro types as if each of their keys might be missing."""
+
+
 class Pair(NamedTuple):
     """The traces of one run of the guide and of the model against it."""
 
-    model: Trace
-    guide: Trace
+    model: AnyTrace
+    guide: AnyTrace
 
     def latent(self) -> list[str]:
         """Returns the names of the sites sampled by the guide and scored by the model."""
@@ -52,6 +55,18 @@ class Pair(NamedTuple):
 
     def check(self, objective: str) -> None:
         """Raises a ``ValueError`` for a pair whose gradient no reparameterization gives."""
+        for name in self.latent():
+            where = [
+                side
+                for side, trace in (("model", self.model), ("guide", self.guide))
+                if trace.nodes[name]["is_observed"]
+            ]
+            if where:
+                raise ValueError(
+                    f"Expected a site of both model and guide to be latent, got {name!r} observed "
+                    f"in the {' and the '.join(where)}: leave it out of the guide where it is "
+                    f"observed"
+                )
         for name, site in sites(self.model):
             if not site["is_observed"] and name not in self.guide.nodes:
                 raise ValueError(
@@ -77,7 +92,7 @@ class Pair(NamedTuple):
                 )
 
 
-def sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
     """Yields the sites with a density: not those of ``pyro.deterministic``."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
@@ -85,24 +100,60 @@ def sites(trace: Trace) -> Iterator[tuple[str, Any]]:
 
 
 def run_pair(
+    objective: str,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     nesting: float = float("inf"),
 ) -> Pair:
-    """Runs the guide, then the model against it, and computes all log densities."""
-    return Pair(*get_importance_trace("flat", nesting, model, guide, args, kwargs))
+    """Runs the guide, then the model against it, checks both, and computes all log densities.
+
+    Pyro's own ``get_importance_trace`` warns of what is an error here, before it can be raised.
+
+    Raises:
+        ValueError: If the two do not suit the objective, which is named.
+    """
+    model_trace, guide_trace = run_both(model, guide, args, kwargs)
+    pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
+    pair.check(objective)
+    if is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace, nesting)
+    for trace in pair:
+        compute(trace, nesting)
+    return pair
+
+
+def run_both(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[AnyTrace, AnyTrace]:
+    """Returns the trace of the model run against the guide, and that of the guide."""
+    messenger = poutine.unwrap(guide)
+    if isinstance(messenger, GuideMessenger):
+        # An effectful guide runs the model itself.
+        guide(*args, **kwargs)
+        return messenger.get_traces()
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    return poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
+
+
+def compute(trace: AnyTrace, nesting: Any) -> None:
+    """Computes the log densities of a trace, and checks their shapes if Pyro is to validate."""
+    trace.compute_log_prob()
+    if is_validation_enabled():
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                check_site_shape(site, nesting)
 
 
 def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
     """Returns a Pyro function that runs ``fn`` within a plate of particles."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate(PARTICLES, num_particles, dim=dim):
-            return fn(*args, **kwargs)
-
-    return run
+    # By the plate itself, which leaves an effectful guide to be recognized.
+    return pyro.plate(PARTICLES, num_particles, dim=dim)(fn)
 
 
 def plate_nesting(
@@ -112,15 +163,19 @@ def plate_nesting(
     kwargs: dict[str, Any],
 ) -> int:
     """Returns how deep the plates of a model and guide are, by a run that leaves no trace of it."""
-    with undisturbed(model, guide), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-            *args, **kwargs
-        )
+    with undisturbed(), poutine.block():
+        both = run_both(model, guide, args, kwargs)
+        traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both]
+        if is_validation_enabled():
+            # A batch without a plate goes unnoticed once there are particles to its left.
+            for trace in traces:
+                compute(trace, float("inf"))
+    # Not by sites(): a plate may hold nothing but a deterministic site.
     dims = [
         frame.dim
-        for trace in (guide_trace, model_trace)
-        for _, site in sites(prune_subsample_sites(trace))
+        for trace in traces
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
@@ -128,12 +183,29 @@ def plate_nesting(
 
 
 @contextmanager
-def undisturbed(*functions: Callable[..., Any]) -> Iterator[None]:
-    """Runs without gradient, without drawing on the random state, and in evaluation mode."""
+def undisturbed() -> Iterator[None]:
+    """Runs without a trace: no gradient, no draw, no new parameter, no running statistics."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    modules = [function for function in functions if isinstance(function, nn.Module)]
-    with torch.random.fork_rng(devices), eval_mode(*modules), torch.no_grad():
-        yield
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    training: list[nn.Module] = []
+
+    def to_eval(module: nn.Module, _: Any) -> None:
+        if module.training:
+            training.append(module)
+            module.training = False
+
+    # Networks reach a Pyro function by any way, often a closure: a hook meets them all.
+    hook = register_module_forward_pre_hook(to_eval)
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    finally:
+        hook.remove()
+        for module in training:
+            module.training = True
+        for name in set(store.keys()) - known:
+            del store[name]
 
 
 def plates(site: Any) -> frozenset[int]:

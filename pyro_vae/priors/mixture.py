@@ -46,7 +46,7 @@ class Mixture(Prior):
         self,
         context: Tensor | None = None,
         *,
-        encode: Callable[..., dist.Distribution] | None = None,
+        encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()``."""
         parts = dist.Normal(self.loc, positive(self.raw_scale, FLOOR)).to_event(1)

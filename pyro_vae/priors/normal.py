@@ -57,7 +57,7 @@ class Normal(Prior):
         self,
         context: Tensor | None = None,
         *,
-        encode: Callable[..., dist.Distribution] | None = None,
+        encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()`` or that of ``context``."""
         if not self.learned:

@@ -74,7 +74,7 @@ class Vamp(Prior):
         self,
         context: Tensor | None = None,
         *,
-        encode: Callable[..., dist.Distribution] | None = None,
+        encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()`` or that of ``context``.
 

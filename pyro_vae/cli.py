@@ -1,0 +1,25 @@
+"""The command ``pyro-vae``. PyTorch is imported where a job begins, so that help is quick."""
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from pyro_vae.config import APP
+
+__all__ = ["main"]
+
+
+@hydra.main(version_base="1.3", config_path=str(APP), config_name="pyro_vae")
+def main(cfg: DictConfig) -> float:
+    """Runs one job, and returns its held-out log evidence in nats per datum."""
+    from pyro_vae.run import run
+
+    if cfg.threads is None and HydraConfig.get().mode is RunMode.MULTIRUN:
+        # Jobs side by side on the same cores would wait for each other's threads.
+        cfg.threads = 1
+    return run(cfg)
+
+
+if __name__ == "__main__":
+    main()

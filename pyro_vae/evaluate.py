@@ -1,0 +1,297 @@
+"""Judging a trained VAE: pure functions from data to nats, one value a row."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.conditional import check_size
+from pyro_vae.kl import closed_form
+from pyro_vae.networks import eval_mode
+from pyro_vae.vae import VAE, expand_mask, fill, mask_elements
+
+__all__ = [
+    "Bound",
+    "Evidence",
+    "active_units",
+    "elbo",
+    "kl_per_dimension",
+    "log_evidence",
+    "posterior_means",
+]
+
+MAX_ELEMENTS = 2**22
+"""How many numbers of decoder output are held at once: 16 MiB in single precision."""
+
+
+class Bound(NamedTuple):
+    """The evidence lower bound at beta = 1 and its parts, each ``(N,)`` in nats.
+
+    Attributes:
+        elbo: Minus the distortion minus the rate.
+        rate: KL(q(z given x), p(z)).
+        distortion: -E_q log p(x given z).
+        closed_form: Whether the rate is in closed form; it is sampled otherwise.
+    """
+
+    elbo: Tensor
+    rate: Tensor
+    distortion: Tensor
+    closed_form: bool
+
+
+class Evidence(NamedTuple):
+    """Estimates of log p(x) and how far to trust them, each ``(N,)``.
+
+    Attributes:
+        log_evidence: In nats.
+        standard_error: Of that, by the delta method, in nats.
+        effective_sample_size: (sum w)^2 / sum w^2, between 1 and the number of particles. Where
+            it is small the standard error is too small.
+    """
+
+    log_evidence: Tensor
+    standard_error: Tensor
+    effective_sample_size: Tensor
+
+
+class Rows(NamedTuple):
+    """Some rows of the data, and the distributions that do not depend on a sample."""
+
+    x: Tensor
+    context: Tensor | None
+    observed: Tensor | None
+    q: dist.TorchDistribution
+    prior: dist.TorchDistribution
+
+    def log_likelihood(self, vae: VAE, z: Tensor) -> Tensor:
+        """Returns log p(x given z), ``(particles, rows)``."""
+        p = vae.decode(z, self.context)
+        if self.observed is not None:
+            p = mask_elements(p, self.observed)
+        return p.log_prob(self.x)
+
+
+@torch.no_grad()
+def log_evidence(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int = 5000,
+    *,
+    proposal: str = "posterior",
+    context: Tensor | None = None,
+    mask: Tensor | None = None,
+    diagnostics: bool = False,
+    max_elements: int = MAX_ELEMENTS,
+) -> Tensor | Evidence:
+    r"""Estimates log p(x) by importance sampling.
+
+    .. math::
+        \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}
+
+    Each row is encoded once. :math:`\hat p(x)` is unbiased, so that its logarithm is below
+    log p(x) on average, and rises to it with K.
+
+    References:
+        | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
+          https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        vae: The VAE; evaluated in evaluation mode.
+        x: Data of shape ``(N, *event_shape)``.
+        num_particles: K, any positive integer.
+        proposal: ``"posterior"``, or ``"prior"``: z from p(z), whose weights are p(x given z).
+        context: Covariates, ``(N, context_dim)``.
+        mask: True where a value is observed, of the shape of ``x`` or ``(N,)``; the evidence is
+            that of the observed values.
+        diagnostics: Whether to return the standard error and effective sample size too.
+        max_elements: How many numbers of decoder output are held at once.
+
+    Returns:
+        ``(N,)`` in nats, or an :class:`Evidence`.
+
+    Raises:
+        ValueError: If an argument is out of range or the data cannot be scored.
+
+    Example:
+        >>> vae = VAE((1, 8, 8), 2)
+        >>> log_evidence(vae, torch.ones(5, 1, 8, 8), num_particles=100).shape
+        torch.Size([5])
+    """
+    check_size("num_particles", num_particles, least=1)
+    if proposal not in ("posterior", "prior"):
+        raise ValueError(f"Expected proposal to be 'posterior' or 'prior', got {proposal!r}")
+    rows = max(1, min(100, max_elements // vae.likelihood.feature_shape.numel()))
+    at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
+    sums = [
+        weight_sums(vae, part, num_particles, at_once, proposal)
+        for part in chunks(vae, x, context, mask, rows)
+    ]
+    log_sum, log_square_sum = (torch.cat(column) for column in zip(*sums, strict=True))
+    estimate = log_sum - math.log(num_particles)
+    if not diagnostics:
+        return estimate
+    size = torch.exp(2 * log_sum - log_square_sum)
+    spread = (num_particles / size - 1) / (num_particles - 1)
+    return Evidence(estimate, spread.clamp(min=0).sqrt(), size)
+
+
+def weight_sums(
+    vae: VAE, rows: Rows, num_particles: int, at_once: int, proposal: str
+) -> tuple[Tensor, Tensor]:
+    """Returns the logarithms of the sum of weights and of the sum of their squares, by row."""
+    log_sum = rows.x.new_full((len(rows.x),), -math.inf)
+    log_square_sum = log_sum.clone()
+    with eval_mode(vae):
+        for start in range(0, num_particles, at_once):
+            shape = torch.Size((min(at_once, num_particles - start),))
+            if proposal == "posterior":
+                z = rows.q.sample(shape)
+                log_w = rows.prior.log_prob(z) - rows.q.log_prob(z)
+            else:
+                prior = rows.prior.expand(torch.Size((len(rows.x),)))
+                z = prior.sample(shape)
+                log_w = z.new_zeros(())
+            log_w = log_w + rows.log_likelihood(vae, z)
+            log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
+            log_square_sum = torch.logaddexp(log_square_sum, (2 * log_w).logsumexp(0))
+    return log_sum, log_square_sum
+
+
+@torch.no_grad()
+def elbo(
+    vae: VAE,
+    x: Tensor,
+    *,
+    num_particles: int = 1,
+    context: Tensor | None = None,
+    mask: Tensor | None = None,
+    max_elements: int = MAX_ELEMENTS,
+) -> Bound:
+    """Returns the evidence lower bound at beta = 1 with its rate and distortion, by row.
+
+    Arguments:
+        vae: The VAE; evaluated in evaluation mode.
+        x: Data of shape ``(N, *event_shape)``.
+        num_particles: The number of samples for the distortion, and for the rate where it has no
+            closed form.
+        context: Covariates, ``(N, context_dim)``.
+        mask: As in :func:`log_evidence`.
+        max_elements: As in :func:`log_evidence`.
+
+    Raises:
+        ValueError: If an argument is out of range or the data cannot be scored.
+
+    Example:
+        >>> vae = VAE((1, 8, 8), 2)
+        >>> elbo(vae, torch.ones(5, 1, 8, 8)).closed_form
+        True
+    """
+    check_size("num_particles", num_particles, least=1)
+    size = max(1, max_elements // (num_particles * vae.likelihood.feature_shape.numel()))
+    rates, distortions, kl = [], [], None
+    for rows in chunks(vae, x, context, mask, size):
+        with eval_mode(vae):
+            z = rows.q.sample(torch.Size((num_particles,)))
+            kl, _ = closed_form(rows.q, rows.prior)
+            sampled = (rows.q.log_prob(z) - rows.prior.log_prob(z)).mean(0) if kl is None else kl
+            rates.append(sampled)
+            distortions.append(-rows.log_likelihood(vae, z).mean(0))
+    rate, distortion = torch.cat(rates), torch.cat(distortions)
+    return Bound(-distortion - rate, rate, distortion, kl is not None)
+
+
+@torch.no_grad()
+def posterior_means(vae: VAE, x: Tensor, *, context: Tensor | None = None) -> Tensor:
+    """Returns the means of q(z given x), ``(N, latent_dim)``."""
+    return torch.cat([rows.q.mean for rows in chunks(vae, x, context, None, 10_000)])
+
+
+def active_units(vae: VAE, x: Tensor, *, threshold: float = 0.01) -> Tensor:
+    r"""Tells which latent dimensions depend on the data.
+
+    .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z \mid x)}[z_d] > \mathrm{threshold}
+
+    References:
+        | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
+          https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        vae: The VAE.
+        x: Data of shape ``(N, *event_shape)``, of two rows or more.
+        threshold: The variance above which a dimension is active.
+
+    Returns:
+        A boolean tensor of shape ``(latent_dim,)``.
+    """
+    return posterior_means(vae, x).var(0) > threshold
+
+
+@torch.no_grad()
+def kl_per_dimension(vae: VAE, x: Tensor, *, num_particles: int = 10) -> Tensor:
+    r"""Returns the KL of each latent dimension's marginals, averaged over the data, in nats.
+
+    .. math:: \mathbb{E}_x \mathrm{KL}(q(z_d \mid x) \,\|\, p(z_d))
+
+    The dimensions sum to the rate if both posterior and prior factorize.
+
+    Arguments:
+        vae: The VAE.
+        x: Data of shape ``(N, *event_shape)``.
+        num_particles: The number of samples for each row where there is no closed form.
+
+    Returns:
+        A tensor of shape ``(latent_dim,)``.
+
+    Raises:
+        ValueError: If a distribution has no marginals that are known here.
+    """
+    total = torch.zeros(vae.latent_dim, dtype=x.dtype, device=x.device)
+    for rows in chunks(vae, x, None, None, 1000):
+        q, p = marginals(rows.q), marginals(rows.prior)
+        kl, _ = closed_form(q, p)
+        if kl is None:
+            z = q.sample(torch.Size((num_particles,)))
+            kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
+        total += kl.sum(0)
+    return total / len(x)
+
+
+def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
+    """Returns the distributions of the single dimensions, as one of batch shape ``(*, dim)``."""
+    if isinstance(d, torch.distributions.Independent):
+        return d.base_dist
+    if isinstance(d, torch.distributions.MultivariateNormal):
+        return dist.Normal(d.mean, d.variance.sqrt())
+    if isinstance(d, torch.distributions.MixtureSameFamily):
+        parts = marginals(d.component_distribution)
+        order = [*range(len(parts.batch_shape) - 2), -1, -2]
+        parts = dist.Normal(parts.mean.permute(order), parts.stddev.permute(order))
+        logits = d.mixture_distribution.logits.unsqueeze(-2).expand(parts.batch_shape)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+    raise ValueError(f"Expected a distribution whose marginals are known, got {d}")
+
+
+def chunks(
+    vae: VAE, x: Tensor, context: Tensor | None, mask: Tensor | None, size: int
+) -> Iterator[Rows]:
+    """Checks the data, then yields them in parts, each encoded once."""
+    if x.dim() != len(vae.event_shape) + 1:
+        raise ValueError(
+            f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
+        )
+    vae.check(x, mask)
+    observed = None if mask is None else expand_mask(mask, x, vae.event_shape)
+    x = fill(x, observed)
+    with eval_mode(vae):
+        shared = vae.prior_distribution() if context is None else None
+    for start in range(0, len(x), size):
+        some = slice(start, start + size)
+        covariates = None if context is None else context[some]
+        with eval_mode(vae):
+            q = vae.encode(x[some], covariates)
+            prior = vae.prior_distribution(covariates) if shared is None else shared
+        yield Rows(x[some], covariates, None if observed is None else observed[some], q, prior)

@@ -1,0 +1,191 @@
+"""One run: build, train, judge, write."""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyro_vae import baseline, config, evaluate, objectives, report, story
+from pyro_vae.data import Data
+from pyro_vae.training import FitResult
+from pyro_vae.vae import VAE
+
+__all__ = ["Run", "run"]
+
+
+class Run(NamedTuple):
+    """Everything that a run has made before it is written down."""
+
+    cfg: DictConfig
+    data: Data
+    vae: VAE
+    objective: Any
+    result: FitResult
+
+
+def run(cfg: DictConfig) -> float:
+    """Trains and judges what a configuration describes, and writes it to ``cfg.out``.
+
+    Arguments:
+        cfg: A composed configuration, ``pyro_vae.config.compose``.
+
+    Returns:
+        The held-out log evidence, in nats per datum.
+
+    Raises:
+        ValueError: If the configuration describes what cannot be; before any work is done.
+    """
+    out = Path(cfg.out)
+    start_clean(cfg)
+    data = config.build(cfg.data)
+    vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
+    objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
+    vae, data = vae.to(cfg.device), data.to(cfg.device)
+    for x in data.x:
+        vae.check(x)
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "config.yaml", OmegaConf.to_yaml(config.resolved(cfg)))
+
+    fit = config.build(cfg.train)
+    result = fit(
+        vae,
+        data.x.train,
+        valid=data.x.valid,
+        objective=objective,
+        optimizer=optimizer,
+        seed=cfg.seed,
+    )
+    write_history(out / "history.csv", result)
+    save_weights(vae, out / "model.safetensors")
+
+    made = Run(cfg, data, vae, objective, result)
+    metrics = judge(made)
+    report.write(story.tell(made, metrics), out)
+    # Written last: a folder with metrics is a finished run.
+    write(out / "metrics.json", strict_json(metrics))
+    print(story.summary(metrics, out))
+    return metrics["log_evidence"]
+
+
+def start_clean(cfg: DictConfig) -> None:
+    """Makes a job independent of what the process did before."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(cfg.seed)
+    torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+
+
+def judge(made: Run) -> dict[str, Any]:
+    """Returns the final figures on held-out data, in nats per datum."""
+    cfg, data, vae, x = made.cfg, made.data, made.vae, made.data.x.test
+    evidence = evaluate.log_evidence(vae, x, cfg.evaluate.num_particles, diagnostics=True)
+    assert isinstance(evidence, evaluate.Evidence)
+    bound = evaluate.elbo(vae, x, num_particles=cfg.evaluate.elbo_particles)
+    kl = objectives.kl_report(vae.model, vae.guide, x[:2])
+    return {
+        "log_evidence": mean(evidence.log_evidence),
+        "log_evidence_se": standard_error(evidence.log_evidence),
+        "log_evidence_particles": cfg.evaluate.num_particles,
+        "log_evidence_monte_carlo_se": monte_carlo_error(evidence.standard_error),
+        "effective_sample_size_min": evidence.effective_sample_size.min().item(),
+        "elbo": mean(bound.elbo),
+        "elbo_se": standard_error(bound.elbo),
+        "rate": mean(bound.rate),
+        "distortion": mean(bound.distortion),
+        "objective": held_out_objective(made),
+        "active_units": int(evaluate.active_units(vae, x).sum()),
+        "kl_per_dimension": evaluate.kl_per_dimension(vae, x).tolist(),
+        "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
+        "kl_reason": {name: term.reason for name, term in kl.items()},
+        "mixture_log_evidence": mixture_evidence(made),
+        "mixture_components": cfg.evaluate.baseline_components,
+        "data": data.name,
+        "binarize": data.binarize,
+        "rows": {part: len(rows) for part, rows in data.x._asdict().items()},
+        "latent_dim": vae.latent_dim,
+        "parameters": sum(p.numel() for p in vae.parameters()),
+        "epochs": len(made.result.history),
+        "best_epoch": made.result.best_epoch,
+        "steps": made.result.steps,
+        "seconds": made.result.seconds,
+        "seed": cfg.seed,
+        "threads": torch.get_num_threads(),
+        "device": str(cfg.device),
+        "torch": torch.__version__,
+    }
+
+
+@torch.no_grad()
+def held_out_objective(made: Run) -> float:
+    """Returns what training maximized, on the test rows in evaluation mode."""
+    rows = made.data.x.test.split(1000)
+    losses = [made.objective.differentiable_loss(made.vae.model, made.vae.guide, x) for x in rows]
+    return -sum(float(loss) for loss in losses) / len(made.data.x.test)
+
+
+def mixture_evidence(made: Run) -> float | None:
+    """Returns the held-out log evidence of a mixture of the same likelihood, if there is one."""
+    components = made.cfg.evaluate.baseline_components
+    if not components:
+        return None
+    fit = baseline.mixture(made.vae.likelihood, *made.data.x, components=components)
+    return None if fit is None else mean(fit.log_evidence)
+
+
+def mean(values: Tensor) -> float:
+    """Returns the mean over rows."""
+    return values.double().mean().item()
+
+
+def standard_error(values: Tensor) -> float:
+    """Returns the standard error of the mean over rows."""
+    return (values.double().std() / math.sqrt(len(values))).item()
+
+
+def monte_carlo_error(errors: Tensor) -> float:
+    """Returns the standard error of a mean of independent estimates from that of each."""
+    return (errors.double().pow(2).sum().sqrt() / len(errors)).item()
+
+
+def strict_json(values: dict[str, Any]) -> str:
+    """Returns JSON without NaN and infinity, which the standard does not know: null there."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(values), indent=2, allow_nan=False) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_history(path: Path, result: FitResult) -> None:
+    """Writes one row an epoch."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(result.history[0]))
+        writer.writeheader()
+        writer.writerows(result.history)
+    os.replace(partial, path)
+
+
+def save_weights(vae: VAE, path: Path) -> None:
+    """Writes all weights and buffers, in a format that holds no code."""
+    partial = path.with_name(f".{path.name}.part")
+    save_file({name: value.contiguous() for name, value in vae.state_dict().items()}, partial)
+    os.replace(partial, path)

@@ -1,0 +1,233 @@
+"""What a report says of a run: its figures, its warnings, its pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae import evaluate, plots, report
+
+if TYPE_CHECKING:
+    from pyro_vae.run import Run
+
+__all__ = ["summary", "tell", "warnings"]
+
+LOOSE = 0.1
+"""The share of the log evidence above which the gap to the ELBO is worth a warning."""
+
+
+def tell(made: "Run", metrics: dict[str, Any]) -> report.Report:
+    """Returns the report of a run."""
+    return report.Report(
+        title=title(made),
+        settings=settings(made, metrics),
+        figures=figures(metrics),
+        warnings=warnings(metrics),
+        pictures=pictures(made, metrics),
+        history=made.result.history,
+    )
+
+
+def title(made: "Run") -> str:
+    """Returns what was trained on what."""
+    vae = made.vae
+    parts = [
+        made.data.title,
+        f"{part_name(vae.likelihood)} likelihood",
+        f"{part_name(vae.prior)} prior",
+        f"{part_name(vae.posterior)} posterior",
+    ]
+    return " · ".join(parts)
+
+
+def part_name(part: torch.nn.Module) -> str:
+    """Returns a part's name in words."""
+    return type(part).__name__.lower()
+
+
+def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:
+    """Returns what was trained on what, name by name."""
+    vae, rows, optimizer = made.vae, metrics["rows"], made.cfg.optimizer
+    return {
+        "Data": f"{made.data.name}: {made.data.source}",
+        "Binarization": made.data.binarize,
+        "Rows": f"{rows['train']} training, {rows['valid']} validation, {rows['test']} test",
+        "Event shape": " x ".join(map(str, vae.event_shape)),
+        "Prior": repr(vae.prior),
+        "Posterior": repr(vae.posterior),
+        "Likelihood": repr(vae.likelihood),
+        "Encoder": network_name(vae.encoder),
+        "Decoder": network_name(vae.decoder),
+        "Latent dimensions": str(vae.latent_dim),
+        "Parameters": f"{metrics['parameters']:,}",
+        "Objective": f"{type(made.objective).__name__}, {made.objective.num_particles} particle(s)",
+        "KL term": "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items()),
+        "Optimizer": f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate {optimizer.lr:g}",
+        "Training": (
+            f"{metrics['epochs']} epochs, {metrics['steps']} steps of "
+            f"{made.cfg.train.batch_size} rows, {metrics['seconds']:.1f} s; weights of epoch "
+            f"{metrics['best_epoch']}"
+        ),
+        "Seed": str(metrics["seed"]),
+        "Threads": str(metrics["threads"]),
+        "Device": metrics["device"],
+        "PyTorch": metrics["torch"],
+    }
+
+
+def network_name(network: torch.nn.Module) -> str:
+    """Returns a network's class and the widths of its layers."""
+    widths = [
+        str(layer.weight.shape[0])
+        for layer in network.modules()
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    return f"{type(network).__name__}, layers of {', '.join(widths)}"
+
+
+def figures(metrics: dict[str, Any]) -> list[report.Figure]:
+    """Returns the figures with what each means."""
+    particles = f"{metrics['log_evidence_particles']:,}"
+    rows = [
+        ("Log evidence", "log_evidence", "log_evidence_se", (
+            f"log p(x) of held-out rows, by importance sampling with {particles} samples a row: "
+            f"how well the model predicts data it has not seen. Higher is better."
+        )),
+        ("Mixture's log evidence", "mixture_log_evidence", None, (
+            f"The same for a mixture of {metrics['mixture_components']} such likelihoods fitted "
+            f"by EM to the same rows: what a VAE has to beat."
+        )),
+        ("ELBO", "elbo", "elbo_se", (
+            "The lower bound on the log evidence at beta = 1, whatever was optimized."
+        )),
+        ("Gap", "gap", None, (
+            "Log evidence minus ELBO: how far the posterior is from the true one, in KL."
+        )),
+        ("Rate", "rate", None, (
+            "KL of posterior to prior: how much a code says about its datum."
+        )),
+        ("Distortion", "distortion", None, (
+            "Minus the expected log likelihood: what is lost between datum and reconstruction."
+        )),
+        ("Objective", "objective", None, (
+            "What was optimized, on the same rows; not comparable between objectives."
+        )),
+    ]  # fmt: skip
+    known = metrics | {"gap": metrics["log_evidence"] - metrics["elbo"]}
+    listed = [
+        report.Figure(name, known[key], "nats per datum", known.get(error or ""), meaning)
+        for name, key, error, meaning in rows
+        if not (key == "mixture_log_evidence" and not metrics["mixture_components"])
+    ]
+    meaning = (
+        f"Of {metrics['latent_dim']} latent dimensions, those whose posterior mean varies over "
+        f"the data by more than 0.01 in variance."
+    )
+    listed.append(report.Figure("Active units", metrics["active_units"], "", None, meaning))
+    return listed
+
+
+def warnings(metrics: dict[str, Any]) -> list[str]:
+    """Returns what a reader of the figures should know before trusting them."""
+    found = []
+    collapsed = metrics["latent_dim"] - metrics["active_units"]
+    if collapsed:
+        found.append(
+            f"{collapsed} of {metrics['latent_dim']} latent dimensions carry nothing about the "
+            f"data (posterior collapse)."
+        )
+    gap = metrics["log_evidence"] - metrics["elbo"]
+    if gap > LOOSE * abs(metrics["log_evidence"]):
+        found.append(
+            f"The ELBO lies {gap:.2f} nats below the log evidence: the posterior is a loose fit, "
+            f"and the ELBO a poor stand-in for the evidence."
+        )
+    for name, closed in metrics["kl_closed_form"].items():
+        if not closed:
+            found.append(f"The KL at {name} is sampled: {metrics['kl_reason'][name]}.")
+    if metrics["effective_sample_size_min"] < 10:
+        found.append(
+            f"For some row the importance weights are worth only "
+            f"{metrics['effective_sample_size_min']:.1f} samples: the log evidence may be too low "
+            f"there, and its error too small."
+        )
+    mixture = metrics["mixture_log_evidence"]
+    if mixture is not None and metrics["log_evidence"] < mixture:
+        found.append("A plain mixture of the same likelihood predicts the held-out rows better.")
+    return found
+
+
+def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
+    """Returns the pictures of a run, those of images only where the data are images."""
+    vae, data = made.vae, made.data
+    listed = []
+    if is_image(vae.event_shape):
+        x = data.x.test[:10]
+        drawn = canvas(10, 2.4)
+        plots.reconstructions(array(x), array(vae.reconstruct(x)), ax=drawn.add_subplot())
+        listed.append(report.Picture(
+            "reconstructions.png", "Reconstructions",
+            "Held-out data above, below the mean of p(x given z) at the mean of q(z given x).",
+            drawn,
+        ))  # fmt: skip
+        drawn = canvas(7, 5)
+        plots.samples(array(vae.sample(40, mean=True)), ax=drawn.add_subplot())
+        listed.append(report.Picture(
+            "samples.png", "Samples",
+            "Means of p(x given z) for z drawn from the prior.", drawn,
+        ))  # fmt: skip
+    labels = None if data.labels is None else array(data.labels.test)
+    drawn = canvas(7, 5.5)
+    plots.latent(array(evaluate.posterior_means(vae, data.x.test)), labels, ax=drawn.add_subplot())
+    listed.append(report.Picture(
+        "latent.png", "Latent space",
+        "Posterior means of held-out data, coloured by label, which the model never saw.", drawn,
+    ))  # fmt: skip
+    drawn = canvas(7, 4)
+    plots.rates(metrics["kl_per_dimension"], ax=drawn.add_subplot())
+    listed.append(report.Picture(
+        "rates.png", "Rate by latent dimension",
+        "KL of each dimension's marginal; one near zero is not used.", drawn,
+    ))  # fmt: skip
+    drawn = canvas(7, 4)
+    plots.curves(made.result.history, ax=drawn.add_subplot())
+    listed.append(report.Picture(
+        "curves.png", "Training",
+        "The objective on training rows and the ELBO on validation rows, epoch by epoch.", drawn,
+    ))  # fmt: skip
+    return listed
+
+
+def canvas(width: float, height: float) -> Figure:
+    """Returns a figure of its own, which no global state of matplotlib knows."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def is_image(event_shape: torch.Size) -> bool:
+    """Tells whether a datum can be shown as a picture."""
+    return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))
+
+
+def array(x: Tensor) -> Any:
+    """Returns a tensor as an array on the host."""
+    return x.detach().cpu().numpy()
+
+
+def summary(metrics: dict[str, Any], out: Path) -> str:
+    """Returns the figures that a terminal shows at the end of a run."""
+    mixture = metrics["mixture_log_evidence"]
+    lines = [
+        f"log evidence  {metrics['log_evidence']:9.3f} +- {metrics['log_evidence_se']:.3f} nats "
+        f"per datum, held out",
+        f"ELBO          {metrics['elbo']:9.3f} (rate {metrics['rate']:.3f}, distortion "
+        f"{metrics['distortion']:.3f})",
+        f"active units  {metrics['active_units']:5d} of {metrics['latent_dim']}",
+        f"training      {metrics['seconds']:7.1f}   s, {metrics['epochs']} epochs",
+        f"report        {out / 'report.html'}",
+    ]
+    if mixture is not None:
+        lines.insert(1, f"mixture       {mixture:9.3f} for {metrics['mixture_components']} "
+                        f"components fitted by EM")  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,211 @@
+"""Evaluation against closed forms."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from tables import EVENT, LIKELIHOODS, POSTERIORS, PRIORS, data_for
+
+from pyro_vae import VAE, evaluate, likelihoods, networks, posteriors, priors
+
+
+class Line(torch.nn.Module):
+    """A decoder z -> w z, of one number."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([1.5]))
+        self.out_shape = out_shape
+
+    def forward(self, z):
+        return (z * self.w).unflatten(-1, self.out_shape)
+
+
+class Exact(torch.nn.Module):
+    """An encoder that gives the exact posterior's mean, and a scale wider by a factor."""
+
+    def __init__(self, widen=1.0):
+        super().__init__()
+        variance = 1 / (1 + 1.5**2)
+        self.gain = torch.nn.Parameter(torch.tensor(1.5 * variance))
+        scale = widen * math.sqrt(variance) - 1e-4
+        self.raw = torch.nn.Parameter(torch.tensor(math.log(math.expm1(scale))))
+
+    def forward(self, x):
+        return torch.stack([self.gain * x, self.raw.expand_as(x)], -2)
+
+
+def line_vae(widen=1.0):
+    """Returns x = 1.5 z + eps, whose evidence is N(0, 1 + 1.5^2)."""
+    return VAE(
+        1, 1, likelihood=likelihoods.Normal((1,), scale=1.0), decoder=Line, encoder=Exact(widen)
+    ).double()
+
+
+def line_data():
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64).unsqueeze(1)
+    return x, dist.Normal(0.0, math.sqrt(1 + 1.5**2)).log_prob(x).squeeze(1)
+
+
+@pytest.mark.parametrize("num_particles", [1, 3, 250])
+def test_exact_posterior_gives_the_evidence_without_error(num_particles):
+    x, exact = line_data()
+    found = evaluate.log_evidence(line_vae(), x, num_particles)
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(
+        evaluate.elbo(line_vae(), x, num_particles=100_000).elbo, exact, atol=0.02, rtol=0
+    )
+
+
+@pytest.mark.parametrize("proposal", ["posterior", "prior"])
+def test_estimate_lies_within_its_own_error(proposal):
+    x, exact = line_data()
+    vae = line_vae(widen=1.4)
+    found = evaluate.log_evidence(vae, x, 40_001, proposal=proposal, diagnostics=True)
+    z = (found.log_evidence - exact) / found.standard_error
+    assert z.abs().max() < 4.5
+    assert found.standard_error.max() < 0.05
+    assert (found.effective_sample_size <= 40_001).all()
+
+
+def test_standard_error_is_the_spread_over_repetitions():
+    x, _ = line_data()
+    vae, x = line_vae(widen=1.4), x[:1].expand(4000, 1)
+    found = evaluate.log_evidence(vae, x, 200, diagnostics=True)
+    ratio = found.log_evidence.std() / found.standard_error.mean()
+    assert abs(ratio - 1) < 0.06
+
+
+@pytest.mark.parametrize("num_particles", [1, 7, 5000])
+def test_exponential_of_the_estimate_is_unbiased(num_particles):
+    x, exact = line_data()
+    copies = 40_000 if num_particles < 100 else 500
+    rows = x.repeat_interleave(copies, 0)
+    found = evaluate.log_evidence(line_vae(widen=1.4), rows, num_particles)
+    ratio = (found.view(7, copies) - exact.unsqueeze(1)).exp()
+    z = (ratio.mean(1) - 1) / (ratio.std(1) / math.sqrt(copies))
+    assert z.abs().max() < 4
+
+
+def test_every_number_of_particles_is_used_whatever_the_memory():
+    x, exact = line_data()
+    calls = []
+    vae = line_vae(widen=1.4)
+    decode = vae.decode
+    object.__setattr__(vae, "decode", lambda z, c: calls.append(z.shape) or decode(z, c))
+    evaluate.log_evidence(vae, x, 250, max_elements=100)
+    assert sum(shape[0] * shape[1] for shape in calls) == 250 * 7
+    assert max(shape[0] * shape[1] for shape in calls) <= 100
+
+
+def test_encodes_once():
+    x, _ = line_data()
+    vae = line_vae()
+    calls = []
+    vae.encoder.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
+    evaluate.log_evidence(vae, x, 1000, max_elements=100)
+    assert sum(calls) == 7
+
+
+def test_rate_and_distortion():
+    x, _ = line_data()
+    vae = line_vae(widen=1.4)
+    bound = evaluate.elbo(vae, x, num_particles=200_000)
+    q = vae.encode(x)
+    mean, variance = q.mean.squeeze(1), q.variance.squeeze(1)
+    rate = 0.5 * (variance + mean**2 - 1 - variance.log())
+    error = (x.squeeze(1) - 1.5 * mean) ** 2 + 1.5**2 * variance
+    distortion = 0.5 * (error + math.log(2 * math.pi))
+    assert bound.closed_form
+    torch.testing.assert_close(bound.rate, rate.detach())
+    torch.testing.assert_close(bound.distortion, distortion.detach(), atol=0.03, rtol=0)
+    torch.testing.assert_close(bound.elbo, -bound.rate - bound.distortion)
+
+
+def test_mask_gives_the_evidence_of_what_is_observed():
+    vae = VAE(
+        3, 2, posterior=posteriors.Full, likelihood=likelihoods.Normal((3,), scale=0.7),
+        encoder=networks.MLP((3,), (5,), hidden=[]), decoder=networks.MLP((2,), (1, 3), hidden=[]),
+    ).double()  # fmt: skip
+    x = torch.randn(6, 3, dtype=torch.float64)
+    mask = torch.rand(6, 3) > 0.4
+    mask[0] = False
+    w, b = vae.decoder.layers[0].weight, vae.decoder.layers[0].bias
+    exact = []
+    for row, seen in zip(x, mask, strict=True):
+        cov = (w @ w.T + 0.49 * torch.eye(3))[seen][:, seen]
+        exact.append(
+            dist.MultivariateNormal(b[seen], cov).log_prob(row[seen]).item() if seen.any() else 0.0
+        )
+    found = evaluate.log_evidence(
+        vae, x.masked_fill(~mask, math.nan), 200_000, mask=mask, proposal="prior", diagnostics=True
+    )
+    error = found.standard_error.clamp(min=1e-3)
+    assert ((found.log_evidence - torch.tensor(exact)) / error).abs().max() < 4.5
+
+
+def test_active_units_are_those_that_follow_the_data():
+    vae = VAE(2, 3, encoder=networks.MLP((2,), (2, 3), hidden=[]), likelihood=likelihoods.Normal)
+    with torch.no_grad():
+        vae.encoder.layers[0].weight.zero_()
+        vae.encoder.layers[0].weight[1] = 1.0
+    assert evaluate.active_units(vae, torch.randn(100, 2)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_kl_per_dimension_sums_to_the_rate_where_both_factorize(prior, posterior):
+    vae = VAE(EVENT, 3, prior=PRIORS[prior], posterior=POSTERIORS[posterior])
+    x = data_for("bernoulli", 500)
+    kl = evaluate.kl_per_dimension(vae, x, num_particles=100)
+    assert kl.shape == (3,)
+    assert torch.isfinite(kl).all()
+    if posterior == "normal" and prior.startswith("normal"):
+        torch.testing.assert_close(kl.sum(), evaluate.elbo(vae, x).rate.mean())
+
+
+def test_kl_per_dimension_of_a_mixture_in_one_dimension_is_the_rate():
+    vae = VAE(EVENT, 1, prior=priors.Mixture)
+    x = data_for("bernoulli", 2000)
+    rate = evaluate.elbo(vae, x, num_particles=200).rate
+    kl = evaluate.kl_per_dimension(vae, x, num_particles=200)
+    assert abs(kl.item() - rate.mean().item()) < 0.01
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_evaluation_changes_nothing(likelihood):
+    vae = VAE(
+        EVENT, 2, prior=priors.Vamp, likelihood=LIKELIHOODS[likelihood],
+        encoder=lambda in_shape, out_shape: networks.MLP(in_shape, out_shape, batch_norm=True),
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    x = data_for(likelihood)
+    assert evaluate.log_evidence(vae, x, 7).shape == (12,)
+    evaluate.elbo(vae, x)
+    evaluate.active_units(vae, x)
+    assert vae.training
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_particles": 0}, "num_particles to be an integer of at least 1, got 0"),
+        ({"proposal": "guide"}, "proposal to be 'posterior' or 'prior', got 'guide'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    x, _ = line_data()
+    with pytest.raises(ValueError, match=message):
+        evaluate.log_evidence(line_vae(), x, **arguments)
+
+
+def test_bad_data():
+    x, _ = line_data()
+    with pytest.raises(ValueError, match=r"Expected x of shape \(N, 1\), got \(7,\)"):
+        evaluate.elbo(line_vae(), x.squeeze(1))
+    x[3] = math.nan
+    with pytest.raises(ValueError, match="no NaN, got 1"):
+        evaluate.elbo(line_vae(), x)

@@ -1,0 +1,274 @@
+"""Objectives and estimates against a model whose evidence and posterior are known."""
+
+from functools import partial
+from typing import ClassVar
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from truths import SIGMAS, exact_vae, linear_data, linear_vae, maximum, rate, read_off, z_score
+
+from pyro_vae import evaluate, posteriors
+from pyro_vae.distributions import FullNormal
+from pyro_vae.objectives import ELBO, IWAE, kl_report
+
+ROWS, BATCH, K = 1000, 100, 3
+
+TRAINED = {
+    "trace": Trace_ELBO,
+    "trace_mean_field": TraceMeanField_ELBO,
+    "elbo_closed": partial(ELBO, analytic=True),
+    "elbo_sampled": partial(ELBO, analytic=False),
+    "elbo_3": partial(ELBO, 3),
+    "iwae_5": partial(IWAE, 5),
+}
+
+
+@pytest.fixture
+def known():
+    return linear_data(ROWS, k=K)
+
+
+@pytest.fixture
+def spoilt(known):
+    """A VAE whose posterior is off by about a standard deviation, and half as wide again.
+
+    The weights then have four moments, so that a standard error can be trusted.
+    """
+    return exact_vae(known[0], shift=0.15, inflate=1.5)
+
+
+class GivenNoise(posteriors.Full):
+    """A posterior that draws with the noise it is told, ``(particles, rows, latent_dim)``."""
+
+    noise: ClassVar[torch.Tensor]
+
+    def forward(self, features):
+        noise = self.noise
+
+        class Given(FullNormal):
+            def rsample(self, sample_shape=torch.Size()):
+                return self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+        q = super().forward(features)
+        return Given(q.loc, scale_tril=q.scale_tril)
+
+
+def over_batches(call, x):
+    """The mean over the disjoint batches of x of what is called with each."""
+    return torch.stack([torch.as_tensor(call(rows)) for rows in x.split(BATCH)]).mean()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_reaches_the_best_evidence(name, known):
+    _, x = known
+    objective, vae = TRAINED[name](), linear_vae(k=K)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=3e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+    for _ in range(800):
+        optimizer.zero_grad()
+        (objective.differentiable_loss(vae.model, vae.guide, x) / ROWS).backward()
+        optimizer.step()
+        schedule.step()
+    best, reached = maximum(x, K), read_off(vae)
+    with torch.no_grad():
+        q = vae.encode(x)
+        bound = reached.elbo(x, q.mean, q.covariance_matrix).mean()
+    losses = [objective.loss(vae.model, vae.guide, x) / ROWS for _ in range(200)]
+    assert 0 <= best - reached.evidence(x).mean() < 0.02
+    assert 0 <= best - bound < 0.02
+    assert abs(best + torch.tensor(losses).mean()) < 0.02
+
+
+def test_the_best_evidence_is_that_of_principal_components(known):
+    _, x = known
+    values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    variance = values[:-K].mean()
+    best = known[0]._replace(
+        weight=vectors[:, -K:] * (values[-K:] - variance).sqrt(), loc=x.mean(0), scale=variance**0.5
+    )
+    assert best.evidence(x).mean().item() == pytest.approx(maximum(x, K), abs=1e-10)
+    assert known[0].evidence(x).mean() < maximum(x, K)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_with_the_exact_posterior_the_bound_is_the_evidence(name, known):
+    truth, x = known
+    vae = exact_vae(truth)
+    losses = [TRAINED[name]().loss(vae.model, vae.guide, x) for _ in range(50)]
+    evidence = truth.evidence(x).sum().item()
+    if name in ("trace", "elbo_sampled", "iwae_5"):
+        assert torch.tensor(losses) == pytest.approx(-evidence, abs=1e-8)
+    else:
+        assert abs(z_score(torch.tensor(losses), -evidence)) < SIGMAS
+
+
+@pytest.mark.parametrize("num_particles", [1, 7, 5000])
+def test_mean_weight_of_iwae_is_the_evidence(num_particles, known, spoilt):
+    truth, x = known
+    objective = IWAE(num_particles)
+    with torch.no_grad():
+        bound = torch.cat(
+            [objective.values(spoilt.model, spoilt.guide, rows).objective for rows in x.split(100)]
+        )
+    assert abs(z_score((bound - truth.evidence(x)).exp(), 1.0)) < SIGMAS
+
+
+@pytest.mark.parametrize("num_particles", [1, 7, 5000])
+def test_mean_weight_of_log_evidence_is_the_evidence(num_particles, known, spoilt):
+    truth, x = known
+    estimate = evaluate.log_evidence(spoilt, x, num_particles)
+    assert estimate.shape == (ROWS,)
+    assert abs(z_score((estimate - truth.evidence(x)).exp(), 1.0)) < SIGMAS
+
+
+def test_iwae_rises_with_particles_to_the_evidence(known, spoilt):
+    truth, x = known
+    with torch.no_grad():
+        gaps = [
+            truth.evidence(x) - IWAE(k).values(spoilt.model, spoilt.guide, x).objective
+            for k in (1, 5, 50, 500)
+        ]
+    for looser, tighter in zip(gaps[:-1], gaps[1:], strict=True):
+        assert z_score(looser - tighter) > SIGMAS
+    assert z_score(gaps[-1]) > -SIGMAS
+    assert gaps[-1].mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        IWAE(5, max_plate_nesting=1),
+        ELBO(5, beta=0.0, max_plate_nesting=1),
+        ELBO(5, beta=0.5, max_plate_nesting=1),
+        ELBO(5, max_plate_nesting=1),
+    ],
+    ids=["iwae", "beta_0", "beta_half", "elbo"],
+)
+def test_batches_of_a_subsampled_plate_average_to_the_full_data(objective, known):
+    truth, x = known
+    vae = exact_vae(truth, shift=0.15, inflate=1.5, posterior=GivenNoise)
+    noise = torch.randn(5, ROWS, K, dtype=x.dtype)
+    vae.posterior.noise = noise
+    full = objective.loss(vae.model, vae.guide, x)
+    losses = []
+    for rows, part in zip(x.split(BATCH), noise.split(BATCH, 1), strict=True):
+        vae.posterior.noise = part
+        losses.append(objective.loss(vae.model, vae.guide, rows, data_size=ROWS))
+    assert len(losses) == 10
+    torch.testing.assert_close(torch.stack(losses).mean(), full)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_subsampled_elbo_is_right_for_each_beta(beta, known, spoilt):
+    truth, x = known
+    q = spoilt.encode(x)
+    distortion = truth.distortion(x, q.mean, q.covariance_matrix).sum()
+    expected = distortion + beta * rate(q.mean, q.covariance_matrix).sum()
+    for analytic in (True, False):
+        loss = partial(
+            ELBO(beta=beta, analytic=analytic).loss, spoilt.model, spoilt.guide, data_size=ROWS
+        )
+        losses = torch.stack([over_batches(loss, x) for _ in range(30)])
+        assert abs(z_score(losses, expected.item())) < SIGMAS
+
+
+def test_subsampled_rate_is_in_closed_form(known, spoilt):
+    _, x = known
+    q = spoilt.encode(x)
+
+    def paid(rows):
+        losses = []
+        for beta in (0.0, 1.0):
+            pyro.set_rng_seed(1)
+            loss = ELBO(beta=beta, analytic=True).loss
+            losses.append(loss(spoilt.model, spoilt.guide, rows, data_size=ROWS))
+        return losses[1] - losses[0]
+
+    torch.testing.assert_close(over_batches(paid, x), rate(q.mean, q.covariance_matrix).sum())
+
+
+@pytest.mark.parametrize("objective", [IWAE(5), ELBO(5)], ids=["iwae", "elbo"])
+def test_subsampled_bound_stays_below_the_evidence(objective, known, spoilt):
+    truth, x = known
+    evidence = truth.evidence(x).sum().item()
+    loss = partial(objective.loss, spoilt.model, spoilt.guide, data_size=ROWS)
+    bounds = -torch.stack([over_batches(loss, x) for _ in range(30)])
+    assert z_score(bounds, evidence) < SIGMAS
+    exact = exact_vae(truth)
+    at_best = -over_batches(partial(IWAE(5).loss, exact.model, exact.guide, data_size=ROWS), x)
+    assert at_best.item() == pytest.approx(evidence, abs=1e-8)
+
+
+def test_stock_renyi_exceeds_the_evidence_where_iwae_does_not(known, spoilt):
+    truth, x = known
+    evidence = truth.evidence(x).sum().item()
+    stock = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    scores = []
+    for objective in (stock, IWAE(5)):
+        loss = partial(objective.loss, spoilt.model, spoilt.guide, data_size=ROWS)
+        bounds = -torch.stack([over_batches(loss, x) for _ in range(10)])
+        scores.append(z_score(bounds, evidence))
+    assert scores[0] > 10 * SIGMAS
+    assert scores[1] < -SIGMAS
+
+
+def two_layers(x, q2, q1):
+    """A top-down model and a bottom-up guide, whose z1 descends from its z2."""
+
+    def model():
+        z1 = pyro.sample("z1", dist.Normal(torch.zeros(()), 1.0))
+        z2 = pyro.sample("z2", dist.Normal(1.5 * z1, 0.5))
+        pyro.sample("x", dist.Normal(z2, 0.7), obs=x)
+
+    def guide():
+        z2 = pyro.sample("z2", dist.Normal(*q2))
+        pyro.sample("z1", dist.Normal(q1[0] * z2, q1[1]))
+
+    return model, guide
+
+
+def test_site_order_forbids_a_closed_form_that_would_be_wrong():
+    x, prior, noise = torch.tensor(2.0), 1.5**2 + 0.5**2, 0.7**2
+    slope = prior / (prior + noise)
+    q2 = (slope * x, torch.tensor(slope * noise) ** 0.5)
+    q1 = (1.5 / prior, torch.tensor(1 - 1.5**2 / prior) ** 0.5)
+    evidence = dist.Normal(0.0, (prior + noise) ** 0.5).log_prob(x).item()
+    model, guide = two_layers(x, q2, q1)
+    report = kl_report(model, guide)
+    assert not report["z2"].closed_form
+    assert "'z1'" in report["z2"].reason
+    assert report["z1"].closed_form
+    ours = torch.stack([ELBO(1000).loss(model, guide) for _ in range(50)])
+    assert abs(z_score(ours, -evidence)) < SIGMAS
+    stock = TraceMeanField_ELBO(1000, vectorize_particles=True, max_plate_nesting=0)
+    with pytest.warns(UserWarning, match="mean field"):
+        theirs = torch.tensor([stock.loss(model, guide) for _ in range(50)])
+    assert abs(z_score(theirs, -evidence)) > 10 * SIGMAS
+
+
+@pytest.mark.parametrize("kind", ["scale", "mask"])
+def test_a_scale_or_mask_in_the_model_only_is_not_the_guides(kind):
+    rows = torch.tensor([True, False, True])
+    handler = poutine.scale(scale=0.1) if kind == "scale" else poutine.mask(mask=rows)
+
+    def model():
+        with pyro.plate("data", 3), handler:
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.tensor([1.0, 2.0, 3.0]), 2.0))
+
+    q = dist.Normal(torch.tensor([1.0, 2.0, 3.0]), 2.0)
+    cross = 0.5 * (torch.log(torch.tensor(2 * torch.pi)) + q.variance + q.mean**2)
+    weight = torch.full((3,), 0.1) if kind == "scale" else rows.float()
+    expected = (weight * cross - q.entropy()).sum().item()
+    assert kind in kl_report(model, guide)["z"].reason
+    losses = torch.stack([ELBO(1000).loss(model, guide) for _ in range(50)])
+    assert abs(z_score(losses, expected)) < SIGMAS
+    with pytest.raises(ValueError, match=r"closed-form KL at every latent site, got 'z'"):
+        ELBO(analytic=True).loss(model, guide)
