@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_vae import distributions, likelihoods
@@ -69,7 +71,7 @@ def mixture(
         test: Rows that are scored.
         components: The number of components.
         iterations: The number of EM steps.
-        seed: The seed from which components start at random rows.
+        seed: The seed of the k-means from whose clusters EM starts.
 
     Returns:
         The fit, or ``None`` for a likelihood that has no EM step here.
@@ -79,10 +81,10 @@ def mixture(
         return None
     check_size("components", components, least=1)
     rows = [x.flatten(1).double() for x in (train, valid, test)]
-    generator = torch.Generator().manual_seed(seed)
-    choice = torch.randperm(len(train), generator=generator)[:components].to(train.device)
-    near = torch.cdist(rows[0], rows[0][choice]).argmin(1)
-    start = torch.nn.functional.one_hot(near, len(choice)).double()
+    clusters = KMeans(min(components, len(train)), n_init=4, random_state=seed)
+    with threadpool_limits(torch.get_num_threads()):
+        near = torch.as_tensor(clusters.fit_predict(rows[0].cpu().numpy()), device=train.device)
+    start = torch.nn.functional.one_hot(near.long(), clusters.n_clusters).double()
     fits = [expectation_maximization(family, rows, start, s, iterations) for s in SMOOTHING]
     return max(fits, key=lambda fit: fit[0])[1]
 
@@ -175,7 +177,8 @@ def normal(
 def categorical(r: Tensor, x: Tensor, smoothing: float, levels: int) -> dist.TorchDistribution:
     """The M step of a categorical over levels, drawn a little to the frequencies of all rows."""
     index = (x * (levels - 1)).round().long()
-    hot = torch.nn.functional.one_hot(index, levels).double()
-    counts = torch.einsum("nk,ndl->kdl", r, hot)
-    overall = (hot.sum(0) + 1) / (len(x) + levels)
+    # Level by level: all at once would hold rows x elements x levels numbers.
+    counts = torch.stack([r.T @ (index == level).double() for level in range(levels)], -1)
+    frequencies = torch.stack([(index == level).double().sum(0) for level in range(levels)], -1)
+    overall = (frequencies + 1) / (len(x) + levels)
     return distributions.Levels((counts + smoothing * overall).log(), validate_args=False)

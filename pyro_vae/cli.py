@@ -1,5 +1,7 @@
 """The command ``pyro-vae``. PyTorch is imported where a job begins, so that help is quick."""
 
+import os
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -18,7 +20,13 @@ def main(cfg: DictConfig) -> float:
     if cfg.threads is None and HydraConfig.get().mode is RunMode.MULTIRUN:
         # Jobs side by side on the same cores would wait for each other's threads.
         cfg.threads = 1
-    return run(cfg)
+    try:
+        return run(cfg)
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        # A user's mistake is told by its message; the way to it is ours, not theirs.
+        raise error.with_traceback(None) from None
 
 
 if __name__ == "__main__":

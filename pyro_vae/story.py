@@ -165,14 +165,14 @@ def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
     listed = []
     if is_image(vae.event_shape):
         x = data.x.test[:10]
-        drawn = canvas(10, 2.4)
+        drawn = canvas(10, 2.0)
         plots.reconstructions(array(x), array(vae.reconstruct(x)), ax=drawn.add_subplot())
         listed.append(report.Picture(
             "reconstructions.png", "Reconstructions",
             "Held-out data above, below the mean of p(x given z) at the mean of q(z given x).",
             drawn,
         ))  # fmt: skip
-        drawn = canvas(7, 5)
+        drawn = canvas(7, 4.5)
         plots.samples(array(vae.sample(40, mean=True)), ax=drawn.add_subplot())
         listed.append(report.Picture(
             "samples.png", "Samples",

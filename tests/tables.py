@@ -63,3 +63,8 @@ def data_for(likelihood: str, rows: int = 12, event=EVENT) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     levels = torch.randint(0, 17, (rows, *event), generator=generator) / 16
     return (levels > 0.5).float() if likelihood == "bernoulli" else levels
+
+
+def given(context: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Returns covariates as model and guide take them."""
+    return {} if context is None else {"context": context}

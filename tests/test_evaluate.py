@@ -89,7 +89,7 @@ def test_exponential_of_the_estimate_is_unbiased(num_particles):
 
 
 def test_every_number_of_particles_is_used_whatever_the_memory():
-    x, exact = line_data()
+    x, _ = line_data()
     calls = []
     vae = line_vae(widen=1.4)
     decode = vae.decode

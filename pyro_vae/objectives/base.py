@@ -54,7 +54,8 @@ class Objective(pyro.infer.ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
+        whole = isinstance(num_particles, int) and not isinstance(num_particles, bool)
+        if not whole or num_particles < 1:
             raise ValueError(
                 f"Expected num_particles to be a positive integer, got {num_particles!r}"
             )

@@ -1,0 +1,20 @@
+"""Another program's Hydra application, which composes this package's group ``vae``."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Builds what was composed."""
+    assert "torch" not in sys.modules
+    vae = hydra.utils.instantiate(cfg.vae, event_shape=(1, 8, 8), _convert_="all")
+    assert type(vae.posterior).__name__ == "Full"
+    assert cfg.other.prior._target_ == "pyro_vae.priors.Vamp"
+    print(vae)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The command, end to end: one run, a sweep, and what a user gets wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyro_vae import config
+from pyro_vae.run import run, strict_json
+
+QUICK = [
+    "train.epochs=3",
+    "evaluate.num_particles=20",
+    "evaluate.elbo_particles=5",
+    "evaluate.baseline_components=3",
+]
+
+
+def command(*arguments, cwd):
+    """Runs the command as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pyro_vae", *arguments],
+        cwd=cwd, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"},
+    )  # fmt: skip
+
+
+def figures(folder):
+    """Returns a run's figures, less what the clock decides."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics.pop("seconds")
+    return metrics
+
+
+def quick(out, *overrides):
+    """Runs a short job in this process, and leaves the number of threads as it was."""
+    threads = torch.get_num_threads()
+    try:
+        return run(config.compose([*QUICK, "threads=1", *overrides, f"out={out}"]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    done = command(*QUICK, "hydra.run.dir=job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "log evidence" in done.stdout
+    out = tmp_path / "job"
+    metrics = figures(out)
+    assert {
+        "elbo", "objective", "log_evidence", "rate", "distortion", "active_units",
+        "kl_closed_form", "parameters", "seed", "threads", "data", "binarize",
+    } <= metrics.keys()  # fmt: skip
+    assert metrics["kl_closed_form"] == {"vae.z": True}
+    assert metrics["elbo"] == pytest.approx(-metrics["rate"] - metrics["distortion"], abs=1e-4)
+    assert metrics["elbo"] < metrics["log_evidence"]
+    assert metrics["binarize"] == "threshold"
+    with (out / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert "train_objective" in rows[0]
+    pictures = {path.name for path in (out / "figures").iterdir()}
+    assert pictures == {
+        "reconstructions.png", "samples.png", "latent.png", "rates.png", "curves.png"
+    }  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert "digits, binarized by threshold" in page
+    assert f"{metrics['log_evidence']:.2f}".lstrip("-") in page
+    cfg = config.OmegaConf.load(out / "config.yaml")
+    assert "${" not in (out / "config.yaml").read_text()
+    vae = config.build(cfg.vae, event_shape=(1, 8, 8))
+    vae.load_state_dict(load_file(out / "model.safetensors"))
+    assert (out / ".hydra" / "overrides.yaml").is_file()
+
+
+def test_jobs_of_a_sweep_are_those_of_fresh_processes(tmp_path):
+    swept = command(
+        "-m", *QUICK, "vae/prior=vamp,mixture", "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path
+    )
+    assert swept.returncode == 0, swept.stderr
+    jobs = [figures(tmp_path / "sweep" / str(n)) for n in range(4)]
+    assert len({job["log_evidence"] for job in jobs}) == 4
+    assert {job["threads"] for job in jobs} == {1}
+    alone = command(
+        *QUICK, "vae/prior=mixture", "seed=1", "threads=1", "hydra.run.dir=alone", cwd=tmp_path
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert figures(tmp_path / "alone") == jobs[3]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=grey_digits"],
+        ["experiment=vamp_digits"],
+        ["data.binarize=none", "vae/likelihood=normal", "vae.likelihood.scale=optimal"],
+        ["data.binarize=none", "vae/likelihood=categorical", "vae.likelihood.levels=17"],
+        ["data.binarize=none", "vae.likelihood.grey_scale=true"],
+        ["vae/encoder=conv", "vae/decoder=conv", "vae.latent_dim=2", "objective=trace_elbo"],
+        ["objective=trace_mean_field_elbo", "optimizer=sgd", "train.clip_norm=1.0"],
+    ],
+    ids=" ".join,
+)
+def test_other_choices_run(tmp_path, overrides):
+    evidence = quick(tmp_path, *overrides)
+    metrics = figures(tmp_path)
+    assert evidence == metrics["log_evidence"]
+    assert (metrics["mixture_log_evidence"] is None) == ("vae.likelihood.grey_scale=true" in overrides)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vae/prior=nonsense", "Could not find 'vae/prior/nonsense'"),
+        ("vae.latent_dims=3", "Key 'latent_dims' is not in struct"),
+        ("vae.latent_dim=0", "Expected latent_dim to be an integer of at least 1, got 0"),
+        ("objective.num_particles=0", "Expected num_particles to be a positive integer, got 0"),
+        ("data.binarize=none", "got grey-scale values: binarize the data"),
+        ("vae/likelihood=categorical", "levels"),
+        ("train.epochs=0", "Expected epochs to be an integer of at least 1, got 0"),
+        ("objective.beta=-1", "Expected beta to be zero or more, got -1"),
+        ("device=nowhere", "nowhere"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(tmp_path, override, message):
+    overrides = [override]
+    if override.startswith("vae/likelihood"):
+        overrides.append("data.binarize=none")
+    done = command(*QUICK, *overrides, "hydra.run.dir=job", cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "job" / "metrics.json").exists()
+    assert not (tmp_path / "job" / "model.safetensors").exists()
+
+
+def test_json_is_strict():
+    text = strict_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": float("-inf")}})
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
