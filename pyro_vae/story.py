@@ -43,8 +43,8 @@ def title(made: "Run") -> str:
 
 
 def part_name(part: torch.nn.Module) -> str:
-    """Returns a part's name in words."""
-    return type(part).__name__.lower()
+    """Returns the name of a part's class."""
+    return type(part).__name__
 
 
 def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:

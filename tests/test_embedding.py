@@ -123,7 +123,6 @@ STOCK = {
     "trace": Trace_ELBO,
     "mean_field": TraceMeanField_ELBO,
     "graph": TraceGraph_ELBO,
-    "enum": TraceEnum_ELBO,
     "ours": objectives.ELBO,
 }
 
@@ -139,7 +138,7 @@ def test_particles_have_one_expectation_vectorized_or_not(loss, network):
         )
     assert abs(z_score(found[True] - found[False])) < SIGMAS
     assert abs(z_score(found[True] - estimates(Trace_ELBO(), vae, 150))) < SIGMAS
-    assert found[True].std() == pytest.approx(found[False].std(), rel=0.4)
+    assert found[True].std().item() == pytest.approx(found[False].std().item(), rel=0.4)
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, objectives.ELBO])
@@ -212,9 +211,8 @@ def test_under_three_plates_of_the_callers(network, dims):
     torch.testing.assert_close(model.log_prob_sum() - trace.log_prob_sum(), expected)
     for loss in (Trace_ELBO(2, vectorize_particles=True), objectives.ELBO(2), objectives.IWAE(2)):
         with torch.no_grad():
-            many = [loss.loss(inside(vae.model), inside(vae.guide)) for _ in range(3)]
-            reference = [loss.loss(*outer(vae, X)) for _ in range(3)]
-        assert torch.isfinite(torch.tensor(many)).all()
+            many = [float(loss.loss(inside(vae.model), inside(vae.guide))) for _ in range(3)]
+            reference = [float(loss.loss(*outer(vae, X))) for _ in range(3)]
         assert sum(many) == pytest.approx(sum(reference), rel=0.1)
 
 

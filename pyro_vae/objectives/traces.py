@@ -93,10 +93,19 @@ class Pair(NamedTuple):
 
 
 def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
-    """Yields the sites with a density: not those of ``pyro.deterministic``."""
+    """Yields the sites that were sampled or observed."""
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site["infer"].get("_deterministic"):
+        if site["type"] == "sample":
             yield name, site
+
+
+def without_deterministic(trace: AnyTrace) -> AnyTrace:
+    """Returns a copy without the sites of ``pyro.deterministic``, which have no density."""
+    trace = trace.copy()
+    for name, site in list(sites(trace)):
+        if site["infer"].get("_deterministic"):
+            trace.remove_node(name)
+    return trace
 
 
 def run_pair(
@@ -114,7 +123,8 @@ def run_pair(
     Raises:
         ValueError: If the two do not suit the objective, which is named.
     """
-    model_trace, guide_trace = run_both(model, guide, args, kwargs)
+    both = run_both(model, guide, args, kwargs)
+    model_trace, guide_trace = map(without_deterministic, both)
     pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
     pair.check(objective)
     if is_validation_enabled():
@@ -145,9 +155,8 @@ def compute(trace: AnyTrace, nesting: Any) -> None:
     """Computes the log densities of a trace, and checks their shapes if Pyro is to validate."""
     trace.compute_log_prob()
     if is_validation_enabled():
-        for site in trace.nodes.values():
-            if site["type"] == "sample":
-                check_site_shape(site, nesting)
+        for _, site in sites(trace):
+            check_site_shape(site, nesting)
 
 
 def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
@@ -170,12 +179,11 @@ def plate_nesting(
             # A batch without a plate goes unnoticed once there are particles to its left.
             for trace in traces:
                 compute(trace, float("inf"))
-    # Not by sites(): a plate may hold nothing but a deterministic site.
+    # Deterministic sites included: a plate may hold nothing else.
     dims = [
         frame.dim
         for trace in traces
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
+        for _, site in sites(trace)
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
