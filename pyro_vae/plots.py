@@ -98,8 +98,8 @@ def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None
     """
     z = np.asarray(codes, dtype=float)
     if z.ndim != 2 or 0 in z.shape or not np.isfinite(z).all():
-        bad = np.count_nonzero(~np.isfinite(z))
-        raise ValueError(f"Expected finite codes of shape (N, latent_dim), got {z.shape}, {bad=}")
+        got = f"{z.shape}, {np.count_nonzero(~np.isfinite(z))} values not finite"
+        raise ValueError(f"Expected finite codes of shape (N, latent_dim), got {got}")
     kinds = None if labels is None else np.asarray(labels)
     if kinds is not None and kinds.shape != z.shape[:1]:
         raise ValueError(f"Expected labels of shape {z.shape[:1]}, got {kinds.shape}")

@@ -132,13 +132,9 @@ def render(report: Report, pngs: Sequence[bytes]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(written=written, error=error)
-    environment.tests["available"] = available
+    environment.filters.update(written=written, error=error, available=available)
     source = resources.files("pyro_vae").joinpath("report.html.jinja").read_text("utf-8")
-    shown = [
-        {"title": picture.title, "caption": picture.caption, **embed(png)}
-        for picture, png in zip(report.pictures, pngs, strict=True)
-    ]
+    shown = [p._asdict() | embed(png) for p, png in zip(report.pictures, pngs, strict=True)]
     page = environment.from_string(source)
     return page.render(report=report, pictures=shown, summary=summary(report))
 
@@ -159,7 +155,7 @@ def summary(report: Report) -> str:
     first = report.figures[0]
     name = first.name if first.name[:2].isupper() else first.name[:1].lower() + first.name[1:]
     if not available(first.value):
-        return f"The {name} is not available{after}."
+        return f"The {name} is {written(first)}{after}."
     said = " ".join(filter(None, [written(first), error(first), first.unit]))
     return f"The {name} is {said}{after}."
 

@@ -115,7 +115,6 @@ class Masked(Program):
 
 
 class Deterministic(Program):
-    # Pyro's RenyiELBO takes a deterministic site for a sample, and the batch for one datum.
     renyi = False
 
     def model(self):
@@ -273,9 +272,8 @@ def step_vae(objective, vae, x, **options):
 @pytest.mark.parametrize("prior", PRIORS)
 def test_vae_has_the_loss_and_gradient_of_pyro(prior, posterior, particles, binary):
     (number, at_once), vae = PARTICLES[particles], vae_for(prior, posterior)
-    mask = torch.arange(12) % 3 > 0
     closed = prior.startswith("normal")
-    for options in ({}, {"data_size": 100}, {"mask": mask}):
+    for options in ({}, {"data_size": 100}, {"mask": torch.arange(12) % 3 > 0}):
         pairs = [(ELBO(number, analytic=False, vectorize_particles=at_once), Trace_ELBO)]
         if posterior == "normal" or not closed:
             # Pyro has no closed form for a full covariance against independent normals.
