@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         priors,
         report,
     )
+    from pyro_vae.checkpoint import load, save
     from pyro_vae.training import FitResult, fit
     from pyro_vae.vae import VAE
 
@@ -36,15 +37,23 @@ __all__ = [
     "fit",
     "kl",
     "likelihoods",
+    "load",
     "networks",
     "objectives",
     "plots",
     "posteriors",
     "priors",
     "report",
+    "save",
 ]
 
-HOMES = {"VAE": "pyro_vae.vae", "FitResult": "pyro_vae.training", "fit": "pyro_vae.training"}
+HOMES = {
+    "VAE": "pyro_vae.vae",
+    "FitResult": "pyro_vae.training",
+    "fit": "pyro_vae.training",
+    "load": "pyro_vae.checkpoint",
+    "save": "pyro_vae.checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:

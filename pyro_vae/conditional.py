@@ -1,6 +1,9 @@
 """The one abstraction of the package: a conditional distribution."""
 
+import functools
 import inspect
+import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -130,6 +133,36 @@ def build(part: Part, role: str, **sizes: Any) -> Any:
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected {role} to make a torch.nn.Module, got {type(module).__name__}")
     return module
+
+
+def describe(part: Part) -> dict[str, Any] | None:
+    """Returns the class and the arguments that make a part, in terms of JSON.
+
+    Returns:
+        ``{"class": dotted name, "arguments": {...}}``, or ``None`` for a part that is ready-made or
+        made by anything but a class, or a ``functools.partial`` of one, with plain arguments.
+
+    Example:
+        >>> from pyro_vae import priors
+        >>> describe(functools.partial(priors.Mixture, components=3))
+        {'class': 'pyro_vae.priors.Mixture', 'arguments': {'components': 3}}
+    """
+    arguments: dict[str, Any] = {}
+    made_by: Any = part
+    while isinstance(made_by, functools.partial) and not made_by.args:
+        arguments = {**made_by.keywords, **arguments}
+        made_by = made_by.func
+    if not isinstance(made_by, type) or "<locals>" in made_by.__qualname__:
+        return None
+    try:
+        json.dumps(arguments)
+    except TypeError:
+        return None
+    # The package's own name for a class outlives the file in which it stands.
+    package = made_by.__module__.rpartition(".")[0]
+    home = package if getattr(sys.modules.get(package), made_by.__name__, None) is made_by else None
+    name = f"{home or made_by.__module__}.{made_by.__qualname__}"
+    return {"class": name, "arguments": arguments}
 
 
 def check_size(name: str, value: int, *, least: int) -> int:

@@ -1,6 +1,7 @@
 """One run: build, train, judge, write."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -10,10 +11,10 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_vae import baseline, config, evaluate, objectives, report, story
+from pyro_vae.checkpoint import write_whole
 from pyro_vae.data import Data
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
@@ -49,22 +50,20 @@ def run(cfg: DictConfig) -> float:
     vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
-    for x in data.x:
-        vae.check(x)
     out.mkdir(parents=True, exist_ok=True)
     write(out / "config.yaml", OmegaConf.to_yaml(config.resolved(cfg)))
 
-    fit = config.build(cfg.train)
-    result = fit(
+    result = config.build(cfg.train)(
         vae,
-        data.x.train,
-        valid=data.x.valid,
+        data.train,
+        valid=data.valid,
         objective=objective,
         optimizer=optimizer,
         seed=cfg.seed,
+        out=out,
+        resume=cfg.resume,
     )
     write_history(out / "history.csv", result)
-    save_weights(vae, out / "model.safetensors")
 
     made = Run(cfg, data, vae, objective, result)
     metrics = judge(made)
@@ -84,10 +83,12 @@ def start_clean(cfg: DictConfig) -> None:
 
 def judge(made: Run) -> dict[str, Any]:
     """Returns the final figures on held-out data, in nats per datum."""
-    cfg, data, vae, x = made.cfg, made.data, made.vae, made.data.x.test
-    evidence = evaluate.log_evidence(vae, x, cfg.evaluate.num_particles, diagnostics=True)
+    cfg, data, vae, (x, mask, _) = made.cfg, made.data, made.vae, made.data.test
+    evidence = evaluate.log_evidence(
+        vae, x, cfg.evaluate.num_particles, mask=mask, diagnostics=True
+    )
     assert isinstance(evidence, evaluate.Evidence)
-    bound = evaluate.elbo(vae, x, num_particles=cfg.evaluate.elbo_particles)
+    bound = evaluate.elbo(vae, x, num_particles=cfg.evaluate.elbo_particles, mask=mask)
     kl = objectives.kl_report(vae.model, vae.guide, x[:2])
     return {
         "log_evidence": mean(evidence.log_evidence),
@@ -167,25 +168,15 @@ def strict_json(values: dict[str, Any]) -> str:
     return json.dumps(clean(values), indent=2, allow_nan=False) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def write_history(path: Path, result: FitResult) -> None:
     """Writes one row an epoch."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(result.history[0]))
-        writer.writeheader()
-        writer.writerows(result.history)
-    os.replace(partial, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(result.history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result.history)
+    write(path, text.getvalue())
 
 
-def save_weights(vae: VAE, path: Path) -> None:
-    """Writes all weights and buffers, in a format that holds no code."""
-    partial = path.with_name(f".{path.name}.part")
-    save_file({name: value.contiguous() for name, value in vae.state_dict().items()}, partial)
-    os.replace(partial, path)
+def write(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    write_whole(path, text.encode())

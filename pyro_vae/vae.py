@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
-from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, check_size
+from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, check_size, describe
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.scope import Scope
 
@@ -100,6 +100,20 @@ class VAE(nn.Module):
         self.context_dim = check_size("context_dim", context_dim, least=0)
         if plate not in (True, None):
             raise ValueError(f"Expected plate to be True or None, got {plate!r}")
+        parts = {
+            "prior": prior,
+            "posterior": posterior,
+            "likelihood": likelihood,
+            "encoder": encoder,
+            "decoder": decoder,
+        }
+        self.recipe: dict[str, Any] = {
+            "event_shape": list(self.event_shape),
+            "latent_dim": latent_dim,
+            "plate": plate,
+            "context_dim": context_dim,
+            "parts": {role: describe(part) for role, part in parts.items()},
+        }
         sizes = {
             "event_shape": self.event_shape,
             "latent_dim": latent_dim,
@@ -208,7 +222,7 @@ class VAE(nn.Module):
                 start(x)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, *, batch_size: int = 1000) -> None:
+    def calibrate(self, x: Tensor, *, mask: Tensor | None = None, batch_size: int = 1000) -> None:
         r"""Freezes what a likelihood takes from the training data for evaluation.
 
         Hands the likelihood the mean of :math:`\mathbb{E}_{q(z \mid x)} (x_i - \mu_i(z))^2`, if it
@@ -217,12 +231,16 @@ class VAE(nn.Module):
         calibrate = getattr(self.likelihood, "calibrate", None)
         if calibrate is None:
             return
+        observed = None if mask is None else expand_mask(mask, x, self.event_shape)
+        seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
         total = torch.zeros((), device=x.device, dtype=torch.float64)
         with eval_mode(self):
-            for rows in x.split(batch_size):
+            for rows, weight in zip(
+                fill(x, observed).split(batch_size), seen.split(batch_size), strict=True
+            ):
                 error = rows - self.decode(self.encode(rows).sample()).mean
-                total += error.double().pow(2).sum()
-        calibrate(total / x.numel())
+                total += (weight * error**2).double().sum()
+        calibrate(total / seen.double().sum())
 
     def extra_repr(self) -> str:
         """Shows sizes and name."""

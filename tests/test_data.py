@@ -33,7 +33,7 @@ def test_split_follows_its_seed_and_leaves_the_random_state_alone():
 
 def test_protocol_is_part_of_the_title():
     grey, binary = data.digits(binarize="none"), data.digits()
-    assert (grey.title, binary.title) == ("digits", "digits, binarized by threshold")
+    assert (grey.title, binary.title) == ("digits", "digits, binarized: threshold")
     assert set(binary.x.train.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(binary.x.train, (grey.x.train > 0.5).float())
 

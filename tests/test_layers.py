@@ -15,7 +15,7 @@ LAYERS = [
     {"conditional", "distributions", "kl", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "objectives"},
-    {"evaluate", "baseline", "training"},
+    {"evaluate", "baseline", "training", "checkpoint"},
     {"plots"},
     {"report"},
     {"config"},
@@ -26,7 +26,7 @@ LAYERS = [
 
 SAME_LAYER = {
     "kl": {"distributions"},
-    "training": {"evaluate"},
+    "training": {"checkpoint", "evaluate"},
     "run": {"story"},
 }
 """Which neighbours of its own layer a module may see."""

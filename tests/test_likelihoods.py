@@ -139,7 +139,10 @@ def test_calibration_changes_no_other_likelihood():
 
 
 BAD = {
-    "levels": (lambda: likelihoods.Categorical((2,), levels=1), "levels to be two or more, got 1"),
+    "levels": (
+        lambda: likelihoods.Categorical((2,), levels=1),
+        "levels to be an integer",
+    ),
     "max_logit": (lambda: likelihoods.ContinuousBernoulli((2,), max_logit=0.0), "max_logit"),
     "min_scale": (lambda: likelihoods.Normal((2,), min_scale=0.0), "min_scale to be positive"),
     **{

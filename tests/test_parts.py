@@ -257,3 +257,11 @@ def test_full_posterior_without_correlation_is_the_diagonal_one():
     z = torch.randn(5, 3)
     a = full(torch.cat([loc, raw, torch.zeros(5, 3)], -1)).log_prob(z)
     torch.testing.assert_close(a, diagonal(torch.stack([loc, raw], -2)).log_prob(z))
+
+
+@pytest.mark.parametrize("kind", [posteriors.Normal, posteriors.Full])
+def test_posteriors_refuse_bad_sizes(kind):
+    with pytest.raises(ValueError, match="Expected latent_dim to be an integer of at least 1"):
+        kind(0)
+    with pytest.raises(ValueError, match=r"Expected min_scale to be positive, got -1.0"):
+        kind(2, min_scale=-1.0)

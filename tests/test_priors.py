@@ -153,13 +153,29 @@ def test_vamp_starts_from_fewer_rows_than_components():
     assert len(inputs.unique(dim=0)) == 10
 
 
+def test_vamp_starts_missing_values_from_zero():
+    vae, x = vamp(5), data_for("bernoulli")
+    x[:, 0, 2, 3] = math.nan
+    vae.initialize(x)
+    assert (vae.prior.pseudo_inputs[:, 0, 2, 3] == 0).all()
+    assert torch.isfinite(vae.prior.pseudo_inputs).all()
+
+
+@pytest.mark.parametrize("shape", [(12, 9, 9), (12, 64), (0, *EVENT), EVENT])
+def test_vamp_refuses_to_start_from_other_data(shape):
+    vae = vamp(5)
+    with pytest.raises(ValueError, match=r"Expected x to be rows of shape \(1, 8, 8\), got"):
+        vae.initialize(torch.rand(shape))
+    assert not vae.prior.started
+
+
 def test_vamp_needs_an_encoder():
     with pytest.raises(ValueError, match="Expected encode, a callable"):
         priors.Vamp(2, EVENT)()
 
 
 @pytest.mark.parametrize("make", [priors.Mixture, partial(priors.Vamp, event_shape=EVENT)])
-@pytest.mark.parametrize("components", [0, -3])
+@pytest.mark.parametrize("components", [0, -3, 2.5])
 def test_components_must_be_positive(make, components):
     with pytest.raises(ValueError, match=f"Expected components to be .* got {components}"):
         make(2, components=components)

@@ -68,7 +68,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         "reconstructions.png", "samples.png", "latent.png", "rates.png", "curves.png"
     }  # fmt: skip
     page = (out / "report.html").read_text()
-    assert "digits, binarized by threshold" in page
+    assert "digits, binarized: threshold" in page
     assert f"{metrics['log_evidence']:.2f}".lstrip("-") in page
     cfg = config.OmegaConf.load(out / "config.yaml")
     assert "${" not in (out / "config.yaml").read_text()

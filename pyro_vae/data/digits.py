@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_vae.data.base import Data, binarized, split
+from pyro_vae.data.base import Data, make, split
 
 __all__ = ["digits"]
 
@@ -17,10 +17,11 @@ def digits(
           https://doi.org/10.24432/C50P49
 
     Arguments:
-        binarize: ``"threshold"``: zeros and ones; ``"none"``: the levels, l / 16.
+        binarize: ``"threshold"``, ``"fixed"`` or ``"dynamic"``: zeros and ones; ``"none"``: the
+            levels, l / 16.
         valid: The fraction of rows kept for validation.
         test: The fraction of rows kept for the test.
-        seed: The seed of the split.
+        seed: The seed of the split, and of a fixed binarization.
 
     Raises:
         ValueError: If ``binarize`` is no protocol or the fractions leave a part empty.
@@ -33,10 +34,11 @@ def digits(
 
     bunch = load_digits()
     x = torch.tensor(bunch.images, dtype=torch.get_default_dtype()).unsqueeze(1) / 16
-    return Data(
-        name="digits",
+    return make(
+        "digits",
+        split(x, valid=valid, test=test, seed=seed),
+        split(torch.tensor(bunch.target), valid=valid, test=test, seed=seed),
         binarize=binarize,
-        x=split(binarized(x, binarize), valid=valid, test=test, seed=seed),
-        labels=split(torch.tensor(bunch.target), valid=valid, test=test, seed=seed),
+        seed=seed,
         source="scikit-learn's copy of the UCI optical recognition of handwritten digits",
     )

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood
+from pyro_vae.conditional import Likelihood, check_size
 from pyro_vae.distributions import Levels
 
 __all__ = ["Categorical"]
@@ -34,11 +34,9 @@ class Categorical(Likelihood):
 
     def __init__(self, event_shape: Sequence[int], *, levels: int = 256) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"Expected levels to be two or more, got {levels}")
         self.event_shape = torch.Size(event_shape)
+        self.levels = check_size("levels", levels, least=2)
         self.feature_shape = torch.Size((levels, *event_shape))
-        self.levels = levels
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, levels, *event_shape)``."""

@@ -9,5 +9,19 @@ from pyro_vae.objectives.base import Objective, Values
 from pyro_vae.objectives.closed import KLTerm, kl_report
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.objectives.iwae import IWAE
+from pyro_vae.objectives.schedules import Constant, Cosine, Cyclical, Linear, Schedule, Sigmoid
 
-__all__ = ["ELBO", "IWAE", "KLTerm", "Objective", "Values", "kl_report"]
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "Constant",
+    "Cosine",
+    "Cyclical",
+    "KLTerm",
+    "Linear",
+    "Objective",
+    "Schedule",
+    "Sigmoid",
+    "Values",
+    "kl_report",
+]

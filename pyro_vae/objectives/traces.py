@@ -13,7 +13,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["PARTICLES", "Pair", "plate_nesting", "run_pair", "vectorized"]
+__all__ = ["PARTICLES", "Pair", "first_not_finite", "plate_nesting", "run_pair", "vectorized"]
 
 PARTICLES = "num_particles_vectorized"
 """The name of the plate of particles, as in Pyro's own objectives."""
@@ -237,3 +237,19 @@ def keep_dims(value: Tensor, dims: frozenset[int], particle_dim: int | None) -> 
     value = value.reshape((1,) * (-kept[0] - value.dim()) + tuple(value.shape))
     summed = [dim for dim in range(-value.dim(), 0) if dim not in kept]
     return value.sum(summed) if summed else value
+
+
+@torch.no_grad()
+def first_not_finite(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+) -> str:
+    """Says at which site of a run the first number that is not finite appears."""
+    model_trace, guide_trace = run_both(model, guide, args, kwargs)
+    for side, trace in (("guide", guide_trace), ("model", model_trace)):
+        trace = prune_subsample_sites(trace)
+        trace.compute_log_prob()
+        for name, site in sites(trace):
+            for what, value in (("value", site["value"]), ("log density", site["log_prob"])):
+                if not bool(torch.isfinite(value).all()):
+                    return f"the {what} of site {name!r} in the {side} is not"
+    return "every site is, but the gradient of the step before was not"

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Posterior, positive
+from pyro_vae.conditional import Posterior, check_size, positive
 from pyro_vae.distributions import FullNormal
 
 __all__ = ["Full"]
@@ -22,6 +22,9 @@ class Full(Posterior):
         latent_dim: The number of latent dimensions.
         min_scale: The least element of the diagonal of :math:`L`.
 
+    Raises:
+        ValueError: If a size or ``min_scale`` is not positive.
+
     Example:
         >>> posterior = Full(3)
         >>> posterior(torch.zeros(7, *posterior.feature_shape)).covariance_matrix.shape
@@ -32,7 +35,9 @@ class Full(Posterior):
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        if min_scale <= 0:
+            raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
+        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.min_scale = min_scale
         below = latent_dim * (latent_dim - 1) // 2
         self.feature_shape = torch.Size((2 * latent_dim + below,))

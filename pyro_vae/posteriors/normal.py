@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Posterior, positive
+from pyro_vae.conditional import Posterior, check_size, positive
 
 __all__ = ["Normal"]
 
@@ -22,6 +22,9 @@ class Normal(Posterior):
         latent_dim: The number of latent dimensions.
         min_scale: The least :math:`\sigma`.
 
+    Raises:
+        ValueError: If a size or ``min_scale`` is not positive.
+
     Example:
         >>> Normal(3)(torch.zeros(7, 2, 3)).batch_shape
         torch.Size([7])
@@ -29,7 +32,9 @@ class Normal(Posterior):
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        if min_scale <= 0:
+            raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
+        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.min_scale = min_scale
         self.feature_shape = torch.Size((2, latent_dim))
 

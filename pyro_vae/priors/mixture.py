@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, positive
+from pyro_vae.conditional import Prior, check_size, positive
 from pyro_vae.priors.normal import FLOOR, inverse
 
 __all__ = ["Mixture"]
@@ -25,7 +25,7 @@ class Mixture(Prior):
         spread: The standard deviation from which the means start.
 
     Raises:
-        ValueError: If ``components`` is not positive.
+        ValueError: If ``components`` is not a positive integer.
 
     Example:
         >>> Mixture(3, components=10)().sample((5,)).shape
@@ -34,10 +34,8 @@ class Mixture(Prior):
 
     def __init__(self, latent_dim: int, *, components: int = 10, spread: float = 1.0) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"Expected components to be positive, got {components}")
         self.latent_dim = latent_dim
-        self.components = components
+        self.components = check_size("components", components, least=1)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(spread * torch.randn(components, latent_dim))
         self.raw_scale = nn.Parameter(torch.full((components, latent_dim), inverse(1.0, FLOOR)))

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior
+from pyro_vae.conditional import Prior, check_size
 
 __all__ = ["Vamp"]
 
@@ -29,7 +29,7 @@ class Vamp(Prior):
         components: The number of pseudo-inputs.
 
     Raises:
-        ValueError: If ``components`` is not positive.
+        ValueError: If ``components`` is not a positive integer.
 
     Example:
         >>> from pyro_vae import VAE
@@ -46,10 +46,8 @@ class Vamp(Prior):
         self, latent_dim: int, event_shape: Sequence[int], *, components: int = 50
     ) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"Expected components to be positive, got {components}")
         self.latent_dim = latent_dim
-        self.components = components
+        self.components = check_size("components", components, least=1)
         self.pseudo_inputs = nn.Parameter(torch.rand(components, *event_shape))
         self.register_buffer("started", torch.tensor(False))
 
@@ -59,12 +57,22 @@ class Vamp(Prior):
 
         A second call changes nothing, so that training can go on without losing what was learned.
         Where there are fewer rows than components, rows are drawn again, with a little noise.
+        Missing values (NaN) start from zero, which is what the encoder sees in their place.
+
+        Raises:
+            ValueError: If ``x`` has no rows, or rows of another shape.
         """
+        if not len(x) or x.shape[1:] != self.pseudo_inputs.shape[1:]:
+            raise ValueError(
+                f"Expected x to be rows of shape {tuple(self.pseudo_inputs.shape[1:])}, got a "
+                f"tensor of shape {tuple(x.shape)}"
+            )
         if self.started:
             return
         order = torch.randperm(len(x), device=x.device)
         rows = order.repeat(-(-self.components // len(x)))[: self.components]
         inputs = x[rows].to(self.pseudo_inputs)
+        inputs = torch.where(torch.isnan(inputs), torch.zeros_like(inputs), inputs)
         if self.components > len(x):
             inputs[len(x) :] += 0.01 * torch.randn_like(inputs[len(x) :])
         self.pseudo_inputs.copy_(inputs)

@@ -1,0 +1,145 @@
+"""Schedules: the value of a scalar of an objective at each step of the training."""
+
+import math
+from abc import ABC, abstractmethod
+
+__all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule", "Sigmoid"]
+
+
+class Schedule(ABC):
+    """A number that changes over the first ``steps`` optimizer steps, and stays from then on.
+
+    :func:`pyro_vae.fit` refuses one that is longer than the training, because the value it leads
+    to would never be reached, and lets early stopping wait until it is over.
+
+    Arguments:
+        start: The value at step 0.
+        end: The value from step ``steps`` on.
+        steps: How many steps it takes.
+
+    Raises:
+        ValueError: If ``steps`` is negative or a value is not finite.
+    """
+
+    def __init__(self, start: float, end: float, steps: int) -> None:
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"Expected steps to be an integer of at least 0, got {steps!r}")
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"Expected start and end to be finite, got {start=}, {end=}")
+        self.start, self.end, self.steps = float(start), float(end), steps
+
+    def __call__(self, step: int) -> float:
+        """Returns the value at a step, counted from 0."""
+        if step >= self.steps:
+            return self.end
+        return self.start + (self.end - self.start) * self.share(step / self.steps)
+
+    @abstractmethod
+    def share(self, time: float) -> float:
+        """Returns the share of the way that is done at a time of [0, 1)."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.start:g}, {self.end:g}, steps={self.steps})"
+
+
+class Constant(Schedule):
+    """A value that never changes.
+
+    Arguments:
+        value: The value.
+
+    Example:
+        >>> Constant(0.5)(10)
+        0.5
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value, value, 0)
+
+    def share(self, time: float) -> float:
+        """Nothing is left to do."""
+        return 1.0
+
+
+class Linear(Schedule):
+    """A straight line, :math:`t`; its arguments are those of :class:`Schedule`.
+
+    Example:
+        >>> [Linear(0.0, 1.0, steps=4)(step) for step in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    def share(self, time: float) -> float:
+        """Returns the time itself."""
+        return time
+
+
+class Cosine(Schedule):
+    r"""Half a cosine, :math:`(1 - \cos \pi t) / 2`; arguments as of :class:`Schedule`.
+
+    Example:
+        >>> round(Cosine(0.0, 1.0, steps=4)(2), 6)
+        0.5
+    """
+
+    def share(self, time: float) -> float:
+        """Returns the share of a rise that begins and ends level."""
+        return (1 - math.cos(math.pi * time)) / 2
+
+
+class Sigmoid(Schedule):
+    r"""A logistic curve from -6 to 6, rescaled to begin at 0 and end at 1.
+
+    .. math:: \frac{\sigma(12 t - 6) - \sigma(-6)}{\sigma(6) - \sigma(-6)}
+
+    Its arguments are those of :class:`Schedule`.
+
+    Example:
+        >>> round(Sigmoid(0.0, 1.0, steps=4)(2), 6)
+        0.5
+    """
+
+    def share(self, time: float) -> float:
+        """Returns the share of the rescaled curve."""
+
+        def logistic(x: float) -> float:
+            return 1 / (1 + math.exp(-x))
+
+        return (logistic(12 * time - 6) - logistic(-6)) / (logistic(6) - logistic(-6))
+
+
+class Cyclical(Schedule):
+    r"""Linear rises, repeated: in each cycle a rise over ``ratio`` of it, then the end value.
+
+    References:
+        | Cyclical annealing schedule: a simple approach to mitigating KL vanishing (Fu et al.,
+          2019), https://arxiv.org/abs/1903.10145
+
+    Arguments:
+        start: The value at the start of each cycle.
+        end: The value that each cycle reaches.
+        steps: How many steps all cycles take.
+        cycles: The number of cycles.
+        ratio: The share of a cycle that rises.
+
+    Raises:
+        ValueError: If ``cycles`` is not positive or ``ratio`` is not within (0, 1].
+
+    Example:
+        >>> [Cyclical(0.0, 1.0, steps=8, cycles=2)(step) for step in range(9)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, start: float, end: float, steps: int, *, cycles: int = 4, ratio: float = 0.5
+    ) -> None:
+        super().__init__(start, end, steps)
+        if cycles < 1 or not 0 < ratio <= 1:
+            raise ValueError(
+                f"Expected cycles to be positive and ratio within (0, 1], got {cycles=}, {ratio=}"
+            )
+        self.cycles, self.ratio = cycles, ratio
+
+    def share(self, time: float) -> float:
+        """Returns the share of the rise of the cycle that is running."""
+        return min(1.0, (time * self.cycles) % 1 / self.ratio)
