@@ -27,11 +27,15 @@ ROOMS = ("priors", "posteriors", "likelihoods", "networks")
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all, also if the machine loses power."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def save(vae: VAE, path: Path | str) -> None:
@@ -72,12 +76,13 @@ def save_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
 def packed(vae: VAE, weights: dict[str, Tensor]) -> bytes:
     """Returns weights with how the VAE was made, as the content of a file."""
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    metadata = {
+    header = {
         "format": FORMAT,
-        "recipe": json.dumps({**vae.recipe, "name": vae.name}),
+        "recipe": {**vae.recipe, "name": vae.name},
         "sha256": digest(weights),
     }
-    return to_bytes(weights, metadata)
+    # One entry, because safetensors writes several in an order that changes from run to run.
+    return to_bytes(weights, {"pyro_vae": json.dumps(header)})
 
 
 def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
@@ -100,18 +105,18 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
         raise ValueError(f"Expected a file written by pyro_vae.save or a run's folder, got {path}")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("pyro_vae", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"Expected safetensors in {path}, got a damaged file: {error}") from None
-    if metadata.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise ValueError(
             f"Expected a file written by pyro_vae.save in {path}, got format "
-            f"{metadata.get('format')!r}"
+            f"{header.get('format')!r}"
         )
-    if metadata.get("sha256") != digest(weights):
+    if header.get("sha256") != digest(weights):
         raise ValueError(f"Expected {path} to match its checksum: the file is damaged")
-    recipe = json.loads(metadata["recipe"])
+    recipe = header["recipe"]
     unknown = [role for role, part in recipe["parts"].items() if part is None]
     if unknown:
         raise ValueError(

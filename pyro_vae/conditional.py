@@ -42,7 +42,7 @@ class Conditional(nn.Module, ABC):
 class Prior(Conditional):
     r"""A prior :math:`p(z)` or :math:`p(z \mid c)` over vectors of length ``latent_dim``.
 
-    ``forward(context=None, *, encode=None)`` returns a distribution of event shape
+    ``forward(covariates=None, *, encode=None)`` returns a distribution of event shape
     ``(latent_dim,)``. A prior that needs the posterior of its own inputs, as the VampPrior does,
     sets :attr:`uses_encoder` and calls ``encode``, a callable :math:`x \mapsto q(z \mid x)`.
     """

@@ -62,14 +62,14 @@ class Rows(NamedTuple):
     """Some rows of the data, and the distributions that do not depend on a sample."""
 
     x: Tensor
-    context: Tensor | None
+    covariates: Tensor | None
     observed: Tensor | None
     q: dist.TorchDistribution
     prior: dist.TorchDistribution
 
     def log_likelihood(self, vae: VAE, z: Tensor) -> Tensor:
         """Returns log p(x given z), ``(particles, rows)``."""
-        p = vae.decode(z, self.context)
+        p = vae.decode(z, self.covariates)
         if self.observed is not None:
             p = mask_elements(p, self.observed)
         return p.log_prob(self.x)
@@ -82,7 +82,7 @@ def log_evidence(
     num_particles: int = 5000,
     *,
     proposal: str = "posterior",
-    context: Tensor | None = None,
+    covariates: Tensor | None = None,
     mask: Tensor | None = None,
     diagnostics: bool = False,
     max_elements: int = MAX_ELEMENTS,
@@ -104,7 +104,7 @@ def log_evidence(
         x: Data of shape ``(N, *event_shape)``.
         num_particles: K, any positive integer.
         proposal: ``"posterior"``, or ``"prior"``: z from p(z), whose weights are p(x given z).
-        context: Covariates, ``(N, context_dim)``.
+        covariates: Covariates, ``(N, covariate_dim)``.
         mask: True where a value is observed, of the shape of ``x`` or ``(N,)``; the evidence is
             that of the observed values.
         diagnostics: Whether to return the standard error and effective sample size too.
@@ -128,7 +128,7 @@ def log_evidence(
     at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
     sums = [
         weight_sums(vae, part, num_particles, at_once, proposal)
-        for part in chunks(vae, x, context, mask, rows)
+        for part in chunks(vae, x, covariates, mask, rows)
     ]
     log_sum, log_square_sum = (torch.cat(column) for column in zip(*sums, strict=True))
     estimate = log_sum - math.log(num_particles)
@@ -167,7 +167,7 @@ def elbo(
     x: Tensor,
     *,
     num_particles: int = 1,
-    context: Tensor | None = None,
+    covariates: Tensor | None = None,
     mask: Tensor | None = None,
     max_elements: int = MAX_ELEMENTS,
 ) -> Bound:
@@ -178,7 +178,7 @@ def elbo(
         x: Data of shape ``(N, *event_shape)``.
         num_particles: The number of samples for the distortion, and for the rate where it has no
             closed form.
-        context: Covariates, ``(N, context_dim)``.
+        covariates: Covariates, ``(N, covariate_dim)``.
         mask: As in :func:`log_evidence`.
         max_elements: As in :func:`log_evidence`.
 
@@ -193,7 +193,7 @@ def elbo(
     check_size("num_particles", num_particles, least=1)
     size = max(1, max_elements // (num_particles * vae.likelihood.feature_shape.numel()))
     rates, distortions, kl = [], [], None
-    for rows in chunks(vae, x, context, mask, size):
+    for rows in chunks(vae, x, covariates, mask, size):
         with eval_mode(vae):
             z = rows.q.sample(torch.Size((num_particles,)))
             kl, _ = closed_form(rows.q, rows.prior)
@@ -205,9 +205,9 @@ def elbo(
 
 
 @torch.no_grad()
-def posterior_means(vae: VAE, x: Tensor, *, context: Tensor | None = None) -> Tensor:
+def posterior_means(vae: VAE, x: Tensor, *, covariates: Tensor | None = None) -> Tensor:
     """Returns the means of q(z given x), ``(N, latent_dim)``."""
-    return torch.cat([rows.q.mean for rows in chunks(vae, x, context, None, 10_000)])
+    return torch.cat([rows.q.mean for rows in chunks(vae, x, covariates, None, 10_000)])
 
 
 def active_units(vae: VAE, x: Tensor, *, threshold: float = 0.01) -> Tensor:
@@ -276,7 +276,7 @@ def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
 
 
 def chunks(
-    vae: VAE, x: Tensor, context: Tensor | None, mask: Tensor | None, size: int
+    vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None, size: int
 ) -> Iterator[Rows]:
     """Checks the data, then yields them in parts, each encoded once."""
     if x.dim() != len(vae.event_shape) + 1:
@@ -287,10 +287,10 @@ def chunks(
     observed = None if mask is None else expand_mask(mask, x, vae.event_shape)
     x = fill(x, observed)
     with eval_mode(vae):
-        shared = vae.prior_distribution() if context is None else None
+        shared = vae.prior_distribution() if covariates is None else None
     for start in range(0, len(x), size):
         some = slice(start, start + size)
-        covariates = None if context is None else context[some]
+        covariates = None if covariates is None else covariates[some]
         with eval_mode(vae):
             q = vae.encode(x[some], covariates)
             prior = vae.prior_distribution(covariates) if shared is None else shared

@@ -230,20 +230,20 @@ def plane(z: Array) -> tuple[Array, str, str]:
 
 def scatter(ax: Axes, points: Array, labels: Array | None) -> None:
     """Draws points in the order of the data, so that no label hides the others."""
-    style = {"s": np.clip(8000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
+    style: dict[str, Any] = {"s": np.clip(8000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
     if labels is None:
-        ax.scatter(*points.T, color=BLUE, **style)
+        ax.scatter(points[:, 0], points[:, 1], color=BLUE, **style)
         return
     labels = labels.astype(str) if labels.dtype.kind in "OS" else labels
     kinds, kind = np.unique(labels, return_inverse=True)
     if labels.dtype.kind == "U" and len(kinds) > MAX_KINDS:
         raise ValueError(f"Expected at most {MAX_KINDS} kinds of labels, got {len(kinds)}")
     if labels.dtype.kind == "f" or len(kinds) > MAX_KINDS:
-        drawn = ax.scatter(*points.T, c=labels, **style)
+        drawn = ax.scatter(points[:, 0], points[:, 1], c=labels, **style)
         ax.figure.colorbar(drawn, ax=ax, label="label")
         return
     palette = colormaps["tab10" if len(kinds) <= 10 else "tab20"]
-    ax.scatter(*points.T, color=palette(kind), **style)
+    ax.scatter(points[:, 0], points[:, 1], color=palette(kind), **style)
     for index, name in enumerate(kinds):
         ax.scatter([], [], color=palette(index), label=str(name).replace("$", r"\$"))
     ax.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -76,6 +76,8 @@ class Scope:
     def rename(self, name: str) -> None:
         """Gives the VAE another name, and takes what stands in the store under the old one away."""
         Scope(name)
+        if _owners.get(self.name) is self:
+            del _owners[self.name]
         _forget(self._entries)
         self._entries.clear()
         self.name = name

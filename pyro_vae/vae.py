@@ -18,6 +18,8 @@ from pyro_vae.scope import Scope
 
 __all__ = ["VAE"]
 
+PARTS = ("prior", "posterior", "likelihood", "encoder", "decoder")
+
 
 class VAE(nn.Module):
     r"""A variational autoencoder for Pyro.
@@ -29,10 +31,10 @@ class VAE(nn.Module):
     parts: ``SVI(vae.model, vae.guide, optim, loss)`` and ``Trace_ELBO()(vae.model, vae.guide)``
     with an optimizer of PyTorch's both train all of them. Both have the signature
 
-        ``(x=None, *, context=None, mask=None, data_size=None, n=1)``
+        ``(x=None, *, covariates=None, mask=None, data_size=None, n=1)``
 
     and return ``z``. ``x`` has shape ``(*batch, *event_shape)``; without it ``n`` draws are made.
-    ``context`` holds covariates, ``(*batch, context_dim)``. ``mask`` is boolean and says what is
+    ``covariates`` have shape ``(*batch, covariate_dim)``. ``mask`` is boolean and says what is
     observed: of shape ``batch`` it takes whole rows out, latent and all; of the shape of ``x`` it
     marks single values, and what it hides is replaced by zero before encoder and likelihood.
     ``data_size`` scales a batch of B to N, by N / B.
@@ -52,11 +54,11 @@ class VAE(nn.Module):
         posterior: q(z given x), a family.
         likelihood: p(x given z), a family.
         encoder: The network from x to the posterior's features; a callable is given ``in_shape``,
-            ``out_shape`` and ``context_dim``.
+            ``out_shape`` and ``covariate_dim``.
         decoder: The network from z to the likelihood's features, likewise.
         name: The prefix of sites and parameters. Two VAEs in one program need two names.
         plate: True, or None if the caller owns the plates.
-        context_dim: The number of covariates.
+        covariate_dim: The number of covariates.
 
     Raises:
         ValueError: If a size is not positive, or a part does not fit.
@@ -92,12 +94,12 @@ class VAE(nn.Module):
         decoder: Part = networks.MLP,
         name: str = "vae",
         plate: bool | None = True,
-        context_dim: int = 0,
+        covariate_dim: int = 0,
     ) -> None:
         super().__init__()
         self.event_shape = check_shape(event_shape)
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.context_dim = check_size("context_dim", context_dim, least=0)
+        self.covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         if plate not in (True, None):
             raise ValueError(f"Expected plate to be True or None, got {plate!r}")
         parts = {
@@ -111,13 +113,13 @@ class VAE(nn.Module):
             "event_shape": list(self.event_shape),
             "latent_dim": latent_dim,
             "plate": plate,
-            "context_dim": context_dim,
+            "covariate_dim": covariate_dim,
             "parts": {role: describe(part) for role, part in parts.items()},
         }
         sizes = {
             "event_shape": self.event_shape,
             "latent_dim": latent_dim,
-            "context_dim": context_dim,
+            "covariate_dim": covariate_dim,
         }
         self.prior = build(prior, "prior", **sizes)
         self.posterior = build(posterior, "posterior", **sizes)
@@ -130,14 +132,14 @@ class VAE(nn.Module):
             "encoder",
             in_shape=self.event_shape,
             out_shape=self.posterior.feature_shape,
-            context_dim=context_dim,
+            covariate_dim=covariate_dim,
         )
         self.decoder = build(
             decoder,
             "decoder",
             in_shape=torch.Size((latent_dim,)),
             out_shape=self.likelihood.feature_shape,
-            context_dim=context_dim,
+            covariate_dim=covariate_dim,
         )
         scope = Scope(name)
         # Children would triple the keys of the state dict and make train() recurse for ever.
@@ -153,33 +155,33 @@ class VAE(nn.Module):
     def name(self, name: str) -> None:
         self.model.scope.rename(name)
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> dist.TorchDistribution:
+    def encode(self, x: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns q(z given x), of the batch shape of ``x``.
 
         Raises:
             ValueError: If ``x`` does not end in the event shape.
         """
-        return self.guide.encode(x, context)
+        return self.guide.encode(x, covariates)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> dist.TorchDistribution:
+    def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z), of the batch shape of ``z``.
 
         Raises:
             ValueError: If ``z`` does not end in ``latent_dim``.
         """
-        return self.model.decode(z, context)
+        return self.model.decode(z, covariates)
 
-    def prior_distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """Returns p(z), of batch shape ``()`` or that of ``context``."""
-        return self.guide.prior_distribution(context)
+    def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
+        """Returns p(z), of batch shape ``()`` or that of ``covariates``."""
+        return self.guide.prior_distribution(covariates)
 
     @torch.no_grad()
-    def sample(self, n: int = 1, *, context: Tensor | None = None, mean: bool = False) -> Tensor:
+    def sample(self, n: int = 1, *, covariates: Tensor | None = None, mean: bool = False) -> Tensor:
         """Draws data from the model, in evaluation mode.
 
         Arguments:
-            n: The number of draws; with ``context``, for each row of it.
-            context: Covariates.
+            n: The number of draws; with ``covariates``, for each row of it.
+            covariates: Covariates.
             mean: Whether to return the mean of p(x given z) in place of a draw from it.
 
         Returns:
@@ -187,21 +189,27 @@ class VAE(nn.Module):
         """
         check_size("n", n, least=1)
         with eval_mode(self):
-            p = self.decode(self.prior_distribution(context).sample(torch.Size((n,))), context)
+            prior = self.prior_distribution(covariates)
+            if covariates is not None:
+                batch = torch.broadcast_shapes(prior.batch_shape, covariates.shape[:-1])
+                prior = prior.expand(batch)
+            p = self.decode(prior.sample(torch.Size((n,))), covariates)
             return p.mean if mean else p.sample()
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, context: Tensor | None = None, mean: bool = True) -> Tensor:
+    def reconstruct(
+        self, x: Tensor, *, covariates: Tensor | None = None, mean: bool = True
+    ) -> Tensor:
         """Encodes and decodes, in evaluation mode.
 
         Arguments:
             x: Data of shape ``(*batch, *event_shape)``.
-            context: Covariates.
+            covariates: Covariates.
             mean: Whether to go by the means of q and p, or to draw from both.
         """
         with eval_mode(self):
-            q = self.encode(x, context)
-            p = self.decode(q.mean if mean else q.sample(), context)
+            q = self.encode(x, covariates)
+            p = self.decode(q.mean if mean else q.sample(), covariates)
             return p.mean if mean else p.sample()
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -222,7 +230,14 @@ class VAE(nn.Module):
                 start(x)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, *, mask: Tensor | None = None, batch_size: int = 1000) -> None:
+    def calibrate(
+        self,
+        x: Tensor,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        batch_size: int = 1000,
+    ) -> None:
         r"""Freezes what a likelihood takes from the training data for evaluation.
 
         Hands the likelihood the mean of :math:`\mathbb{E}_{q(z \mid x)} (x_i - \mu_i(z))^2`, if it
@@ -235,12 +250,26 @@ class VAE(nn.Module):
         seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
         total = torch.zeros((), device=x.device, dtype=torch.float64)
         with eval_mode(self):
-            for rows, weight in zip(
-                fill(x, observed).split(batch_size), seen.split(batch_size), strict=True
-            ):
-                error = rows - self.decode(self.encode(rows).sample()).mean
-                total += (weight * error**2).double().sum()
+            for start in range(0, len(x), batch_size):
+                some = slice(start, start + batch_size)
+                rows = x[some] if observed is None else fill(x[some], observed[some])
+                given = None if covariates is None else covariates[some]
+                error = rows - self.decode(self.encode(rows, given).sample(), given).mean
+                total += (seen[some] * error**2).double().sum()
         calibrate(total / seen.double().sum())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a part of model and guide too, so that the three never differ."""
+        super().__setattr__(name, value)
+        if name in PARTS and "guide" in self.__dict__:
+            self.recipe["parts"][name] = None
+            for side in (self.model, self.guide):
+                if name in side._modules:
+                    setattr(side, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without what Pyro's store leaves on parameters, a weak reference."""
+        return state_without_store(self)
 
     def extra_repr(self) -> str:
         """Shows sizes and name."""
@@ -257,51 +286,61 @@ class Side(nn.Module):
     posterior: Posterior
     encoder: nn.Module
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without what Pyro's store leaves on parameters, a weak reference."""
+        return state_without_store(self)
+
     def __init__(self, vae: VAE, scope: Scope, plate: bool | None) -> None:
         super().__init__()
         self.scope = scope
         self.plate = plate
         self.event_shape = vae.event_shape
         self.latent_dim = vae.latent_dim
-        self.context_dim = vae.context_dim
+        self.covariate_dim = vae.covariate_dim
         self.prior = vae.prior
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> dist.TorchDistribution:
+    def encode(
+        self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
+    ) -> dist.TorchDistribution:
         """Returns q(z given x)."""
         check_trailing("x", x, self.event_shape)
-        self.check_context(context)
-        features = apply_network(self.encoder, x, len(self.event_shape), context)
+        self.check_covariates(covariates)
+        features = apply_network(self.encoder, x, len(self.event_shape), covariates, frozen=frozen)
         check_trailing("the encoder's output", features, self.posterior.feature_shape)
         return self.posterior(features)
 
     def encode_in_eval_mode(
-        self, x: Tensor, context: Tensor | None = None
+        self, x: Tensor, covariates: Tensor | None = None
     ) -> dist.TorchDistribution:
         """Returns q(z given x) for inputs that must not enter running statistics."""
         with eval_mode(self.encoder, self.posterior):
-            return self.encode(x, context)
+            return self.encode(x, covariates, frozen=True)
 
-    def prior_distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
+    def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z)."""
-        self.check_context(context)
+        self.check_covariates(covariates)
         needs = getattr(self.prior, "uses_encoder", False)
-        return self.prior(context, encode=self.encode_in_eval_mode if needs else None)
+        return self.prior(covariates, encode=self.encode_in_eval_mode if needs else None)
 
-    def check_context(self, context: Tensor | None) -> None:
+    def check_covariates(self, covariates: Tensor | None) -> None:
         """Raises a ``ValueError`` unless there are covariates just where they are expected."""
-        if context is None and self.context_dim:
+        if covariates is None and self.covariate_dim:
             raise ValueError(
-                f"Expected context of shape (batch, {self.context_dim}), as context_dim="
-                f"{self.context_dim} says, got None"
+                f"Expected covariates of shape (batch, {self.covariate_dim}), as covariate_dim="
+                f"{self.covariate_dim} says, got None"
             )
-        if context is not None and (not context.dim() or context.shape[-1] != self.context_dim):
+        if covariates is not None and (
+            not covariates.dim() or covariates.shape[-1] != self.covariate_dim
+        ):
             raise ValueError(
-                f"Expected context to have {self.context_dim} features (context_dim), got a "
-                f"tensor of shape {tuple(context.shape)}"
+                f"Expected covariates to have {self.covariate_dim} features (covariate_dim), got a "
+                f"tensor of shape {tuple(covariates.shape)}"
             )
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"Expected x to be a torch.Tensor, got {type(x).__name__}")
         check_trailing("x", x, self.event_shape)
         if x.numel() == 0:
             raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
@@ -315,9 +354,17 @@ class Side(nn.Module):
                 f"Expected x to have no NaN, got {int(missing.sum())}: declare missing values by "
                 f"mask, which is True where a value is observed"
             )
+        if bool(torch.isinf(x).any()):
+            raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
+        own = next((p.dtype for p in self.parameters()), x.dtype)
+        if x.dtype != own:
+            raise ValueError(
+                f"Expected x of the dtype of the VAE's weights, {own}, got {x.dtype}: convert one "
+                f"of them, x.to({own}) or vae.to({x.dtype})"
+            )
 
     def opened(
-        self, x: Tensor | None, context: Tensor | None, data_size: int | None, n: int
+        self, x: Tensor | None, covariates: Tensor | None, data_size: int | None, n: int
     ) -> AbstractContextManager:
         """Opens the plate over the batch, or nothing where the caller owns the plates."""
         check_size("n", n, least=1)
@@ -328,18 +375,18 @@ class Side(nn.Module):
                     f"say both, got {data_size=}, {n=}"
                 )
             return nullcontext()
-        size = self.batch_size(x, context, n)
+        size = self.batch_size(x, covariates, n)
         name = f"{self.scope.name}.data"
         if data_size is None:
             return pyro.plate(name, size, dim=-1)
-        if data_size < size:
+        if check_size("data_size", data_size, least=1) < size:
             raise ValueError(
                 f"Expected data_size to be at least the batch's {size} rows, got {data_size}"
             )
         # Which rows these are is the caller's affair; only their number sets the scale.
         return pyro.plate(name, data_size, subsample=torch.arange(size), dim=-1)
 
-    def batch_size(self, x: Tensor | None, context: Tensor | None, n: int) -> int:
+    def batch_size(self, x: Tensor | None, covariates: Tensor | None, n: int) -> int:
         """Returns the number of rows."""
         if x is not None:
             if x.dim() != len(self.event_shape) + 1:
@@ -348,11 +395,18 @@ class Side(nn.Module):
                     f"{tuple(x.shape)}: for other batches make the VAE with plate=None and open "
                     f"the plates yourself"
                 )
+            if covariates is not None and covariates.shape[:-1] not in ((), (1,), x.shape[:1]):
+                raise ValueError(
+                    f"Expected covariates of {x.shape[0]} rows, as x has, got a tensor of shape "
+                    f"{tuple(covariates.shape)}"
+                )
             return x.shape[0]
-        if context is not None and context.dim() > 1:
-            if n not in (1, context.shape[0]):
-                raise ValueError(f"Expected n to be context's {context.shape[0]} rows, got {n}")
-            return context.shape[0]
+        if covariates is not None and covariates.dim() > 1:
+            if n not in (1, covariates.shape[0]):
+                raise ValueError(
+                    f"Expected n to be the {covariates.shape[0]} rows of covariates, got {n}"
+                )
+            return covariates.shape[0]
         return n
 
 
@@ -370,11 +424,11 @@ class Model(Side):
             self.encoder = vae.encoder
             self.posterior = vae.posterior
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> dist.TorchDistribution:
+    def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z)."""
         check_trailing("z", z, torch.Size((self.latent_dim,)))
-        self.check_context(context)
-        features = apply_network(self.decoder, z, 1, context)
+        self.check_covariates(covariates)
+        features = apply_network(self.decoder, z, 1, covariates)
         check_trailing("the decoder's output", features, self.likelihood.feature_shape)
         return self.likelihood(features)
 
@@ -391,7 +445,7 @@ class Model(Side):
         self,
         x: Tensor | None = None,
         *,
-        context: Tensor | None = None,
+        covariates: Tensor | None = None,
         mask: Tensor | None = None,
         data_size: int | None = None,
         n: int = 1,
@@ -404,10 +458,10 @@ class Model(Side):
             x = fill(x, elements)
         name = self.scope.name
         self.scope.announce(self)
-        with self.opened(x, context, data_size, n), masked(rows):
-            z = pyro.sample(f"{name}.z", self.prior_distribution(context))
-            p = self.decode(z, context)
-            if elements is not None:
+        with self.opened(x, covariates, data_size, n), masked(rows):
+            z = pyro.sample(f"{name}.z", self.prior_distribution(covariates))
+            p = self.decode(z, covariates)
+            if elements is not None and (rows is None or factorizes(p)):
                 p = mask_elements(p, elements)
             pyro.sample(f"{name}.x", p, obs=x)
         return z
@@ -425,7 +479,7 @@ class Guide(Side):
         self,
         x: Tensor | None = None,
         *,
-        context: Tensor | None = None,
+        covariates: Tensor | None = None,
         mask: Tensor | None = None,
         data_size: int | None = None,
         n: int = 1,
@@ -437,8 +491,8 @@ class Guide(Side):
                 self.check(x, mask)
             x = fill(x, elements)
         self.scope.announce(self)
-        with self.opened(x, context, data_size, n), masked(rows):
-            q = self.prior_distribution(context) if x is None else self.encode(x, context)
+        with self.opened(x, covariates, data_size, n), masked(rows):
+            q = self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
             return pyro.sample(f"{self.scope.name}.z", q)
 
 
@@ -481,16 +535,23 @@ def split_mask(
     """
     if mask is None:
         return None, None
-    if mask.dtype != torch.bool:
-        raise ValueError(f"Expected mask to be boolean, got {mask.dtype}")
+    check_mask(mask)
     if x is None:
         return mask, None
     elements = expand_mask(mask, x, event_shape)
     return (None, elements) if mask.dim() == x.dim() else (mask, elements)
 
 
+def check_mask(mask: Tensor) -> None:
+    """Raises a ``ValueError`` unless a mask is a boolean tensor."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"Expected mask to be boolean, got {got}")
+
+
 def expand_mask(mask: Tensor, x: Tensor, event_shape: torch.Size) -> Tensor:
     """Returns a mask of the shape of ``x``, from one of that shape or of its batch."""
+    check_mask(mask)
     batch = x.shape[: x.dim() - len(event_shape)]
     if mask.shape == batch:
         return mask.reshape(*batch, *(1 for _ in event_shape)).expand(x.shape)
@@ -512,13 +573,25 @@ def masked(rows: Tensor | None) -> AbstractContextManager:
     return nullcontext() if rows is None else poutine.mask(mask=cast(torch.BoolTensor, rows))
 
 
+def factorizes(p: dist.TorchDistribution) -> bool:
+    """Tells whether a likelihood is one of independent elements."""
+    return isinstance(p, torch.distributions.Independent)
+
+
+def state_without_store(module: nn.Module) -> dict[str, Any]:
+    """Returns a module's state, its parameters freed of what Pyro's store has left on them."""
+    for parameter in module.parameters():
+        vars(parameter).pop("unconstrained", None)
+    return vars(module).copy()
+
+
 def mask_elements(p: dist.TorchDistribution, elements: Tensor) -> dist.TorchDistribution:
     """Returns a likelihood that scores the observed elements only.
 
     Raises:
         ValueError: If the likelihood does not factorize over elements.
     """
-    if not isinstance(p, torch.distributions.Independent):
+    if not factorizes(p):
         raise ValueError(
             f"Expected a likelihood of independent elements with a mask of elements, got {p}"
         )

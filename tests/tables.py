@@ -65,6 +65,6 @@ def data_for(likelihood: str, rows: int = 12, event=EVENT) -> torch.Tensor:
     return (levels > 0.5).float() if likelihood == "bernoulli" else levels
 
 
-def given(context: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def given(covariates: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Returns covariates as model and guide take them."""
-    return {} if context is None else {"context": context}
+    return {} if covariates is None else {"covariates": covariates}

@@ -35,13 +35,13 @@ def made(network: str = "mlp", **options) -> VAE:
     return VAE(EVENT, 2, **{"encoder": encoder, "decoder": decoder, **options})
 
 
-def log_evidence(vae: VAE, x: torch.Tensor, draws: int = 20_000, context=None) -> torch.Tensor:
+def log_evidence(vae: VAE, x: torch.Tensor, draws: int = 20_000, covariates=None) -> torch.Tensor:
     """log p(x), a value a row, by importance sampling from the posterior; error about 0.01."""
     with torch.no_grad():
-        q = vae.encode(x, context)
+        q = vae.encode(x, covariates)
         z = q.sample((draws,))
-        p = vae.prior_distribution(context)
-        weights = vae.decode(z, context).log_prob(x) + p.log_prob(z) - q.log_prob(z)
+        p = vae.prior_distribution(covariates)
+        weights = vae.decode(z, covariates).log_prob(x) + p.log_prob(z) - q.log_prob(z)
         return weights.logsumexp(0) - math.log(draws)
 
 
@@ -118,12 +118,12 @@ def test_predictive_draws_from_the_prior(parallel):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_with_covariates(parallel):
-    vae = made(context_dim=3)
-    context = torch.randn(12, 3)
+    vae = made(covariate_dim=3)
+    covariates = torch.randn(12, 3)
     predict = Predictive(vae.model, guide=vae.guide, num_samples=5, parallel=parallel)
-    assert predict(X, **given(context))["vae.z"].shape == (5, 12, 2)
+    assert predict(X, **given(covariates))["vae.z"].shape == (5, 12, 2)
     prior = Predictive(vae.model, num_samples=5, parallel=parallel)
-    assert prior(**given(context))["vae.x"].shape == (5, 12, *EVENT)
+    assert prior(**given(covariates))["vae.x"].shape == (5, 12, *EVENT)
 
 
 STOCK = {
@@ -150,39 +150,39 @@ def test_particles_have_one_expectation_vectorized_or_not(loss, network):
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, objectives.ELBO])
 def test_covariates_pass_through_every_way_to_train(objective):
-    vae = made(context_dim=3)
-    context = torch.randn(12, 3)
+    vae = made(covariate_dim=3)
+    covariates = torch.randn(12, 3)
     found = []
     for train in (
         lambda: SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 0.0}), objective()).step(
-            X, **given(context)
+            X, **given(covariates)
         ),
-        lambda: objective()(vae.model, vae.guide)(X, **given(context)).item(),
-        lambda: objective().loss(vae.model, vae.guide, X, **given(context)),
+        lambda: objective()(vae.model, vae.guide)(X, **given(covariates)).item(),
+        lambda: objective().loss(vae.model, vae.guide, X, **given(covariates)),
     ):
         pyro.set_rng_seed(3)
         found.append(float(train()))
     assert found == pytest.approx([found[0]] * 3, rel=1e-6)
     pyro.set_rng_seed(3)
-    assert objective().loss(vae.model, vae.guide, X, **given(context + 1)) != found[0]
+    assert objective().loss(vae.model, vae.guide, X, **given(covariates + 1)) != found[0]
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_covariates_change_encoder_and_decoder_row_by_row(network):
-    vae = made(network, context_dim=3)
-    context, z = torch.randn(12, 3), torch.randn(12, 2)
-    other = context.clone()
+    vae = made(network, covariate_dim=3)
+    covariates, z = torch.randn(12, 3), torch.randn(12, 2)
+    other = covariates.clone()
     other[4] += 1
     for read in (lambda c: vae.encode(X, c).mean, lambda c: vae.decode(z, c).mean):
-        differ = (read(context) != read(other)).flatten(1).any(1)
+        differ = (read(covariates) != read(other)).flatten(1).any(1)
         assert differ.tolist() == [row == 4 for row in range(12)]
-    trace = poutine.trace(vae.model).get_trace(X, **given(context))
+    trace = poutine.trace(vae.model).get_trace(X, **given(covariates))
     value = trace.nodes["vae.z"]["value"]
     trace.compute_log_prob()
     torch.testing.assert_close(
-        trace.nodes["vae.x"]["log_prob"], vae.decode(value, context).log_prob(X)
+        trace.nodes["vae.x"]["log_prob"], vae.decode(value, covariates).log_prob(X)
     )
-    drawn = poutine.trace(vae.model).get_trace(**given(context))
+    drawn = poutine.trace(vae.model).get_trace(**given(covariates))
     assert drawn.nodes["vae.x"]["value"].shape == (12, *EVENT)
 
 
@@ -262,11 +262,11 @@ def mixture(vae: VAE, x: torch.Tensor, classifier: torch.nn.Module | None):
     def guide():
         with pyro.plate("rows", len(x)):
             if classifier is None:
-                context = x.new_zeros(len(x), 3)
+                covariates = x.new_zeros(len(x), 3)
             else:
                 logits = classifier(x.flatten(1))
-                context = pyro.sample("y", dist.OneHotCategorical(logits=logits))
-            vae.guide(x, **given(context))
+                covariates = pyro.sample("y", dist.OneHotCategorical(logits=logits))
+            vae.guide(x, **given(covariates))
 
     return model, config_enumerate(guide) if classifier is not None else guide
 
@@ -274,7 +274,7 @@ def mixture(vae: VAE, x: torch.Tensor, classifier: torch.nn.Module | None):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("where", ["guide", "model"])
 def test_a_class_is_enumerated_exactly(where, network):
-    vae = made(network, plate=None, context_dim=3).eval()
+    vae = made(network, plate=None, covariate_dim=3).eval()
     classifier = torch.nn.Linear(64, 3) if where == "guide" else None
     model, guide = mixture(vae, X, classifier)
     loss = TraceEnum_ELBO(max_plate_nesting=1)

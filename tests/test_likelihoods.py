@@ -126,8 +126,8 @@ def test_calibration_takes_the_error_of_the_training_data(batch_size):
 
 
 def test_calibration_takes_covariates():
-    vae = VAE(EVENT, 2, likelihood=partial(likelihoods.Normal, scale="optimal"), context_dim=3)
-    vae.calibrate(torch.randn(12, *EVENT), context=torch.randn(12, 3))
+    vae = VAE(EVENT, 2, likelihood=partial(likelihoods.Normal, scale="optimal"), covariate_dim=3)
+    vae.calibrate(torch.randn(12, *EVENT), covariates=torch.randn(12, 3))
     assert vae.likelihood.variance != 1
 
 

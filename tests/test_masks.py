@@ -176,14 +176,14 @@ def test_masks_under_the_callers_plates():
 
 
 def test_masked_rows_with_covariates():
-    vae, x = made(context_dim=2), data_for("bernoulli")
-    context, noise = torch.randn(12, 2), torch.randn(12, 3)
-    q = vae.encode(spoiled(x, ROWS, 0.0), context)
+    vae, x = made(covariate_dim=2), data_for("bernoulli")
+    covariates, noise = torch.randn(12, 2), torch.randn(12, 3)
+    q = vae.encode(spoiled(x, ROWS, 0.0), covariates)
     z = q.mean + q.stddev * noise
-    masked = bound(vae, spoiled(x, ROWS), z, mask=ROWS, **given(context))
-    q = vae.encode(x[ROWS], context[ROWS])
+    masked = bound(vae, spoiled(x, ROWS), z, mask=ROWS, **given(covariates))
+    q = vae.encode(x[ROWS], covariates[ROWS])
     kept = q.mean + q.stddev * noise[ROWS]
-    assert_same(masked, bound(vae, x[ROWS], kept, **given(context[ROWS])), vae)
+    assert_same(masked, bound(vae, x[ROWS], kept, **given(covariates[ROWS])), vae)
 
 
 class Joint(likelihoods.Normal):

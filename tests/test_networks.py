@@ -20,18 +20,21 @@ def images(height: int, width: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("covariate_dim", [0, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_convolutions_take_and_give_images_of_any_size(size, context_dim, batch_norm):
-    context = torch.randn(4, context_dim) if context_dim else None
-    options = {**SMALL, "context_dim": context_dim, "batch_norm": batch_norm}
+def test_convolutions_take_and_give_images_of_any_size(size, covariate_dim, batch_norm):
+    covariates = torch.randn(4, covariate_dim) if covariate_dim else None
+    options = {**SMALL, "covariate_dim": covariate_dim, "batch_norm": batch_norm}
     for shape in images(*size):
         encoder = ConvEncoder(shape, (2, 5), **options)
-        assert encoder(torch.randn(4, *shape), context).shape == (4, 2, 5)
+        assert encoder(torch.randn(4, *shape), covariates).shape == (4, 2, 5)
         for numbers in (1, 2):
             decoder = ConvDecoder((5,), (numbers, *shape), **options)
-            assert decoder(torch.randn(4, 5), context).shape == (4, numbers, *shape)
-        assert ConvDecoder((5,), shape, **options)(torch.randn(4, 5), context).shape == (4, *shape)
+            assert decoder(torch.randn(4, 5), covariates).shape == (4, numbers, *shape)
+        assert ConvDecoder((5,), shape, **options)(torch.randn(4, 5), covariates).shape == (
+            4,
+            *shape,
+        )
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 4])
@@ -73,11 +76,11 @@ def test_context_changes_the_output_and_is_needed(kind):
     for make, in_shape, out_shape in zip(
         MAKERS[kind], [(2, 6, 5), (4,)], [(4,), (2, 6, 5)], strict=True
     ):
-        network = make(in_shape, out_shape, context_dim=3)
-        x, context = torch.randn(2, *in_shape), torch.randn(2, 3)
-        out = network(x, context)
-        assert not torch.allclose(out[0], network(x, context.flip(0))[0])
-        torch.testing.assert_close(out.flip(0), network(x.flip(0), context.flip(0)))
+        network = make(in_shape, out_shape, covariate_dim=3)
+        x, covariates = torch.randn(2, *in_shape), torch.randn(2, 3)
+        out = network(x, covariates)
+        assert not torch.allclose(out[0], network(x, covariates.flip(0))[0])
+        torch.testing.assert_close(out.flip(0), network(x.flip(0), covariates.flip(0)))
         with pytest.raises(RuntimeError, match=r"shape|channels"):
             network(x)
 
@@ -132,12 +135,12 @@ def test_apply_network_equals_a_plain_call(kind, batch):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_apply_network_broadcasts_the_context_in_both_directions(kind, batch, context_batch):
     shape = (2, 6, 5)
-    network = MAKERS[kind][0](shape, (4,), context_dim=3)
-    x, context = torch.randn(*batch, *shape), torch.randn(*context_batch, 3)
-    out = apply_network(network, x, 3, context)
+    network = MAKERS[kind][0](shape, (4,), covariate_dim=3)
+    x, covariates = torch.randn(*batch, *shape), torch.randn(*context_batch, 3)
+    out = apply_network(network, x, 3, covariates)
     full = torch.broadcast_shapes(batch, context_batch)
     assert out.shape == (*full, 4)
-    rows, covariates = x.expand(*full, *shape), context.expand(*full, 3)
+    rows, covariates = x.expand(*full, *shape), covariates.expand(*full, 3)
     for index in itertools.product(*map(range, full)):
         alone = network(rows[index][None], covariates[index][None])[0]
         torch.testing.assert_close(out[index], alone)

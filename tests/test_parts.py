@@ -31,7 +31,7 @@ class Made(nn.Module):
 
     def __init__(self, role: str, name: str, latent_dim: int = 3, event=EVENT) -> None:
         super().__init__()
-        sizes = {"latent_dim": latent_dim, "event_shape": event, "context_dim": 0}
+        sizes = {"latent_dim": latent_dim, "event_shape": event, "covariate_dim": 0}
         self.role, self.part = role, build(TABLES[role][name], role, **sizes)
         if role == "prior":
             self.posterior = posteriors.Normal(latent_dim, min_scale=0.2)
@@ -42,7 +42,7 @@ class Made(nn.Module):
             for parameter in self.part.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
 
-    def encode(self, x, context=None):
+    def encode(self, x, covariates=None):
         return self.posterior(networks.apply_network(self.encoder, x, len(EVENT)))
 
     def forward(self):

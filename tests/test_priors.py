@@ -28,15 +28,15 @@ def test_normal_starts_standard(learned):
 
 
 def test_learned_normal_is_linear_in_covariates():
-    prior = priors.Normal(2, learned=True, context_dim=3)
-    context = torch.randn(4, 5, 3)
-    assert prior(context).batch_shape == (4, 5)
-    torch.testing.assert_close(prior(context).mean, torch.zeros(4, 5, 2))
-    torch.nn.init.normal_(prior.context.weight)
+    prior = priors.Normal(2, learned=True, covariate_dim=3)
+    covariates = torch.randn(4, 5, 3)
+    assert prior(covariates).batch_shape == (4, 5)
+    torch.testing.assert_close(prior(covariates).mean, torch.zeros(4, 5, 2))
+    torch.nn.init.normal_(prior.shift.weight)
     torch.testing.assert_close(
-        prior(context).mean - prior(torch.zeros(3)).mean, context @ prior.context.weight[:2].T
+        prior(covariates).mean - prior(torch.zeros(3)).mean, covariates @ prior.shift.weight[:2].T
     )
-    assert (prior(context).stddev.std((0, 1)) > 0).all()
+    assert (prior(covariates).stddev.std((0, 1)) > 0).all()
     assert prior(None).batch_shape == ()
 
 
@@ -85,12 +85,12 @@ def test_vamp_draws_components_at_random():
 
 
 def test_vamp_with_covariates_has_a_mixture_a_row():
-    vae = vamp(3, context_dim=2)
-    context = torch.randn(5, 2)
-    p = vae.prior_distribution(context)
+    vae = vamp(3, covariate_dim=2)
+    covariates = torch.randn(5, 2)
+    p = vae.prior_distribution(covariates)
     assert p.batch_shape == (5,)
     z = torch.randn(5, 2)
-    q = vae.encode(vae.prior.pseudo_inputs, context[3])
+    q = vae.encode(vae.prior.pseudo_inputs, covariates[3])
     expected = q.log_prob(z[3]).logsumexp(-1) - math.log(3)
     torch.testing.assert_close(p.log_prob(z)[3], expected)
     assert vae.prior_distribution(torch.randn(4, 1, 2)).batch_shape == (4, 1)

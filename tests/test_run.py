@@ -109,7 +109,9 @@ def test_other_choices_run(tmp_path, overrides):
     evidence = quick(tmp_path, *overrides)
     metrics = figures(tmp_path)
     assert evidence == metrics["log_evidence"]
-    assert (metrics["mixture_log_evidence"] is None) == ("vae.likelihood.grey_scale=true" in overrides)
+    assert (metrics["mixture_log_evidence"] is None) == (
+        "vae.likelihood.grey_scale=true" in overrides
+    )
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 

@@ -138,7 +138,7 @@ def test_model_and_guide_have_the_same_signature():
     vae = small()
     signature = inspect.signature(vae.model.forward)
     assert signature == inspect.signature(vae.guide.forward)
-    assert list(signature.parameters) == ["x", "context", "mask", "data_size", "n"]
+    assert list(signature.parameters) == ["x", "covariates", "mask", "data_size", "n"]
 
 
 @pytest.mark.parametrize("name", ["vae", "first"])
@@ -238,12 +238,12 @@ def test_samples_have_the_moments_of_the_model():
 @pytest.mark.parametrize("prior", ["normal", "normal_learned", "vamp"])
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_samples_given_covariates_are_n_for_each_row(n, prior):
-    vae = small(context_dim=2, prior=PRIORS[prior])
-    context = torch.randn(5, 2)
-    assert vae.sample(n, context=context).shape == (n, 5, *EVENT)
-    assert vae.sample(n, context=context[0]).shape == (n, *EVENT)
-    assert vae.sample(n, context=torch.randn(4, 5, 2)).shape == (n, 4, 5, *EVENT)
-    codes = vae.sample(200, context=context, mean=True)[:, :, 0, 0, 0]
+    vae = small(covariate_dim=2, prior=PRIORS[prior])
+    covariates = torch.randn(5, 2)
+    assert vae.sample(n, covariates=covariates).shape == (n, 5, *EVENT)
+    assert vae.sample(n, covariates=covariates[0]).shape == (n, *EVENT)
+    assert vae.sample(n, covariates=torch.randn(4, 5, 2)).shape == (n, 4, 5, *EVENT)
+    codes = vae.sample(200, covariates=covariates, mean=True)[:, :, 0, 0, 0]
     # Each row of covariates has draws of its own.
     # Correlations of 200 pairs have a standard deviation of 0.07.
     assert (torch.corrcoef(codes.T) - torch.eye(5)).abs().max() < 0.35

@@ -28,7 +28,7 @@ class Returning(nn.Module):
         super().__init__()
         self.shape = shape
 
-    def forward(self, x, context=None):
+    def forward(self, x, covariates=None):
         return x.new_zeros(len(x), *self.shape)
 
 
@@ -45,7 +45,7 @@ CONSTRUCTOR = {
     "latent_negative": (lambda: VAE(EVENT, -2), "latent_dim .* got -2"),
     "latent_float": (lambda: VAE(EVENT, 2.0), "latent_dim .* got 2.0"),
     "latent_bool": (lambda: VAE(EVENT, True), "latent_dim .* got True"),
-    "context_negative": (lambda: VAE(EVENT, 2, context_dim=-1), "context_dim .* got -1"),
+    "context_negative": (lambda: VAE(EVENT, 2, covariate_dim=-1), "covariate_dim .* got -1"),
     "event_empty": (lambda: VAE((), 2), r"event_shape to be positive integers, got \(\)"),
     "event_zero": (lambda: VAE((1, 0), 2), r"event_shape .* got \(1, 0\)"),
     "event_float": (lambda: VAE((2.5,), 2), "event_shape"),
@@ -104,7 +104,7 @@ CALLS = {
     "data_size_zero": ({"x": X, "data_size": 0}, "data_size .* got 0"),
     "n_zero": ({"n": 0}, "n to be an integer of at least 1, got 0"),
     "n_float": ({"n": 2.0}, "n to be an integer of at least 1, got 2.0"),
-    "context": ({"x": X, "context": torch.ones(12, 2)}, "context to have 0 features"),
+    "covariates": ({"x": X, "covariates": torch.ones(12, 2)}, "covariates to have 0 features"),
 }
 
 
@@ -118,12 +118,15 @@ def test_model_and_guide_refuse(name, side):
 
 
 WITH_CONTEXT = {
-    "missing": ({"x": X}, r"context of shape \(batch, 2\), as context_dim=2 says, got None"),
-    "missing_for_draws": ({"n": 3}, "context of shape .* got None"),
-    "features": ({"x": X, "context": torch.ones(12, 3)}, r"context to have 2 features.*\(12, 3\)"),
-    "scalar": ({"x": X, "context": torch.tensor(1.0)}, r"context to have 2 features.*\(\)"),
-    "n": ({"context": torch.ones(5, 2), "n": 3}, "n to be context's 5 rows, got 3"),
-    "rows": ({"x": X, "context": torch.ones(5, 2)}, "context"),
+    "missing": ({"x": X}, r"covariates of shape \(batch, 2\), as covariate_dim=2 says, got None"),
+    "missing_for_draws": ({"n": 3}, "covariates of shape .* got None"),
+    "features": (
+        {"x": X, "covariates": torch.ones(12, 3)},
+        r"covariates to have 2 features.*\(12, 3\)",
+    ),
+    "scalar": ({"x": X, "covariates": torch.tensor(1.0)}, r"covariates to have 2 features.*\(\)"),
+    "n": ({"covariates": torch.ones(5, 2), "n": 3}, "n to be the 5 rows of covariates, got 3"),
+    "rows": ({"x": X, "covariates": torch.ones(5, 2)}, "covariates"),
 }
 
 
@@ -131,7 +134,7 @@ WITH_CONTEXT = {
 @pytest.mark.parametrize("name", WITH_CONTEXT)
 def test_wrong_covariates_are_refused(name, side):
     kwargs, message = WITH_CONTEXT[name]
-    vae = made(context_dim=2)
+    vae = made(covariate_dim=2)
     with pytest.raises(ValueError, match=f"Expected {message}"):
         getattr(vae, side)(**kwargs)
 
@@ -145,21 +148,21 @@ def test_without_a_plate_its_size_is_refused(kwargs):
 
 
 def test_methods_refuse_wrong_shapes():
-    vae = made(context_dim=2)
-    context = torch.ones(12, 2)
+    vae = made(covariate_dim=2)
+    covariates = torch.ones(12, 2)
     for call in (vae.encode, vae.reconstruct, vae.check):
         with pytest.raises(ValueError, match=r"Expected x to have shape .* got \(12, 8, 8\)"):
             call(X[:, 0])
     with pytest.raises(ValueError, match=r"Expected z to have shape \(\*batch, 3\), got \(12, 2\)"):
-        vae.decode(torch.ones(12, 2), context)
+        vae.decode(torch.ones(12, 2), covariates)
     for call in (partial(vae.encode, X), partial(vae.decode, torch.ones(12, 3)), vae.sample):
-        with pytest.raises(ValueError, match="Expected context of shape"):
+        with pytest.raises(ValueError, match="Expected covariates of shape"):
             call()
-    with pytest.raises(ValueError, match="Expected context of shape"):
+    with pytest.raises(ValueError, match="Expected covariates of shape"):
         vae.prior_distribution()
     for n in (0, -1, 2.5):
         with pytest.raises(ValueError, match=f"Expected n to be .* got {n}"):
-            vae.sample(n, context=context)
+            vae.sample(n, covariates=covariates)
 
 
 REFUSED = {

@@ -1,12 +1,26 @@
 """What every data set is here: tensors, split, named with the protocol that made them."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["PROTOCOLS", "Data", "Rows", "Split", "make", "split"]
+__all__ = [
+    "PROTOCOLS",
+    "Data",
+    "Rows",
+    "Scaling",
+    "Split",
+    "check_protocol",
+    "count",
+    "existing",
+    "folder",
+    "make",
+    "split",
+]
 
 PROTOCOLS = ("none", "threshold", "fixed", "dynamic")
 """How grey values become zeros and ones.
@@ -53,6 +67,27 @@ class Rows(NamedTuple):
         return x, None if self.mask is None else self.mask[index]
 
 
+class Scaling(NamedTuple):
+    """How values were standardized, ``(value - loc) / scale``.
+
+    Attributes:
+        loc: What was taken from each value, of the event shape.
+        scale: What it was then divided by, of the event shape.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Returns standardized values of shape ``(*, *event_shape)`` in the units of the source.
+
+        Example:
+            >>> Scaling(torch.tensor([10.0]), torch.tensor([2.0])).undo(torch.tensor([[0.5]]))
+            tensor([[11.]])
+        """
+        return x * self.scale + self.loc
+
+
 class Data(NamedTuple):
     """A data set.
 
@@ -64,6 +99,8 @@ class Data(NamedTuple):
         labels: Labels, each part of shape ``(rows,)``, for pictures only; or ``None``.
         source: Where the data come from, in a line.
         mask: True where a value is observed, each part of the shape of ``x``; or ``None``.
+        scaling: How the values were standardized, to undo it; or ``None``.
+        columns: The names of the values of a datum, for tables; or ``None``.
     """
 
     name: str
@@ -72,6 +109,8 @@ class Data(NamedTuple):
     labels: Split | None
     source: str
     mask: Split | None = None
+    scaling: Scaling | None = None
+    columns: tuple[str, ...] | None = None
 
     @property
     def event_shape(self) -> torch.Size:
@@ -97,12 +136,21 @@ class Data(NamedTuple):
     def to(self, device: torch.device | str) -> "Data":
         """Returns the same data on another device."""
         mask = None if self.mask is None else self.mask.map(lambda part: part.to(device))
-        return self._replace(x=self.x.map(lambda part: part.to(device)), mask=mask)
+        scaling = None if self.scaling is None else Scaling(*(t.to(device) for t in self.scaling))
+        x = self.x.map(lambda part: part.to(device))
+        return self._replace(x=x, mask=mask, scaling=scaling)
 
     @property
     def title(self) -> str:
         """The name with the protocol, without which no figure can be compared."""
         return self.name if self.binarize == "none" else f"{self.name}, binarized: {self.binarize}"
+
+
+def check_protocol(binarize: str) -> str:
+    """Returns the protocol, or raises a ``ValueError`` if there is none of that name."""
+    if binarize not in PROTOCOLS:
+        raise ValueError(f"Expected binarize to be one of {PROTOCOLS}, got {binarize!r}")
+    return binarize
 
 
 def make(
@@ -111,10 +159,15 @@ def make(
     """Returns a data set of values in [0, 1], binarized by a protocol.
 
     Raises:
-        ValueError: If there is no such protocol.
+        ValueError: If there is no such protocol, or it needs values in [0, 1] and gets others.
     """
-    if binarize not in PROTOCOLS:
-        raise ValueError(f"Expected binarize to be one of {PROTOCOLS}, got {binarize!r}")
+    check_protocol(binarize)
+    if binarize != "none" and not all(bool(((p >= 0) & (p <= 1)).all()) for p in x):
+        low, high = min(p.min().item() for p in x), max(p.max().item() for p in x)
+        raise ValueError(
+            f"Expected values in [0, 1] for binarize={binarize!r}, got values from {low:g} to "
+            f"{high:g}"
+        )
     if binarize == "threshold":
         x = x.map(lambda part: (part > 0.5).to(part.dtype))
     elif binarize in ("fixed", "dynamic"):
@@ -124,18 +177,68 @@ def make(
     return Data(name, binarize, x, labels, source)
 
 
+def count(name: str, value: float, size: int) -> int:
+    """Returns how many of ``size`` rows a number or a fraction of them means.
+
+    Raises:
+        ValueError: If it is neither an integer nor a fraction.
+
+    Example:
+        >>> count("valid", 0.1, 50), count("valid", 7, 50)
+        (5, 7)
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, float) or not 0 <= value <= 1:
+        raise ValueError(
+            f"Expected {name} to be a number of rows or a fraction of them, got {value!r}"
+        )
+    return round(size * value)
+
+
 def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
     """Splits rows at random, by a generator of its own.
+
+    Arguments:
+        tensor: The rows.
+        valid: The rows kept for validation: their number, or their fraction if it is a float.
+        test: The rows kept for the test, likewise.
+        seed: The seed of the order.
 
     Raises:
         ValueError: If the fractions leave no row for a part.
     """
     order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(seed))
-    counts = round(len(tensor) * valid), round(len(tensor) * test)
+    counts = count("valid", valid, len(tensor)), count("test", test, len(tensor))
     if min(counts) < 1 or sum(counts) >= len(tensor):
         raise ValueError(
-            f"Expected valid and test to be fractions that leave rows for each part of "
+            f"Expected valid and test to be numbers or fractions that leave rows for each part of "
             f"{len(tensor)}, got {valid=}, {test=}"
         )
     sizes = [len(tensor) - sum(counts), *counts]
     return Split(*(tensor[rows] for rows in order.split(sizes)))
+
+
+def folder(root: str | Path | None) -> Path:
+    """Returns the folder of the data: ``root``, or ``PYRO_VAE_DATA``, or ``~/.cache/pyro_vae``."""
+    return Path(root or os.environ.get("PYRO_VAE_DATA") or "~/.cache/pyro_vae").expanduser()
+
+
+def existing(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
+    """Returns the path of a file that exists.
+
+    Raises:
+        ValueError: If it is missing, or the name of no such file.
+    """
+    kinds = " or ".join(suffixes)
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise ValueError(
+            f"Expected data.path to name a {kinds} file, as in data.path=my{suffixes[0]}, got "
+            f"{path!r}"
+        )
+    found = Path(path).expanduser()
+    if found.suffix.lower() not in suffixes:
+        raise ValueError(f"Expected data.path to name a {kinds} file, got '{path}'")
+    if not found.is_file():
+        raise ValueError(f"Expected data.path to name a file, got '{path}', which is none")
+    return found

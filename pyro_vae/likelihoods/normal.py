@@ -63,6 +63,8 @@ class Normal(Likelihood):
             raise ValueError(f"Expected scale to be positive or one of {KINDS}, got {scale!r}")
         if min_scale <= 0:
             raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"Expected momentum to lie in (0, 1], got {momentum}")
         self.event_shape = torch.Size(event_shape)
         self.feature_shape = torch.Size((2 if scale == "network" else 1, *event_shape))
         self.scale = scale if scale in KINDS else float(scale)

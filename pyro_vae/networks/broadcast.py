@@ -1,17 +1,23 @@
 """The one way in which a network is called: over any number of leading dimensions."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 __all__ = ["apply_network", "eval_mode"]
 
 
 def apply_network(
-    network: nn.Module, x: Tensor, event_dim: int, context: Tensor | None = None
+    network: nn.Module,
+    x: Tensor,
+    event_dim: int,
+    covariates: Tensor | None = None,
+    *,
+    frozen: bool = False,
 ) -> Tensor:
     r"""Calls a network that knows one batch dimension on any number of them.
 
@@ -19,11 +25,13 @@ def apply_network(
     norm refuse those. Here all of them are flattened into one before the call and restored after.
 
     Arguments:
-        network: The network, called as ``network(x)`` or ``network(x, context)``.
+        network: The network, called as ``network(x)`` or ``network(x, covariates)``.
         x: Its input, of shape ``(*batch, *event)``.
         event_dim: The number of event dimensions.
-        context: Covariates of shape ``(*batch, features)``, broadcast against the batch of ``x``
+        covariates: Covariates of shape ``(*batch, features)``, broadcast against the batch of ``x``
             in both directions.
+        frozen: Whether the network works on copies of its buffers. Batch norm reads its running
+            statistics once more on the way back, when a later batch may have changed them.
 
     Raises:
         ValueError: If the network does not return a row for each row that it is given.
@@ -35,20 +43,29 @@ def apply_network(
         torch.Size([7, 1, 3, 2])
     """
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
-    if context is None:
+    call = on_copies_of_buffers(network) if frozen else network
+    if covariates is None:
         x = x.reshape(math.prod(batch), *event)
-        out = network(x)
+        out = call(x)
     else:
-        batch = torch.broadcast_shapes(batch, context.shape[:-1])
+        batch = torch.broadcast_shapes(batch, covariates.shape[:-1])
         x = x.expand(*batch, *event).reshape(math.prod(batch), *event)
-        context = context.expand(*batch, context.shape[-1])
-        out = network(x, context.reshape(math.prod(batch), context.shape[-1]))
+        covariates = covariates.expand(*batch, covariates.shape[-1])
+        out = call(x, covariates.reshape(math.prod(batch), covariates.shape[-1]))
     if out.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
             f"got a tensor of shape {tuple(out.shape)}"
         )
     return out.reshape((*batch, *out.shape[1:]))
+
+
+def on_copies_of_buffers(network: nn.Module) -> Callable[..., Tensor]:
+    """Returns a network as a function of its input, its buffers as they are now."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    if not buffers:
+        return network
+    return lambda *inputs: functional_call(network, buffers, inputs)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class ConvEncoder(nn.Module):
         hidden: The width of the linear layer before the last.
         activation: As in :class:`~pyro_vae.networks.MLP`.
         batch_norm: Whether a batch norm stands before each activation.
-        context_dim: The number of covariates, entering as constant channels.
+        covariate_dim: The number of covariates, entering as constant channels.
 
     Raises:
         ValueError: If ``in_shape`` is not an image.
@@ -61,7 +61,7 @@ class ConvEncoder(nn.Module):
         hidden: int = 128,
         activation: str = "relu",
         batch_norm: bool = False,
-        context_dim: int = 0,
+        covariate_dim: int = 0,
     ) -> None:
         super().__init__()
         self.in_shape = torch.Size(in_shape)
@@ -69,7 +69,7 @@ class ConvEncoder(nn.Module):
         fan_in, height, width = image_shape(in_shape, "in_shape")
         check_widths("hidden", [hidden])
         self.image_shape = (fan_in, height, width)
-        fan_in += context_dim
+        fan_in += covariate_dim
         layers: list[nn.Module] = []
         for fan_out in check_widths("channels", channels):
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=not batch_norm))
@@ -84,11 +84,11 @@ class ConvEncoder(nn.Module):
             nn.Linear(hidden, math.prod(out_shape)),
         )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
         x = x.reshape(-1, *self.image_shape)
-        if context is not None:
-            planes = context[:, :, None, None].expand(-1, -1, *self.image_shape[1:])
+        if covariates is not None:
+            planes = covariates[:, :, None, None].expand(-1, -1, *self.image_shape[1:])
             x = torch.cat([x, planes], 1)
         return self.head(self.features(x).flatten(1)).unflatten(-1, self.out_shape)
 
@@ -109,7 +109,7 @@ class ConvDecoder(nn.Module):
         hidden: The width of the linear layer before the smallest image.
         activation: As in :class:`~pyro_vae.networks.MLP`.
         batch_norm: Whether a batch norm stands before each activation.
-        context_dim: The number of covariates, concatenated to the input.
+        covariate_dim: The number of covariates, concatenated to the input.
 
     Raises:
         ValueError: If ``out_shape`` is not an image.
@@ -129,7 +129,7 @@ class ConvDecoder(nn.Module):
         hidden: int = 128,
         activation: str = "relu",
         batch_norm: bool = False,
-        context_dim: int = 0,
+        covariate_dim: int = 0,
     ) -> None:
         super().__init__()
         self.in_shape = torch.Size(in_shape)
@@ -143,7 +143,7 @@ class ConvDecoder(nn.Module):
             sizes.append((halve(sizes[-1][0]), halve(sizes[-1][1])))
         self.smallest = (channels[-1] if channels else numbers * planes, *sizes[-1])
         self.head = nn.Sequential(
-            nn.Linear(math.prod(in_shape) + context_dim, hidden),
+            nn.Linear(math.prod(in_shape) + covariate_dim, hidden),
             activation_module(activation),
             nn.Linear(hidden, math.prod(self.smallest)),
         )
@@ -156,11 +156,11 @@ class ConvDecoder(nn.Module):
             layers.append(double(widths[depth], widths[depth + 1], sizes[-2 - depth]))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
         x = x.flatten(1)
-        if context is not None:
-            x = torch.cat([x, context], -1)
+        if covariates is not None:
+            x = torch.cat([x, covariates], -1)
         return self.layers(self.head(x).unflatten(-1, self.smallest)).reshape(-1, *self.out_shape)
 
 

@@ -48,7 +48,7 @@ class MLP(nn.Module):
         activation: ``"elu"``, ``"gelu"``, ``"leaky_relu"``, ``"relu"``, ``"silu"``,
             ``"softplus"`` or ``"tanh"``.
         batch_norm: Whether a batch norm stands before each activation.
-        context_dim: The number of covariates, concatenated to the input.
+        covariate_dim: The number of covariates, concatenated to the input.
 
     Example:
         >>> import torch
@@ -64,13 +64,13 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (200,),
         activation: str = "relu",
         batch_norm: bool = False,
-        context_dim: int = 0,
+        covariate_dim: int = 0,
     ) -> None:
         super().__init__()
         self.in_shape = torch.Size(in_shape)
         self.out_shape = torch.Size(out_shape)
         hidden = check_widths("hidden", hidden)
-        widths = [math.prod(in_shape) + context_dim, *hidden]
+        widths = [math.prod(in_shape) + covariate_dim, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
             layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
@@ -79,9 +79,9 @@ class MLP(nn.Module):
             layers.append(activation_module(activation))
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(out_shape)))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
         x = x.flatten(1)
-        if context is not None:
-            x = torch.cat([x, context], -1)
+        if covariates is not None:
+            x = torch.cat([x, covariates], -1)
         return self.layers(x).unflatten(-1, self.out_shape)

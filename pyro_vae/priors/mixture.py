@@ -42,7 +42,7 @@ class Mixture(Prior):
 
     def forward(
         self,
-        context: Tensor | None = None,
+        covariates: Tensor | None = None,
         *,
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:

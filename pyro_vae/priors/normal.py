@@ -29,7 +29,7 @@ class Normal(Prior):
     Arguments:
         latent_dim: The number of latent dimensions.
         learned: Whether the means and scales are learned.
-        context_dim: The number of covariates; they enter a learned prior only.
+        covariate_dim: The number of covariates; they enter a learned prior only.
 
     Example:
         >>> Normal(3)().log_prob(torch.zeros(2, 3))
@@ -39,7 +39,7 @@ class Normal(Prior):
     loc: Tensor
     raw_scale: Tensor
 
-    def __init__(self, latent_dim: int, *, learned: bool = False, context_dim: int = 0) -> None:
+    def __init__(self, latent_dim: int, *, learned: bool = False, covariate_dim: int = 0) -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.learned = learned
@@ -48,23 +48,23 @@ class Normal(Prior):
             self.loc, self.raw_scale = nn.Parameter(loc), nn.Parameter(raw_scale)
         else:
             self.register_buffer("loc", loc)
-        self.context = None
-        if learned and context_dim:
-            self.context = nn.Linear(context_dim, 2 * latent_dim, bias=False)
-            nn.init.zeros_(self.context.weight)
+        self.shift = None
+        if learned and covariate_dim:
+            self.shift = nn.Linear(covariate_dim, 2 * latent_dim, bias=False)
+            nn.init.zeros_(self.shift.weight)
 
     def forward(
         self,
-        context: Tensor | None = None,
+        covariates: Tensor | None = None,
         *,
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
-        """Returns the prior, of batch shape ``()`` or that of ``context``."""
+        """Returns the prior, of batch shape ``()`` or that of ``covariates``."""
         if not self.learned:
             return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
         loc, raw_scale = self.loc, self.raw_scale
-        if self.context is not None and context is not None:
-            shift_loc, shift_scale = self.context(context).chunk(2, -1)
+        if self.shift is not None and covariates is not None:
+            shift_loc, shift_scale = self.shift(covariates).chunk(2, -1)
             loc, raw_scale = loc + shift_loc, raw_scale + shift_scale
         return dist.Normal(loc, positive(raw_scale, FLOOR)).to_event(1)
 

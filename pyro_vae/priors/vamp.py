@@ -80,20 +80,20 @@ class Vamp(Prior):
 
     def forward(
         self,
-        context: Tensor | None = None,
+        covariates: Tensor | None = None,
         *,
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
-        """Returns the prior, of batch shape ``()`` or that of ``context``.
+        """Returns the prior, of batch shape ``()`` or that of ``covariates``.
 
         Raises:
             ValueError: If ``encode`` is missing.
         """
         if encode is None:
             raise ValueError("Expected encode, a callable from x to q(z given x), got None")
-        if context is not None:
-            context = context.unsqueeze(-2)
-        parts = encode(self.pseudo_inputs, context)
+        if covariates is not None:
+            covariates = covariates.unsqueeze(-2)
+        parts = encode(self.pseudo_inputs, covariates)
         logits = self.pseudo_inputs.new_zeros(parts.batch_shape)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
 
