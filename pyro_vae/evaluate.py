@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pyro_vae.conditional import check_size
 from pyro_vae.kl import closed_form
+from pyro_vae.masks import expand_mask, fill, mask_elements
 from pyro_vae.networks import eval_mode
-from pyro_vae.vae import VAE, expand_mask, fill, mask_elements
+from pyro_vae.vae import VAE
 
 __all__ = [
     "Bound",

@@ -12,10 +12,10 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"conditional", "distributions", "kl", "networks", "scope"},
+    {"conditional", "distributions", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
-    {"vae", "objectives"},
-    {"evaluate", "baseline", "training", "checkpoint"},
+    {"vae", "sides", "objectives"},
+    {"evaluate", "baseline", "checkpoint", "epochs", "training"},
     {"plots"},
     {"report"},
     {"config"},
@@ -26,7 +26,9 @@ LAYERS = [
 
 SAME_LAYER = {
     "kl": {"distributions"},
-    "training": {"checkpoint", "evaluate"},
+    "vae": {"sides"},
+    "epochs": {"checkpoint", "evaluate"},
+    "training": {"checkpoint", "epochs"},
     "run": {"story"},
 }
 """Which neighbours of its own layer a module may see."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_vae import VAE, data, evaluate, fit, likelihoods, networks, objectives, priors
-from pyro_vae.training import batches
+from pyro_vae.epochs import batches
 
 
 @pytest.fixture(scope="module")

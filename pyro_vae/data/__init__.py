@@ -1,6 +1,43 @@
 """Data: tensors with their split, their labels and the protocol by which they were made."""
 
-from pyro_vae.data.base import Data, Rows, Split
+from pyro_vae.data.arrays import array, frey_faces
+from pyro_vae.data.base import PROTOCOLS, Data, Rows, Scaling, Split
 from pyro_vae.data.digits import digits
+from pyro_vae.data.pitfalls import collapse, manifold, two_modes
+from pyro_vae.data.tables import table
+from pyro_vae.data.toys import checkerboard, moons, pinwheel, ring
+from pyro_vae.data.vision import (
+    cifar10,
+    emnist,
+    fashion_mnist,
+    kmnist,
+    mnist,
+    omniglot,
+    svhn,
+)
 
-__all__ = ["Data", "Rows", "Split", "digits"]
+__all__ = [
+    "PROTOCOLS",
+    "Data",
+    "Rows",
+    "Scaling",
+    "Split",
+    "array",
+    "checkerboard",
+    "cifar10",
+    "collapse",
+    "digits",
+    "emnist",
+    "fashion_mnist",
+    "frey_faces",
+    "kmnist",
+    "manifold",
+    "mnist",
+    "moons",
+    "omniglot",
+    "pinwheel",
+    "ring",
+    "svhn",
+    "table",
+    "two_modes",
+]

@@ -1,0 +1,308 @@
+"""The state of a training, and what an epoch does to it."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_vae import checkpoint, evaluate
+from pyro_vae.data import Rows
+from pyro_vae.objectives import Schedule
+from pyro_vae.objectives.traces import first_not_finite
+from pyro_vae.vae import VAE
+
+__all__ = [
+    "Keeper",
+    "MakeOptimizer",
+    "MakeSchedule",
+    "Training",
+    "batches",
+    "own_randomness",
+    "same_threads",
+]
+
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+@dataclass
+class Training:
+    """The state of a training: what a step changes, and what it needs."""
+
+    vae: VAE
+    objective: Any
+    schedules: Mapping[str, Schedule]
+    train: Rows
+    valid: Rows | None
+    batch_size: int
+    clip_norm: float | None
+    seed: int
+    epoch: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    threads: int = field(default_factory=torch.get_num_threads)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def start(self, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> None:
+        """Makes what a first step needs."""
+        self.validating = is_validation_enabled()
+        device = self.train.x.device
+        self.order = torch.Generator(device=device).manual_seed(self.seed)
+        self.vae.initialize(self.presented(slice(None))[0])
+        self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
+        self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
+        self.kept = snapshot(self.vae)
+
+    def presented(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """Returns some training rows as they are presented this time."""
+        return self.train.batch(index, self.order)
+
+    def one_epoch(self, keeper: "Keeper") -> dict[str, float]:
+        """Passes over the data once, and returns its row of the history."""
+        began = time.perf_counter()
+        before = self.capture()
+        self.vae.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
+        for rows in batches(len(self.train.x), self.batch_size, self.order):
+            total -= self.step(rows)
+        if self.lr_schedule is not None:
+            self.lr_schedule.step()
+        row = {"epoch": self.epoch + 1, "train_objective": total.item() / len(self.train.x)}
+        row |= {name: schedule(self.steps) for name, schedule in self.schedules.items()}
+        if math.isfinite(row["train_objective"]) and self.valid is not None:
+            row |= validate(self.vae, self.valid, self.seed)
+        if not all(math.isfinite(value) for value in row.values()):
+            self.give_up(before, keeper)
+        self.epoch += 1
+        self.history.append(row)
+        if self.valid is None or row["valid_elbo"] > self.best:
+            self.best, self.best_epoch = row.get("valid_elbo", self.best), self.epoch
+            self.kept = snapshot(self.vae)
+        self.seconds += time.perf_counter() - began
+        return row
+
+    def step(self, rows: Tensor) -> Tensor:
+        """Makes one optimizer step, and returns the loss summed over the rows."""
+        for name, schedule in self.schedules.items():
+            set_scalar(self.objective, name, schedule(self.steps))
+        x, mask = self.presented(rows)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Pyro's checks of model, guide and shapes pay once; data are checked already.
+        with pyro.validation_enabled(self.validating and self.steps == 0):
+            loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, x, mask=mask)
+        (loss / len(rows)).backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.steps += 1
+        return loss.detach()
+
+    def waited(self, patience: int | None, settled: float) -> bool:
+        """Tells whether early stopping is due; the time before the schedules end counts not."""
+        return patience is not None and self.epoch - max(self.best_epoch, settled) >= patience
+
+    def give_up(self, before: dict[str, Any], keeper: "Keeper") -> None:
+        """Goes back to the start of the epoch, finds out what went wrong, and raises."""
+        self.put_back(before)
+        first = self.steps
+        self.vae.train()
+        where = "the ELBO of the validation rows"
+        for rows in batches(len(self.train.x), self.batch_size, self.order):
+            state = self.capture()
+            if not math.isfinite(self.step(rows)):
+                self.put_back(state)
+                x, mask = self.presented(rows)
+                with pyro.validation_enabled(False):
+                    where = first_not_finite(self.vae.model, self.vae.guide, x, mask=mask)
+                break
+        failed = self.steps + 1
+        self.put_back(before)
+        keeper.keep(self, now=True)
+        raise FloatingPointError(
+            f"The objective is no longer finite at step {failed} (epoch {self.epoch + 1}): "
+            f"{where}. The weights are those after step {first}; try a lower learning rate or "
+            f"clip_norm"
+        )
+
+    def capture(self) -> dict[str, Any]:
+        """Returns a copy of all that a step changes."""
+        device = self.train.x.device
+        return {
+            "weights": snapshot(self.vae),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "lr_schedule": None if self.lr_schedule is None else self.lr_schedule.state_dict(),
+            "order": self.order.get_state(),
+            "noise": torch.get_rng_state(),
+            "device_noise": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "steps": self.steps,
+        }
+
+    def put_back(self, captured: dict[str, Any]) -> None:
+        """Goes back to a captured state."""
+        device = self.train.x.device
+        self.vae.load_state_dict(captured["weights"])
+        self.optimizer.load_state_dict(copy.deepcopy(captured["optimizer"]))
+        if self.lr_schedule is not None:
+            self.lr_schedule.load_state_dict(captured["lr_schedule"])
+        self.order.set_state(captured["order"].cpu())
+        torch.set_rng_state(captured["noise"].cpu())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(captured["device_noise"].cpu(), device)
+        self.steps = captured["steps"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what has to be the same for this training to be continued."""
+        return checkpoint.fingerprint(
+            self.train.x,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            objective=type(self.objective).__name__,
+            particles=self.objective.num_particles,
+            schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
+            optimizer=type(self.optimizer).__name__,
+            clip_norm=self.clip_norm,
+            parameters=[list(p.shape) for p in self.vae.parameters()],
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that it takes to go on, in terms that a file without code can hold."""
+        return {
+            **self.capture(),
+            "fingerprint": self.fingerprint(),
+            "kept": self.kept,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "threads": self.threads,
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Goes on from what :meth:`state` returned.
+
+        Raises:
+            ValueError: If it is that of another training.
+        """
+        for name, own in self.fingerprint().items():
+            if state["fingerprint"].get(name) != own:
+                raise ValueError(
+                    f"Expected the training in {path} to be this one, got another {name}: "
+                    f"{state['fingerprint'].get(name)} there, {own} here. Give another folder, or "
+                    f"resume=False to begin anew"
+                )
+        self.put_back(state)
+        self.kept = state["kept"]
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.history, self.threads = state["history"], state["threads"]
+
+    def finish(self) -> None:
+        """Leaves the best weights in place, calibrated, in evaluation mode."""
+        self.vae.load_state_dict(self.kept)
+        torch.manual_seed(self.seed)
+        x, mask = self.presented(slice(None))
+        self.vae.calibrate(x, mask=mask)
+        self.vae.eval()
+
+
+class Keeper:
+    """Writes checkpoints of a training to a folder, not more often than is worth it.
+
+    Arguments:
+        folder: The folder, or ``None`` to write nothing.
+        every: The least time between two checkpoints, in seconds.
+    """
+
+    def __init__(self, folder: Path | None, every: float) -> None:
+        self.folder = folder
+        self.every = every
+        self.written = time.perf_counter()
+
+    def restore(self, run: Training) -> None:
+        """Goes on from what is in the folder, if there is anything."""
+        if self.folder is not None and (self.folder / "resume.pt").exists():
+            path = self.folder / "resume.pt"
+            run.restore(checkpoint.load_state(path), path)
+
+    def keep(self, run: Training, *, now: bool = False) -> None:
+        """Writes the state to go on from, the last weights and the best, if it is time."""
+        if self.folder is None or not (now or time.perf_counter() - self.written >= self.every):
+            return
+        checkpoint.save_state(run.state(), self.folder / "resume.pt")
+        checkpoint.save_weights(run.vae, run.vae.state_dict(), self.folder / "last.safetensors")
+        checkpoint.save_weights(run.vae, run.kept, self.folder / "model.safetensors")
+        self.written = time.perf_counter()
+
+    def keep_best(self, run: Training) -> None:
+        """Writes the weights as the training leaves them."""
+        if self.folder is not None:
+            checkpoint.save_weights(
+                run.vae, run.vae.state_dict(), self.folder / "model.safetensors"
+            )
+
+
+def set_scalar(objective: Any, name: str, value: float) -> None:
+    """Sets a scalar of an objective, in place where it is a tensor."""
+    known = getattr(objective, name)
+    if isinstance(known, Tensor):
+        known.fill_(value)
+    else:
+        setattr(objective, name, value)
+
+
+def batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
+    """Returns the rows of each batch of an epoch, none of a single row if that can be."""
+    rows = torch.randperm(size, generator=order, device=order.device)
+    parts = list(rows.split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
+    """Returns the bound on the validation rows, under the same noise at each call."""
+    with own_randomness(valid.x.device, seed), pyro.validation_enabled(False):
+        bound = evaluate.elbo(vae, valid.x, mask=valid.mask)
+    return {
+        "valid_elbo": bound.elbo.mean().item(),
+        "valid_rate": bound.rate.mean().item(),
+        "valid_distortion": bound.distortion.mean().item(),
+    }
+
+
+def snapshot(vae: VAE) -> dict[str, Tensor]:
+    """Returns a copy of all weights and buffers."""
+    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
+
+
+@contextmanager
+def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds PyTorch within, and leaves the caller's random state as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def same_threads(run: Training) -> Iterator[None]:
+    """Uses the number of threads that the training began with: sums depend on it in their bits."""
+    before = torch.get_num_threads()
+    if before != run.threads:
+        torch.set_num_threads(run.threads)
+    try:
+        yield
+    finally:
+        if before != run.threads:
+            torch.set_num_threads(before)

@@ -1,0 +1,253 @@
+"""The two sides of a VAE, model and guide: Pyro functions over its parts."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Likelihood, Posterior, Prior, check_size
+from pyro_vae.masks import expand_mask, factorizes, fill, mask_elements, masked, split_mask
+from pyro_vae.networks import apply_network, eval_mode
+from pyro_vae.scope import Scope
+
+if TYPE_CHECKING:
+    from pyro_vae.vae import VAE
+
+__all__ = ["Guide", "Model"]
+
+
+class Side(nn.Module):
+    """What model and guide share: the parts that each needs, and how the batch is opened."""
+
+    prior: Prior
+    posterior: Posterior
+    encoder: nn.Module
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without what Pyro's store leaves on parameters, a weak reference."""
+        return state_without_store(self)
+
+    def __init__(self, vae: "VAE", scope: Scope, plate: bool | None) -> None:
+        super().__init__()
+        self.scope = scope
+        self.plate = plate
+        self.event_shape = vae.event_shape
+        self.latent_dim = vae.latent_dim
+        self.covariate_dim = vae.covariate_dim
+        self.prior = vae.prior
+
+    def encode(
+        self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
+    ) -> dist.TorchDistribution:
+        """Returns q(z given x)."""
+        check_trailing("x", x, self.event_shape)
+        self.check_covariates(covariates)
+        features = apply_network(self.encoder, x, len(self.event_shape), covariates, frozen=frozen)
+        check_trailing("the encoder's output", features, self.posterior.feature_shape)
+        return self.posterior(features)
+
+    def encode_in_eval_mode(
+        self, x: Tensor, covariates: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """Returns q(z given x) for inputs that must not enter running statistics."""
+        with eval_mode(self.encoder, self.posterior):
+            return self.encode(x, covariates, frozen=True)
+
+    def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
+        """Returns p(z)."""
+        self.check_covariates(covariates)
+        needs = getattr(self.prior, "uses_encoder", False)
+        return self.prior(covariates, encode=self.encode_in_eval_mode if needs else None)
+
+    def check_covariates(self, covariates: Tensor | None) -> None:
+        """Raises a ``ValueError`` unless there are covariates just where they are expected."""
+        if covariates is None and self.covariate_dim:
+            raise ValueError(
+                f"Expected covariates of shape (batch, {self.covariate_dim}), as covariate_dim="
+                f"{self.covariate_dim} says, got None"
+            )
+        if covariates is not None and (
+            not covariates.dim() or covariates.shape[-1] != self.covariate_dim
+        ):
+            raise ValueError(
+                f"Expected covariates to have {self.covariate_dim} features (covariate_dim), got a "
+                f"tensor of shape {tuple(covariates.shape)}"
+            )
+
+    def check(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Raises a ``ValueError`` for data that cannot be scored."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"Expected x to be a torch.Tensor, got {type(x).__name__}")
+        check_trailing("x", x, self.event_shape)
+        if x.numel() == 0:
+            raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"Expected x to be a floating-point tensor, got {x.dtype}")
+        if mask is not None:
+            x = fill(x, expand_mask(mask, x, self.event_shape))
+        missing = torch.isnan(x)
+        if bool(missing.any()):
+            raise ValueError(
+                f"Expected x to have no NaN, got {int(missing.sum())}: declare missing values by "
+                f"mask, which is True where a value is observed"
+            )
+        if bool(torch.isinf(x).any()):
+            raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
+        own = next((p.dtype for p in self.parameters()), x.dtype)
+        if x.dtype != own:
+            raise ValueError(
+                f"Expected x of the dtype of the VAE's weights, {own}, got {x.dtype}: convert one "
+                f"of them, x.to({own}) or vae.to({x.dtype})"
+            )
+
+    def opened(
+        self, x: Tensor | None, covariates: Tensor | None, data_size: int | None, n: int
+    ) -> AbstractContextManager:
+        """Opens the plate over the batch, or nothing where the caller owns the plates."""
+        check_size("n", n, least=1)
+        if self.plate is None:
+            if data_size is not None or n != 1:
+                raise ValueError(
+                    f"Expected neither data_size nor n with plate=None, where the caller's plates "
+                    f"say both, got {data_size=}, {n=}"
+                )
+            return nullcontext()
+        size = self.batch_size(x, covariates, n)
+        name = f"{self.scope.name}.data"
+        if data_size is None:
+            return pyro.plate(name, size, dim=-1)
+        if check_size("data_size", data_size, least=1) < size:
+            raise ValueError(
+                f"Expected data_size to be at least the batch's {size} rows, got {data_size}"
+            )
+        # Which rows these are is the caller's affair; only their number sets the scale.
+        return pyro.plate(name, data_size, subsample=torch.arange(size), dim=-1)
+
+    def batch_size(self, x: Tensor | None, covariates: Tensor | None, n: int) -> int:
+        """Returns the number of rows."""
+        if x is not None:
+            if x.dim() != len(self.event_shape) + 1:
+                raise ValueError(
+                    f"Expected x of shape (batch, {', '.join(map(str, self.event_shape))}), got "
+                    f"{tuple(x.shape)}: for other batches make the VAE with plate=None and open "
+                    f"the plates yourself"
+                )
+            if covariates is not None and covariates.shape[:-1] not in ((), (1,), x.shape[:1]):
+                raise ValueError(
+                    f"Expected covariates of {x.shape[0]} rows, as x has, got a tensor of shape "
+                    f"{tuple(covariates.shape)}"
+                )
+            return x.shape[0]
+        if covariates is not None and covariates.dim() > 1:
+            if n not in (1, covariates.shape[0]):
+                raise ValueError(
+                    f"Expected n to be the {covariates.shape[0]} rows of covariates, got {n}"
+                )
+            return covariates.shape[0]
+        return n
+
+
+class Model(Side):
+    """The generative model, p(z) p(x given z), as a Pyro function."""
+
+    likelihood: Likelihood
+    decoder: nn.Module
+
+    def __init__(self, vae: "VAE", scope: Scope, plate: bool | None) -> None:
+        super().__init__(vae, scope, plate)
+        self.decoder = vae.decoder
+        self.likelihood = vae.likelihood
+        if getattr(vae.prior, "uses_encoder", False):
+            self.encoder = vae.encoder
+            self.posterior = vae.posterior
+
+    def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
+        """Returns p(x given z)."""
+        check_trailing("z", z, torch.Size((self.latent_dim,)))
+        self.check_covariates(covariates)
+        features = apply_network(self.decoder, z, 1, covariates)
+        check_trailing("the decoder's output", features, self.likelihood.feature_shape)
+        return self.likelihood(features)
+
+    def check(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Raises a ``ValueError`` for data that cannot be scored."""
+        super().check(x, mask)
+        if mask is not None:
+            x = fill(x, expand_mask(mask, x, self.event_shape))
+        supported = getattr(self.likelihood, "check", None)
+        if supported is not None:
+            supported(x)
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        data_size: int | None = None,
+        n: int = 1,
+    ) -> Tensor:
+        """Samples z and x, or z and scores x; returns z."""
+        rows, elements = split_mask(mask, x, self.event_shape)
+        if x is not None:
+            if is_validation_enabled():
+                self.check(x, mask)
+            x = fill(x, elements)
+        name = self.scope.name
+        self.scope.announce(self)
+        with self.opened(x, covariates, data_size, n), masked(rows):
+            z = pyro.sample(f"{name}.z", self.prior_distribution(covariates))
+            p = self.decode(z, covariates)
+            if elements is not None and (rows is None or factorizes(p)):
+                p = mask_elements(p, elements)
+            pyro.sample(f"{name}.x", p, obs=x)
+        return z
+
+
+class Guide(Side):
+    """The amortized posterior, q(z given x), as a Pyro function."""
+
+    def __init__(self, vae: "VAE", scope: Scope, plate: bool | None) -> None:
+        super().__init__(vae, scope, plate)
+        self.encoder = vae.encoder
+        self.posterior = vae.posterior
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        data_size: int | None = None,
+        n: int = 1,
+    ) -> Tensor:
+        """Samples z from the posterior, or from the prior where there is no x; returns z."""
+        rows, elements = split_mask(mask, x, self.event_shape)
+        if x is not None:
+            if is_validation_enabled():
+                self.check(x, mask)
+            x = fill(x, elements)
+        self.scope.announce(self)
+        with self.opened(x, covariates, data_size, n), masked(rows):
+            q = self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
+            return pyro.sample(f"{self.scope.name}.z", q)
+
+
+def check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:
+    """Raises a ``ValueError`` unless a tensor's shape ends in ``shape``."""
+    if value.shape[max(value.dim() - len(shape), 0) :] != shape:
+        raise ValueError(
+            f"Expected {what} to have shape (*batch, {', '.join(map(str, shape))}), got "
+            f"{tuple(value.shape)}"
+        )
+
+
+def state_without_store(module: nn.Module) -> dict[str, Any]:
+    """Returns a module's state, its parameters freed of what Pyro's store has left on them."""
+    for parameter in module.parameters():
+        vars(parameter).pop("unconstrained", None)
+    return vars(module).copy()
