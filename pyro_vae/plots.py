@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["curves", "images", "latent", "rates", "reconstructions", "samples"]
+__all__ = ["curves", "images", "latent", "lines", "rates", "reconstructions", "samples"]
 
 Array = NDArray[Any]
 INK, GREY, LIGHT, BLUE, ORANGE = "#30353d", "#b4bac4", "#e6e8ec", "#2c6fbb", "#d9661f"
@@ -142,6 +142,30 @@ def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) ->
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.legend(loc="lower right", framealpha=1, edgecolor="none")
     return tidy(ax, xlabel="epoch", ylabel="nats per datum")
+
+
+def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Axes:
+    """Draws one line a series, named in a legend.
+
+    Arguments:
+        x: Where the values lie, of shape ``(N,)``.
+        series: For each name ``N`` values.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If a series has another length.
+
+    Example:
+        >>> [line.get_label() for line in lines([1, 2], {"a": [0.0, 1.0], "b": [1.0, 0.0]}).lines]
+        ['a', 'b']
+    """
+    ax = new_axes(5.6, 3.6) if ax is None else ax
+    for (name, values), colour in zip(series.items(), (BLUE, ORANGE, INK, GREY), strict=False):
+        if len(values) != np.size(x):
+            raise ValueError(f"Expected {np.size(x)} values of {name!r}, got {len(values)}")
+        ax.plot(x, values, color=colour, label=name, marker="o", markersize=3)
+    ax.legend(frameon=False)
+    return tidy(ax, xlabel="", ylabel="")
 
 
 def rates(kl_per_dimension: ArrayLike, *, threshold: float = 0.01, ax: Axes | None = None) -> Axes:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae import baseline, config, evaluate, objectives, report, story
 from pyro_vae.checkpoint import write_whole
-from pyro_vae.data import Data
+from pyro_vae.data import Data, Rows
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
 
@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> float:
     result = config.build(cfg.train)(
         vae,
         data.train,
-        valid=data.valid,
+        valid=data.valid if len(data.x.valid) else None,
         objective=objective,
         optimizer=optimizer,
         seed=cfg.seed,
@@ -84,8 +84,13 @@ def start_clean(cfg: DictConfig) -> None:
 def judge(made: Run) -> dict[str, Any]:
     """Returns the final figures on held-out data, in nats per datum."""
     cfg, data, vae, (x, mask, _) = made.cfg, made.data, made.vae, made.data.test
+    few = slice(cfg.evaluate.evidence_rows)
     evidence = evaluate.log_evidence(
-        vae, x, cfg.evaluate.num_particles, mask=mask, diagnostics=True
+        vae,
+        x[few],
+        cfg.evaluate.num_particles,
+        mask=None if mask is None else mask[few],
+        diagnostics=True,
     )
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(vae, x, num_particles=cfg.evaluate.elbo_particles, mask=mask)
@@ -93,6 +98,7 @@ def judge(made: Run) -> dict[str, Any]:
     return {
         "log_evidence": mean(evidence.log_evidence),
         "log_evidence_se": standard_error(evidence.log_evidence),
+        "log_evidence_rows": len(evidence.log_evidence),
         "log_evidence_particles": cfg.evaluate.num_particles,
         "log_evidence_monte_carlo_se": monte_carlo_error(evidence.standard_error),
         "effective_sample_size_min": evidence.effective_sample_size.min().item(),
@@ -107,6 +113,7 @@ def judge(made: Run) -> dict[str, Any]:
         "kl_reason": {name: term.reason for name, term in kl.items()},
         "mixture_log_evidence": mixture_evidence(made),
         "mixture_components": cfg.evaluate.baseline_components,
+        "mixture_rows": min(len(data.x.train), cfg.evaluate.baseline_rows),
         "data": data.name,
         "binarize": data.binarize,
         "rows": {part: len(rows) for part, rows in data.x._asdict().items()},
@@ -126,9 +133,12 @@ def judge(made: Run) -> dict[str, Any]:
 @torch.no_grad()
 def held_out_objective(made: Run) -> float:
     """Returns what training maximized, on the test rows in evaluation mode."""
-    rows = made.data.x.test.split(1000)
-    losses = [made.objective.differentiable_loss(made.vae.model, made.vae.guide, x) for x in rows]
-    return -sum(float(loss) for loss in losses) / len(made.data.x.test)
+    total, test = 0.0, made.data.test
+    for start in range(0, len(test.x), 1000):
+        x, mask = test.batch(slice(start, start + 1000))
+        loss = made.objective.differentiable_loss(made.vae.model, made.vae.guide, x, mask=mask)
+        total -= float(loss)
+    return total / len(test.x)
 
 
 def mixture_evidence(made: Run) -> float | None:
@@ -136,7 +146,18 @@ def mixture_evidence(made: Run) -> float | None:
     components = made.cfg.evaluate.baseline_components
     if not components:
         return None
-    fit = baseline.mixture(made.vae.likelihood, *made.data.x, components=components)
+    if made.data.mask is not None:
+        return None
+    evaluation, (train, mask, dynamic), valid = made.cfg.evaluate, made.data.train, made.data.valid
+    some = slice(evaluation.baseline_rows)
+    order = torch.Generator(train.device).manual_seed(made.cfg.seed)
+    fit = baseline.mixture(
+        made.vae.likelihood,
+        Rows(train[some], mask, dynamic).batch(slice(None), order)[0],
+        (valid.x if len(valid.x) else train)[some],
+        made.data.x.test[: evaluation.evidence_rows],
+        components=components,
+    )
     return None if fit is None else mean(fit.log_evidence)
 
 

@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
 
-from pyro_vae import evaluate, plots, report
+from pyro_vae import pictures, report
 
 if TYPE_CHECKING:
     from pyro_vae.run import Run
@@ -25,7 +23,7 @@ def tell(made: "Run", metrics: dict[str, Any]) -> report.Report:
         settings=settings(made, metrics),
         figures=figures(metrics),
         warnings=warnings(metrics),
-        pictures=pictures(made, metrics),
+        pictures=pictures.pictures(made, metrics),
         history=made.result.history,
     )
 
@@ -92,12 +90,13 @@ def figures(metrics: dict[str, Any]) -> list[report.Figure]:
     particles = f"{metrics['log_evidence_particles']:,}"
     rows = [
         ("Log evidence", "log_evidence", "log_evidence_se", (
-            f"log p(x) of held-out rows, by importance sampling with {particles} samples a row: "
-            f"how well the model predicts data it has not seen. Higher is better."
+            f"log p(x) of {metrics['log_evidence_rows']:,} held-out rows, by importance sampling "
+            f"with {particles} samples a row: how well the model predicts data it has not seen. "
+            f"Higher is better."
         )),
         ("Mixture's log evidence", "mixture_log_evidence", None, (
             f"The same for a mixture of {metrics['mixture_components']} such likelihoods fitted "
-            f"by EM to the same rows: what a VAE has to beat."
+            f"by EM to {metrics['mixture_rows']:,} training rows: what a VAE has to beat."
         )),
         ("ELBO", "elbo", "elbo_se", (
             "The lower bound on the log evidence at beta = 1, whatever was optimized."
@@ -157,62 +156,6 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     if mixture is not None and metrics["log_evidence"] < mixture:
         found.append("A plain mixture of the same likelihood predicts the held-out rows better.")
     return found
-
-
-def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
-    """Returns the pictures of a run, those of images only where the data are images."""
-    vae, data = made.vae, made.data
-    listed = []
-    if is_image(vae.event_shape):
-        x = data.x.test[:10]
-        drawn = canvas(10, 2.0)
-        plots.reconstructions(array(x), array(vae.reconstruct(x)), ax=drawn.add_subplot())
-        listed.append(report.Picture(
-            "reconstructions.png", "Reconstructions",
-            "Held-out data above, below the mean of p(x given z) at the mean of q(z given x).",
-            drawn,
-        ))  # fmt: skip
-        drawn = canvas(7, 4.5)
-        plots.samples(array(vae.sample(40, mean=True)), ax=drawn.add_subplot())
-        listed.append(report.Picture(
-            "samples.png", "Samples",
-            "Means of p(x given z) for z drawn from the prior.", drawn,
-        ))  # fmt: skip
-    labels = None if data.labels is None else array(data.labels.test)
-    drawn = canvas(7, 5.5)
-    plots.latent(array(evaluate.posterior_means(vae, data.x.test)), labels, ax=drawn.add_subplot())
-    listed.append(report.Picture(
-        "latent.png", "Latent space",
-        "Posterior means of held-out data, coloured by label, which the model never saw.", drawn,
-    ))  # fmt: skip
-    drawn = canvas(7, 4)
-    plots.rates(metrics["kl_per_dimension"], ax=drawn.add_subplot())
-    listed.append(report.Picture(
-        "rates.png", "Rate by latent dimension",
-        "KL of each dimension's marginal; one near zero is not used.", drawn,
-    ))  # fmt: skip
-    drawn = canvas(7, 4)
-    plots.curves(made.result.history, ax=drawn.add_subplot())
-    listed.append(report.Picture(
-        "curves.png", "Training",
-        "The objective on training rows and the ELBO on validation rows, epoch by epoch.", drawn,
-    ))  # fmt: skip
-    return listed
-
-
-def canvas(width: float, height: float) -> Figure:
-    """Returns a figure of its own, which no global state of matplotlib knows."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def is_image(event_shape: torch.Size) -> bool:
-    """Tells whether a datum can be shown as a picture."""
-    return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))
-
-
-def array(x: Tensor) -> Any:
-    """Returns a tensor as an array on the host."""
-    return x.detach().cpu().numpy()
 
 
 def summary(metrics: dict[str, Any], out: Path) -> str:

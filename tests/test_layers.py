@@ -19,7 +19,7 @@ LAYERS = [
     {"plots"},
     {"report"},
     {"config"},
-    {"story", "run"},
+    {"pictures", "story", "run"},
     {"cli"},
     {"__main__"},
 ]
@@ -29,6 +29,7 @@ SAME_LAYER = {
     "vae": {"sides"},
     "epochs": {"checkpoint", "evaluate"},
     "training": {"checkpoint", "epochs"},
+    "story": {"pictures"},
     "run": {"story"},
 }
 """Which neighbours of its own layer a module may see."""

@@ -219,7 +219,7 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def start(folder, *, before=""):
+def start(folder, *, before="pass"):
     code = f"import sys; sys.argv[0] = 'pyro-vae'; {before}; from pyro_vae.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *COMMAND, f"out={folder}", f"hydra.run.dir={folder}"],

@@ -1,0 +1,166 @@
+"""The pictures of a report: what each shows, and the arrays that it is drawn from."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from pyro_vae import evaluate, plots, report
+from pyro_vae.networks import eval_mode
+from pyro_vae.vae import VAE
+
+if TYPE_CHECKING:
+    from pyro_vae.run import Run
+
+__all__ = ["pictures"]
+
+TSNE_ROWS = 1000
+PROPOSAL_ROWS = 100
+SAMPLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
+
+
+def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
+    """Returns the pictures of a run, those of images only where the data are images."""
+    vae, x = made.vae, made.data.x.test
+    labels = None if made.data.labels is None else array(made.data.labels.test)
+    means = evaluate.posterior_means(vae, x)
+    listed = []
+    if is_image(vae.event_shape):
+        listed += [reconstructions(vae, x), samples(vae), traversals(vae, means, metrics)]
+        if vae.latent_dim == 2:
+            listed.append(manifold(vae))
+    listed.append(latent(means, labels))
+    if vae.latent_dim > 2:
+        listed.append(neighbours(means, labels))
+    return [*listed, rates(metrics), curves(made), proposals(vae, x)]
+
+
+def reconstructions(vae: VAE, x: Tensor) -> report.Picture:
+    """Draws held-out data above what the VAE makes of them."""
+    ax = canvas(8, 1.9)
+    plots.reconstructions(array(x[:10]), array(vae.reconstruct(x[:10])), ax=ax)
+    caption = "Held-out data above, below the mean of p(x given z) at the mean of q(z given x)."
+    return report.Picture("reconstructions.png", "Reconstructions", caption, figure_of(ax))
+
+
+def samples(vae: VAE) -> report.Picture:
+    """Draws means of p(x given z) for z from the prior."""
+    ax = plots.samples(array(vae.sample(40, mean=True)), ax=canvas(5.6, 3.6))
+    caption = "Means of p(x given z) for z drawn from the prior: no encoder is needed to generate."
+    return report.Picture("samples.png", "Samples", caption, figure_of(ax))
+
+
+@torch.no_grad()
+def traversals(vae: VAE, means: Tensor, metrics: dict[str, Any]) -> report.Picture:
+    """Draws what changes along the dimensions that say most."""
+    order = torch.tensor(metrics["kl_per_dimension"]).argsort(descending=True)[:6]
+    values = torch.linspace(-3, 3, 11, dtype=means.dtype, device=means.device)
+    z = means[0].repeat(len(order), len(values), 1)
+    for row, dimension in enumerate(order):
+        z[row, :, dimension] = values
+    with eval_mode(vae):
+        decoded = vae.decode(z.flatten(0, 1)).mean
+    ax = plots.images(array(decoded), columns=len(values), ax=canvas(5.6, 3.4))
+    caption = (
+        f"The first held-out datum's code with one dimension moved from -3 to 3: dimensions "
+        f"{', '.join(str(int(d) + 1) for d in order)}, from that of the highest rate down."
+    )
+    return report.Picture("traversals.png", "Traversals", caption, figure_of(ax))
+
+
+@torch.no_grad()
+def manifold(vae: VAE, side: int = 15) -> report.Picture:
+    """Draws the decoder's means over the plane of a two-dimensional code."""
+    quantiles = torch.linspace(0.02, 0.98, side)
+    at = torch.special.ndtri(quantiles).to(next(vae.parameters()))
+    z = torch.stack(torch.meshgrid(-at, at, indexing="ij"), -1).flip(-1)
+    with eval_mode(vae):
+        decoded = vae.decode(z.flatten(0, 1)).mean
+    ax = plots.images(array(decoded), columns=side, ax=canvas(5.6, 5.6))
+    caption = "Means of p(x given z) over the plane of z, at quantiles of a standard normal."
+    return report.Picture("manifold.png", "Manifold", caption, figure_of(ax))
+
+
+def latent(means: Tensor, labels: Any) -> report.Picture:
+    """Draws codes, as they are in two dimensions and by principal components in more."""
+    ax = plots.latent(array(means), labels, ax=canvas(5.6, 4.4))
+    caption = "Posterior means of held-out data" + (
+        "." if labels is None else ", coloured by label, which the model never saw."
+    )
+    return report.Picture("latent.png", "Latent space", caption, figure_of(ax))
+
+
+def neighbours(means: Tensor, labels: Any) -> report.Picture:
+    """Draws codes by t-SNE, which keeps neighbours together."""
+    some = array(means[:TSNE_ROWS])
+    perplexity = min(30.0, (len(some) - 1) / 3)
+    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(some)
+    ax = plots.latent(flat, None if labels is None else labels[:TSNE_ROWS], ax=canvas(5.6, 4.4))
+    ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
+    caption = f"{len(some):,} codes by t-SNE: neighbours mean something, distances do not."
+    return report.Picture("tsne.png", "Latent space by t-SNE", caption, figure_of(ax))
+
+
+def rates(metrics: dict[str, Any]) -> report.Picture:
+    """Draws the rate of each dimension."""
+    ax = plots.rates(metrics["kl_per_dimension"], ax=canvas(5.6, 3.2))
+    caption = "KL of each dimension's marginal, in nats; a dimension near zero is not used."
+    return report.Picture("rates.png", "Rate by latent dimension", caption, figure_of(ax))
+
+
+def curves(made: "Run") -> report.Picture:
+    """Draws the history."""
+    ax = plots.curves(made.result.history, ax=canvas(5.6, 3.2))
+    caption = "The objective on training rows and the ELBO on validation rows, epoch by epoch."
+    return report.Picture("curves.png", "Training", caption, figure_of(ax))
+
+
+def proposals(vae: VAE, x: Tensor) -> report.Picture:
+    """Draws what the log evidence looks like without an encoder, and with it."""
+    rows = x[:PROPOSAL_ROWS]
+    found = {
+        f"z from the {proposal}": [
+            float(evidence(vae, rows, count, proposal).mean()) for count in SAMPLES
+        ]
+        for proposal in ("posterior", "prior")
+    }
+    ax = plots.lines(SAMPLES, found, ax=canvas(5.6, 3.2))
+    ax.set(xlabel="samples for each datum", ylabel="log evidence, nats per datum", xscale="log")
+    caption = (
+        f"The log evidence of {len(rows)} held-out rows by importance sampling. Drawn from the "
+        f"prior few z explain a given datum, and the estimate stays low; the encoder says where "
+        f"to look."
+    )
+    return report.Picture("proposals.png", "Why the encoder is needed", caption, figure_of(ax))
+
+
+def evidence(vae: VAE, rows: Tensor, count: int, proposal: str) -> Tensor:
+    """Returns the log evidence by one proposal."""
+    found = evaluate.log_evidence(vae, rows, count, proposal=proposal)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def canvas(width: float, height: float) -> Axes:
+    """Returns the axes of a figure that no global state of matplotlib knows."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Returns the figure that axes belong to."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def is_image(event_shape: torch.Size) -> bool:
+    """Tells whether a datum can be shown as a picture."""
+    return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))
+
+
+def array(x: Tensor) -> Any:
+    """Returns a tensor as an array on the host."""
+    return x.detach().cpu().numpy()
