@@ -32,6 +32,8 @@ def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
         listed += [reconstructions(vae, x), samples(vae), traversals(vae, means, metrics)]
         if vae.latent_dim == 2:
             listed.append(manifold(vae))
+    if vae.event_shape == (2,):
+        listed.append(plane(vae, x))
     listed.append(latent(means, labels))
     if vae.latent_dim > 2:
         listed.append(neighbours(means, labels))
@@ -82,6 +84,16 @@ def manifold(vae: VAE, side: int = 15) -> report.Picture:
     ax = plots.images(array(decoded), columns=side, ax=canvas(5.6, 5.6))
     caption = "Means of p(x given z) over the plane of z, at quantiles of a standard normal."
     return report.Picture("manifold.png", "Manifold", caption, figure_of(ax))
+
+
+def plane(vae: VAE, x: Tensor) -> report.Picture:
+    """Draws two-dimensional data among as many draws from the model."""
+    points = torch.cat([x, vae.sample(len(x))])
+    kinds = ["data"] * len(x) + ["model"] * len(x)
+    ax = plots.latent(array(points), kinds, ax=canvas(5.6, 4.4))
+    ax.set(xlabel="$x_1$", ylabel="$x_2$")
+    caption = "Held-out data, and as many draws from the model."
+    return report.Picture("plane.png", "Data and samples", caption, figure_of(ax))
 
 
 def latent(means: Tensor, labels: Any) -> report.Picture:

@@ -1,14 +1,19 @@
 """Data: the real digits, their split and their protocol."""
 
+import doctest
 import inspect
+import shlex
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from pyro_vae import data
+from pyro_vae.data import vision
 
 
 def test_digits_are_the_real_ones_split_without_loss():
@@ -168,3 +173,72 @@ def test_each_set_has_a_configuration_and_each_configuration_its_set():
         parameters = inspect.signature(getattr(data, name)).parameters
         # What the command gives by default is what the function does.
         assert {k: node[k] for k in parameters} == {k: p.default for k, p in parameters.items()}
+
+
+def test_the_page_on_data_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "data.md"
+    # A fence ends what an example prints.
+    text = page.read_text(encoding="utf-8").replace("```", "")
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    example = doctest.DocTestParser().get_doctest(text, {}, "data.md", str(page), 0)
+    assert len(example.examples) >= 15
+    result = doctest.DocTestRunner(optionflags=flags).run(example)
+    assert result.failed == 0
+
+
+def test_commands_on_the_page_on_data_compose():
+    from pyro_vae import config
+
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if line.startswith("pyro-vae ")]
+    assert len(commands) == 4
+    for command in commands:
+        config.compose([*shlex.split(command)[1:], "out=."])
+
+
+class Stub:
+    """A set of 20 and 6 pictures, as torchvision would give it."""
+
+    def __init__(self, root, train, download):
+        self.data = torch.arange(20 if train else 6, dtype=torch.uint8).reshape(-1, 1, 1)
+        self.targets = self.data.flatten()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"valid": 20}, "Expected valid to leave rows for each part of 20, got 20"),
+        ({"valid": -1}, "Expected valid to leave rows .* got -1"),
+        ({"valid": 1.5}, "Expected valid to be a number of rows or a fraction of them, got 1.5"),
+        ({"valid": "5"}, "Expected valid to be a number of rows or a fraction of them, got '5'"),
+        ({"valid": 5, "limit": 16}, "Expected limit to be an integer from 1 to 15, got 16"),
+        ({"valid": 5, "limit": 0}, "Expected limit to be an integer from 1 to 15, got 0"),
+        ({"binarize": "dither"}, "Expected binarize to be one of .* got 'dither'"),
+    ],
+)
+def test_bad_arguments_of_pictures(arguments, message, monkeypatch):
+    monkeypatch.setattr(vision, "import_module", lambda name: SimpleNamespace(MNIST=Stub))
+    with pytest.raises(ValueError, match=message):
+        data.mnist(**arguments)
+
+
+def test_validation_rows_are_the_end_of_the_order_and_the_limit_its_start(monkeypatch):
+    monkeypatch.setattr(vision, "import_module", lambda name: SimpleNamespace(MNIST=Stub))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3)).tolist()
+    made = data.mnist(valid=5, limit=4, seed=3, binarize="none")
+    assert made.labels.train.tolist() == order[:4]
+    assert made.labels.valid.tolist() == order[15:]
+    assert made.labels.test.tolist() == list(range(6))
+    assert (made.x.valid.flatten() * 255).round().int().tolist() == order[15:]
+
+
+def test_without_validation_all_rows_are_trained_on(monkeypatch):
+    monkeypatch.setattr(vision, "import_module", lambda name: SimpleNamespace(MNIST=Stub))
+    made = data.mnist(valid=0, binarize="fixed")
+    assert [len(part) for part in made.x] == [20, 0, 6]
+
+
+def test_an_unknown_split_of_emnist_is_refused():
+    with pytest.raises(ValueError, match=r"Expected split to be one of .* got 'greek'"):
+        data.emnist(split="greek")

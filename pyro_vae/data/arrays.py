@@ -1,0 +1,154 @@
+"""Arrays of NumPy: the user's own, and Frey Faces."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.base import Data, check_protocol, existing, folder, make, split
+
+__all__ = ["array", "frey_faces"]
+
+SCALES = ("open", "closed")
+
+
+def array(
+    path: str | Path | None = None,
+    *,
+    key: str | None = None,
+    labels_key: str | None = None,
+    scale: float | None = None,
+    binarize: str = "none",
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Data:
+    """Returns the rows of an array in a file of NumPy's, pictures for example.
+
+    Arguments:
+        path: A file, npy or npz. Rows come first; an array ``(N, H, W)`` of pictures is returned
+            as ``(N, 1, H, W)``, any other in its own shape.
+        key: The name of the array in an npz file; needed only if there are several.
+        labels_key: The name of an array of integers ``(N,)`` there: the labels.
+        scale: What the values are divided by, 255 for bytes; ``None``: nothing.
+        binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
+        valid: The rows kept for validation: a number, or a fraction if it is a float.
+        test: The rows kept for the test, likewise.
+        seed: The seed of the split, and of a fixed binarization.
+
+    Raises:
+        ValueError: If the file is missing, damaged or holds no such array, values are not finite
+            numbers, or an argument is out of range.
+    """
+    check_protocol(binarize)
+    if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < float("inf")):
+        raise ValueError(f"Expected scale to be a positive number, got {scale!r}")
+    file = existing(path, (".npy", ".npz"))
+    held = read(file)
+    if labels_key is not None and labels_key not in held:
+        raise ValueError(f"Expected labels_key to be one of {sorted(held)}, got {labels_key!r}")
+    names = sorted(name for name in held if name != labels_key)
+    if key is None and len(names) == 1:
+        key = names[0]
+    if key not in held:
+        raise ValueError(f"Expected key to be one of {names}, the arrays of '{file}', got {key!r}")
+    x = rows(held[key], key) / (1 if scale is None else scale)
+    if x.dim() == 3:
+        x = x.unsqueeze(1)
+    labels = None if labels_key is None else integers(held[labels_key], labels_key, len(x))
+    parts = split(x, valid=valid, test=test, seed=seed)
+    return make(
+        file.stem,
+        parts,
+        None if labels is None else split(labels, valid=valid, test=test, seed=seed),
+        binarize=binarize,
+        seed=seed,
+        source=f"{file.name}, {key}",
+    )
+
+
+def frey_faces(
+    path: str | Path | None = None,
+    *,
+    scale: str = "open",
+    valid: float = 200,
+    test: float = 200,
+    seed: int = 0,
+) -> Data:
+    """Returns Frey Faces: 1,965 frames of a video of one face, 28 x 20 pixels in 256 greys.
+
+    The frames are put into an order by the seed and split 1565/200/200. Frames that follow each
+    other are nearly the same, so that those of the test have near copies among the training rows:
+    figures tell how well frames are filled in, not how well another video would be.
+
+    References:
+        | Auto-encoding variational Bayes (Kingma and Welling, 2013),
+          https://arxiv.org/abs/1312.6114
+        | VAE with a VampPrior (Tomczak and Welling, 2018), https://arxiv.org/abs/1705.07120
+
+    Arguments:
+        path: An npz file with the array ``images``, bytes of shape ``(1965, 28, 20)``; by default
+            ``frey_faces.npz`` in the folder ``PYRO_VAE_DATA``, or ``~/.cache/pyro_vae``.
+        scale: ``"open"``: (g + 0.5) / 256, within (0, 1), as in the VampPrior's paper;
+            ``"closed"``: g / 255, from 0 to 1.
+        valid: The rows kept for validation: a number, or a fraction if it is a float.
+        test: The rows kept for the test, likewise.
+        seed: The seed of the split.
+
+    Raises:
+        ValueError: If the file is missing or holds something else, or an argument is out of range.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"Expected scale to be one of {SCALES}, got {scale!r}")
+    file = existing(path or folder(None) / "frey_faces.npz", (".npz",))
+    images = read(file).get("images")
+    if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 20):
+        found = "none" if images is None else f"{images.dtype} of shape {images.shape}"
+        raise ValueError(
+            f"Expected '{file}' to hold images, bytes of shape (1965, 28, 20), got {found}"
+        )
+    grey = torch.from_numpy(images).to(torch.get_default_dtype()).unsqueeze(1)
+    x = (grey + 0.5) / 256 if scale == "open" else grey / 255
+    parts = split(x, valid=valid, test=test, seed=seed)
+    source = f"Frey Faces, {'(g + 0.5) / 256' if scale == 'open' else 'g / 255'}"
+    return make("frey_faces", parts, None, binarize="none", seed=seed, source=source)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Returns the arrays of a file by their names; that of an npy file is called ``array``."""
+    try:
+        held = np.load(file, allow_pickle=False)
+        return {"array": held} if isinstance(held, np.ndarray) else dict(held)
+    except Exception as error:
+        # The reader of zip archives, of headers and of pickles each have errors of their own.
+        raise ValueError(
+            f"Expected '{file}' to be a whole file of arrays, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def rows(values: Any, key: str) -> Tensor:
+    """Returns an array of rows as a tensor, or raises a ``ValueError`` if it is none of numbers."""
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"Expected {key} to be an array of numbers, got dtype {values.dtype}")
+    if values.ndim < 2 or 0 in values.shape:
+        raise ValueError(f"Expected {key} to be rows of values, got shape {values.shape}")
+    x = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise ValueError(
+            f"Expected {key} to be finite, got {bad} values that are not (data=table takes missing "
+            f"values)"
+        )
+    return x
+
+
+def integers(values: Any, key: str, size: int) -> Tensor:
+    """Returns labels, or raises a ``ValueError`` if they are not one integer for each row."""
+    if values.dtype.kind not in "bui" or values.shape != (size,):
+        raise ValueError(
+            f"Expected {key} to be integers of shape ({size},), got {values.dtype} of shape "
+            f"{values.shape}"
+        )
+    return torch.from_numpy(values.astype(np.int64))

@@ -1,0 +1,194 @@
+"""Tables in csv and parquet files."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.base import Data, Scaling, Split, existing, split
+
+__all__ = ["table"]
+
+MISSING = ("raise", "nan")
+
+
+def table(
+    path: str | Path | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    label: str | None = None,
+    standardize: bool = True,
+    missing: str = "raise",
+    separator: str = ",",
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Data:
+    r"""Returns the rows of a table, one datum of shape ``(columns,)`` each.
+
+    With ``standardize`` each column is :math:`(x - m) / s`, its mean and standard deviation those
+    of the observed values of the training rows; ``Data.scaling`` undoes it. Evidence of
+    standardized values is larger than that of the values themselves by
+    :math:`\sum_j \log s_j` nats per datum.
+
+    Arguments:
+        path: A csv file, whose first line names the columns, or a parquet file (needs the extra
+            ``parquet``).
+        columns: The names of the columns to use; by default all but the label. They have to hold
+            numbers.
+        label: The name of a column to colour pictures by: integers, or any values, which are then
+            numbered in their order.
+        standardize: Whether columns are standardized.
+        missing: ``"raise"``: missing values are an error; ``"nan"``: they become zeros after
+            the standardization, and ``Data.mask`` is True where a value was observed.
+        separator: What stands between the values of a csv file.
+        valid: The rows kept for validation: a number, or a fraction if it is a float.
+        test: The rows kept for the test, likewise.
+        seed: The seed of the split.
+
+    Raises:
+        ValueError: If the file is missing, damaged or no table, a column is unknown, categorical
+            or constant, values are missing or infinite, or an argument is out of range.
+    """
+    if missing != missing:
+        # On a command line nan is read as a number.
+        missing = "nan"
+    if missing not in MISSING:
+        raise ValueError(f"Expected missing to be one of {MISSING}, got {missing!r}")
+    file = existing(path, (".csv", ".parquet"))
+    frame = read(file, separator)
+    names = choose(list(frame.columns), columns, label)
+    values = numbers(frame, names)
+    observed = check_missing(values, names, missing)
+    parts = split(values, valid=valid, test=test, seed=seed)
+    masks = split(observed, valid=valid, test=test, seed=seed)
+    scaling = None
+    if standardize:
+        scaling = learn(parts.train, masks.train, names)
+        parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
+    dtype = torch.get_default_dtype()
+    x = Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
+    codes = None if label is None else numbered(frame[label], label)
+    return Data(
+        name=file.stem,
+        binarize="none",
+        x=x,
+        labels=None if codes is None else split(codes, valid=valid, test=test, seed=seed),
+        source=f"{file.name}, {len(names)} columns" + (", standardized" if standardize else ""),
+        mask=masks if missing == "nan" else None,
+        scaling=None if scaling is None else Scaling(*(t.to(dtype) for t in scaling)),
+        columns=tuple(names),
+    )
+
+
+def read(file: Path, separator: str) -> Any:
+    """Returns the table of a file, or raises a ``ValueError`` that says why there is none."""
+    import pandas
+
+    try:
+        if file.suffix.lower() == ".parquet":
+            frame = pandas.read_parquet(file)
+        else:
+            with warnings.catch_warnings():
+                # A row of more values than names would otherwise lose some of them.
+                warnings.simplefilter("error", pandas.errors.ParserWarning)
+                frame = pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig")
+    except ImportError as error:
+        raise ValueError(
+            f"Expected the extra parquet for '{file}', got none: pip install 'pyro_vae[parquet]'"
+        ) from error
+    except (pandas.errors.ParserWarning, OSError, ValueError) as error:
+        raise ValueError(
+            f"Expected '{file}' to be a table, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    if not len(frame):
+        raise ValueError(f"Expected '{file}' to have rows, got none")
+    return frame
+
+
+def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -> list[str]:
+    """Returns the names of the columns to use, or raises a ``ValueError`` for unknown ones."""
+    if label is not None and label not in known:
+        raise ValueError(f"Expected label to be one of {known}, got {label!r}")
+    if columns is None:
+        names = [name for name in known if name != label]
+    elif isinstance(columns, str) or not isinstance(columns, Sequence):
+        raise ValueError(f"Expected columns to be a list of names, got {columns!r}")
+    else:
+        names = [str(name) for name in columns]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"Expected columns to be some of {known}, got {unknown or names}")
+    twice = sorted({name for name in names if names.count(name) + known.count(name) > 2})
+    if twice:
+        raise ValueError(f"Expected each column once, got more of {twice}")
+    return names
+
+
+def numbers(frame: Any, names: list[str]) -> Tensor:
+    """Returns columns as a tensor, or raises a ``ValueError`` naming those that hold none."""
+    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
+
+    def numeric(dtype: Any) -> bool:
+        return (is_numeric_dtype(dtype) or is_bool_dtype(dtype)) and not is_complex_dtype(dtype)
+
+    # A column without any value has no type; that its values are missing is told elsewhere.
+    text = [n for n in names if not numeric(frame[n].dtype) and frame[n].notna().any()]
+    if text:
+        shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text]
+        raise ValueError(
+            f"Expected columns of numbers, got categorical values in {', '.join(shown)}: choose "
+            f"others by columns, or make them numbers first"
+        )
+    return torch.from_numpy(
+        frame[names].astype("float64").to_numpy(copy=True, na_value=float("nan"))
+    )
+
+
+def check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
+    """Returns where values are observed; raises a ``ValueError`` for what may not be."""
+    if bool(values.isinf().any()):
+        bad = [n for n, column in zip(names, values.unbind(1), strict=True) if column.isinf().any()]
+        raise ValueError(f"Expected finite values, got infinite ones in columns {bad}")
+    observed = ~values.isnan()
+    if missing == "raise" and not bool(observed.all()):
+        rows = int((~observed).any(1).sum())
+        bad = [n for n, seen in zip(names, observed.unbind(1), strict=True) if not seen.all()]
+        raise ValueError(
+            f"Expected no missing values, got {int((~observed).sum())} in {rows} of {len(values)} "
+            f"rows, in columns {bad}: missing='nan' leaves them out of the likelihood"
+        )
+    return observed
+
+
+def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
+    """Returns mean and standard deviation of the observed values of each column."""
+    seen = observed.sum(0)
+    loc = train.where(observed, 0.0).sum(0) / seen
+    scale = ((train - loc).where(observed, 0.0).square().sum(0) / seen).sqrt()
+    # A constant column has a standard deviation of rounding errors only.
+    varies = scale > 1e-12 * loc.abs()
+    constant = [name for name, ok in zip(names, varies.tolist(), strict=True) if not ok]
+    if constant:
+        raise ValueError(
+            f"Expected columns that vary over the training rows, got constant or empty "
+            f"{constant}: leave them out by columns"
+        )
+    return Scaling(loc, scale)
+
+
+def numbered(column: Any, name: str) -> Tensor:
+    """Returns labels: integers as they are, other values by their place in their order."""
+    import pandas
+
+    if column.isna().any():
+        raise ValueError(f"Expected label {name!r} in each row, got {column.isna().sum()} missing")
+    if pandas.api.types.is_integer_dtype(column.dtype):
+        return torch.from_numpy(column.to_numpy(dtype="int64", copy=True))
+    codes, _ = pandas.factorize(column, sort=True)
+    return torch.from_numpy(codes.astype("int64"))

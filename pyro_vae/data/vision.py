@@ -1,0 +1,347 @@
+"""Pictures that torchvision, imported where a set is loaded, reads: MNIST and its kin, others."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
+
+__all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
+
+IDX = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+OMNIGLOT_PARTS = ("images_background", "images_evaluation")
+
+
+class Pictures(NamedTuple):
+    """Pictures as bytes, ``(N, C, H, W)``, and their labels, ``(N,)``."""
+
+    x: Tensor
+    labels: Tensor
+
+
+class Options(NamedTuple):
+    """What every set of pictures is asked for."""
+
+    root: str | Path | None
+    download: bool
+    binarize: str
+    valid: float
+    limit: int | None
+    seed: int
+
+
+def mnist(
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    binarize: str = "dynamic",
+    valid: float = 10_000,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns MNIST: 60,000 and 10,000 handwritten digits of 28 x 28 pixels.
+
+    The test rows are the set's own. The training rows are put into an order by the seed, and its
+    end is kept for validation.
+
+    References:
+        | Gradient-based learning applied to document recognition (LeCun et al., 1998),
+          https://doi.org/10.1109/5.726791
+
+    Arguments:
+        root: The folder of ``MNIST/raw``; by default the environment variable ``PYRO_VAE_DATA``,
+            or ``~/.cache/pyro_vae``.
+        download: Whether torchvision may fetch missing files.
+        binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
+        valid: The training rows kept for validation: a number, 0 for none, or a fraction if it is
+            a float.
+        limit: The number of training rows left after that, for quick runs; ``None``: all.
+        seed: The seed of the order, and of a fixed binarization.
+
+    Raises:
+        ValueError: If torchvision or the files are missing, or an argument is out of range.
+    """
+    options = Options(root, download, binarize, valid, limit, seed)
+    return load("mnist", "MNIST", [f"MNIST/raw/{file}" for file in IDX], idx, options)
+
+
+def fashion_mnist(
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    binarize: str = "dynamic",
+    valid: float = 10_000,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns Fashion-MNIST: 60,000 and 10,000 articles of clothing, 28 x 28 pixels.
+
+    References:
+        | Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), https://arxiv.org/abs/1708.07747
+
+    Arguments and errors are those of :func:`mnist`; the files are in ``FashionMNIST/raw``.
+    """
+    options = Options(root, download, binarize, valid, limit, seed)
+    files = [f"FashionMNIST/raw/{file}" for file in IDX]
+    return load("fashion_mnist", "FashionMNIST", files, idx, options)
+
+
+def kmnist(
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    binarize: str = "dynamic",
+    valid: float = 10_000,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns Kuzushiji-MNIST: 60,000 and 10,000 cursive Japanese characters, 28 x 28 pixels.
+
+    References:
+        | Deep learning for classical Japanese literature (Clanuwat et al., 2018),
+          https://arxiv.org/abs/1812.01718
+
+    Arguments and errors are those of :func:`mnist`; the files are in ``KMNIST/raw``.
+    """
+    options = Options(root, download, binarize, valid, limit, seed)
+    return load("kmnist", "KMNIST", [f"KMNIST/raw/{file}" for file in IDX], idx, options)
+
+
+def emnist(
+    root: str | Path | None = None,
+    *,
+    split: str = "balanced",
+    download: bool = False,
+    binarize: str = "dynamic",
+    valid: float = 0.1,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns EMNIST: handwritten characters of 28 x 28 pixels, upright.
+
+    The files hold each picture with rows and columns exchanged, which is undone here.
+
+    References:
+        | EMNIST (Cohen et al., 2017), https://arxiv.org/abs/1702.05373
+
+    Arguments:
+        root: The folder of ``EMNIST/raw``, as of :func:`mnist`.
+        split: ``"balanced"`` (112,800 and 18,800 rows), ``"byclass"``, ``"bymerge"``,
+            ``"digits"``, ``"letters"`` (whose labels begin at 1) or ``"mnist"``.
+        download: As of :func:`mnist`.
+        binarize: As of :func:`mnist`.
+        valid: As of :func:`mnist`.
+        limit: As of :func:`mnist`.
+        seed: As of :func:`mnist`.
+
+    Raises:
+        ValueError: As of :func:`mnist`, and if there is no such split.
+    """
+    if split not in EMNIST_SPLITS:
+        raise ValueError(f"Expected split to be one of {EMNIST_SPLITS}, got {split!r}")
+
+    def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+        x, labels = idx(datasets, kind, train, split=split, **where)
+        return Pictures(x.mT, labels)
+
+    files = [
+        f"EMNIST/raw/emnist-{split}-{part}-{kind}-ubyte"
+        for part in ("train", "test")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    options = Options(root, download, binarize, valid, limit, seed)
+    return load(f"emnist ({split})", "EMNIST", files, read, options)
+
+
+def omniglot(
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    binarize: str = "dynamic",
+    valid: float = 0.1,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns Omniglot: characters of 50 alphabets, reduced to 28 x 28 pixels, ink at one.
+
+    Its 19,280 background pictures are for training and validation, its 13,180 evaluation pictures
+    the test: characters of other alphabets. (Burda, Grosse and Salakhutdinov have another split,
+    24,345 and 8,070 pictures of all alphabets, with which these figures do not compare.) The
+    pictures of 105 x 105 pixels are reduced by the bilinear filter of Pillow, which averages over
+    all pixels. A label is a character, counted over both parts in the order of their names.
+
+    References:
+        | Human-level concept learning through probabilistic program induction (Lake,
+          Salakhutdinov and Tenenbaum, 2015), https://doi.org/10.1126/science.aab3050
+
+    Arguments and errors are those of :func:`mnist`; the files are in ``omniglot-py``: the archives
+    themselves, which torchvision checks, and beside them the folders that they hold.
+    """
+    files = [f"omniglot-py/{part}.zip" for part in OMNIGLOT_PARTS]
+    files += [f"omniglot-py/{part}/" for part in OMNIGLOT_PARTS]
+    options = Options(root, download, binarize, valid, limit, seed)
+    return load("omniglot", "Omniglot", files, characters, options)
+
+
+def cifar10(
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    binarize: str = "none",
+    valid: float = 5_000,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns CIFAR-10: 50,000 and 10,000 colour photographs of 32 x 32 pixels.
+
+    References:
+        | Learning multiple layers of features from tiny images (Krizhevsky, 2009),
+          https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
+
+    Arguments and errors are those of :func:`mnist`; the files are in ``cifar-10-batches-py``.
+    """
+
+    def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+        files = getattr(datasets, kind)(train=train, **where)
+        return Pictures(
+            torch.from_numpy(files.data).permute(0, 3, 1, 2), torch.tensor(files.targets)
+        )
+
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+    files = [f"cifar-10-batches-py/{name}" for name in names]
+    options = Options(root, download, binarize, valid, limit, seed)
+    return load("cifar10", "CIFAR10", files, read, options)
+
+
+def svhn(
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    binarize: str = "none",
+    valid: float = 0.1,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Returns SVHN: 73,257 and 26,032 house numbers in colour, 32 x 32 pixels.
+
+    References:
+        | Reading digits in natural images with unsupervised feature learning (Netzer et al.,
+          2011), http://ufldl.stanford.edu/housenumbers
+
+    Arguments and errors are those of :func:`mnist`; the two files are in the root itself.
+    """
+
+    def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+        files = getattr(datasets, kind)(split="train" if train else "test", **where)
+        return Pictures(torch.from_numpy(files.data), torch.from_numpy(files.labels))
+
+    options = Options(root, download, binarize, valid, limit, seed)
+    return load("svhn", "SVHN", ["train_32x32.mat", "test_32x32.mat"], read, options)
+
+
+def idx(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+    """Reads a set in the format of MNIST."""
+    files = getattr(datasets, kind)(train=train, **where)
+    return Pictures(files.data.unsqueeze(1), files.targets.long())
+
+
+def characters(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+    """Reads one part of Omniglot, in the order of its paths."""
+    from PIL import Image
+
+    def paths(background: bool) -> list[Path]:
+        listed = getattr(datasets, kind)(background=background, loader=Path, **where)
+        # The order of a folder's listing differs from disk to disk.
+        return sorted(listed[row][0] for row in range(len(listed)))
+
+    found = paths(train)
+    # Characters of the evaluation part are counted on from those of the background part.
+    first = 0 if train else len({path.parent for path in paths(True)})
+    number = {folder: first + i for i, folder in enumerate(dict.fromkeys(p.parent for p in found))}
+    pictures = []
+    for path in found:
+        with Image.open(path) as picture:
+            small = picture.convert("L").resize((28, 28), Image.Resampling.BILINEAR)
+        pictures.append(torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8))
+    labels = torch.tensor([number[path.parent] for path in found])
+    return Pictures(255 - torch.stack(pictures).reshape(-1, 1, 28, 28), labels)
+
+
+def load(
+    name: str, kind: str, files: list[str], read: Callable[..., Pictures], options: Options
+) -> Data:
+    """Reads a set by a class of torchvision's, and splits and binarizes it."""
+    root, download, binarize, valid, limit, seed = options
+    check_protocol(binarize)
+    where = folder(root)
+    train, test = fetch(name, kind, files, read, where, download)
+    rows, held_out = hold_out(len(train.x), valid, limit, seed)
+    dtype = torch.get_default_dtype()
+    x = Split(train.x[rows], train.x[held_out], test.x).map(
+        lambda part: part.to(dtype, memory_format=torch.contiguous_format) / 255
+    )
+    labels = Split(train.labels[rows], train.labels[held_out], test.labels)
+    return make(name, x, labels, binarize=binarize, seed=seed, source=f"torchvision's {kind}")
+
+
+def fetch(
+    name: str,
+    kind: str,
+    files: list[str],
+    read: Callable[..., Pictures],
+    root: Path,
+    download: bool,
+) -> tuple[Pictures, Pictures]:
+    """Returns the training and the test pictures, or raises a ``ValueError`` that says why not."""
+    datasets = torchvision_datasets()
+    where = {"root": str(root), "download": download}
+    try:
+        return read(datasets, kind, True, **where), read(datasets, kind, False, **where)
+    except (
+        AssertionError, EOFError, KeyError, OSError, RuntimeError, UnpicklingError, ValueError
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        missing = [file for file in files if not (root / file).exists()]
+        state = f"missing: {', '.join(missing)}" if missing else "damaged"
+        cure = (
+            "torchvision could not fetch them"
+            if download
+            else "put them there, unpacked, or give download=True (data.download=true)"
+        )
+        raise ValueError(
+            f"Expected the files of {name} in '{root}', got {state}: {cure} ({reason})"
+        ) from error
+
+
+def torchvision_datasets() -> Any:
+    """Returns torchvision's data sets, or raises a ``ValueError`` that says what to install."""
+    try:
+        return import_module("torchvision.datasets")
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected a torchvision that fits torch {torch.__version__}, got "
+            f"{type(error).__name__}: {reason}. Install both from the same index, as in pip "
+            f"install --upgrade torch torchvision"
+        ) from error
+
+
+def hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns the rows to train on and those kept for validation, in an order of the seed's."""
+    kept = count("valid", valid, size)
+    if not 0 <= kept < size:
+        raise ValueError(f"Expected valid to leave rows for each part of {size}, got {valid!r}")
+    left = size - kept
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if limit is not None and not (whole and 1 <= limit <= left):
+        raise ValueError(f"Expected limit to be an integer from 1 to {left}, got {limit!r}")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[:left][:limit], order[left:]
