@@ -19,7 +19,8 @@ for name in ("pyro_vae/py.typed", "pyro_vae/report.html.jinja", "hydra_plugins/p
 for name in ("hydra_plugins/__init__.py", "pyro_vae/_hydra_plugin.py"):
     assert name not in names, name
 
-inside = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+with tarfile.open(sdist) as archive:
+    inside = {name.split("/", 1)[-1] for name in archive.getnames()}
 assert {f"conf/{name}" for name in wanted} <= inside
 assert "pyro_vae/_hydra_plugin.py" in inside
 print(f"{len(names)} files in the wheel, {len(wanted)} of them configuration")

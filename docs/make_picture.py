@@ -1,4 +1,4 @@
-"""Makes README's picture: python docs/make_picture.py"""
+"""Makes README's picture: python docs/make_picture.py."""
 
 from pathlib import Path
 

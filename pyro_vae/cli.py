@@ -3,8 +3,6 @@
 import os
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from pyro_vae.config import APP
@@ -17,9 +15,6 @@ def main(cfg: DictConfig) -> float:
     """Runs one job, and returns its held-out log evidence in nats per datum."""
     from pyro_vae.run import run
 
-    if cfg.threads is None and HydraConfig.get().mode is RunMode.MULTIRUN:
-        # Jobs side by side on the same cores would wait for each other's threads.
-        cfg.threads = 1
     try:
         return run(cfg)
     except ValueError as error:

@@ -101,7 +101,9 @@ def test_reference_lists_every_public_name_and_no_other():
     pages = [page for page in PAGES if page.startswith("api/")]
     listed = re.findall(r"^::: (\S+)$", "\n".join(map(text_of, pages)), re.MULTILINE)
     assert len(set(listed)) == len(listed)
-    assert set(public_names()) - set(listed) == set()
+    # A function that shares its name with its module is listed by the longer of its names.
+    short = {re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in listed}
+    assert set(public_names()) - short == set()
     for name in listed:
         module, _, member = name.rpartition(".")
         assert member in import_module(module).__all__, name
