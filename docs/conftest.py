@@ -1,0 +1,23 @@
+"""Lets the code of the pages run as doctests, each page in a folder and with noise of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+collect_ignore = ["errors.md"]
+"""The errors of that page stand without their traceback; tests/test_errors.py runs it."""
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leaves no file in the checkout, and does not depend on other pages or on the machine."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_num_threads(threads)
