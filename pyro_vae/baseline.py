@@ -81,7 +81,8 @@ def mixture(
         return None
     check_size("components", components, least=1)
     rows = [x.flatten(1).double() for x in (train, valid, test)]
-    clusters = KMeans(min(components, len(train)), n_init=4, random_state=seed)
+    distinct = len(torch.unique(rows[0], dim=0))
+    clusters = KMeans(min(components, distinct), n_init=4, random_state=seed)
     with threadpool_limits(torch.get_num_threads()):
         near = torch.as_tensor(clusters.fit_predict(rows[0].cpu().numpy()), device=train.device)
     start = torch.nn.functional.one_hot(near.long(), clusters.n_clusters).double()

@@ -125,7 +125,8 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
         )
     parts = {role: part_from(part, role, allow) for role, part in recipe.pop("parts").items()}
     vae = VAE(**recipe, **parts)
-    vae.load_state_dict(weights)
+    # Assigned, not copied, so that a double precision VAE comes back as one.
+    vae.load_state_dict(weights, assign=True)
     return vae.eval()
 
 

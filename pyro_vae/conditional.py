@@ -116,7 +116,8 @@ def build(part: Part, role: str, **sizes: Any) -> Any:
             f"Expected {role} to be a module or a callable that makes one, got {part!r}"
         )
     parameters = inspect.signature(part).parameters
-    named = {name: size for name, size in sizes.items() if name in parameters}
+    chosen = getattr(part, "keywords", {})
+    named = {k: size for k, size in sizes.items() if k in parameters and k not in chosen}
     missing = [
         name
         for name, parameter in parameters.items()

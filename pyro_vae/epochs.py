@@ -1,6 +1,7 @@
 """The state of a training, and what an epoch does to it."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pyro_vae import checkpoint, evaluate
 from pyro_vae.data import Rows
+from pyro_vae.masks import expand_mask, fill
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.traces import first_not_finite
 from pyro_vae.vae import VAE
@@ -59,7 +61,9 @@ class Training:
         self.validating = is_validation_enabled()
         device = self.train.x.device
         self.order = torch.Generator(device=device).manual_seed(self.seed)
-        self.vae.initialize(self.presented(slice(None))[0])
+        x, mask = self.presented(slice(None))
+        seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
+        self.vae.initialize(fill(x, seen))
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         self.kept = snapshot(self.vae)
@@ -79,10 +83,11 @@ class Training:
         if self.lr_schedule is not None:
             self.lr_schedule.step()
         row = {"epoch": self.epoch + 1, "train_objective": total.item() / len(self.train.x)}
-        row |= {name: schedule(self.steps) for name, schedule in self.schedules.items()}
+        row |= {name: schedule(self.steps - 1) for name, schedule in self.schedules.items()}
         if math.isfinite(row["train_objective"]) and self.valid is not None:
             row |= validate(self.vae, self.valid, self.seed)
-        if not all(math.isfinite(value) for value in row.values()):
+        whole = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
+        if not bool(whole) or not all(math.isfinite(value) for value in row.values()):
             self.give_up(before, keeper)
         self.epoch += 1
         self.history.append(row)
@@ -117,7 +122,7 @@ class Training:
         self.put_back(before)
         first = self.steps
         self.vae.train()
-        where = "the ELBO of the validation rows"
+        where = "the ELBO of the validation rows, or a weight after the last step, is not"
         for rows in batches(len(self.train.x), self.batch_size, self.order):
             state = self.capture()
             if not math.isfinite(self.step(rows)):
@@ -168,9 +173,17 @@ class Training:
             batch_size=self.batch_size,
             seed=self.seed,
             objective=type(self.objective).__name__,
-            particles=self.objective.num_particles,
+            particles=getattr(self.objective, "num_particles", 1),
+            scalars={
+                name: float(getattr(self.objective, name))
+                for name in ("beta", "analytic")
+                if getattr(self.objective, name, None) is not None and name not in self.schedules
+            },
+            recipe=json.dumps(self.vae.recipe, sort_keys=True),
+            validation=None if self.valid is None else self.valid.x.double().sum().item(),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
+            settings=repr(sorted(self.optimizer.defaults.items())),
             clip_norm=self.clip_norm,
             parameters=[list(p.shape) for p in self.vae.parameters()],
         )
@@ -210,8 +223,10 @@ class Training:
 
     def finish(self) -> None:
         """Leaves the best weights in place, calibrated, in evaluation mode."""
+        for name, schedule in self.schedules.items():
+            set_scalar(self.objective, name, schedule(self.steps))
         self.vae.load_state_dict(self.kept)
-        torch.manual_seed(self.seed)
+        seed_device(self.train.x.device, self.seed)
         x, mask = self.presented(slice(None))
         self.vae.calibrate(x, mask=mask)
         self.vae.eval()
@@ -291,8 +306,16 @@ def snapshot(vae: VAE) -> dict[str, Tensor]:
 def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Seeds PyTorch within, and leaves the caller's random state as it was."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        seed_device(device, seed)
         yield
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the processor and one device, where ``torch.manual_seed`` would seed every device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.conditional import check_size
 from pyro_vae.kl import closed_form
-from pyro_vae.masks import expand_mask, fill, mask_elements
+from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae import VAE
 
@@ -49,7 +49,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         log_evidence: In nats.
-        standard_error: Of that, by the delta method, in nats.
+        standard_error: Of that, by the delta method, in nats; NaN for a single particle.
         effective_sample_size: (sum w)^2 / sum w^2, between 1 and the number of particles. Where
             it is small the standard error is too small.
     """
@@ -59,21 +59,26 @@ class Evidence(NamedTuple):
     effective_sample_size: Tensor
 
 
-class Rows(NamedTuple):
+class Chunk(NamedTuple):
     """Some rows of the data, and the distributions that do not depend on a sample."""
 
     x: Tensor
     covariates: Tensor | None
-    observed: Tensor | None
+    rows: Tensor | None
+    elements: Tensor | None
     q: dist.TorchDistribution
     prior: dist.TorchDistribution
 
     def log_likelihood(self, vae: VAE, z: Tensor) -> Tensor:
         """Returns log p(x given z), ``(particles, rows)``."""
         p = vae.decode(z, self.covariates)
-        if self.observed is not None:
-            p = mask_elements(p, self.observed)
-        return p.log_prob(self.x)
+        if self.elements is not None and (self.rows is None or factorizes(p)):
+            p = mask_elements(p, self.elements)
+        return self.present(p.log_prob(self.x))
+
+    def present(self, value: Tensor) -> Tensor:
+        """Returns values by row, zero for the rows that a mask takes out."""
+        return value if self.rows is None else torch.where(self.rows, value, 0.0)
 
 
 @torch.no_grad()
@@ -107,7 +112,7 @@ def log_evidence(
         proposal: ``"posterior"``, or ``"prior"``: z from p(z), whose weights are p(x given z).
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: True where a value is observed, of the shape of ``x`` or ``(N,)``; the evidence is
-            that of the observed values.
+            that of the observed values, and zero for a row that is taken out.
         diagnostics: Whether to return the standard error and effective sample size too.
         max_elements: How many numbers of decoder output are held at once.
 
@@ -141,22 +146,22 @@ def log_evidence(
 
 
 def weight_sums(
-    vae: VAE, rows: Rows, num_particles: int, at_once: int, proposal: str
+    vae: VAE, chunk: Chunk, num_particles: int, at_once: int, proposal: str
 ) -> tuple[Tensor, Tensor]:
     """Returns the logarithms of the sum of weights and of the sum of their squares, by row."""
-    log_sum = rows.x.new_full((len(rows.x),), -math.inf)
+    log_sum = chunk.x.new_full((len(chunk.x),), -math.inf)
     log_square_sum = log_sum.clone()
     with eval_mode(vae):
         for start in range(0, num_particles, at_once):
             shape = torch.Size((min(at_once, num_particles - start),))
             if proposal == "posterior":
-                z = rows.q.sample(shape)
-                log_w = rows.prior.log_prob(z) - rows.q.log_prob(z)
+                z = chunk.q.sample(shape)
+                log_w = chunk.present(chunk.prior.log_prob(z) - chunk.q.log_prob(z))
             else:
-                prior = rows.prior.expand(torch.Size((len(rows.x),)))
+                prior = chunk.prior.expand(torch.Size((len(chunk.x),)))
                 z = prior.sample(shape)
                 log_w = z.new_zeros(())
-            log_w = log_w + rows.log_likelihood(vae, z)
+            log_w = log_w + chunk.log_likelihood(vae, z)
             log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
             log_square_sum = torch.logaddexp(log_square_sum, (2 * log_w).logsumexp(0))
     return log_sum, log_square_sum
@@ -194,24 +199,36 @@ def elbo(
     check_size("num_particles", num_particles, least=1)
     size = max(1, max_elements // (num_particles * vae.likelihood.feature_shape.numel()))
     rates, distortions, kl = [], [], None
-    for rows in chunks(vae, x, covariates, mask, size):
+    for chunk in chunks(vae, x, covariates, mask, size):
         with eval_mode(vae):
-            z = rows.q.sample(torch.Size((num_particles,)))
-            kl, _ = closed_form(rows.q, rows.prior)
-            sampled = (rows.q.log_prob(z) - rows.prior.log_prob(z)).mean(0) if kl is None else kl
-            rates.append(sampled)
-            distortions.append(-rows.log_likelihood(vae, z).mean(0))
+            z = chunk.q.sample(torch.Size((num_particles,)))
+            kl, _ = closed_form(chunk.q, chunk.prior)
+            if kl is None:
+                rates.append((chunk.q.log_prob(z) - chunk.prior.log_prob(z)).mean(0))
+            else:
+                rates.append(kl)
+            rates[-1] = chunk.present(rates[-1])
+            distortions.append(-chunk.log_likelihood(vae, z).mean(0))
     rate, distortion = torch.cat(rates), torch.cat(distortions)
     return Bound(-distortion - rate, rate, distortion, kl is not None)
 
 
 @torch.no_grad()
-def posterior_means(vae: VAE, x: Tensor, *, covariates: Tensor | None = None) -> Tensor:
-    """Returns the means of q(z given x), ``(N, latent_dim)``."""
-    return torch.cat([rows.q.mean for rows in chunks(vae, x, covariates, None, 10_000)])
+def posterior_means(
+    vae: VAE, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Returns the means of q(z given x), ``(N, latent_dim)``; arguments as in :func:`elbo`."""
+    return torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
 
 
-def active_units(vae: VAE, x: Tensor, *, threshold: float = 0.01) -> Tensor:
+def active_units(
+    vae: VAE,
+    x: Tensor,
+    *,
+    threshold: float = 0.01,
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     r"""Tells which latent dimensions depend on the data.
 
     .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z \mid x)}[z_d] > \mathrm{threshold}
@@ -224,15 +241,27 @@ def active_units(vae: VAE, x: Tensor, *, threshold: float = 0.01) -> Tensor:
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``, of two rows or more.
         threshold: The variance above which a dimension is active.
+        covariates: Covariates, ``(N, covariate_dim)``.
+        mask: As in :func:`log_evidence`.
 
     Returns:
         A boolean tensor of shape ``(latent_dim,)``.
     """
-    return posterior_means(vae, x).var(0) > threshold
+    means = posterior_means(vae, x, covariates=covariates, mask=mask)
+    if mask is not None and mask.dim() == 1:
+        means = means[mask]
+    return means.var(0) > threshold
 
 
 @torch.no_grad()
-def kl_per_dimension(vae: VAE, x: Tensor, *, num_particles: int = 10) -> Tensor:
+def kl_per_dimension(
+    vae: VAE,
+    x: Tensor,
+    *,
+    num_particles: int = 10,
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     r"""Returns the KL of each latent dimension's marginals, averaged over the data, in nats.
 
     .. math:: \mathbb{E}_x \mathrm{KL}(q(z_d \mid x) \,\|\, p(z_d))
@@ -243,6 +272,8 @@ def kl_per_dimension(vae: VAE, x: Tensor, *, num_particles: int = 10) -> Tensor:
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``.
         num_particles: The number of samples for each row where there is no closed form.
+        covariates: Covariates, ``(N, covariate_dim)``.
+        mask: As in :func:`log_evidence`.
 
     Returns:
         A tensor of shape ``(latent_dim,)``.
@@ -250,15 +281,17 @@ def kl_per_dimension(vae: VAE, x: Tensor, *, num_particles: int = 10) -> Tensor:
     Raises:
         ValueError: If a distribution has no marginals that are known here.
     """
-    total = torch.zeros(vae.latent_dim, dtype=x.dtype, device=x.device)
-    for rows in chunks(vae, x, None, None, 1000):
-        q, p = marginals(rows.q), marginals(rows.prior)
+    total, count = torch.zeros(vae.latent_dim, dtype=x.dtype, device=x.device), 0
+    for chunk in chunks(vae, x, covariates, mask, 1000):
+        q, p = marginals(chunk.q), marginals(chunk.prior)
         kl, _ = closed_form(q, p)
         if kl is None:
             z = q.sample(torch.Size((num_particles,)))
             kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
+        kl = kl if chunk.rows is None else kl[chunk.rows]
         total += kl.sum(0)
-    return total / len(x)
+        count += len(kl)
+    return total / count
 
 
 def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
@@ -269,30 +302,32 @@ def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
         return dist.Normal(d.mean, d.variance.sqrt())
     if isinstance(d, torch.distributions.MixtureSameFamily):
         parts = marginals(d.component_distribution)
-        order = [*range(len(parts.batch_shape) - 2), -1, -2]
-        parts = dist.Normal(parts.mean.permute(order), parts.stddev.permute(order))
-        logits = d.mixture_distribution.logits.unsqueeze(-2).expand(parts.batch_shape)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+        if isinstance(parts, torch.distributions.Normal):
+            # From (*batch, components, dim) to (*batch, dim, components).
+            parts = dist.Normal(parts.loc.transpose(-1, -2), parts.scale.transpose(-1, -2))
+            logits = d.mixture_distribution.logits.unsqueeze(-2).expand(parts.batch_shape)
+            return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
     raise ValueError(f"Expected a distribution whose marginals are known, got {d}")
 
 
 def chunks(
     vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None, size: int
-) -> Iterator[Rows]:
+) -> Iterator[Chunk]:
     """Checks the data, then yields them in parts, each encoded once."""
     if x.dim() != len(vae.event_shape) + 1:
         raise ValueError(
             f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
         )
     vae.check(x, mask)
-    observed = None if mask is None else expand_mask(mask, x, vae.event_shape)
-    x = fill(x, observed)
+    rows, elements = split_mask(mask, x, vae.event_shape)
     with eval_mode(vae):
         shared = vae.prior_distribution() if covariates is None else None
     for start in range(0, len(x), size):
         some = slice(start, start + size)
-        covariates = None if covariates is None else covariates[some]
+        given = None if covariates is None else covariates[some]
+        seen = None if elements is None else elements[some]
+        present = fill(x[some], seen)
         with eval_mode(vae):
-            q = vae.encode(x[some], covariates)
-            prior = vae.prior_distribution(covariates) if shared is None else shared
-        yield Rows(x[some], covariates, None if observed is None else observed[some], q, prior)
+            q = vae.encode(present, given)
+            prior = vae.prior_distribution(given) if shared is None else shared
+        yield Chunk(present, given, None if rows is None else rows[some], seen, q, prior)

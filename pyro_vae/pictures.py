@@ -24,20 +24,24 @@ SAMPLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
     """Returns the pictures of a run, those of images only where the data are images."""
-    vae, x = made.vae, made.data.x.test
+    vae, (x, mask, _) = made.vae, made.data.test
     labels = None if made.data.labels is None else array(made.data.labels.test)
-    means = evaluate.posterior_means(vae, x)
+    means = evaluate.posterior_means(vae, x, mask=mask)
+    kl = metrics["kl_per_dimension"]
     listed = []
     if is_image(vae.event_shape):
-        listed += [reconstructions(vae, x), samples(vae), traversals(vae, means, metrics)]
+        listed += [reconstructions(vae, x), samples(vae), traversals(vae, means, kl)]
         if vae.latent_dim == 2:
             listed.append(manifold(vae))
     if vae.event_shape == (2,):
         listed.append(plane(vae, x))
     listed.append(latent(means, labels))
-    if vae.latent_dim > 2:
+    # t-SNE crashes on codes that are all the same, as a collapsed encoder's are.
+    if vae.latent_dim > 2 and len(means) > 3 and bool((means[:TSNE_ROWS].var(0) > 1e-6).any()):
         listed.append(neighbours(means, labels))
-    return [*listed, rates(metrics), curves(made), proposals(vae, x)]
+    if kl is not None:
+        listed.append(rates(kl))
+    return [*listed, curves(made), proposals(vae, x, mask)]
 
 
 def reconstructions(vae: VAE, x: Tensor) -> report.Picture:
@@ -56,9 +60,10 @@ def samples(vae: VAE) -> report.Picture:
 
 
 @torch.no_grad()
-def traversals(vae: VAE, means: Tensor, metrics: dict[str, Any]) -> report.Picture:
+def traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.Picture:
     """Draws what changes along the dimensions that say most."""
-    order = torch.tensor(metrics["kl_per_dimension"]).argsort(descending=True)[:6]
+    worth = means.var(0).cpu() if kl is None else torch.tensor(kl)
+    order = worth.argsort(descending=True)[:6]
     values = torch.linspace(-3, 3, 11, dtype=means.dtype, device=means.device)
     z = means[0].repeat(len(order), len(values), 1)
     for row, dimension in enumerate(order):
@@ -116,9 +121,9 @@ def neighbours(means: Tensor, labels: Any) -> report.Picture:
     return report.Picture("tsne.png", "Latent space by t-SNE", caption, figure_of(ax))
 
 
-def rates(metrics: dict[str, Any]) -> report.Picture:
+def rates(kl: list[float]) -> report.Picture:
     """Draws the rate of each dimension."""
-    ax = plots.rates(metrics["kl_per_dimension"], ax=canvas(5.6, 3.2))
+    ax = plots.rates(kl, ax=canvas(5.6, 3.2))
     caption = "KL of each dimension's marginal, in nats; a dimension near zero is not used."
     return report.Picture("rates.png", "Rate by latent dimension", caption, figure_of(ax))
 
@@ -130,12 +135,12 @@ def curves(made: "Run") -> report.Picture:
     return report.Picture("curves.png", "Training", caption, figure_of(ax))
 
 
-def proposals(vae: VAE, x: Tensor) -> report.Picture:
+def proposals(vae: VAE, x: Tensor, mask: Tensor | None) -> report.Picture:
     """Draws what the log evidence looks like without an encoder, and with it."""
-    rows = x[:PROPOSAL_ROWS]
+    rows, seen = x[:PROPOSAL_ROWS], None if mask is None else mask[:PROPOSAL_ROWS]
     found = {
         f"z from the {proposal}": [
-            float(evidence(vae, rows, count, proposal).mean()) for count in SAMPLES
+            float(evidence(vae, rows, seen, count, proposal).mean()) for count in SAMPLES
         ]
         for proposal in ("posterior", "prior")
     }
@@ -149,9 +154,9 @@ def proposals(vae: VAE, x: Tensor) -> report.Picture:
     return report.Picture("proposals.png", "Why the encoder is needed", caption, figure_of(ax))
 
 
-def evidence(vae: VAE, rows: Tensor, count: int, proposal: str) -> Tensor:
+def evidence(vae: VAE, rows: Tensor, mask: Tensor | None, count: int, proposal: str) -> Tensor:
     """Returns the log evidence by one proposal."""
-    found = evaluate.log_evidence(vae, rows, count, proposal=proposal)
+    found = evaluate.log_evidence(vae, rows, count, proposal=proposal, mask=mask)
     assert isinstance(found, Tensor)
     return found
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae import baseline, config, evaluate, objectives, report, story
 from pyro_vae.checkpoint import write_whole
+from pyro_vae.conditional import check_size
 from pyro_vae.data import Data, Rows
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
@@ -35,6 +35,9 @@ class Run(NamedTuple):
 def run(cfg: DictConfig) -> float:
     """Trains and judges what a configuration describes, and writes it to ``cfg.out``.
 
+    This is a job of a process of its own: Pyro's parameter store is cleared, the random state
+    seeded, and the number of threads set.
+
     Arguments:
         cfg: A composed configuration, ``pyro_vae.config.compose``.
 
@@ -51,6 +54,8 @@ def run(cfg: DictConfig) -> float:
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
     out.mkdir(parents=True, exist_ok=True)
+    for stale in ("metrics.json", "report.html"):
+        (out / stale).unlink(missing_ok=True)
     write(out / "config.yaml", OmegaConf.to_yaml(config.resolved(cfg)))
 
     result = config.build(cfg.train)(
@@ -67,9 +72,9 @@ def run(cfg: DictConfig) -> float:
 
     made = Run(cfg, data, vae, objective, result)
     metrics = judge(made)
-    report.write(story.tell(made, metrics), out)
-    # Written last: a folder with metrics is a finished run.
+    # Before the pictures, so that none of them can cost the figures.
     write(out / "metrics.json", strict_json(metrics))
+    report.write(story.tell(made, metrics), out)
     print(story.summary(metrics, out))
     return metrics["log_evidence"]
 
@@ -78,7 +83,8 @@ def start_clean(cfg: DictConfig) -> None:
     """Makes a job independent of what the process did before."""
     pyro.clear_param_store()
     pyro.set_rng_seed(cfg.seed)
-    torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+    if cfg.threads is not None:
+        torch.set_num_threads(check_size("threads", cfg.threads, least=1))
 
 
 def judge(made: Run) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def judge(made: Run) -> dict[str, Any]:
     )
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(vae, x, num_particles=cfg.evaluate.elbo_particles, mask=mask)
-    kl = objectives.kl_report(vae.model, vae.guide, x[:2])
+    kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
     return {
         "log_evidence": mean(evidence.log_evidence),
         "log_evidence_se": standard_error(evidence.log_evidence),
@@ -104,11 +110,12 @@ def judge(made: Run) -> dict[str, Any]:
         "effective_sample_size_min": evidence.effective_sample_size.min().item(),
         "elbo": mean(bound.elbo),
         "elbo_se": standard_error(bound.elbo),
+        "gap": mean(evidence.log_evidence - bound.elbo[few]),
         "rate": mean(bound.rate),
         "distortion": mean(bound.distortion),
         "objective": held_out_objective(made),
-        "active_units": int(evaluate.active_units(vae, x).sum()),
-        "kl_per_dimension": evaluate.kl_per_dimension(vae, x).tolist(),
+        "active_units": int(evaluate.active_units(vae, x, mask=mask).sum()),
+        "kl_per_dimension": rates(vae, x, mask),
         "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
         "kl_reason": {name: term.reason for name, term in kl.items()},
         "mixture_log_evidence": mixture_evidence(made),
@@ -128,6 +135,14 @@ def judge(made: Run) -> dict[str, Any]:
         "device": str(cfg.device),
         "torch": torch.__version__,
     }
+
+
+def rates(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
+    """Returns the rate of each dimension, or ``None`` for a prior without known marginals."""
+    try:
+        return evaluate.kl_per_dimension(vae, x, mask=mask).tolist()
+    except ValueError:
+        return None
 
 
 @torch.no_grad()

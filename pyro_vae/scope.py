@@ -12,7 +12,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import nn
 
-__all__ = ["Scope"]
+__all__ = ["Scope", "remove"]
 
 DIVIDER = "$$$"
 """What Pyro puts between the name of a module and that of its parameter."""
@@ -102,7 +102,7 @@ class Scope:
                     f"it (pyro.clear_param_store()), or give this VAE another name, "
                     f"VAE(..., name=...)"
                 )
-            del store[full]
+            remove(store, full)
         self._entries[full] = weakref.ref(parameter)
         pyro.param(full, parameter)
 
@@ -145,4 +145,18 @@ def _forget(entries: "dict[str, weakref.ref[nn.Parameter]]") -> None:
     store = pyro.get_param_store()
     for name, entry in entries.items():
         if name in store and store._params[name] is entry():
-            del store[name]
+            remove(store, name)
+
+
+def remove(store: ParamStoreDict, name: str) -> None:
+    """Removes an entry, also where its tensor stands under another name too.
+
+    Pyro's own removal fails there: a PyroModule enters the parameters of a child under its
+    attribute's name, beside the VAE's own.
+    """
+    value = store._params.pop(name)
+    store._constraints.pop(name, None)
+    store._param_to_name.pop(value, None)
+    others = [other for other, known in store._params.items() if known is value]
+    if others:
+        store._param_to_name[value] = others[0]

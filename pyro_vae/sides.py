@@ -38,6 +38,10 @@ class Side(nn.Module):
         self.event_shape = vae.event_shape
         self.latent_dim = vae.latent_dim
         self.covariate_dim = vae.covariate_dim
+        self.take(vae)
+
+    def take(self, vae: "VAE") -> None:
+        """Takes the parts of the VAE that this side needs."""
         self.prior = vae.prior
 
     def encode(
@@ -157,13 +161,17 @@ class Model(Side):
     likelihood: Likelihood
     decoder: nn.Module
 
-    def __init__(self, vae: "VAE", scope: Scope, plate: bool | None) -> None:
-        super().__init__(vae, scope, plate)
+    def take(self, vae: "VAE") -> None:
+        """Takes the parts of the generative model, the encoder only if the prior is made of it."""
+        super().take(vae)
         self.decoder = vae.decoder
         self.likelihood = vae.likelihood
         if getattr(vae.prior, "uses_encoder", False):
             self.encoder = vae.encoder
             self.posterior = vae.posterior
+        else:
+            self._modules.pop("encoder", None)
+            self._modules.pop("posterior", None)
 
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z)."""
@@ -211,8 +219,9 @@ class Model(Side):
 class Guide(Side):
     """The amortized posterior, q(z given x), as a Pyro function."""
 
-    def __init__(self, vae: "VAE", scope: Scope, plate: bool | None) -> None:
-        super().__init__(vae, scope, plate)
+    def take(self, vae: "VAE") -> None:
+        """Takes the parts of the posterior, and the prior for where there are no data."""
+        super().take(vae)
         self.encoder = vae.encoder
         self.posterior = vae.posterior
 

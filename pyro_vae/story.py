@@ -60,9 +60,13 @@ def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:
         "Decoder": network_name(vae.decoder),
         "Latent dimensions": str(vae.latent_dim),
         "Parameters": f"{metrics['parameters']:,}",
-        "Objective": f"{type(made.objective).__name__}, {made.objective.num_particles} particle(s)",
+        "Objective": f"{type(made.objective).__name__}, "
+        f"{getattr(made.objective, 'num_particles', 1)} particle(s)",
         "KL term": "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items()),
-        "Optimizer": f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate {optimizer.lr:g}",
+        "Optimizer": (
+            f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate "
+            f"{optimizer.get('lr', 'by default')}"
+        ),
         "Training": (
             f"{metrics['epochs']} epochs, {metrics['steps']} steps of "
             f"{made.cfg.train.batch_size} rows, {metrics['seconds']:.1f} s; weights of epoch "
@@ -102,7 +106,8 @@ def figures(metrics: dict[str, Any]) -> list[report.Figure]:
             "The lower bound on the log evidence at beta = 1, whatever was optimized."
         )),
         ("Gap", "gap", None, (
-            "Log evidence minus ELBO: how far the posterior is from the true one, in KL."
+            "Log evidence minus ELBO on the same rows: how far the posterior is from the true "
+            "one, in KL."
         )),
         ("Rate", "rate", None, (
             "KL of posterior to prior: how much a code says about its datum."
@@ -111,12 +116,11 @@ def figures(metrics: dict[str, Any]) -> list[report.Figure]:
             "Minus the expected log likelihood: what is lost between datum and reconstruction."
         )),
         ("Objective", "objective", None, (
-            "What was optimized, on the same rows; not comparable between objectives."
+            "What was optimized, on all held-out rows; not comparable between objectives."
         )),
     ]  # fmt: skip
-    known = metrics | {"gap": metrics["log_evidence"] - metrics["elbo"]}
     listed = [
-        report.Figure(name, known[key], "nats per datum", known.get(error or ""), meaning)
+        report.Figure(name, metrics[key], "nats per datum", metrics.get(error or ""), meaning)
         for name, key, error, meaning in rows
         if not (key == "mixture_log_evidence" and not metrics["mixture_components"])
     ]
@@ -137,7 +141,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             f"{collapsed} of {metrics['latent_dim']} latent dimensions carry nothing about the "
             f"data (posterior collapse)."
         )
-    gap = metrics["log_evidence"] - metrics["elbo"]
+    gap = metrics["gap"]
     if gap > LOOSE * abs(metrics["log_evidence"]):
         found.append(
             f"The ELBO lies {gap:.2f} nats below the log evidence: the posterior is a loose fit, "

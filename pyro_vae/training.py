@@ -70,7 +70,7 @@ def fit(
     checkpoint_seconds: float = 10.0,
     tracker: Tracker | None = None,
 ) -> FitResult:
-    r"""Trains a VAE.
+    r"""Trains a VAE without covariates; one with them is trained by SVI or a loop of your own.
 
     Each step maximizes the objective per datum on a batch of rows, drawn without replacement by a
     generator of its own. With validation rows the ELBO at beta = 1 is computed on them after each
@@ -192,6 +192,8 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
     """Raises a ``ValueError`` for data that cannot be trained on."""
     if patience is not None and valid is None:
         raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
+    if valid is not None and valid.dynamic:
+        raise ValueError("Expected valid rows drawn once, got rows drawn anew at each presentation")
     for rows in (train,) if valid is None else (train, valid):
         if rows.dynamic and not bool(((rows.x >= 0) & (rows.x <= 1)).all()):
             raise ValueError("Expected x to be probabilities for rows drawn anew, got others")

@@ -129,9 +129,7 @@ class VAE(nn.Module):
         """Makes the families, and then the networks, whose sizes follow from them."""
         for role in ("prior", "posterior", "likelihood"):
             setattr(self, role, build(parts[role], role, **sizes))
-        check_part("prior", self.prior, latent_dim=self.latent_dim)
-        check_part("posterior", self.posterior, latent_dim=self.latent_dim)
-        check_part("likelihood", self.likelihood, event_shape=self.event_shape)
+        self._check_parts()
         self.encoder = build(
             parts["encoder"],
             "encoder",
@@ -146,6 +144,12 @@ class VAE(nn.Module):
             out_shape=self.likelihood.feature_shape,
             covariate_dim=self.covariate_dim,
         )
+
+    def _check_parts(self) -> None:
+        """Raises a ``ValueError`` if a part was made for another size."""
+        check_part("prior", self.prior, latent_dim=self.latent_dim)
+        check_part("posterior", self.posterior, latent_dim=self.latent_dim)
+        check_part("likelihood", self.likelihood, event_shape=self.event_shape)
 
     @property
     def name(self) -> str:
@@ -263,10 +267,10 @@ class VAE(nn.Module):
         """Sets a part of model and guide too, so that the three never differ."""
         super().__setattr__(name, value)
         if name in PARTS and "guide" in self.__dict__:
+            self._check_parts()
             self.recipe["parts"][name] = None
             for side in (self.model, self.guide):
-                if name in side._modules:
-                    setattr(side, name, value)
+                side.take(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without what Pyro's store leaves on parameters, a weak reference."""

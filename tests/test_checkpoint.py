@@ -217,3 +217,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         checkpoint.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_double_precision_comes_back_as_it_was(tmp_path):
+    vae = VAE(EVENT, 3).double()
+    save(vae, tmp_path / "vae.safetensors")
+    copy = load(tmp_path / "vae.safetensors")
+    for name, value in vae.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], value)
+    assert copy.encode(data_for("bernoulli").double()).mean.dtype == torch.float64

@@ -209,3 +209,41 @@ def test_bad_data():
     x[3] = math.nan
     with pytest.raises(ValueError, match="no NaN, got 1"):
         evaluate.elbo(line_vae(), x)
+
+
+def test_covariates_reach_every_part_of_the_data():
+    vae = VAE(EVENT, 2, covariate_dim=3, prior=lambda latent_dim, covariate_dim: priors.Normal(
+        latent_dim, learned=True, covariate_dim=covariate_dim))  # fmt: skip
+    x, covariates = data_for("bernoulli", 250), torch.randn(250, 3)
+    torch.manual_seed(0)
+    at_once = evaluate.log_evidence(vae, x, 4000, covariates=covariates)
+    in_parts = evaluate.log_evidence(vae, x, 4000, covariates=covariates, max_elements=64 * 4000)
+    assert (at_once - in_parts).abs().max() < 1.0
+    assert evaluate.elbo(vae, x, covariates=covariates, max_elements=6400).elbo.shape == (250,)
+    assert evaluate.active_units(vae, x, covariates=covariates).shape == (2,)
+    assert evaluate.kl_per_dimension(vae, x, covariates=covariates).shape == (2,)
+
+
+def test_a_row_that_is_taken_out_counts_for_nothing():
+    vae = VAE(EVENT, 2)
+    x, rows = data_for("bernoulli", 20), torch.arange(20) % 2 == 0
+    spoilt = torch.where(rows[:, None, None, None], x, torch.nan)
+    torch.manual_seed(0)
+    bound = evaluate.elbo(vae, spoilt, mask=rows)
+    for value in (bound.rate, bound.distortion, evaluate.log_evidence(vae, spoilt, 5, mask=rows)):
+        assert torch.equal(value[~rows], torch.zeros(10))
+        assert (value[rows] != 0).all()
+    kl = evaluate.kl_per_dimension(vae, spoilt, mask=rows)
+    torch.testing.assert_close(kl, evaluate.kl_per_dimension(vae, x[rows]))
+
+
+def test_marginals_of_a_mixture_of_others_are_not_taken_for_normals():
+    class Laplaces(torch.nn.Module):
+        latent_dim = 2
+
+        def forward(self, covariates=None, *, encode=None):
+            parts = dist.Laplace(torch.zeros(3, 2), 1.0).to_event(1)
+            return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(3)), parts)
+
+    with pytest.raises(ValueError, match="whose marginals are known"):
+        evaluate.kl_per_dimension(VAE(EVENT, 2, prior=Laplaces()), data_for("bernoulli"))

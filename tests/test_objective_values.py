@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from tables import PRIORS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -210,3 +211,14 @@ def test_svi_and_torch_train_every_parameter_alike(name, binary):
     for ours, theirs, before in zip(vae.parameters(), by_svi, start, strict=True):
         torch.testing.assert_close(ours, theirs)
         assert not torch.equal(ours, before)
+
+
+def test_weights_for_each_datum_scale_each_datum():
+    vae, x = VAE((1, 8, 8), 2), torch.ones(5, 1, 8, 8)
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    model, guide = poutine.scale(vae.model, weight), poutine.scale(vae.guide, weight)
+    losses = []
+    for objective in (ELBO(analytic=False), Trace_ELBO()):
+        torch.manual_seed(0)
+        losses.append(float(objective.loss_and_grads(model, guide, x)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

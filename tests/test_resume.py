@@ -41,7 +41,8 @@ SETTINGS = {
 
 def trained(digits, vae=None, **changes):
     vae = made() if vae is None else vae
-    settings = SETTINGS | {"objective": objectives.ELBO(beta=torch.tensor(0.0))} | changes
+    beta = torch.tensor(1.0 if changes.get("schedules", True) is None else 0.0)
+    settings = SETTINGS | {"objective": objectives.ELBO(beta=beta)} | changes
     result = fit(vae, digits.train, valid=digits.valid, **settings)
     return vae, result
 
@@ -116,7 +117,9 @@ def test_number_of_threads_is_that_of_the_beginning(digits, tmp_path):
             "another objective: ELBO there, IWAE",
         ),
         ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "another optimizer"),
-        ({"vae": VAE((1, 8, 8), 3)}, "another parameters"),
+        ({"vae": VAE((1, 8, 8), 3)}, "another recipe"),
+        ({"optimizer": partial(torch.optim.Adam, lr=0.5, fused=True)}, "another settings"),
+        ({"objective": objectives.ELBO(beta=7.0)}, "another scalars: .*1.0.* there, .*7.0"),
     ],
 )
 def test_another_training_is_refused(digits, tmp_path, change, message):
@@ -125,6 +128,34 @@ def test_another_training_is_refused(digits, tmp_path, change, message):
         trained(
             digits, **{"schedules": None, "epochs": 2, "out": tmp_path, "resume": True} | change
         )
+
+
+def test_scalars_end_where_their_schedules_do(digits):
+    objective = objectives.ELBO(beta=0.0)
+    trained(digits, epochs=3, objective=objective)
+    assert objective.beta == 1.0
+
+
+def test_a_weight_that_is_not_finite_after_the_last_step_is_noticed(digits):
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * torch.nan
+
+    vae = VAE((1, 8, 8), 2)
+    vae.decoder.register_forward_hook(lambda module, inputs, output: Backward.apply(output))
+    with pytest.raises(FloatingPointError):
+        fit(vae, digits.x.valid, epochs=1, batch_size=len(digits.x.valid), optimizer=None)
+    assert all(torch.isfinite(p).all() for p in vae.parameters())
+
+
+def test_validation_rows_are_drawn_once(digits):
+    with pytest.raises(ValueError, match="Expected valid rows drawn once"):
+        fit(made(), digits.train, valid=digits.train, epochs=1)
 
 
 def test_other_data_are_refused(digits, tmp_path):
@@ -152,7 +183,7 @@ def test_schedule_is_followed_step_by_step_and_recorded(digits):
     _, result = trained(digits, epochs=3, objective=Watched())
     schedule = SETTINGS["schedules"]["beta"]
     assert seen == [schedule(step) for step in range(60)]
-    assert [row["beta"] for row in result.history] == [schedule(20), schedule(40), schedule(60)]
+    assert [row["beta"] for row in result.history] == [schedule(19), schedule(39), schedule(59)]
 
 
 def test_warm_up_longer_than_the_training_is_refused(digits):

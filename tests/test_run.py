@@ -140,3 +140,22 @@ def test_mistakes_are_named_before_any_work(tmp_path, override, message):
 def test_json_is_strict():
     text = strict_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": float("-inf")}})
     assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+def test_a_collapsed_model_and_a_prior_without_marginals_are_still_reported(tmp_path):
+    quick(tmp_path, "objective.beta=1e6", "optimizer=sgd", "train.clip_norm=1.0")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_gap_is_that_of_the_same_rows(tmp_path):
+    quick(tmp_path, "evaluate.evidence_rows=20", "evaluate.num_particles=2000", "train.epochs=20")
+    metrics = figures(tmp_path)
+    assert metrics["log_evidence_rows"] == 20
+    assert metrics["gap"] > 0
+
+
+def test_a_run_that_fails_leaves_no_figures_of_the_one_before(tmp_path):
+    quick(tmp_path)
+    with pytest.raises(FloatingPointError):
+        quick(tmp_path, "optimizer=sgd", "optimizer.lr=1e30")
+    assert not (tmp_path / "metrics.json").exists()

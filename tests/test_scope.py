@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from tables import EVENT, OBJECTIVES, PRIORS, data_for
 
-from pyro_vae import VAE, networks
+from pyro_vae import VAE, networks, objectives, priors
 
 X = data_for("bernoulli")
 
@@ -325,3 +325,37 @@ def test_the_package_alone_imports_no_torch():
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True"]
+
+
+def test_parameters_that_a_pyro_module_names_too_do_no_harm():
+    class Outer(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = VAE((5,), 2, name="image", plate=None)
+
+        def forward(self, x):
+            with pyro.plate("rows", len(x)):
+                self.inner.model(x)
+
+        def guide(self, x):
+            with pyro.plate("rows", len(x)):
+                self.inner.guide(x)
+
+    outer, x = Outer(), torch.ones(4, 5)
+    for objective in (objectives.ELBO(3), objectives.IWAE(3)):
+        svi = pyro.infer.SVI(outer, outer.guide, pyro.optim.Adam({"lr": 1e-3}), objective)
+        before = outer.inner.encoder.layers[0].weight.detach().clone()
+        svi.step(x)
+        assert not torch.equal(outer.inner.encoder.layers[0].weight, before)
+
+
+def test_a_part_of_another_kind_can_take_a_parts_place():
+    vae = VAE((5,), 2)
+    vae.prior = priors.Vamp(2, (5,), components=3)
+    x = torch.ones(4, 5)
+    assert objectives.ELBO().loss(vae.model, vae.guide, x).isfinite()
+    assert {"encoder", "posterior"} <= set(dict(vae.model.named_children()))
+    vae.prior = priors.Normal(2)
+    assert set(dict(vae.model.named_children())) == {"prior", "decoder", "likelihood"}
+    with pytest.raises(ValueError, match="Expected prior to have latent_dim=2, got 7"):
+        vae.prior = priors.Normal(7)

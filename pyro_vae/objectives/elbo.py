@@ -39,8 +39,8 @@ class ELBO(Objective):
 
     The loss is minus its sum over the data, each site times the scale of its plates. The KL of a
     site is in closed form where one is known and valid (:func:`~pyro_vae.objectives.kl_report`
-    says where and why) and sampled otherwise, as :class:`pyro.infer.Trace_ELBO` does. Only at
-    beta = 1 is it a bound on the evidence.
+    says where and why) and sampled otherwise, as :class:`pyro.infer.Trace_ELBO` does. It is
+    a bound on the evidence for beta = 1, and a looser one for more.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
@@ -163,7 +163,16 @@ def negative(term: Term) -> Term:
 
 def total(terms: list[Term]) -> Tensor | float:
     """Returns the sum of terms over all their elements, each times its scale."""
-    return sum((term.value.sum() * term.scale for term in terms), 0.0)
+    # A number is multiplied once, after the sum; a tensor may be one weight for each datum.
+    return sum(
+        (
+            (term.value * term.scale).sum()
+            if isinstance(term.scale, Tensor)
+            else term.value.sum() * term.scale
+            for term in terms
+        ),
+        0.0,
+    )
 
 
 def gather(terms: list[Term], data: frozenset[int], dim: int | None) -> dict[str, Tensor]:

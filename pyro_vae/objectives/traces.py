@@ -13,6 +13,8 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vae.scope import remove
+
 __all__ = ["PARTICLES", "Pair", "first_not_finite", "plate_nesting", "run_pair", "vectorized"]
 
 PARTICLES = "num_particles_vectorized"
@@ -193,7 +195,7 @@ def plate_nesting(
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Runs without a trace: no gradient, no draw, no new parameter, no running statistics."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     store = pyro.get_param_store()
     known = set(store.keys())
     training: list[nn.Module] = []
@@ -213,7 +215,7 @@ def undisturbed() -> Iterator[None]:
         for module in training:
             module.training = True
         for name in set(store.keys()) - known:
-            del store[name]
+            remove(store, name)
 
 
 def plates(site: Any) -> frozenset[int]:
