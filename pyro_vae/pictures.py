@@ -6,6 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_vae import evaluate, plots, report
@@ -114,7 +115,8 @@ def neighbours(means: Tensor, labels: Any) -> report.Picture:
     """Draws codes by t-SNE, which keeps neighbours together."""
     some = array(means[:TSNE_ROWS])
     perplexity = min(30.0, (len(some) - 1) / 3)
-    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(some)
+    with threadpool_limits(torch.get_num_threads()):
+        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(some)
     ax = plots.latent(flat, None if labels is None else labels[:TSNE_ROWS], ax=canvas(5.6, 4.4))
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
     caption = f"{len(some):,} codes by t-SNE: neighbours mean something, distances do not."
