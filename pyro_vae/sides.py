@@ -108,6 +108,17 @@ class Side(nn.Module):
                 f"of them, x.to({own}) or vae.to({x.dtype})"
             )
 
+    def observed(
+        self, x: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns the data, zero where missing, and the masks of rows and of elements."""
+        rows, elements = split_mask(mask, x, self.event_shape)
+        if x is None:
+            return None, rows, None
+        if is_validation_enabled():
+            self.check(x, mask)
+        return fill(x, elements), rows, elements
+
     def opened(
         self, x: Tensor | None, covariates: Tensor | None, data_size: int | None, n: int
     ) -> AbstractContextManager:
@@ -200,11 +211,7 @@ class Model(Side):
         n: int = 1,
     ) -> Tensor:
         """Samples z and x, or z and scores x; returns z."""
-        rows, elements = split_mask(mask, x, self.event_shape)
-        if x is not None:
-            if is_validation_enabled():
-                self.check(x, mask)
-            x = fill(x, elements)
+        x, rows, elements = self.observed(x, mask)
         name = self.scope.name
         self.scope.announce(self)
         with self.opened(x, covariates, data_size, n), masked(rows):
@@ -235,11 +242,7 @@ class Guide(Side):
         n: int = 1,
     ) -> Tensor:
         """Samples z from the posterior, or from the prior where there is no x; returns z."""
-        rows, elements = split_mask(mask, x, self.event_shape)
-        if x is not None:
-            if is_validation_enabled():
-                self.check(x, mask)
-            x = fill(x, elements)
+        x, rows, _ = self.observed(x, mask)
         self.scope.announce(self)
         with self.opened(x, covariates, data_size, n), masked(rows):
             q = self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
