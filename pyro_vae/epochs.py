@@ -180,7 +180,8 @@ class Training:
                 if getattr(self.objective, name, None) is not None and name not in self.schedules
             },
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
-            validation=None if self.valid is None else self.valid.x.double().sum().item(),
+            # As text, because a missing value makes it NaN, which differs from itself.
+            validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
             settings=repr(sorted(self.optimizer.defaults.items())),

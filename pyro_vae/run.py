@@ -121,6 +121,14 @@ def judge(made: Run) -> dict[str, Any]:
         "mixture_log_evidence": mixture_evidence(made),
         "mixture_components": cfg.evaluate.baseline_components,
         "mixture_rows": min(len(data.x.train), cfg.evaluate.baseline_rows),
+        **protocol(made),
+    }
+
+
+def protocol(made: Run) -> dict[str, Any]:
+    """Returns what the figures were made by, without which none can be compared."""
+    cfg, data, vae = made.cfg, made.data, made.vae
+    return {
         "data": data.name,
         "binarize": data.binarize,
         "rows": {part: len(rows) for part, rows in data.x._asdict().items()},

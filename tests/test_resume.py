@@ -244,6 +244,15 @@ def test_mask_of_rows_is_used(digits):
     assert result.history[-1]["valid_elbo"] > result.history[0]["valid_elbo"]
 
 
+def test_rows_with_missing_values_are_known_again(digits, tmp_path):
+    x = digits.x.valid
+    mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) > 0.3
+    rows = Rows(torch.where(mask, x, torch.nan), mask)
+    vae = made()
+    fit(vae, rows, valid=rows, epochs=1, out=tmp_path)
+    assert len(fit(vae, rows, valid=rows, epochs=2, out=tmp_path, resume=True).history) == 2
+
+
 COMMAND = [
     "train.epochs=40", "train.checkpoint_seconds=0", "threads=1", "vae/prior=vamp", "resume=true",
     "data.binarize=dynamic", "evaluate.num_particles=20", "evaluate.baseline_components=3",
