@@ -141,9 +141,11 @@ def numbers(frame: Any, names: list[str]) -> Tensor:
     text = [n for n in names if not numeric(frame[n].dtype) and frame[n].notna().any()]
     if text:
         shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text]
+        others = ",".join(n for n in names if n not in text) or "..."
         raise ValueError(
-            f"Expected columns of numbers, got categorical values in {', '.join(shown)}: choose "
-            f"others by columns, or make them numbers first"
+            f"Expected columns of numbers, got categorical values in {', '.join(shown)}: take "
+            f"others (data.columns=[{others}]), colour pictures by one (data.label={text[0]}), or "
+            f"make them numbers first"
         )
     return torch.from_numpy(
         frame[names].astype("float64").to_numpy(copy=True, na_value=float("nan"))
@@ -161,7 +163,8 @@ def check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
         bad = [n for n, seen in zip(names, observed.unbind(1), strict=True) if not seen.all()]
         raise ValueError(
             f"Expected no missing values, got {int((~observed).sum())} in {rows} of {len(values)} "
-            f"rows, in columns {bad}: missing='nan' leaves them out of the likelihood"
+            f"rows, in columns {bad}: missing='nan' (data.missing=nan) leaves them out of the "
+            f"likelihood"
         )
     return observed
 

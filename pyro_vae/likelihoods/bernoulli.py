@@ -45,13 +45,17 @@ class Bernoulli(Likelihood):
         base = dist.Bernoulli(logits=logits, validate_args=False if self.grey_scale else None)
         return base.to_event(len(self.event_shape))
 
+    def extra_repr(self) -> str:
+        """Shows the shape, and whether greys are scored."""
+        return super().extra_repr() + (", grey_scale=True" if self.grey_scale else "")
+
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values are zero or one."""
         low, high = x.amin().item(), x.amax().item()
         if not 0 <= low <= high <= 1:
             raise ValueError(
                 f"Expected x to be zeros and ones for a Bernoulli likelihood, got values from "
-                f"{low:.4g} to {high:.4g}"
+                f"{low:.4g} to {high:.4g}: take Normal for real numbers (vae/likelihood=normal)"
             )
         if not self.grey_scale and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError(
