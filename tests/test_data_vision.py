@@ -254,6 +254,28 @@ def test_omniglot_has_ink_at_one_and_the_order_of_its_names(tmp_path, monkeypatc
     assert bool((made.x.test[:, :, :, :3] == 1).all())
 
 
+@with_torchvision
+def test_omniglot_of_the_literature_is_read_upright(tmp_path):
+    images = [np.random.default_rng(part).random((n, 1, 28, 28)) for part, n in enumerate((20, 6))]
+    columns = [x.reshape(-1, 28, 28).transpose(2, 1, 0).reshape(784, -1) for x in images]
+    path = tmp_path / "chardata.mat"
+    scipy.io.savemat(path, {"data": columns[0], "testdata": columns[1]})
+    made = data.omniglot(tmp_path, split="burda", valid=5, binarize="none")
+    rows, held_out = permuted(20, 5)
+    train, test = (torch.tensor(x, dtype=torch.float32) for x in images)
+    assert all(map(torch.equal, made.x, (train[rows], train[held_out], test)))
+    assert made.labels is None
+    assert made.name == "omniglot (burda)"
+    scipy.io.savemat(path, {"data": columns[0].T, "testdata": columns[1]})
+    with pytest.raises(ValueError, match=r"omniglot \(burda\).* got damaged.* shape \(20, 784\)"):
+        data.omniglot(tmp_path, split="burda")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"missing: chardata\.mat: put them there, unpacked \("):
+        data.omniglot(tmp_path, split="burda")
+    with pytest.raises(ValueError, match=r"Expected split to be one of .* got 'lake'"):
+        data.omniglot(tmp_path, split="lake")
+
+
 @pytest.mark.parametrize("name", SETS)
 @with_torchvision
 def test_missing_files_are_named(name, tmp_path):

@@ -18,13 +18,14 @@ IDX = tuple(
 )
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 OMNIGLOT_PARTS = ("images_background", "images_evaluation")
+OMNIGLOT_SPLITS = ("alphabets", "burda")
 
 
 class Pictures(NamedTuple):
-    """Pictures as bytes, ``(N, C, H, W)``, and their labels, ``(N,)``."""
+    """Pictures ``(N, C, H, W)``, bytes or values in [0, 1], and their labels ``(N,)``, or none."""
 
     x: Tensor
-    labels: Tensor
+    labels: Tensor | None
 
 
 class Options(NamedTuple):
@@ -164,6 +165,7 @@ def emnist(
 def omniglot(
     root: str | Path | None = None,
     *,
+    split: str = "alphabets",
     download: bool = False,
     binarize: str = "dynamic",
     valid: float = 0.1,
@@ -172,22 +174,41 @@ def omniglot(
 ) -> Data:
     """Returns Omniglot: characters of 50 alphabets, reduced to 28 x 28 pixels, ink at one.
 
-    Its 19,280 background pictures are for training and validation, its 13,180 evaluation pictures
-    the test: characters of other alphabets. (Burda, Grosse and Salakhutdinov have another split,
-    24,345 and 8,070 pictures of all alphabets, with which these figures do not compare.) The
+    By default the split is that of its authors: 19,280 background pictures for training and
+    validation, and 13,180 evaluation pictures, characters of other alphabets, for the test. The
     pictures of 105 x 105 pixels are reduced by the bilinear filter of Pillow, which averages over
     all pixels. A label is a character, counted over both parts in the order of their names.
+
+    ``split="burda"`` is what VAEs are often compared on: 24,345 and 8,070 pictures of all
+    alphabets, reduced by others, from ``chardata.mat``, the file of Burda, Grosse and
+    Salakhutdinov's code; without labels. Figures of the two splits do not compare.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake,
           Salakhutdinov and Tenenbaum, 2015), https://doi.org/10.1126/science.aab3050
+        | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
+          https://arxiv.org/abs/1509.00519
 
-    Arguments and errors are those of :func:`mnist`; the files are in ``omniglot-py``: the archives
-    themselves, which torchvision checks, and beside them the folders that they hold.
+    Arguments:
+        root: The folder of ``omniglot-py``, where torchvision wants the archives themselves and
+            beside them the folders that they hold; or of ``chardata.mat``.
+        split: ``"alphabets"`` or ``"burda"``.
+        download: As of :func:`mnist`; torchvision does not know ``chardata.mat``.
+        binarize: As of :func:`mnist`.
+        valid: As of :func:`mnist`.
+        limit: As of :func:`mnist`.
+        seed: As of :func:`mnist`.
+
+    Raises:
+        ValueError: As of :func:`mnist`, and if there is no such split.
     """
+    if split not in OMNIGLOT_SPLITS:
+        raise ValueError(f"Expected split to be one of {OMNIGLOT_SPLITS}, got {split!r}")
+    options = Options(root, download, binarize, valid, limit, seed)
+    if split == "burda":
+        return load("omniglot (burda)", "", ["chardata.mat"], columns, options)
     files = [f"omniglot-py/{part}.zip" for part in OMNIGLOT_PARTS]
     files += [f"omniglot-py/{part}/" for part in OMNIGLOT_PARTS]
-    options = Options(root, download, binarize, valid, limit, seed)
     return load("omniglot", "Omniglot", files, characters, options)
 
 
@@ -275,21 +296,34 @@ def characters(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
     return Pictures(255 - torch.stack(pictures).reshape(-1, 1, 28, 28), labels)
 
 
+def columns(datasets: Any, kind: str, train: bool, *, root: str, download: bool) -> Pictures:
+    """Reads one part of a file of MATLAB's, where a picture is a column, from top to bottom."""
+    from scipy.io import loadmat
+
+    held = loadmat(Path(root) / "chardata.mat")["data" if train else "testdata"]
+    if held.ndim != 2 or len(held) != 28 * 28:
+        raise ValueError(f"pictures of 784 values, one a column, expected; got shape {held.shape}")
+    return Pictures(torch.from_numpy(held.T.copy()).reshape(-1, 1, 28, 28).mT, None)
+
+
 def load(
     name: str, kind: str, files: list[str], read: Callable[..., Pictures], options: Options
 ) -> Data:
-    """Reads a set by a class of torchvision's, and splits and binarizes it."""
+    """Reads a set, by a class of torchvision's if one is named, and splits and binarizes it."""
     root, download, binarize, valid, limit, seed = options
     check_protocol(binarize)
     where = folder(root)
     train, test = fetch(name, kind, files, read, where, download)
     rows, held_out = hold_out(len(train.x), valid, limit, seed)
-    dtype = torch.get_default_dtype()
+    dtype, largest = torch.get_default_dtype(), 255 if train.x.dtype is torch.uint8 else 1
     x = Split(train.x[rows], train.x[held_out], test.x).map(
-        lambda part: part.to(dtype, memory_format=torch.contiguous_format) / 255
+        lambda part: part.to(dtype, memory_format=torch.contiguous_format) / largest
     )
-    labels = Split(train.labels[rows], train.labels[held_out], test.labels)
-    return make(name, x, labels, binarize=binarize, seed=seed, source=f"torchvision's {kind}")
+    labels = None
+    if train.labels is not None and test.labels is not None:
+        labels = Split(train.labels[rows], train.labels[held_out], test.labels)
+    source = f"torchvision's {kind}" if kind else files[0]
+    return make(name, x, labels, binarize=binarize, seed=seed, source=source)
 
 
 def fetch(
@@ -311,11 +345,11 @@ def fetch(
         reason = " ".join(str(error).split()) or type(error).__name__
         missing = [file for file in files if not (root / file).exists()]
         state = f"missing: {', '.join(missing)}" if missing else "damaged"
-        cure = (
-            "torchvision could not fetch them"
-            if download
-            else "put them there, unpacked, or give download=True (data.download=true)"
-        )
+        cure = "put them there, unpacked"
+        if kind:
+            cure += ", or give download=True (data.download=true)"
+        if download:
+            cure = "torchvision could not fetch them"
         raise ValueError(
             f"Expected the files of {name} in '{root}', got {state}: {cure} ({reason})"
         ) from error
