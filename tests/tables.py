@@ -54,7 +54,19 @@ OBJECTIVES = {
     "trace_mean_field": pyro.infer.TraceMeanField_ELBO,
     "elbo": objectives.ELBO,
     "elbo_sampled": partial(objectives.ELBO, 3, analytic=False),
+    "elbo_stl": partial(objectives.ELBO, estimator="stl"),
+    "capacity": partial(objectives.Capacity, capacity=0.1),
+    "free_bits": partial(objectives.FreeBits, nats=1e-4, per="site"),
+    "geco": partial(objectives.GECO, target=10.0),
     "iwae": partial(objectives.IWAE, 4),
+    "iwae_stl": partial(objectives.IWAE, 4, estimator="stl"),
+    "iwae_dreg": partial(objectives.IWAE, 4, estimator="dreg"),
+    "ciwae": partial(objectives.CIWAE, 4),
+    "miwae": partial(objectives.MIWAE, 6, groups=3),
+    "piwae": partial(objectives.PIWAE, 6, groups=3),
+    "renyi": partial(objectives.Renyi, 4, alpha=0.5),
+    "vr_max": partial(objectives.Renyi, 4, alpha=-float("inf")),
+    "jackknife": partial(objectives.Jackknife, 4),
 }
 
 

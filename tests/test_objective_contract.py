@@ -72,11 +72,11 @@ looped = (partial(loop, True), partial(loop, False))
 categorical = (partial(discrete, True), partial(discrete, False))
 
 REFUSED = {
-    "outer latent": ([IWAE], also(model, "w"), also(guide, "w"), r"'w'.*Use ELBO"),
+    "outer latent": ([IWAE], also(model, "w"), also(guide, "w"), r"'w' after 'z'.*use ELBO"),
     "outer observation": ([IWAE], also(model, "y", **observed), guide, r"'y'.*use ELBO"),
     "outer factor": ([IWAE], factored, guide, r"'penalty'.*use ELBO"),
-    "two scales": ([IWAE], partial(scaled, 0.5), guide, r"'x': 1.*use ELBO"),
-    "tensor as scale": ([IWAE], partial(scaled, torch.tensor(0.5)), guide, r"'z'.*use ELBO"),
+    "two scales": ([IWAE], partial(scaled, 0.5), guide, r"'x in the model': 1.*use ELBO"),
+    "tensor as scale": ([IWAE], partial(scaled, torch.tensor(0.5)), guide, r"'z in the model': tensor.*use ELBO"),
     "loop": ([IWAE], *looped, r"'z_0'.*`with pyro.plate"),
     "nothing latent": ([IWAE], also(lambda: None, "y", **observed), lambda: None, "latent site"),
     "discrete": ([ELBO, IWAE, kl_report], *categorical, r"'k' from Categorical.*TraceEnum_ELBO"),

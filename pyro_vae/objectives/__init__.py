@@ -5,21 +5,40 @@ that it serves ``SVI``, ``objective(model, guide)`` with an optimizer of PyTorch
 call. None reads a tensor back to the host.
 """
 
-from pyro_vae.objectives.base import Objective, Values
+from pyro_vae.objectives.base import Facts, Objective, Values
+from pyro_vae.objectives.capacity import Capacity
+from pyro_vae.objectives.ciwae import CIWAE
 from pyro_vae.objectives.closed import KLTerm, kl_report
 from pyro_vae.objectives.elbo import ELBO
+from pyro_vae.objectives.free_bits import FreeBits
+from pyro_vae.objectives.geco import GECO
+from pyro_vae.objectives.importance import ImportanceWeighted
 from pyro_vae.objectives.iwae import IWAE
+from pyro_vae.objectives.jackknife import Jackknife
+from pyro_vae.objectives.miwae import MIWAE
+from pyro_vae.objectives.piwae import PIWAE
+from pyro_vae.objectives.renyi import Renyi
 from pyro_vae.objectives.schedules import Constant, Cosine, Cyclical, Linear, Schedule, Sigmoid
 
 __all__ = [
+    "CIWAE",
     "ELBO",
+    "GECO",
     "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "Capacity",
     "Constant",
     "Cosine",
     "Cyclical",
+    "Facts",
+    "FreeBits",
+    "ImportanceWeighted",
+    "Jackknife",
     "KLTerm",
     "Linear",
     "Objective",
+    "Renyi",
     "Schedule",
     "Sigmoid",
     "Values",

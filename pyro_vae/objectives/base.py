@@ -3,15 +3,54 @@
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import pyro.infer
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.objectives.traces import Pair, plate_nesting, run_pair, vectorized
+from pyro_vae.objectives.traces import (
+    AnyTrace,
+    Cut,
+    Layout,
+    Pair,
+    Shared,
+    layout,
+    run_pair,
+    vectorized,
+)
 
-__all__ = ["Objective", "Values"]
+__all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
+
+
+class RunOptions(TypedDict, total=False):
+    """How particles are drawn, the same for all objectives; see :class:`Objective`."""
+
+    max_plate_nesting: float
+    vectorize_particles: bool
+    retain_graph: bool | None
+
+
+class Facts(NamedTuple):
+    """One row of the table that compares the objectives.
+
+    Attributes:
+        optimizes: What is maximized.
+        bound: What it is a bound on.
+        unbiased: Of what its gradient is an unbiased estimate.
+        closed_form: Where it needs a KL in closed form.
+        additive: Whether it is a sum over data, so that batches may be of any size.
+        source: The paper.
+    """
+
+    optimizes: str
+    bound: str
+    unbiased: str
+    closed_form: str
+    additive: str
+    source: str
 
 
 class Values(NamedTuple):
@@ -24,12 +63,15 @@ class Values(NamedTuple):
         rate: For each latent site the KL of guide to model, closed form or sampled.
         log_weights: The log importance weights, ``(particles, *plates)``; ``None`` where the
             objective has none.
+        rate_per_dimension: The rate of each dimension, ``(*plates, *event)``, for the latent sites
+            at which both guide and model factorize over dimensions; they sum to the site's rate.
     """
 
     objective: Tensor | None
     log_likelihood: dict[str, Tensor]
     rate: dict[str, Tensor]
     log_weights: Tensor | None
+    rate_per_dimension: dict[str, Tensor]
 
 
 class Objective(pyro.infer.ELBO):
@@ -45,6 +87,8 @@ class Objective(pyro.infer.ELBO):
     Raises:
         ValueError: If ``num_particles`` is not a positive integer.
     """
+
+    facts: ClassVar[Facts]
 
     def __init__(
         self,
@@ -66,15 +110,22 @@ class Objective(pyro.infer.ELBO):
             retain_graph=retain_graph,
         )
         self._given_nesting = max_plate_nesting
-        self._nestings: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._layouts: weakref.WeakKeyDictionary[Any, Layout] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles without what was found out about models, which are not its own."""
-        return {**vars(self), "_nestings": None}
+        return {**vars(self), "_layouts": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Starts with nothing known about any model."""
-        vars(self).update(state, _nestings=weakref.WeakKeyDictionary())
+        vars(self).update(state, _layouts=weakref.WeakKeyDictionary())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what the objective has learned, which a training that goes on needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over what :meth:`state_dict` returned."""
 
     @abstractmethod
     def differentiable_loss(
@@ -112,7 +163,11 @@ class Objective(pyro.infer.ELBO):
         kwargs: dict[str, Any],
     ) -> Pair:
         """Returns the traces of one run, the method that Pyro's base class asks for."""
-        return run_pair(type(self).__name__, model, guide, args, kwargs)
+        return _Run(type(self).__name__, model, guide, args, kwargs, None).pair()
+
+    def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
+        """Returns the sites of a guide that all particles have in common."""
+        return frozenset()
 
     def _run(
         self,
@@ -120,40 +175,101 @@ class Objective(pyro.infer.ELBO):
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        cut: Cut | None = None,
     ) -> tuple[list[Pair], int | None]:
         """Returns the traces, and the dimension of the particles if they stand in one trace."""
-        if self.num_particles == 1 or not self.vectorize_particles:
-            pairs = [self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles)]
-            dim = None
-        else:
-            nesting = self._nesting(model, guide, args, kwargs)
-            dim = -1 - nesting
-            pairs = [
-                run_pair(
-                    type(self).__name__,
-                    vectorized(model, self.num_particles, dim),
-                    vectorized(guide, self.num_particles, dim),
-                    args,
-                    kwargs,
-                    nesting + 1,
-                )
-            ]
-        return pairs, dim
+        run = _Run(type(self).__name__, model, guide, args, kwargs, cut)
+        if self.num_particles == 1:
+            return [run.pair()], None
+        if not self.vectorize_particles:
+            return self._one_by_one(run), None
+        found = self._layout(run)
+        dim = -1 - found.nesting
+        pair = run.vectorized(self.num_particles, dim, found.shared)
+        shared = self._shared(pair.guide)
+        if shared != found.shared:
+            self._remember(run, found._replace(shared=shared))
+            pair = run.vectorized(self.num_particles, dim, shared)
+        return [pair], dim
 
-    def _nesting(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> int:
-        """Returns the depth of the plates, found once for each model."""
-        if self._given_nesting != float("inf"):
-            return int(self._given_nesting)
+    def _one_by_one(self, run: "_Run") -> list[Pair]:
+        """Returns a run for each particle, what is shared replayed from the first."""
+        first, shared = run.pair(), poutine.Trace()
+        for name in self._shared(first.guide):
+            shared.nodes[name] = first.guide.nodes[name]
+        again = run._replace(guide=poutine.replay(run.guide, trace=shared)) if shared.nodes else run
+        return [first, *(again.pair() for _ in range(self.num_particles - 1))]
+
+    def _layout(self, run: "_Run") -> Layout:
+        """Returns the structure of a model, found once for each."""
         try:
-            known = self._nestings.get(model)
+            found = self._layouts.get(run.model)
         except TypeError:
-            return plate_nesting(model, guide, args, kwargs)
-        if known is None:
-            known = self._nestings[model] = plate_nesting(model, guide, args, kwargs)
-        return known
+            found = None
+        if found is None and self._given_nesting != float("inf"):
+            found = Layout(int(self._given_nesting), frozenset())
+        if found is None:
+            found = layout(run.model, run.guide, run.args, run.kwargs, self._shared)
+            self._remember(run, found)
+        return found
+
+    def _remember(self, run: "_Run", found: Layout) -> None:
+        """Keeps a model's structure for later calls, unless it can have no weak reference."""
+        with suppress(TypeError):
+            self._layouts[run.model] = found
+
+
+class _Run(NamedTuple):
+    """A model and guide, and what they are called with."""
+
+    objective: str
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    cut: Cut | None
+
+    def pair(self, nesting: float = float("inf")) -> Pair:
+        """Runs both once."""
+        return run_pair(*self[:5], nesting, self.cut)
+
+    def vectorized(self, num_particles: int, dim: int, shared: frozenset[str]) -> Pair:
+        """Runs both once, in a plate of particles."""
+        guide = vectorized(self.guide, num_particles, dim)
+        return self._replace(
+            model=vectorized(self.model, num_particles, dim),
+            guide=Shared(shared, dim)(guide) if shared else guide,
+        ).pair(-dim)
+
+
+def check_scalar(
+    name: str,
+    value: float | Tensor,
+    *,
+    least: float = float("-inf"),
+    most: float = float("inf"),
+    infinite: bool = False,
+) -> float | Tensor:
+    """Returns a number or scalar tensor, or raises a ``ValueError`` if it is out of range."""
+    if isinstance(value, Tensor):
+        if value.dim():
+            raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and least <= value <= most and (infinite or abs(value) != float("inf")):
+        return float(value)
+    if least == 0 and most == float("inf"):
+        wanted = "zero or more"
+    elif most == float("inf"):
+        wanted = "a number" if least == float("-inf") else f"at least {least:g}"
+    else:
+        wanted = f"within [{least:g}, {most:g}]"
+    raise ValueError(f"Expected {name} to be {wanted}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """Returns a choice, or raises a ``ValueError`` if it is none of those."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices[:-1]))
+        raise ValueError(f"Expected {name} to be {listed} or {choices[-1]!r}, got {value!r}")
+    return value

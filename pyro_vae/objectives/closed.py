@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_vae.kl import closed_form, layers
+from pyro_vae.objectives.terms import Term, negative, site_term
 from pyro_vae.objectives.traces import Pair, run_pair, undisturbed
 
-__all__ = ["KLTerm", "closed_terms", "kl_report"]
+__all__ = ["KLTerm", "closed_terms", "dimension_terms", "kl_report", "rates_per_dimension"]
 
 
 class KLTerm(NamedTuple):
@@ -93,6 +95,43 @@ def closed_term(pair: Pair, name: str) -> tuple[Tensor | None, str]:
             f"the KL given one draw is not the KL"
         )
     return closed_form(q_site["fn"], p_site["fn"])
+
+
+def rates_per_dimension(pair: Pair, *, closed: bool) -> list[Term]:
+    """Returns the rates of single dimensions at the sites that factorize over them.
+
+    Arguments:
+        pair: The traces.
+        closed: Whether to use closed forms where the site has one.
+    """
+    return [term for name in pair.latent() for term in dimension_terms(pair, name, closed) or ()]
+
+
+def dimension_terms(pair: Pair, name: str, closed: bool) -> list[Term] | None:
+    """Returns the terms of a site's rate for each dimension, or ``None`` if it has none."""
+    site = pair.guide.nodes[name]
+    q, p = elements(site["fn"]), elements(pair.model.nodes[name]["fn"])
+    if q is None or p is None or q.batch_shape != p.batch_shape:
+        return None
+    event_dim = site["fn"].event_dim
+    if closed and closed_term(pair, name)[0] is not None:
+        kl, _ = closed_form(q, p)
+        if kl is not None:
+            return [site_term(pair.guide, name, kl, event_dim)]
+    density = q.log_prob(site["value"])
+    return [
+        site_term(pair.guide, name, density, event_dim),
+        negative(site_term(pair.model, name, p.log_prob(site["value"]), event_dim)),
+    ]
+
+
+def elements(fn: Any) -> Any:
+    """Returns the distribution of the elements of an event, or ``None`` if they are dependent."""
+    if not fn.event_dim:
+        return fn
+    if isinstance(fn, torch.distributions.Independent) and not fn.base_dist.event_shape:
+        return fn.base_dist
+    return None
 
 
 def misplaced_parent(pair: Pair, name: str) -> str | None:

@@ -1,26 +1,26 @@
 """The evidence lower bound."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Objective, Values
-from pyro_vae.objectives.closed import closed_terms, require_closed
-from pyro_vae.objectives.traces import Pair, keep_dims, plates
+from pyro_vae.objectives.base import (
+    Facts,
+    Objective,
+    RunOptions,
+    Values,
+    check_choice,
+    check_scalar,
+)
+from pyro_vae.objectives.closed import closed_terms, rates_per_dimension, require_closed
+from pyro_vae.objectives.paths import along_samples, samples_and_leaves, value_free
+from pyro_vae.objectives.terms import Term, average, gather, negative, site_term, total
+from pyro_vae.objectives.traces import Cut, Pair, drawn_sites
 
-__all__ = ["ELBO"]
-
-
-class Term(NamedTuple):
-    """One site's part in the bound: masked, not scaled, of the shape of its plates."""
-
-    name: str
-    value: Tensor
-    scale: float | Tensor
-    plates: frozenset[int]
+__all__ = ["ELBO", "Additive", "Terms"]
 
 
 class Terms(NamedTuple):
@@ -30,99 +30,54 @@ class Terms(NamedTuple):
     rate: list[Term]
 
 
-class ELBO(Objective):
-    r"""The evidence lower bound, with the KL weighted by beta.
-
-    .. math::
-        \mathcal{L}_\beta = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)]
-        - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
-
-    The loss is minus its sum over the data, each site times the scale of its plates. The KL of a
-    site is in closed form where one is known and valid (:func:`~pyro_vae.objectives.kl_report`
-    says where and why) and sampled otherwise, as :class:`pyro.infer.Trace_ELBO` does. It is
-    a bound on the evidence for beta = 1, and a looser one for more.
-
-    References:
-        | Auto-encoding variational Bayes (Kingma and Welling, 2013),
-          https://arxiv.org/abs/1312.6114
-        | beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
+class Additive(Objective):
+    """What the objectives have in common that weigh log likelihoods against rates.
 
     Arguments:
         num_particles: The number of samples for each datum.
-        beta: The weight of the KL, a number or a scalar tensor; zero is allowed.
         analytic: True: closed forms, and an error where there is none; False: always sampled;
             None: closed forms where there are any.
-        max_plate_nesting: As of :class:`~pyro_vae.objectives.Objective`.
-        vectorize_particles: As of :class:`~pyro_vae.objectives.Objective`.
-        retain_graph: As of :class:`~pyro_vae.objectives.Objective`.
-
-    Raises:
-        ValueError: If ``num_particles`` is not a positive integer or ``beta`` is negative; when
-            called, if a latent site of the guide is not reparameterized, a latent site is missing
-            in model or guide, or ``analytic`` is True and a closed form is missing.
-
-    Example:
-        >>> import torch
-        >>> from pyro_vae import VAE
-        >>> vae = VAE((1, 8, 8), 2)
-        >>> x = torch.ones(5, 1, 8, 8)
-        >>> ELBO(beta=0.5, analytic=True).values(vae.model, vae.guide, x).rate["vae.z"].shape
-        torch.Size([5])
+        run: As of :class:`~pyro_vae.objectives.Objective`.
     """
 
     def __init__(
         self,
         num_particles: int = 1,
         *,
-        beta: float | Tensor = 1.0,
         analytic: bool | None = None,
-        max_plate_nesting: float = float("inf"),
-        vectorize_particles: bool = True,
-        retain_graph: bool | None = None,
+        **run: Unpack[RunOptions],
     ) -> None:
-        super().__init__(
-            num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            retain_graph=retain_graph,
-        )
-        if analytic not in (True, False, None):
-            raise ValueError(f"Expected analytic to be True, False or None, got {analytic!r}")
-        self.beta = check_beta(beta)
-        self.analytic = analytic
-
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Returns minus the bound, summed over the data, as a scalar tensor."""
-        pairs, _ = self._run(model, guide, args, kwargs)
-        loss: Tensor | float = 0.0
-        for pair in pairs:
-            terms = self._terms(pair)
-            loss = loss - total(terms.log_likelihood) + self.beta * total(terms.rate)
-        return torch.as_tensor(loss) / self.num_particles
+        super().__init__(num_particles, **run)
+        self.analytic = check_choice("analytic", analytic, (True, False, None))
 
     def values(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Values:
-        """Returns the bound and its terms for each datum."""
+        """Returns the terms for each datum, and their weighted sum where there is one."""
         pairs, dim = self._run(model, guide, args, kwargs)
         runs = [self._terms(pair) for pair in pairs]
         everything = [term for terms in runs for term in (*terms.log_likelihood, *terms.rate)]
-        data = frozenset.intersection(
-            *(t.plates for t in everything if t.plates),
-            frozenset(d for t in everything for d in t.plates),
-        )
+        data = shared_plates(everything)
         gained = average([gather(terms.log_likelihood, data, dim) for terms in runs])
         paid = average([gather(terms.rate, data, dim) for terms in runs])
         objective = None
         if all(data <= term.plates for term in everything):
-            objective = torch.as_tensor(sum(gained.values()) - self.beta * sum(paid.values()))
-        return Values(objective, gained, paid, None)
+            objective = self._objective(gained, paid)
+        by_dimension = [rates_per_dimension(pair, closed=self._closed()) for pair in pairs]
+        rates = average([gather(terms, None, dim) for terms in by_dimension])
+        return Values(objective, gained, paid, None, rates)
+
+    def _objective(self, gained: dict[str, Tensor], paid: dict[str, Tensor]) -> Tensor | None:
+        """Returns what is maximized for each datum, or ``None`` if data cannot be told apart."""
+        return None
+
+    def _closed(self) -> bool:
+        """Tells whether closed forms are used where there are any."""
+        return self.analytic is not False
 
     def _terms(self, pair: Pair) -> Terms:
         """Returns the terms of one run, closed forms where they are wanted and known."""
-        closed = {} if self.analytic is False else closed_terms(pair)
+        closed = closed_terms(pair) if self._closed() else {}
         if self.analytic:
             require_closed({name: reason for name, (kl, reason) in closed.items() if kl is None})
         gained = [site_term(pair.model, name) for name in pair.observed()]
@@ -138,53 +93,114 @@ class ELBO(Objective):
         return Terms(gained, paid)
 
 
-def check_beta(beta: float | Tensor) -> float | Tensor:
-    """Returns beta, or raises a ``ValueError`` if it is a negative number or not a scalar."""
-    if isinstance(beta, Tensor):
-        if beta.dim():
-            raise ValueError(f"Expected beta to be a scalar, got shape {tuple(beta.shape)}")
-        return beta
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"Expected beta to be zero or more, got {beta}")
-    return float(beta)
+class ELBO(Additive):
+    r"""The evidence lower bound, with the KL weighted by beta.
 
+    .. math::
+        \mathcal{L}_\beta = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)]
+        - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
-def site_term(trace: Any, name: str, value: Tensor | None = None) -> Term:
-    """Returns a site's log density, or another value, masked as the site is."""
-    site = trace.nodes[name]
-    value = site["unscaled_log_prob"] if value is None else value
-    return Term(name, scale_and_mask(value, mask=site["mask"]), site["scale"], plates(site))
+    The loss is minus its sum over the data, each site times the scale of its plates. The KL of a
+    site is in closed form where one is known and valid (:func:`~pyro_vae.objectives.kl_report`
+    says where and why) and sampled otherwise, as :class:`pyro.infer.Trace_ELBO` does. It is
+    a bound on the evidence for beta = 1, and a looser one for more.
 
+    With ``estimator="stl"`` (sticking the landing) the KL is sampled, and the derivative of
+    log q by its parameters at a fixed sample, whose expectation is zero, is left out: the gradient
+    stays unbiased, and has no variance where the guide is the posterior. It needs log q at a
+    given sample, which a normalizing flow has to invert for.
 
-def negative(term: Term) -> Term:
-    """Returns a term with its sign turned."""
-    return term._replace(value=-term.value)
+    References:
+        | Auto-encoding variational Bayes (Kingma and Welling, 2013),
+          https://arxiv.org/abs/1312.6114
+        | beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
+        | Sticking the landing (Roeder, Wu and Duvenaud, 2017), https://arxiv.org/abs/1703.09194
 
+    Arguments:
+        num_particles: The number of samples for each datum.
+        beta: The weight of the KL, a number or a scalar tensor; zero is allowed.
+        analytic: True: closed forms, and an error where there is none; False: always sampled;
+            None: closed forms where there are any.
+        estimator: ``"standard"`` or ``"stl"``.
+        run: As of :class:`~pyro_vae.objectives.Objective`.
 
-def total(terms: list[Term]) -> Tensor | float:
-    """Returns the sum of terms over all their elements, each times its scale."""
-    # A number is multiplied once, after the sum; a tensor may be one weight for each datum.
-    return sum(
-        (
-            (term.value * term.scale).sum()
-            if isinstance(term.scale, Tensor)
-            else term.value.sum() * term.scale
-            for term in terms
-        ),
-        0.0,
+    Raises:
+        ValueError: If ``num_particles`` is not a positive integer, ``beta`` is negative or
+            ``analytic`` is asked for with ``"stl"``; when called, if a latent site of the guide is
+            not reparameterized, a latent site is missing in model or guide, or ``analytic`` is
+            True and a closed form is missing.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import VAE
+        >>> vae = VAE((1, 8, 8), 2)
+        >>> x = torch.ones(5, 1, 8, 8)
+        >>> ELBO(beta=0.5, analytic=True).values(vae.model, vae.guide, x).rate["vae.z"].shape
+        torch.Size([5])
+    """
+
+    facts: ClassVar = Facts(
+        "E log p(x given z) - b KL(q, p)",
+        "log p(x), below, at b >= 1",
+        "of itself",
+        "where there is one; `analytic=True` everywhere",
+        "yes",
+        "Kingma and Welling 2013; Higgins et al. 2017; Roeder et al. 2017",
     )
 
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        beta: float | Tensor = 1.0,
+        analytic: bool | None = None,
+        estimator: str = "standard",
+        **run: Unpack[RunOptions],
+    ) -> None:
+        super().__init__(num_particles, analytic=analytic, **run)
+        self.beta = check_scalar("beta", beta, least=0.0)
+        self.estimator = check_choice("estimator", estimator, ("standard", "stl"))
+        if estimator == "stl" and analytic:
+            raise ValueError(
+                "Expected analytic to be None or False with estimator='stl', got True: the "
+                "derivative that it leaves out is that of a sampled KL"
+            )
 
-def gather(terms: list[Term], data: frozenset[int], dim: int | None) -> dict[str, Tensor]:
-    """Returns the terms by site, for each datum, averaged over vectorized particles."""
-    out: dict[str, Tensor] = {}
-    for term in terms:
-        value = keep_dims(term.value, data & term.plates, dim)
-        value = value if dim is None else value.mean(0)
-        out[term.name] = out[term.name] + value if term.name in out else value
-    return out
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Returns minus the bound, summed over the data, as a scalar tensor."""
+        stl = self.estimator == "stl" and torch.is_grad_enabled()
+        cut = Cut(drawn_sites, model=False) if stl else None
+        pairs, _ = self._run(model, guide, args, kwargs, cut)
+        loss: Tensor | float = 0.0
+        for pair in pairs:
+            terms = self._terms(pair)
+            rate = total(terms.rate) + (without_score(pair) if stl else 0.0)
+            loss = loss - total(terms.log_likelihood) + self.beta * rate
+        return torch.as_tensor(loss) / self.num_particles
+
+    def _closed(self) -> bool:
+        return self.estimator != "stl" and super()._closed()
+
+    def _objective(self, gained: dict[str, Tensor], paid: dict[str, Tensor]) -> Tensor:
+        return torch.as_tensor(sum(gained.values()) - self.beta * sum(paid.values()))
 
 
-def average(runs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the mean over runs, name by name."""
-    return {name: torch.stack([run[name] for run in runs]).mean(0) for name in runs[0]}
+def without_score(pair: Pair) -> Tensor:
+    """Returns zero, whose gradient takes the derivative of log q by its parameters away.
+
+    What is left of log q is its derivative by the samples, at which it was cut.
+    """
+    names = pair.latent() + pair.auxiliary()
+    log_q = torch.as_tensor(total([site_term(pair.guide, name) for name in names]))
+    samples, leaves = samples_and_leaves([pair])
+    # By the samples too: the parameters of a later site's log q may depend on an earlier one.
+    slopes = torch.autograd.grad(log_q, leaves + samples, retain_graph=True, allow_unused=True)
+    return along_samples(samples * 2, slopes) - value_free(log_q)
+
+
+def shared_plates(terms: list[Term]) -> frozenset[int]:
+    """Returns the plates that all terms stand in, of those that stand in any."""
+    every = [term.plates for term in terms if term.plates]
+    return frozenset.intersection(*every) if every else frozenset()

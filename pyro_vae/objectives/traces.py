@@ -8,14 +8,27 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.util import is_validation_enabled, prune_subsample_sites
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import is_validation_enabled, prune_subsample_sites, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.scope import remove
 
-__all__ = ["PARTICLES", "Pair", "first_not_finite", "plate_nesting", "run_pair", "vectorized"]
+__all__ = [
+    "PARTICLES",
+    "Cut",
+    "Layout",
+    "Pair",
+    "Shared",
+    "drawn_sites",
+    "first_not_finite",
+    "frames",
+    "layout",
+    "run_pair",
+    "vectorized",
+]
 
 PARTICLES = "num_particles_vectorized"
 """The name of the plate of particles, as in Pyro's own objectives."""
@@ -25,11 +38,35 @@ AnyTrace = Any
 """A ``pyro.poutine.Trace``, whose nodes Pyro types as if each of their keys might be missing."""
 
 
+class Cut(NamedTuple):
+    """Where the way of the gradient through samples is cut, for estimators that weigh it.
+
+    Attributes:
+        names: From the trace of the guide to the sites that are cut: their densities are those of
+            a leaf that holds the sample, so that the derivative by it can be had on its own.
+        model: Whether the model too is run on the leaves.
+    """
+
+    names: Callable[[AnyTrace], list[str]]
+    model: bool
+
+
+class Layout(NamedTuple):
+    """What one run tells of a model and guide: the depth of plates, and what is drawn once."""
+
+    nesting: int
+    shared: frozenset[str]
+
+
 class Pair(NamedTuple):
-    """The traces of one run of the guide and of the model against it."""
+    """The traces of one run of the guide and of the model against it.
+
+    Where the run was cut, ``drawn`` holds the samples, and the trace of the guide the leaves.
+    """
 
     model: AnyTrace
     guide: AnyTrace
+    drawn: dict[str, Tensor]
 
     def latent(self) -> list[str]:
         """Returns the names of the sites sampled by the guide and scored by the model."""
@@ -117,6 +154,7 @@ def run_pair(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     nesting: float = float("inf"),
+    cut: Cut | None = None,
 ) -> Pair:
     """Runs the guide, then the model against it, checks both, and computes all log densities.
 
@@ -125,13 +163,13 @@ def run_pair(
     Raises:
         ValueError: If the two do not suit the objective, which is named.
     """
-    both = run_both(model, guide, args, kwargs)
+    *both, drawn = run_both(model, guide, args, kwargs, cut)
     model_trace, guide_trace = map(without_deterministic, both)
-    pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
+    pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), drawn)
     pair.check(objective)
     if is_validation_enabled():
         check_model_guide_match(model_trace, guide_trace, nesting)
-    for trace in pair:
+    for trace in (pair.model, pair.guide):
         compute(trace, nesting)
     return pair
 
@@ -141,16 +179,67 @@ def run_both(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[AnyTrace, AnyTrace]:
-    """Returns the trace of the model run against the guide, and that of the guide."""
+    cut: Cut | None = None,
+) -> tuple[AnyTrace, AnyTrace, dict[str, Tensor]]:
+    """Returns the trace of the model run against the guide, that of the guide, and what was cut."""
     messenger = poutine.unwrap(guide)
+    model_trace: AnyTrace = None
     if isinstance(messenger, GuideMessenger):
         # An effectful guide runs the model itself.
         guide(*args, **kwargs)
-        return messenger.get_traces()
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    return poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
+        model_trace, guide_trace = messenger.get_traces()
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    on_leaves, drawn = (guide_trace, {}) if cut is None else with_leaves(guide_trace, cut)
+    given = on_leaves if cut is not None and cut.model else guide_trace
+    if model_trace is None or given is not guide_trace:
+        model_trace = poutine.trace(poutine.replay(model, trace=given)).get_trace(*args, **kwargs)
+    return model_trace, on_leaves, drawn
+
+
+def with_leaves(trace: AnyTrace, cut: Cut) -> tuple[AnyTrace, dict[str, Tensor]]:
+    """Returns a copy whose samples are leaves at the sites to be cut, and the samples."""
+    copied, drawn = trace.copy(), {}
+    for name in cut.names(trace):
+        value = trace.nodes[name]["value"]
+        # What has no derivative is refused later, by a check that names the way out.
+        if value.is_floating_point():
+            drawn[name] = value
+            leaf = value.detach().requires_grad_()
+            copied.nodes[name] = {**trace.nodes[name], "value": leaf}
+    return copied, drawn
+
+
+def drawn_sites(trace: AnyTrace) -> list[str]:
+    """Returns the names of the sites that a trace of a guide has drawn."""
+    return [
+        name
+        for name, site in sites(trace)
+        if not site["is_observed"]
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    ]
+
+
+class Shared(Messenger):
+    """Draws sites of a guide once for all particles of a plate to the left.
+
+    Arguments:
+        names: The sites.
+        dim: The dimension of the particles.
+    """
+
+    def __init__(self, names: frozenset[str], dim: int) -> None:
+        super().__init__()
+        self.names, self.dim = names, dim
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.names or msg["done"] or msg["is_observed"]:
+            return
+        value = msg["fn"](*msg["args"], **msg["kwargs"])
+        axis = self.dim - msg["fn"].event_dim
+        msg["value"] = value.narrow(axis, 0, 1).expand(value.shape)
+        msg["done"] = True
 
 
 def compute(trace: AnyTrace, nesting: Any) -> None:
@@ -167,15 +256,24 @@ def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable
     return pyro.plate(PARTICLES, num_particles, dim=dim)(fn)
 
 
-def plate_nesting(
+def layout(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> int:
-    """Returns how deep the plates of a model and guide are, by a run that leaves no trace of it."""
+    shared: Callable[[AnyTrace], frozenset[str]],
+) -> Layout:
+    """Returns what a run, which leaves no trace of it, tells of a model and guide.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        args: What both are called with.
+        kwargs: What both are called with.
+        shared: From the trace of the guide to the sites that are drawn once for all particles.
+    """
     with undisturbed(), poutine.block():
-        both = run_both(model, guide, args, kwargs)
+        *both, _ = run_both(model, guide, args, kwargs)
         traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both]
         if is_validation_enabled():
             # A batch without a plate goes unnoticed once there are particles to its left.
@@ -189,7 +287,7 @@ def plate_nesting(
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
-    return -min(dims, default=0)
+    return Layout(-min(dims, default=0), shared(traces[1]))
 
 
 @contextmanager
@@ -218,26 +316,33 @@ def undisturbed() -> Iterator[None]:
             remove(store, name)
 
 
-def plates(site: Any) -> frozenset[int]:
-    """Returns the dimensions of a site's plates, particles left out."""
+def frames(site: Any) -> frozenset[tuple[int, str]]:
+    """Returns dimension and name of each of a site's plates, particles left out."""
     return frozenset(
-        frame.dim
+        (frame.dim, frame.name)
         for frame in site["cond_indep_stack"]
         if frame.vectorized and frame.name != PARTICLES
     )
 
 
-def keep_dims(value: Tensor, dims: frozenset[int], particle_dim: int | None) -> Tensor:
-    """Sums a log density over all dimensions but those of some plates and of the particles.
+def plates(site: Any) -> frozenset[int]:
+    """Returns the dimensions of a site's plates, particles left out."""
+    return frozenset(dim for dim, _ in frames(site))
+
+
+def keep_dims(
+    value: Tensor, dims: frozenset[int], particle_dim: int | None, event_dim: int = 0
+) -> Tensor:
+    """Sums a log density over all batch dimensions but some plates and the particles.
 
     Returns:
-        A tensor whose dimensions are the particles, if any, then the plates from left to right.
+        A tensor whose dimensions are the particles, if any, the plates from left to right, and the
+        ``event_dim`` rightmost of ``value``.
     """
-    kept = sorted(dims if particle_dim is None else dims | {particle_dim})
-    if not kept:
-        return value.sum()
-    value = value.reshape((1,) * (-kept[0] - value.dim()) + tuple(value.shape))
-    summed = [dim for dim in range(-value.dim(), 0) if dim not in kept]
+    kept = sorted(d - event_dim for d in (dims if particle_dim is None else dims | {particle_dim}))
+    if kept:
+        value = value.reshape((1,) * (-kept[0] - value.dim()) + tuple(value.shape))
+    summed = [dim for dim in range(-value.dim(), -event_dim) if dim not in kept]
     return value.sum(summed) if summed else value
 
 
@@ -246,7 +351,7 @@ def first_not_finite(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> str:
     """Says at which site of a run the first number that is not finite appears."""
-    model_trace, guide_trace = run_both(model, guide, args, kwargs)
+    model_trace, guide_trace, _ = run_both(model, guide, args, kwargs)
     for side, trace in (("guide", guide_trace), ("model", model_trace)):
         trace = prune_subsample_sites(trace)
         trace.compute_log_prob()

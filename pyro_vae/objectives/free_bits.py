@@ -1,0 +1,148 @@
+"""The ELBO with a part of the rate for free."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pyro_vae.objectives.base import Facts, RunOptions, check_choice, check_scalar
+from pyro_vae.objectives.batch import data_size
+from pyro_vae.objectives.closed import dimension_terms
+from pyro_vae.objectives.elbo import Additive
+from pyro_vae.objectives.terms import Term, site_term, total
+from pyro_vae.objectives.traces import Pair
+
+__all__ = ["FreeBits"]
+
+
+class FreeBits(Additive):
+    r"""The ELBO, in which a rate below a threshold costs as much as the threshold.
+
+    With :math:`\mathrm{KL}_{nj}` the rate of datum n in dimension j (``per="dimension"``) or at
+    latent site j (``per="site"``), B data in a batch, and :math:`N = \sum_n s_n`,
+
+    .. math::
+        \sum_n s_n\, \mathbb{E}_q[\log p(x_n \mid z_n)] - P, \qquad
+        P_{\text{batch}} = N \sum_j \max\Big( \lambda, \frac1B \sum_n \mathrm{KL}_{nj} \Big), \qquad
+        P_{\text{datum}} = \sum_n s_n \sum_j \max(\lambda, \mathrm{KL}_{nj})
+
+    Below the threshold the rate has no gradient, which lets dimensions come into use that
+    the KL would shut at once.
+
+    **Batch dependence.** ``of="datum"`` is a sum over data. ``of="batch"``, as in the paper,
+    is not: by Jensen's inequality the expected penalty of a batch is at least that of the data,
+    and the excess vanishes as B grows, at the rate :math:`B^{-1/2}` where a mean is at the
+    threshold and much faster elsewhere.
+
+    The loss is never below that of the ELBO.
+
+    References:
+        | Improved variational inference with inverse autoregressive flow (Kingma et al., 2016),
+          https://arxiv.org/abs/1606.04934
+
+    Arguments:
+        num_particles: The number of samples for each datum; rates are means over them.
+        nats: :math:`\lambda`, the nats that are free in each dimension or at each site.
+        per: ``"dimension"``, which needs guide and model to factorize over dimensions, or
+            ``"site"``.
+        of: ``"batch"``, the threshold is that of the mean over the batch, or ``"datum"``.
+        analytic: As of :class:`~pyro_vae.objectives.ELBO`.
+        run: As of :class:`~pyro_vae.objectives.Objective`.
+
+    Raises:
+        ValueError: If an argument is out of range; when called, as
+            :class:`~pyro_vae.objectives.ELBO` does, and if a site does not factorize.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> vae, x = VAE((1, 8, 8), 2), torch.ones(5, 1, 8, 8)
+        >>> objective = FreeBits(nats=100.0)
+        >>> loss = objective.differentiable_loss(vae.model, vae.guide, x)
+        >>> bool(loss > 5 * 2 * 100.0)
+        True
+    """
+
+    facts: ClassVar = Facts(
+        "E log p(x given z) - sum_j max(l, KL_j)",
+        "log p(x), below",
+        "of itself on batches of that size",
+        "where there is one; `analytic=True` everywhere",
+        '`of="datum"`: yes; `of="batch"`: no, of the batch\'s mean KL',
+        "Kingma et al. 2016",
+    )
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        nats: float | Tensor = 0.1,
+        per: str = "dimension",
+        of: str = "batch",
+        analytic: bool | None = None,
+        **run: Unpack[RunOptions],
+    ) -> None:
+        super().__init__(num_particles, analytic=analytic, **run)
+        self.nats = check_scalar("nats", nats, least=0.0)
+        self.per = check_choice("per", per, ("dimension", "site"))
+        self.of = check_choice("of", of, ("batch", "datum"))
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Returns minus the objective, summed over the data, as a scalar tensor."""
+        pairs, dim = self._run(model, guide, args, kwargs)
+        runs = [self._terms(pair) for pair in pairs]
+        loss = -torch.as_tensor(sum(total(terms.log_likelihood) for terms in runs))
+        loss = loss / self.num_particles
+        paid = [self._rates(pair, terms.rate) for pair, terms in zip(pairs, runs, strict=True)]
+        for name in paid[0]:
+            rates = torch.stack([mean_rate(rates[name], dim) for rates in paid]).mean(0)
+            loss = loss + self._penalty(rates, paid[0][name][0], pairs[0])
+        return loss
+
+    def _rates(self, pair: Pair, rates: list[Term]) -> dict[str, list[Term]]:
+        """Returns the terms of each latent site, by dimension if that is asked for."""
+        by_site: dict[str, list[Term]] = {}
+        for term in rates:
+            by_site.setdefault(term.name, []).append(term)
+        if self.per == "site":
+            return by_site
+        return {name: self._dimensions(pair, name) for name in by_site}
+
+    def _dimensions(self, pair: Pair, name: str) -> list[Term]:
+        """Returns the terms of one latent site by dimension."""
+        terms = dimension_terms(pair, name, self._closed()) if name in pair.model.nodes else None
+        if terms is None:
+            raise ValueError(
+                f"Expected guide and model to factorize over the dimensions of {name!r} for "
+                f"per='dimension', got {type(pair.guide.nodes[name]['fn']).__name__} and "
+                f"{type(pair.model.nodes[name]['fn']).__name__}: use per='site'"
+            )
+        return terms
+
+    def _penalty(self, rates: Tensor, term: Term, pair: Pair) -> Tensor:
+        """Returns what a site's rates, ``(*batch, *event)``, add to the loss."""
+        site = pair.guide.nodes[term.name]
+        if self.of == "datum":
+            above = torch.maximum(rates, torch.as_tensor(self.nats, dtype=rates.dtype))
+            return scaled_sum(site_term(pair.guide, term.name, above, term.event_dim)).sum()
+        size = data_size(site, term.plates)
+        mean = scaled_sum(term._replace(value=rates)) / size
+        return size * torch.maximum(mean, torch.as_tensor(self.nats, dtype=rates.dtype)).sum()
+
+
+def mean_rate(terms: list[Term], dim: int | None) -> Tensor:
+    """Returns a site's rates as the mean over particles, which keep their dimension."""
+    rate = torch.stack([term.value for term in terms]).sum(0)
+    return rate if dim is None else rate.mean(dim - terms[0].event_dim, keepdim=True)
+
+
+def scaled_sum(term: Term) -> Tensor:
+    """Returns the sum of a term over its batch, times its scale, of the shape of an event."""
+    value, scale = term.value, term.scale
+    if isinstance(scale, Tensor):
+        scale = scale.reshape(scale.shape + (1,) * term.event_dim)
+    batch = tuple(range(value.dim() - term.event_dim))
+    return (value * scale).sum(batch) if batch else value * scale

@@ -1,0 +1,184 @@
+"""What all bounds have in common that are made of importance weights."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pyro_vae.objectives.base import Objective, RunOptions, Values, check_choice
+from pyro_vae.objectives.closed import rates_per_dimension
+from pyro_vae.objectives.paths import along_samples, samples_and_leaves, value_free
+from pyro_vae.objectives.terms import average, gather
+from pyro_vae.objectives.traces import AnyTrace, Cut, Pair, drawn_sites
+from pyro_vae.objectives.weights import Weights, outer_sites, weigh
+
+__all__ = ["ImportanceWeighted", "log_mean_exp"]
+
+
+class Shares(NamedTuple):
+    r"""How much of a gradient each particle has, each ``(particles, *plates)``.
+
+    Attributes:
+        density: The weight of the derivative of log p by the parameters of the model.
+        path: The weight of the derivative of log w by the sample.
+    """
+
+    density: Tensor
+    path: Tensor
+
+
+class ImportanceWeighted(Objective):
+    r"""A bound for each datum that is a function B of its log importance weights.
+
+    .. math::
+        \log w_{nk} = \log p(x_n, z_{nk}) - \log q(z_{nk} \mid x_n), \qquad
+        \mathcal{L} = \sum_n s_n\, \mathbb{E}\, B(\log w_{n1}, \dots, \log w_{nK})
+
+    The scale :math:`s_n = N / B` of a subsampled plate stands outside of B, and nothing from
+    another datum enters.
+
+    **Sites that data share.** A latent site g outside of the plates, or of some of them, is drawn
+    once for all particles. Given g the data are independent, so that
+
+    .. math::
+        \log p(x) \ge \mathbb{E}_{q(g)} \Big[ \log \frac{p(g)}{q(g)}
+        + \sum_n \log p(x_n \mid g) \Big]
+        \ge \mathbb{E}_{q(g)} \Big[ \log \frac{p(g)}{q(g)}
+        + \sum_n s_n\, \mathbb{E}\, B(\log w_{n \cdot} \mid g) \Big]
+
+    wherever B is a bound for one datum. It takes g to be independent of the samples of a datum
+    in guide and model, and so a shared site that comes after such a sample is refused.
+
+    **Estimators of the gradient** by the parameters of the guide. With
+    :math:`a_k = \partial B / \partial \log w_k` and
+    :math:`h_k = \partial^2 B / \partial (\log w_k)^2`,
+
+    - ``"standard"``: the derivative of B through samples and densities;
+    - ``"stl"`` (sticking the landing): without the derivative of log q by its parameters at a
+      fixed sample, which is :math:`\sum_k a_k\, \partial_z \log w_k\, \partial_\phi z_k`. Unbiased
+      where the weights are equal, as at K = 1; biased otherwise;
+    - ``"dreg"`` (doubly reparameterized): that derivative is itself reparameterized, by
+      :math:`\mathbb{E}_q[f\, \partial_\phi \log q] = \mathbb{E}_q[\partial_z f\, \partial_\phi z]`
+      with :math:`f = a_k`, which gives
+      :math:`\sum_k (a_k - h_k)\, \partial_z \log w_k\, \partial_\phi z_k`: unbiased.
+
+    The last two have no variance where the guide is the posterior. Parameters of the model get
+    the same gradient under all. Both need log q at a given sample, which a normalizing flow has to
+    invert for.
+
+    References:
+        | Sticking the landing (Roeder, Wu and Duvenaud, 2017), https://arxiv.org/abs/1703.09194
+        | Doubly reparameterized gradient estimators for Monte Carlo objectives (Tucker et al.,
+          2018), https://arxiv.org/abs/1810.04152
+
+    Arguments:
+        num_particles: The number of samples of each datum.
+        estimator: ``"standard"``, ``"stl"`` or ``"dreg"``.
+        run: As of :class:`~pyro_vae.objectives.Objective`.
+
+    Raises:
+        ValueError: If an argument is out of range; when called, if a latent site of the guide is
+            not reparameterized, if a site outside of the data plates comes after one within, or
+            if the sites of a datum are scaled differently.
+    """
+
+    estimators: ClassVar[tuple[str, ...]] = ("standard", "stl", "dreg")
+
+    def __init__(
+        self,
+        num_particles: int,
+        *,
+        estimator: str = "standard",
+        **run: Unpack[RunOptions],
+    ) -> None:
+        super().__init__(num_particles, **run)
+        self.estimator = check_choice("estimator", estimator, self.estimators)
+
+    @abstractmethod
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Returns B for log weights of shape ``(particles, *plates)``, of shape ``plates``."""
+
+    @abstractmethod
+    def slope(self, log_weights: Tensor) -> Tensor:
+        """Returns the derivative of B by each log weight."""
+
+    @abstractmethod
+    def curvature(self, log_weights: Tensor) -> Tensor:
+        """Returns the second derivative of B by each log weight alone."""
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Returns minus the bound, summed over the data, as a scalar tensor."""
+        weighed = torch.is_grad_enabled() and self._weighs_paths()
+        cut = Cut(self._cut_names, self._cuts_model()) if weighed else None
+        pairs, dim = self._run(model, guide, args, kwargs, cut)
+        weights = weigh(pairs, dim)
+        loss = -weights.scale * self.bound(weights.log_weights).sum()
+        if weighed:
+            loss = loss.detach() - weights.scale * self._gradient(weights, pairs, dim)
+        return loss if weights.outer is None else loss + weights.outer
+
+    def values(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Values:
+        """Returns the bound, its weights and its terms for each datum."""
+        pairs, dim = self._run(model, guide, args, kwargs)
+        weights = weigh(pairs, dim)
+        bound = self.bound(weights.log_weights) if weights.outer is None else None
+        by_dimension = [rates_per_dimension(pair, closed=False) for pair in pairs]
+        rates = average([gather(terms, None, dim) for terms in by_dimension])
+        return Values(bound, weights.log_likelihood, weights.rate, weights.log_weights, rates)
+
+    def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
+        return outer_sites(guide_trace)
+
+    def _cut_names(self, guide_trace: AnyTrace) -> list[str]:
+        """Returns the sites of a datum."""
+        outer = outer_sites(guide_trace)
+        return [name for name in drawn_sites(guide_trace) if name not in outer]
+
+    def _weighs_paths(self) -> bool:
+        """Tells whether the gradient is another than the derivative of the bound."""
+        return self.estimator != "standard"
+
+    def _cuts_model(self) -> bool:
+        """Tells whether samples have other weights in the model than its parameters."""
+        return self.estimator != "stl"
+
+    def _shares(self, log_weights: Tensor) -> Shares:
+        """Returns the weights of the gradient."""
+        slope = self.slope(log_weights)
+        if self.estimator == "dreg":
+            return Shares(slope, slope - self.curvature(log_weights))
+        return Shares(slope, slope)
+
+    def _keeps_score(self) -> bool:
+        """Tells whether the derivative of log q by its parameters is kept."""
+        return self.estimator == "standard"
+
+    def _gradient(self, weights: Weights, pairs: list[Pair], dim: int | None) -> Tensor:
+        """Returns zero, whose gradient is that of the bound by the chosen estimator."""
+        with torch.no_grad():
+            shares = self._shares(weights.log_weights)
+        samples, leaves = samples_and_leaves(pairs)
+        # By the leaves, at which all other values are held; where no score is kept also by what
+        # the parameters of a later site's log q owe to an earlier sample.
+        on_path = (weights.log_p if self._cuts_model() else 0.0) - weights.log_q
+        by = leaves if self._keeps_score() else leaves + samples
+        slopes = torch.autograd.grad(
+            (shares.path * on_path).sum(), by, retain_graph=True, allow_unused=True
+        )
+        gradient = (shares.density * value_free(weights.log_p)).sum()
+        if self._keeps_score():
+            gradient = gradient - (shares.path * value_free(weights.log_q)).sum()
+        return gradient + along_samples(samples * (len(by) // len(samples)), slopes)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Returns the logarithm of the mean weight over the first dimension."""
+    return log_weights.logsumexp(0) - math.log(log_weights.shape[0])

@@ -1,0 +1,89 @@
+"""The mean of several importance-weighted bounds."""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pyro_vae.conditional import check_size
+from pyro_vae.objectives.base import Facts, RunOptions
+from pyro_vae.objectives.importance import ImportanceWeighted
+from pyro_vae.objectives.iwae import spread
+
+__all__ = ["MIWAE"]
+
+
+class MIWAE(ImportanceWeighted):
+    r"""The mean of M importance-weighted bounds of K samples each.
+
+    .. math::
+        \frac1M \sum_{m=1}^M \mathbb{E} \log \frac1K \sum_{k=1}^K w_{mk}
+
+    The bound is that of K samples; the gradient of M times as many is less noisy, which the
+    encoder gains by.
+
+    References:
+        | Tighter variational bounds are not necessarily better (Rainforth et al., 2018),
+          https://arxiv.org/abs/1802.04537
+
+    Arguments:
+        num_particles: The number of all samples of each datum, M times K.
+        groups: M, which divides ``num_particles``.
+        estimator: As of :class:`~pyro_vae.objectives.ImportanceWeighted`.
+        run: As of :class:`~pyro_vae.objectives.Objective`.
+
+    Raises:
+        ValueError: If ``groups`` does not divide ``num_particles``, and as
+            :class:`~pyro_vae.objectives.ImportanceWeighted` does.
+
+    Example:
+        >>> weights = torch.tensor([0.0, 0.0, 2.0, 2.0])
+        >>> MIWAE(4, groups=2).bound(weights), MIWAE(4, groups=4).bound(weights)
+        (tensor(1.), tensor(1.))
+    """
+
+    facts: ClassVar = Facts(
+        "E mean_m log mean_k w_mk",
+        "log p(x), below; as IWAE with K",
+        "of itself; `stl` is not for K > 1",
+        "no",
+        "yes",
+        "Rainforth et al. 2018",
+    )
+
+    def __init__(
+        self,
+        num_particles: int = 8,
+        *,
+        groups: int = 2,
+        estimator: str = "standard",
+        **run: Unpack[RunOptions],
+    ) -> None:
+        super().__init__(num_particles, estimator=estimator, **run)
+        check_size("groups", groups, least=1)
+        if num_particles % groups:
+            raise ValueError(
+                f"Expected groups to divide num_particles, got {groups=}, {num_particles=}"
+            )
+        self.groups = groups
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Returns the mean over groups of the logarithm of the mean weight within each."""
+        grouped = self._grouped(log_weights)
+        return (grouped.logsumexp(1) - math.log(grouped.shape[1])).mean(0)
+
+    def slope(self, log_weights: Tensor) -> Tensor:
+        """Returns the weights, normalized within each group, over M."""
+        within = torch.softmax(self._grouped(log_weights), 1)
+        return (within / self.groups).reshape(log_weights.shape)
+
+    def curvature(self, log_weights: Tensor) -> Tensor:
+        """Returns w - w^2 of the weights normalized within each group, over M."""
+        within = torch.softmax(self._grouped(log_weights), 1)
+        return (spread(within) / self.groups).reshape(log_weights.shape)
+
+    def _grouped(self, log_weights: Tensor) -> Tensor:
+        """Returns log weights of shape ``(groups, particles of each, *plates)``."""
+        return log_weights.unflatten(0, (self.groups, -1))

@@ -1,0 +1,112 @@
+"""Renyi's variational bound."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pyro_vae.objectives.base import Facts, RunOptions, check_scalar
+from pyro_vae.objectives.importance import ImportanceWeighted
+from pyro_vae.objectives.iwae import spread
+
+__all__ = ["Renyi"]
+
+TINY = 1e-6
+"""The least distance of a scheduled alpha from 1, where the formula has a removable gap."""
+
+
+class Renyi(ImportanceWeighted):
+    r"""Renyi's variational bound of each datum.
+
+    .. math::
+        \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \mathbb{E} \log \frac1K \sum_k w_k^{1 - \alpha}
+
+    It is the ELBO at :math:`\alpha = 1`, IWAE at 0, and the largest :math:`\log w_k` at
+    :math:`-\infty` (VR-max). For a finite number of samples it is a bound on the evidence for
+    :math:`\alpha \ge 0`; below that it may exceed it.
+
+    References:
+        | Renyi divergence variational inference (Li and Turner, 2016),
+          https://arxiv.org/abs/1602.02311
+
+    Arguments:
+        num_particles: The number of samples K of each datum.
+        alpha: Any number, minus infinity included.
+        estimator: As of :class:`~pyro_vae.objectives.ImportanceWeighted`; ``"dreg"`` weighs a path
+            by :math:`\alpha \tilde w_k + (1 - \alpha) \tilde w_k^2`, with :math:`\tilde w` the
+            normalized :math:`w^{1 - \alpha}`, and is refused at minus infinity, where the largest
+            weight has no second derivative.
+        run: As of :class:`~pyro_vae.objectives.Objective`.
+
+    Raises:
+        ValueError: If ``alpha`` is no number or positive infinity, if ``estimator`` is not defined
+            for it, and as :class:`~pyro_vae.objectives.ImportanceWeighted` does.
+
+    Example:
+        >>> weights = torch.tensor([0.0, 2.0])
+        >>> [round(Renyi(2, alpha=a).bound(weights).item(), 3) for a in (1, 0.5, 0, -float("inf"))]
+        [1.0, 1.24, 1.434, 2.0]
+    """
+
+    facts: ClassVar = Facts(
+        "E log mean_k w_k^(1 - a) / (1 - a)",
+        "log p(x), below, for a >= 0",
+        "of itself; `stl` is not for K > 1",
+        "no",
+        "yes",
+        "Li and Turner 2016",
+    )
+
+    def __init__(
+        self,
+        num_particles: int = 5,
+        *,
+        alpha: float | Tensor = 0.5,
+        estimator: str = "standard",
+        **run: Unpack[RunOptions],
+    ) -> None:
+        super().__init__(num_particles, estimator=estimator, **run)
+        self.alpha = check_scalar("alpha", alpha, infinite=True)
+        if self._is(float("inf")):
+            raise ValueError("Expected alpha to be a number or minus infinity, got inf")
+        if self._is(-float("inf")) and estimator == "dreg":
+            raise ValueError(
+                "Expected estimator to be 'standard' or 'stl' with alpha=-inf, got 'dreg': the "
+                "largest weight has no second derivative"
+            )
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Returns the logarithm of the power mean of the weights."""
+        if self._is(1.0):
+            return log_weights.mean(0)
+        if self._is(-float("inf")):
+            return log_weights.amax(0)
+        power = self._power(log_weights)
+        # Near alpha = 1 the mean is one plus a small number, whose figures must not be lost.
+        most = torch.where(power > 0, log_weights.amax(0), log_weights.amin(0)).detach()
+        excess = torch.expm1(power * (log_weights - most)).mean(0)
+        return most + torch.log1p(excess) / power
+
+    def slope(self, log_weights: Tensor) -> Tensor:
+        """Returns the normalized powers of the weights."""
+        if self._is(-float("inf")):
+            largest = log_weights.argmax(0, keepdim=True)
+            return torch.zeros_like(log_weights).scatter(0, largest, 1.0)
+        return torch.softmax(self._power(log_weights) * log_weights, 0)
+
+    def curvature(self, log_weights: Tensor) -> Tensor:
+        """Returns 1 - alpha times w - w^2 of the normalized powers."""
+        return self._power(log_weights) * spread(self.slope(log_weights))
+
+    def _is(self, value: float) -> bool:
+        """Tells whether alpha is a given number; a tensor is not read."""
+        return not isinstance(self.alpha, Tensor) and self.alpha == value
+
+    def _power(self, log_weights: Tensor) -> Tensor:
+        """Returns 1 - alpha, which is never quite zero for a tensor."""
+        power = 1 - torch.as_tensor(self.alpha, dtype=log_weights.dtype)
+        power = power.to(log_weights.device)
+        if not isinstance(self.alpha, Tensor):
+            return power
+        return torch.where(power.abs() < TINY, TINY, power)
