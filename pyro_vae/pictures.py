@@ -20,6 +20,7 @@ __all__ = ["pictures"]
 
 TSNE_ROWS = 1000
 PROPOSAL_ROWS = 100
+FEW_EPOCHS = 10
 SAMPLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
@@ -98,6 +99,9 @@ def plane(vae: VAE, x: Tensor) -> report.Picture:
     kinds = ["data"] * len(x) + ["model"] * len(x)
     ax = plots.latent(array(points), kinds, ax=canvas(5.6, 4.4))
     ax.set(xlabel="$x_1$", ylabel="$x_2$")
+    legend = ax.get_legend()
+    assert legend is not None
+    legend.set_title("")
     caption = "Held-out data, and as many draws from the model."
     return report.Picture("plane.png", "Data and samples", caption, figure_of(ax))
 
@@ -132,8 +136,15 @@ def rates(kl: list[float]) -> report.Picture:
 
 def curves(made: "Run") -> report.Picture:
     """Draws the history."""
-    ax = plots.curves(made.result.history, ax=canvas(5.6, 3.2))
-    caption = "The objective on training rows and the ELBO on validation rows, epoch by epoch."
+    history = made.result.history
+    ax = plots.curves(history, ax=canvas(5.6, 3.2))
+    if "valid_elbo" in history[0]:
+        caption = "The objective on training rows and the ELBO on validation rows, epoch by epoch."
+    else:
+        caption = "The objective on training rows, epoch by epoch; there are no validation rows."
+    if len(history) <= FEW_EPOCHS:
+        values = ", ".join(f"{row['train_objective']:.2f}" for row in history)
+        caption += f" The objective: {values}.".replace("-", "\N{MINUS SIGN}")
     return report.Picture("curves.png", "Training", caption, figure_of(ax))
 
 

@@ -140,7 +140,7 @@ def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) ->
         ax.set_ylim(bottom=np.nanquantile(np.concatenate([train, valid]), 0.05))
     ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.legend(loc="lower right", framealpha=1, edgecolor="none")
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small")
     return tidy(ax, xlabel="epoch", ylabel="nats per datum")
 
 

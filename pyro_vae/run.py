@@ -131,6 +131,7 @@ def protocol(made: Run) -> dict[str, Any]:
     return {
         "data": data.name,
         "binarize": data.binarize,
+        "grey_scale": data.binarize == "none" and getattr(vae.likelihood, "grey_scale", False),
         "rows": {part: len(rows) for part, rows in data.x._asdict().items()},
         "latent_dim": vae.latent_dim,
         "parameters": sum(p.numel() for p in vae.parameters()),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_vae import pictures, report
+from pyro_vae.data import Data
 
 if TYPE_CHECKING:
     from pyro_vae.run import Run
@@ -50,6 +51,7 @@ def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:
     vae, rows, optimizer = made.vae, metrics["rows"], made.cfg.optimizer
     return {
         "Data": f"{made.data.name}: {made.data.source}",
+        **table(made.data),
         "Binarization": made.data.binarize,
         "Rows": f"{rows['train']} training, {rows['valid']} validation, {rows['test']} test",
         "Event shape": " x ".join(map(str, vae.event_shape)),
@@ -62,7 +64,7 @@ def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:
         "Parameters": f"{metrics['parameters']:,}",
         "Objective": f"{type(made.objective).__name__}, "
         f"{getattr(made.objective, 'num_particles', 1)} particle(s)",
-        "KL term": "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items()),
+        "KL of the ELBO": kl_term(made, metrics),
         "Optimizer": (
             f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate "
             f"{optimizer.get('lr', 'by default')}"
@@ -77,6 +79,24 @@ def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:
         "Device": metrics["device"],
         "PyTorch": metrics["torch"],
     }
+
+
+def table(data: Data) -> dict[str, str]:
+    """Returns what is said of a table only: its columns, and how much of it is missing."""
+    said = {}
+    if data.columns is not None:
+        said["Columns"] = ", ".join(data.columns)
+    if data.mask is not None:
+        missing = 1 - data.mask.train.double().mean().item()
+        said["Missing"] = f"{missing:.1%} of the training values, left out of the likelihood"
+    return said
+
+
+def kl_term(made: "Run", metrics: dict[str, Any]) -> str:
+    """Returns how the KL of each site is computed, and whether training did otherwise."""
+    terms = "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items())
+    sampled = getattr(made.objective, "analytic", None) is False
+    return terms + ("; sampled in training, as analytic=False asks" if sampled else "")
 
 
 def network_name(network: torch.nn.Module) -> str:
@@ -100,7 +120,8 @@ def figures(metrics: dict[str, Any]) -> list[report.Figure]:
         )),
         ("Mixture's log evidence", "mixture_log_evidence", None, (
             f"The same for a mixture of {metrics['mixture_components']} such likelihoods fitted "
-            f"by EM to {metrics['mixture_rows']:,} training rows: what a VAE has to beat."
+            f"by EM to {metrics['mixture_rows']:,} training rows: what a VAE has to beat. Not "
+            f"computed where values are missing."
         )),
         ("ELBO", "elbo", "elbo_se", (
             "The lower bound on the log evidence at beta = 1, whatever was optimized."
@@ -135,6 +156,11 @@ def figures(metrics: dict[str, Any]) -> list[report.Figure]:
 def warnings(metrics: dict[str, Any]) -> list[str]:
     """Returns what a reader of the figures should know before trusting them."""
     found = []
+    if metrics["grey_scale"]:
+        found.append(
+            "Grey values are scored by a Bernoulli's cross-entropy, which is no likelihood: what "
+            "is called evidence here compares with no other likelihood's."
+        )
     collapsed = metrics["latent_dim"] - metrics["active_units"]
     if collapsed:
         found.append(

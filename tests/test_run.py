@@ -112,6 +112,30 @@ def test_other_choices_run(tmp_path, overrides):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+def test_a_report_tells_of_cross_entropies_and_of_a_sampled_kl(tmp_path):
+    quick(
+        tmp_path, "data.binarize=none", "vae.likelihood.grey_scale=true", "objective.analytic=false"
+    )
+    assert figures(tmp_path)["grey_scale"]
+    page = (tmp_path / "report.html").read_text()
+    assert "cross-entropy, which is no likelihood" in page
+    assert "closed form for Normal and Normal; sampled in training" in page
+    with (tmp_path / "history.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert f"{float(last['train_objective']):.2f}.".replace("-", "\N{MINUS SIGN}") in page
+
+
+def test_a_report_of_a_table_names_its_columns_and_gaps(tmp_path):
+    rows = [f"{i % 7},{i % 5 if i % 4 else ''}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("\n".join(["height,weight", *rows]))
+    path = f"data.path={tmp_path}/t.csv"
+    quick(tmp_path, "data=table", path, "data.missing=nan", "vae/likelihood=normal")
+    page = (tmp_path / "report.html").read_text()
+    assert "height, weight" in page
+    assert "of the training values, left out of the likelihood" in page
+    assert not figures(tmp_path)["grey_scale"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
