@@ -106,6 +106,12 @@ def read(file: Path, separator: str) -> Any:
             f"{' '.join(str(error).split())}"
         ) from error
     frame.columns = [str(name).strip() for name in frame.columns]
+    other = next((mark for mark in ";\t|," if mark in frame.columns[0]), None)
+    if len(frame.columns) == 1 and other:
+        raise ValueError(
+            f"Expected values in '{file}' to stand between {separator!r}, got one column "
+            f"{frame.columns[0]!r}: give the separator ('data.separator=\"{other}\"')"
+        )
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
     return frame
