@@ -21,7 +21,7 @@ def manifold(
     .. math:: x = (t, \sin t), \quad t \sim \mathrm{Uniform}(-2, 2)
 
     A decoder that follows the curve gains as its scale shrinks, :math:`-\log\sigma` nats for each
-    direction off the curve, without end. What tells: twice the training gives a smaller scale
+    direction off the curve, without end. What tells: four times the training gives a smaller scale
     and a larger evidence, on held-out rows too, so that the evidence measures the length of the
     training. The cure: a scale below which data are not known, ``min_scale`` of
     :class:`pyro_vae.likelihoods.Normal` (then :math:`\log p(x) \le -\log 2\pi\sigma^2`), or
@@ -63,8 +63,8 @@ def collapse(
     :math:`-1 / (\mathrm{dims} - 1)`, so that Bernoulli variables without any code score
     :math:`\log(1 - p) (\mathrm{dims} - 1) + \log p` with p = 1 / dims; with one,
     :math:`-\log \mathrm{dims}` is possible. The first steps of a code gain less than their rate
-    costs, and the ELBO stays where the code says nothing. What tells: a rate near zero, no active
-    unit, a reconstruction that does not depend on the datum. The cure: a rate that costs nothing
+    costs, and the ELBO stays where the code says nothing. What tells: a rate near zero, and a
+    reconstruction that hardly depends on the datum. The cure: a rate that costs nothing
     at first, ``schedules={"beta": Linear(0.0, 1.0, steps)}``. (Importance weights alone are no
     cure here: IWAE has the same plateau.)
 
