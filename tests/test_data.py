@@ -191,7 +191,8 @@ def test_commands_on_the_page_on_data_compose():
     from pyro_vae import config
 
     page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
-    commands = [line for line in page.splitlines() if line.startswith("pyro-vae ")]
+    starts = ("pyro-vae ", ".venv/bin/pyro-vae ")
+    commands = [line for line in page.splitlines() if line.startswith(starts)]
     assert len(commands) == 4
     for command in commands:
         config.compose([*shlex.split(command)[1:], "out=."])
