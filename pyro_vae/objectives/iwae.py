@@ -26,8 +26,8 @@ class IWAE(ImportanceWeighted):
     With ``estimator="dreg"``, ``dreg_alpha`` mixes in the wake-phase update of reweighted
     wake-sleep: the weight of a particle's path is
     :math:`\alpha \tilde w_k + (1 - 2 \alpha) \tilde w_k^2`, with :math:`\tilde w` the normalized
-    weights. At 0 it is unbiased for the bound; at 1/2 it is ``"stl"``; at 1 the encoder minimizes
-    KL(p, q) in place of it.
+    weights. At 0 it is unbiased for the bound; at 1/2 it is half of ``"stl"``; at 1 it is
+    the wake-phase update alone, which minimizes KL(p, q).
 
     References:
         | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
