@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_vae import (
+        compiled,
         data,
         distributions,
         evaluate,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         report,
     )
     from pyro_vae.checkpoint import load, save
+    from pyro_vae.compiled import compile
     from pyro_vae.training import FitResult, fit
     from pyro_vae.vae import VAE
 
@@ -31,6 +33,8 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "FitResult",
+    "compile",
+    "compiled",
     "data",
     "distributions",
     "evaluate",
@@ -50,6 +54,7 @@ __all__ = [
 HOMES = {
     "VAE": "pyro_vae.vae",
     "FitResult": "pyro_vae.training",
+    "compile": "pyro_vae.compiled",
     "fit": "pyro_vae.training",
     "load": "pyro_vae.checkpoint",
     "save": "pyro_vae.checkpoint",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae import checkpoint, evaluate
+from pyro_vae.compiled import Step, compile
 from pyro_vae.data import Rows
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.objectives import Schedule
@@ -48,6 +49,9 @@ class Training:
     batch_size: int
     clip_norm: float | None
     seed: int
+    engine: str = "eager"
+    strict: bool = False
+    products: Literal["auto", "mkl", "onednn"] = "auto"
     epoch: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -67,6 +71,29 @@ class Training:
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         self.kept = snapshot(self.vae)
+        self.compiled: Step | None = None
+        self.numbers: set[str] = set()
+
+    def prepare(self) -> None:
+        """Makes the compiled step, if there is to be one, for batches of the usual size."""
+        if self.engine == "eager":
+            return
+        self.usual = len(batches(len(self.train.x), self.batch_size, torch.Generator())[0])
+        like = next(self.vae.parameters())
+        for name in self.schedules:
+            # As a number it would be part of the graph, which a change of it would make anew.
+            if not isinstance(getattr(self.objective, name), Tensor):
+                self.numbers.add(name)
+                setattr(self.objective, name, like.new_zeros(()))
+        self.compiled = compile(
+            self.objective,
+            self.vae.model,
+            self.vae.guide,
+            parameters=self.vae.parameters(),
+            products=self.products,
+            strict=self.strict,
+            divide_by=self.usual,
+        )
 
     def presented(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """Returns some training rows as they are presented this time."""
@@ -102,16 +129,31 @@ class Training:
         for name, schedule in self.schedules.items():
             set_scalar(self.objective, name, schedule(self.steps))
         x, mask = self.presented(rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        # Pyro's checks of model, guide and shapes pay once; data are checked already.
-        with pyro.validation_enabled(self.validating and self.steps == 0):
-            loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, x, mask=mask)
-        (loss / len(rows)).backward()
+        compiled = self.compiled is not None and len(rows) == self.usual
+        loss = self.compiled_loss(x, mask) if compiled else self.eager_loss(x, mask)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
         self.optimizer.step()
         self.steps += 1
+        return loss
+
+    def eager_loss(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns the loss, its gradient per row left at the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # Pyro's checks of model, guide and shapes pay once; data are checked already.
+        with pyro.validation_enabled(self.validating and self.steps == 0):
+            loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, x, mask=mask)
+        (loss / len(x)).backward()
         return loss.detach()
+
+    def compiled_loss(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Does the same by the compiled step, and notes if there is none after all."""
+        assert self.compiled is not None
+        loss = self.compiled(x, mask=mask)
+        self.engine = str(self.compiled.engine)
+        if self.engine == "eager":
+            self.compiled = None
+        return loss
 
     def waited(self, patience: int | None, settled: float) -> bool:
         """Tells whether early stopping is due; the time before the schedules end counts not."""
@@ -120,6 +162,7 @@ class Training:
     def give_up(self, before: dict[str, Any], keeper: "Keeper") -> None:
         """Goes back to the start of the epoch, finds out what went wrong, and raises."""
         self.put_back(before)
+        self.compiled = None
         first = self.steps
         self.vae.train()
         where = "the ELBO of the validation rows, or a weight after the last step, is not"
@@ -145,6 +188,7 @@ class Training:
         device = self.train.x.device
         return {
             "weights": snapshot(self.vae),
+            "objective": objective_state(self.objective),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "lr_schedule": None if self.lr_schedule is None else self.lr_schedule.state_dict(),
             "order": self.order.get_state(),
@@ -157,6 +201,8 @@ class Training:
         """Goes back to a captured state."""
         device = self.train.x.device
         self.vae.load_state_dict(captured["weights"])
+        if captured.get("objective"):
+            self.objective.load_state_dict(captured["objective"])
         self.optimizer.load_state_dict(copy.deepcopy(captured["optimizer"]))
         if self.lr_schedule is not None:
             self.lr_schedule.load_state_dict(captured["lr_schedule"])
@@ -201,6 +247,7 @@ class Training:
             "best_epoch": self.best_epoch,
             "history": self.history,
             "threads": self.threads,
+            "engine": self.engine,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -221,10 +268,14 @@ class Training:
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.history, self.threads = state["history"], state["threads"]
+        self.engine = state.get("engine", "eager")
+        self.products = "onednn" if self.engine == "compiled-onednn" else "mkl"
 
     def finish(self) -> None:
         """Leaves the best weights in place, calibrated, in evaluation mode."""
         for name, schedule in self.schedules.items():
+            if name in self.numbers:
+                setattr(self.objective, name, 0.0)
             set_scalar(self.objective, name, schedule(self.steps))
         self.vae.load_state_dict(self.kept)
         seed_device(self.train.x.device, self.seed)
@@ -296,6 +347,13 @@ def validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
         "valid_rate": bound.rate.mean().item(),
         "valid_distortion": bound.distortion.mean().item(),
     }
+
+
+def objective_state(objective: Any) -> dict[str, Tensor]:
+    """Returns a copy of what an objective keeps from step to step, if it says so."""
+    if not hasattr(objective, "state_dict"):
+        return {}
+    return {name: value.detach().clone() for name, value in objective.state_dict().items()}
 
 
 def snapshot(vae: VAE) -> dict[str, Tensor]:

@@ -139,6 +139,7 @@ def protocol(made: Run) -> dict[str, Any]:
         "best_epoch": made.result.best_epoch,
         "steps": made.result.steps,
         "seconds": made.result.seconds,
+        "engine": made.result.engine,
         "seed": cfg.seed,
         "threads": torch.get_num_threads(),
         "device": str(cfg.device),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.compiled import worth_compiling
 from pyro_vae.conditional import check_size
 from pyro_vae.data import Rows
 from pyro_vae.epochs import (
@@ -43,12 +44,15 @@ class FitResult(NamedTuple):
             last.
         steps: The number of optimizer steps, those before a resume included.
         seconds: The time taken, that before a resume included.
+        engine: How the steps were computed: ``"eager"``, ``"compiled"``, or ``"compiled-onednn"``
+            with matrix products by oneDNN.
     """
 
     history: list[dict[str, float]]
     best_epoch: int
     steps: int
     seconds: float
+    engine: str
 
 
 def fit(
@@ -64,6 +68,7 @@ def fit(
     schedules: Mapping[str, Schedule] | None = None,
     clip_norm: float | None = None,
     patience: int | None = None,
+    compile: bool | str = "auto",
     seed: int = 0,
     out: Path | str | None = None,
     resume: bool = False,
@@ -95,6 +100,10 @@ def fit(
         clip_norm: The norm to which the gradient of all parameters together is clipped.
         patience: Stop after this many epochs without a better ``valid_elbo``, counted from the end
             of the schedules.
+        compile: Whether steps are compiled, by :func:`pyro_vae.compile`; a batch of another size
+            than the others stays eager. ``"auto"`` asks :func:`~pyro_vae.compiled.worth_compiling`,
+            and ``"strict"`` raises an error where compiling fails. A resumed training goes on as it
+            began.
         seed: The seed of order and noise.
         out: A folder for ``model.safetensors``, the best weights; ``last.safetensors``; and
             ``resume.pt``, the state to go on from.
@@ -124,11 +133,18 @@ def fit(
     check_data(vae, train, valid, patience)
     keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
     make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
-    run = Training(vae, objective, schedules, train, valid, batch_size, clip_norm, seed)
+    engine = choose_engine(
+        compile, vae, objective, min(batch_size, len(train.x)), epochs * steps_each
+    )
+    strict = compile == "strict"
+    run = Training(
+        vae, objective, schedules, train, valid, batch_size, clip_norm, seed, engine, strict
+    )
     with own_randomness(train.x.device, seed):
         run.start(make, lr_schedule)
         if resume:
             keeper.restore(run)
+        run.prepare()
         settled = max((s.steps for s in schedules.values()), default=0) / steps_each
         with same_threads(run), tqdm(total=epochs, disable=None, leave=False) as progress:
             while run.epoch < epochs and not run.waited(patience, settled):
@@ -140,7 +156,7 @@ def fit(
             keeper.keep(run, now=True)
             run.finish()
         keeper.keep_best(run)
-    return FitResult(run.history, run.best_epoch, run.steps, run.seconds)
+    return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine)
 
 
 def as_rows(x: Tensor | Rows) -> Rows:
@@ -186,6 +202,17 @@ def check_objective(
                 f"{schedule}: {name} would never reach {schedule.end:g}"
             )
     return schedules
+
+
+def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, steps: int) -> str:
+    """Returns how the steps are to be computed, or raises a ``ValueError``."""
+    if compile not in (True, False, "auto", "strict"):
+        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
+    if compile == "auto":
+        weights = sum(p.numel() for p in vae.parameters() if p.requires_grad)
+        rows *= getattr(objective, "num_particles", 1)
+        return "compiled" if worth_compiling(steps, rows, weights) else "eager"
+    return "compiled" if compile else "eager"
 
 
 def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) -> None:

@@ -15,7 +15,7 @@ LAYERS = [
     {"conditional", "distributions", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
-    {"evaluate", "baseline", "checkpoint", "epochs", "training"},
+    {"compiled", "evaluate", "baseline", "checkpoint", "epochs", "training"},
     {"plots"},
     {"report"},
     {"config"},
@@ -27,8 +27,8 @@ LAYERS = [
 SAME_LAYER = {
     "kl": {"distributions"},
     "vae": {"sides"},
-    "epochs": {"checkpoint", "evaluate"},
-    "training": {"checkpoint", "epochs"},
+    "epochs": {"checkpoint", "compiled", "evaluate"},
+    "training": {"checkpoint", "compiled", "epochs"},
     "story": {"pictures"},
     "run": {"story"},
 }

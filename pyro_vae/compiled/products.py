@@ -1,0 +1,115 @@
+"""Matrix products of a graph by the faster of two libraries."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Products", "choose_products", "eligible", "use_onednn"]
+
+Products = Literal["mkl", "onednn"]
+
+WORTH = 0.75
+"""Up to which part of the time oneDNN's products are taken, lest the choice hang on noise."""
+
+
+class Shape(NamedTuple):
+    """The shapes and strides of the two factors of a product."""
+
+    left: tuple[tuple[int, ...], tuple[int, ...]]
+    right: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def eligible(graph: Any) -> list[Any]:
+    """Returns the nodes of a graph that are products which oneDNN could take over.
+
+    Those are ``mm`` and plain ``addmm`` of float32 matrices on the processor.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return []
+    aten = torch.ops.aten
+    return [
+        node
+        for node in graph.graph.nodes
+        if node.target in (aten.mm.default, aten.addmm.default)
+        and not node.kwargs
+        and node.meta["val"].dtype == torch.float32
+        and node.meta["val"].device.type == "cpu"
+    ]
+
+
+def choose_products(graph: Any) -> Products:
+    """Returns the library that takes less time for the products of a graph, by a short timing."""
+    shapes = Counter(shape_of(node) for node in eligible(graph))
+    seconds = {"mkl": 0.0, "onednn": 0.0}
+    for shape, count in shapes.items():
+        left, right = (factor(*shape.left), factor(*shape.right))
+        seconds["mkl"] += count * quickest(torch.mm, left, right)
+        seconds["onednn"] += count * quickest(by_onednn(), left, right.t())
+    return "onednn" if seconds["onednn"] < WORTH * seconds["mkl"] else "mkl"
+
+
+def use_onednn(graph: Any) -> None:
+    """Replaces the eligible products of a graph by oneDNN's."""
+    aten = torch.ops.aten
+    for node in eligible(graph):
+        *bias, left, right = node.args
+        with graph.graph.inserting_before(node):
+            transposed = graph.graph.call_function(aten.t.default, (right,))
+            product = graph.graph.call_function(by_onednn(), (left, transposed))
+            if bias:
+                product = graph.graph.call_function(aten.add.Tensor, (product, bias[0]))
+        node.replace_all_uses_with(product)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+@cache
+def by_onednn() -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns an operator for a product, of a matrix with the transpose of another, by oneDNN.
+
+    Inductor compiles PyTorch's own operator only where the second factor never changes.
+    """
+    library = torch.library.Library("pyro_vae", "FRAGMENT")
+    library.define("product(Tensor left, Tensor right) -> Tensor")
+    linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        return linear(left, right, None, "none", [], "")
+
+    def shape(left: Tensor, right: Tensor) -> Tensor:
+        return left.new_empty(left.shape[0], right.shape[0])
+
+    library.impl("product", product, "CPU")
+    library.impl("product", shape, "Meta")
+    _libraries.append(library)
+    return torch.ops.pyro_vae.product.default
+
+
+_libraries: list[torch.library.Library] = []
+"""What was registered, which ends with the object."""
+
+
+def shape_of(node: Any) -> Shape:
+    """Returns the shapes and strides of the factors of a node."""
+    left, right = (argument.meta["val"] for argument in node.args[-2:])
+    return Shape((tuple(left.shape), left.stride()), (tuple(right.shape), right.stride()))
+
+
+def factor(shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Returns a matrix of ones of a shape and stride."""
+    return torch.empty_strided(shape, stride).fill_(1.0)
+
+
+def quickest(function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> float:
+    """Returns the shortest of a few times of a product, in seconds."""
+    times = []
+    for _ in range(15):
+        began = time.perf_counter()
+        function(left, right)
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,393 @@
+"""A step of inference: loss and gradients, compiled, and checked against the eager one."""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
+from pyro_vae.compiled.products import choose_products, eligible, use_onednn
+from pyro_vae.compiled.state import Surroundings
+
+__all__ = ["Step", "compile"]
+
+LIMIT = 16
+"""How many graphs a step keeps; more of them mean that something changes with each call."""
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Up to which part of its norm a result may differ; 1e-2 in lower precision."""
+
+
+class Known(NamedTuple):
+    """What is known of one kind of call.
+
+    Attributes:
+        reached: The parameters on which the loss depends, in the order of their gradients.
+        run: Machine code, called as ``run(*lifted, *tensors)``, or ``None`` for an eager step.
+        lifted: The tensors that the step found elsewhere than among its arguments.
+        shared: Which of the results are no tensors of their own.
+        engine: As :attr:`Step.engine`.
+    """
+
+    reached: list[Tensor]
+    run: Callable[..., Sequence[Tensor]] | None = None
+    lifted: Sequence[Tensor] = ()
+    shared: Sequence[int] = ()
+    engine: str = "eager"
+
+
+def compile(
+    objective: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    parameters: Iterable[Tensor] | None = None,
+    products: Literal["auto", "mkl", "onednn"] = "auto",
+    strict: bool = False,
+    divide_by: float = 1.0,
+) -> "Step":
+    r"""Compiles loss and gradients of a Pyro model and guide into one graph of machine code.
+
+    The objective is run once through all of Pyro's handlers, the tensor operations of the way
+    there and of the way back are captured, and Inductor compiles them. This works for models of
+    static structure: the operations must not depend on the values of tensors.
+
+    The step draws fresh noise from PyTorch's generators, the same as the eager one. Tensors that
+    it finds elsewhere than among its arguments, such as parameters, running statistics or a beta
+    that is a scalar tensor, are read anew at each call, and changed in place where the model
+    changes them. All else is part of the graph. A graph is kept for each kind of call: shapes,
+    strides, dtypes and devices of tensor arguments, values of others, modes, and numbers that are
+    attributes of modules and objective; a new kind is captured once.
+
+    The first call of each kind compares loss, gradients and changed tensors with the eager
+    step's, under the same noise; on a mismatch, where capturing or compiling fails, or without a
+    C++ compiler, that kind of call is eager, with one warning that says why. The comparison
+    leaves no trace. What the graph cannot show: noise from elsewhere than PyTorch, and state of
+    Python objects other than modules and objective, are those of the first call for good.
+
+    Arguments:
+        objective: Any with a ``differentiable_loss`` that reads no number off a tensor, as those
+            of :mod:`pyro_vae.objectives`. :class:`pyro.infer.Trace_ELBO` and
+            :class:`pyro.infer.TraceMeanField_ELBO` do read some; ``ELBO(analytic=False)`` and
+            ``ELBO()`` are the same bounds.
+        model: A Pyro model.
+        guide: Its guide.
+        parameters: The tensors to differentiate by; by default all on which the loss depends,
+            whether of modules, of Pyro's parameter store (unconstrained) or otherwise.
+        products: By which library float32 matrices are multiplied on a processor: ``"mkl"``,
+            PyTorch's default; ``"onednn"``, much faster on some; or ``"auto"``, the one that a
+            short timing of the graph's own products finds faster, when the first is compiled.
+        strict: Whether to raise an error instead of falling back to the eager step.
+        divide_by: What the gradient is divided by, such as the number of rows.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from pyro_vae import VAE, objectives
+        >>> vae = VAE((8,), 2)
+        >>> step = compile(objectives.ELBO(), vae.model, vae.guide)
+        >>> optimizer = torch.optim.Adam(vae.parameters())
+        >>> for x in torch.ones(3, 20, 8):
+        ...     loss = step(x)
+        ...     optimizer.step()
+        >>> loss.shape, loss.requires_grad
+        (torch.Size([]), False)
+    """
+    if not hasattr(objective, "differentiable_loss"):
+        raise ValueError(
+            f"Expected an objective with differentiable_loss, got {type(objective).__name__}"
+        )
+    if products not in ("auto", "mkl", "onednn"):
+        raise ValueError(f"Expected products to be auto, mkl or onednn, got {products!r}")
+    if not divide_by > 0:
+        raise ValueError(f"Expected divide_by to be positive, got {divide_by}")
+    return Step(objective, model, guide, parameters, products, strict, divide_by)
+
+
+class Step:
+    """What :func:`compile` returns: a step of inference.
+
+    Attributes:
+        parameters: The parameters found so far: all that were given, or that calls depended on.
+        engine: How the last call was computed: ``"eager"``, ``"compiled"``, or
+            ``"compiled-onednn"`` with products by oneDNN; ``None`` before the first.
+    """
+
+    def __init__(
+        self,
+        objective: Any,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        parameters: Iterable[Tensor] | None,
+        products: str,
+        strict: bool,
+        divide_by: float,
+    ) -> None:
+        self.loss = partial(objective.differentiable_loss, model, guide)
+        self.surroundings = Surroundings(objective, model, guide)
+        self.given = None if parameters is None else list(parameters)
+        self.parameters = list(self.given or [])
+        self.products = products
+        self.strict = strict
+        self.divide_by = divide_by
+        self.engine: str | None = None
+        self._known: dict[Hashable, Known] = {}
+        self._hopeless = False
+        self._warned = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Computes the loss, and sets the gradient of each parameter.
+
+        Gradients are set, not added to what is there; a parameter on which the loss does not
+        depend gets ``None``. Within Pyro handlers of the caller's the step is eager.
+
+        Arguments:
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
+
+        Returns:
+            The loss, a scalar without gradient.
+
+        Raises:
+            ValueError: If the loss depends on no parameter.
+            RuntimeError: If the step is strict and cannot be compiled.
+        """
+        if _PYRO_STACK or self._hopeless:
+            return self._eager(None, args, kwargs)
+        call = Call(args, kwargs)
+        try:
+            known = self._known.get((call.key, self.surroundings.key()))
+        except TypeError as error:
+            self._hopeless = True
+            self._complain(error)
+            return self._eager(None, args, kwargs)
+        return self._first(call) if known is None else self._again(known, call)
+
+    def _again(self, known: Known, call: "Call") -> Tensor:
+        """Makes a step of a kind that is known."""
+        if known.run is None:
+            return self._eager(known.reached, call.args, call.kwargs)
+        self.engine = known.engine
+        with torch.no_grad():
+            results = list(known.run(*known.lifted, *call.tensors))
+            for i in known.shared:
+                results[i] = results[i].clone()
+        if len(known.reached) < len(self.parameters):
+            clear(self.parameters)
+        for parameter, gradient in zip(known.reached, results[1:], strict=True):
+            parameter.grad = gradient
+        return results[0]
+
+    def _eager(
+        self, reached: list[Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Makes an eager step."""
+        self.engine = "eager"
+        with torch.enable_grad():
+            loss = self.loss(*args, **kwargs)
+            reached = self._reached(loss) if reached is None else reached
+            clear(self.parameters)
+            (loss / self.divide_by).backward(inputs=reached)
+        return loss.detach()
+
+    def _first(self, call: "Call") -> Tensor:
+        """Makes a step of a kind that is new, compiled if that gives what the eager one gives."""
+        put_back_attributes = self.surroundings.save_attributes()
+        # The first run makes what is made lazily, and checks what Pyro is set to check.
+        with self.surroundings.undone(), torch.enable_grad():
+            reached = self._reached(self.loss(*call.args, **call.kwargs))
+        put_back = self.surroundings.save()
+        known: Known | None = Known(reached)
+        try:
+            with pyro.validation_enabled(False):
+                known = self._compiled(call, reached, put_back)
+        except Exception as error:
+            put_back_attributes()
+            put_back()
+            self._complain(error)
+        put_back()
+        if known is None:
+            return self._eager(reached, call.args, call.kwargs)
+        self._known[call.key, self.surroundings.key()] = known
+        return self._again(known, call)
+
+    def _compiled(
+        self, call: "Call", reached: list[Tensor], put_back: Callable[[], None]
+    ) -> Known | None:
+        """Captures, compiles and checks a step; ``None`` if there is no number to check by.
+
+        Raises:
+            NotCapturedError: If it gives something else than the eager step.
+        """
+        if len(self._known) >= LIMIT:
+            self._hopeless = True
+            raise NotCapturedError(
+                f"there were {LIMIT} kinds of calls; a number that changes with each call is best "
+                f"a scalar tensor"
+            )
+        key = self.surroundings.key()
+        loss = self._eager(reached, call.args, call.kwargs)
+        expected = [loss, *(torch.as_tensor(parameter.grad).clone() for parameter in reached)]
+        changed = self.surroundings.copies()
+        if self.surroundings.key() != key:
+            self._hopeless = True
+            raise NotCapturedError(
+                "the objective or a module sets a number or a tensor anew with each call"
+            )
+        if not all(bool(value.isfinite().all()) for value in expected):
+            return None
+        put_back()
+        captured = capture(partial(self._results, call, reached), call.tensors)
+        engine = self._choose(captured.graph)
+        run = to_machine_code(captured, call.tensors)
+        put_back()
+        inputs = [*captured.lifted, *call.tensors]
+        with torch.no_grad():
+            results = list(run(*inputs))
+        check("loss", results[:1], expected[:1])
+        check("gradient", results[1:], expected[1:])
+        check("changed tensors", self.surroundings.copies(), changed)
+        return Known(reached, run, captured.lifted, shared(results, inputs), engine)
+
+    def _results(self, call: "Call", reached: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Returns the loss and the gradients for other tensors."""
+        args, kwargs = call.of(tensors)
+        with torch.enable_grad():
+            loss = self.loss(*args, **kwargs)
+            gradients = torch.autograd.grad(loss / self.divide_by, reached)
+        return (loss.detach(), *map(laid_out, gradients, reached))
+
+    def _choose(self, graph: Any) -> str:
+        """Sets the library for the products of a graph, and returns the engine's name."""
+        if eligible(graph):
+            if self.products == "auto":
+                self.products = choose_products(graph)
+            if self.products == "onednn":
+                use_onednn(graph)
+                return "compiled-onednn"
+        return "compiled"
+
+    def _reached(self, loss: Tensor) -> list[Tensor]:
+        """Returns the parameters on which a loss depends, and enters those that are new."""
+        found = leaves(loss)
+        if self.given is not None:
+            given = set(map(id, self.given))
+            found = [leaf for leaf in found if id(leaf) in given]
+        if not found:
+            raise ValueError("Expected a loss that depends on a parameter, got one of none")
+        known = set(map(id, self.parameters))
+        self.parameters += [leaf for leaf in found if id(leaf) not in known]
+        self.surroundings.note(found)
+        return found
+
+    def _complain(self, error: Exception) -> None:
+        """Says why a step is not compiled: once, or by an error if the step is strict."""
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if self.strict:
+            raise RuntimeError(f"Expected a step that can be compiled, but {reason}") from error
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"The step is eager, not compiled: {reason}", stacklevel=4)
+
+
+class Call:
+    """The arguments of a step.
+
+    Arguments:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.leaves, self.spec = pytree.tree_flatten((args, kwargs))
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.key: Hashable = (self.spec, *map(argument_key, self.leaves))
+
+    def of(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the same arguments with other tensors."""
+        others = iter(tensors)
+        leaves = [next(others) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+def argument_key(value: Any) -> Hashable:
+    """Returns what an argument has to have in common with another of the same kind of call."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return value.__class__, value
+
+
+def leaves(loss: Tensor) -> list[Tensor]:
+    """Returns the tensors, not made by operations, on which the gradient of a loss depends."""
+    found: list[Tensor] = []
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Returns a gradient in the memory layout of its parameter, as ``backward`` leaves it."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def clear(parameters: Iterable[Tensor]) -> None:
+    """Removes gradients."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def shared(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
+    """Returns the places of the results that share memory with an input or an earlier result."""
+    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    found = []
+    for i, result in enumerate(results):
+        place = result.untyped_storage().data_ptr()
+        if place in taken:
+            found.append(i)
+        taken.add(place)
+    return found
+
+
+def check(what: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Compares tensors by their norms.
+
+    A tensor may differ by a small part of its own norm, or of a hundredth of the norm of all where
+    it is smaller than that: a gradient that is zero but for rounding has no digits.
+
+    Raises:
+        NotCapturedError: If one differs by more.
+    """
+    whole = sum(norm(value) ** 2 for value in expected) ** 0.5
+    for one, other in zip(found, expected, strict=True):
+        tolerance = TOLERANCES.get(other.dtype, 1e-2) if other.is_floating_point() else 0.0
+        same = (one == other) | (one.isnan() & other.isnan())
+        difference = float(torch.where(same, 0, one.double() - other.double()).norm())
+        if not difference <= tolerance * max(norm(other), 0.01 * whole):
+            raise NotCapturedError(
+                f"its {what} differs from the eager step's, by a norm of {difference:.3g} where "
+                f"that is {norm(other):.3g}"
+            )
+
+
+def norm(value: Tensor) -> float:
+    """Returns the Euclidean norm of all numbers that are finite."""
+    value = value.detach().double()
+    return float(torch.where(value.isfinite(), value, 0).norm())
