@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         report,
     )
     from pyro_vae.checkpoint import load, save
-    from pyro_vae.compiled import compile
+    from pyro_vae.compiled.step import compile
     from pyro_vae.training import FitResult, fit
     from pyro_vae.vae import VAE
 
@@ -54,7 +54,7 @@ __all__ = [
 HOMES = {
     "VAE": "pyro_vae.vae",
     "FitResult": "pyro_vae.training",
-    "compile": "pyro_vae.compiled",
+    "compile": "pyro_vae.compiled.step",
     "fit": "pyro_vae.training",
     "load": "pyro_vae.checkpoint",
     "save": "pyro_vae.checkpoint",

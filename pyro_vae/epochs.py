@@ -16,7 +16,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae import checkpoint, evaluate
-from pyro_vae.compiled import Step, compile
+from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Rows
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.objectives import Schedule
@@ -31,6 +31,7 @@ __all__ = [
     "batches",
     "own_randomness",
     "same_threads",
+    "scheduled_in_place",
 ]
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -72,19 +73,12 @@ class Training:
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         self.kept = snapshot(self.vae)
         self.compiled: Step | None = None
-        self.numbers: set[str] = set()
 
     def prepare(self) -> None:
         """Makes the compiled step, if there is to be one, for batches of the usual size."""
         if self.engine == "eager":
             return
         self.usual = len(batches(len(self.train.x), self.batch_size, torch.Generator())[0])
-        like = next(self.vae.parameters())
-        for name in self.schedules:
-            # As a number it would be part of the graph, which a change of it would make anew.
-            if not isinstance(getattr(self.objective, name), Tensor):
-                self.numbers.add(name)
-                setattr(self.objective, name, like.new_zeros(()))
         self.compiled = compile(
             self.objective,
             self.vae.model,
@@ -274,8 +268,6 @@ class Training:
     def finish(self) -> None:
         """Leaves the best weights in place, calibrated, in evaluation mode."""
         for name, schedule in self.schedules.items():
-            if name in self.numbers:
-                setattr(self.objective, name, 0.0)
             set_scalar(self.objective, name, schedule(self.steps))
         self.vae.load_state_dict(self.kept)
         seed_device(self.train.x.device, self.seed)
@@ -388,3 +380,23 @@ def same_threads(run: Training) -> Iterator[None]:
     finally:
         if before != run.threads:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def scheduled_in_place(run: Training) -> Iterator[None]:
+    """Holds scheduled numbers in tensors, if steps are compiled, and as numbers again after.
+
+    As numbers they would be part of the graph, which each change would make anew.
+    """
+    names = [
+        name
+        for name in run.schedules
+        if run.compiled is not None and not isinstance(getattr(run.objective, name), Tensor)
+    ]
+    for name in names:
+        setattr(run.objective, name, next(run.vae.parameters()).new_zeros(()))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(run.objective, name, run.schedules[name](run.steps))

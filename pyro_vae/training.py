@@ -20,6 +20,7 @@ from pyro_vae.epochs import (
     batches,
     own_randomness,
     same_threads,
+    scheduled_in_place,
 )
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
@@ -146,7 +147,8 @@ def fit(
             keeper.restore(run)
         run.prepare()
         settled = max((s.steps for s in schedules.values()), default=0) / steps_each
-        with same_threads(run), tqdm(total=epochs, disable=None, leave=False) as progress:
+        progress = tqdm(total=epochs, disable=None, leave=False)
+        with same_threads(run), scheduled_in_place(run), progress:
             while run.epoch < epochs and not run.waited(patience, settled):
                 row = run.one_epoch(keeper)
                 progress.update(run.epoch - progress.n)

@@ -8,8 +8,8 @@ SECONDS_TO_COMPILE = 20.0
 SECONDS_SAVED = 1e-3
 """What a compiled step saves of the time that Python takes to build the graph anew."""
 
-PRODUCTS_A_SECOND = 1e11
-"""The multiplications by a weight, one a row, by which larger networks save more."""
+PRODUCTS_A_SECOND = 2e10
+"""By how many products of a row and a weight a step has to be larger to save a second more."""
 
 
 def worth_compiling(steps: int, rows: int, weights: int) -> bool:

@@ -28,15 +28,15 @@ class Known(NamedTuple):
     """What is known of one kind of call.
 
     Attributes:
-        reached: The parameters on which the loss depends, in the order of their gradients.
         run: Machine code, called as ``run(*lifted, *tensors)``, or ``None`` for an eager step.
+        reached: The parameters on which the loss depends, in the order of their gradients.
         lifted: The tensors that the step found elsewhere than among its arguments.
         shared: Which of the results are no tensors of their own.
         engine: As :attr:`Step.engine`.
     """
 
-    reached: list[Tensor]
     run: Callable[..., Sequence[Tensor]] | None = None
+    reached: Sequence[Tensor] = ()
     lifted: Sequence[Tensor] = ()
     shared: Sequence[int] = ()
     engine: str = "eager"
@@ -160,20 +160,20 @@ class Step:
             RuntimeError: If the step is strict and cannot be compiled.
         """
         if _PYRO_STACK or self._hopeless:
-            return self._eager(None, args, kwargs)
+            return self._eager(args, kwargs)
         call = Call(args, kwargs)
         try:
             known = self._known.get((call.key, self.surroundings.key()))
         except TypeError as error:
             self._hopeless = True
             self._complain(error)
-            return self._eager(None, args, kwargs)
+            return self._eager(args, kwargs)
         return self._first(call) if known is None else self._again(known, call)
 
     def _again(self, known: Known, call: "Call") -> Tensor:
         """Makes a step of a kind that is known."""
         if known.run is None:
-            return self._eager(known.reached, call.args, call.kwargs)
+            return self._eager(call.args, call.kwargs)
         self.engine = known.engine
         with torch.no_grad():
             results = list(known.run(*known.lifted, *call.tensors))
@@ -185,14 +185,12 @@ class Step:
             parameter.grad = gradient
         return results[0]
 
-    def _eager(
-        self, reached: list[Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """Makes an eager step."""
+    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Makes an eager step, which may depend on other parameters each time."""
         self.engine = "eager"
         with torch.enable_grad():
             loss = self.loss(*args, **kwargs)
-            reached = self._reached(loss) if reached is None else reached
+            reached = self._reached(loss)
             clear(self.parameters)
             (loss / self.divide_by).backward(inputs=reached)
         return loss.detach()
@@ -204,7 +202,7 @@ class Step:
         with self.surroundings.undone(), torch.enable_grad():
             reached = self._reached(self.loss(*call.args, **call.kwargs))
         put_back = self.surroundings.save()
-        known: Known | None = Known(reached)
+        known: Known | None = Known()
         try:
             with pyro.validation_enabled(False):
                 known = self._compiled(call, reached, put_back)
@@ -214,7 +212,7 @@ class Step:
             self._complain(error)
         put_back()
         if known is None:
-            return self._eager(reached, call.args, call.kwargs)
+            return self._eager(call.args, call.kwargs)
         self._known[call.key, self.surroundings.key()] = known
         return self._again(known, call)
 
@@ -233,7 +231,7 @@ class Step:
                 f"a scalar tensor"
             )
         key = self.surroundings.key()
-        loss = self._eager(reached, call.args, call.kwargs)
+        loss = self._eager(call.args, call.kwargs)
         expected = [loss, *(torch.as_tensor(parameter.grad).clone() for parameter in reached)]
         changed = self.surroundings.copies()
         if self.surroundings.key() != key:
@@ -254,7 +252,7 @@ class Step:
         check("loss", results[:1], expected[:1])
         check("gradient", results[1:], expected[1:])
         check("changed tensors", self.surroundings.copies(), changed)
-        return Known(reached, run, captured.lifted, shared(results, inputs), engine)
+        return Known(run, reached, captured.lifted, shared(results, inputs), engine)
 
     def _results(self, call: "Call", reached: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns the loss and the gradients for other tensors."""
