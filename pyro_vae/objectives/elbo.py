@@ -16,7 +16,7 @@ from pyro_vae.objectives.base import (
     check_scalar,
 )
 from pyro_vae.objectives.closed import closed_terms, rates_per_dimension, require_closed
-from pyro_vae.objectives.paths import along_samples, samples_and_leaves, value_free
+from pyro_vae.objectives.paths import along_samples, value_free
 from pyro_vae.objectives.terms import Term, average, gather, negative, site_term, total
 from pyro_vae.objectives.traces import Cut, Pair, drawn_sites
 
@@ -194,10 +194,7 @@ def without_score(pair: Pair) -> Tensor:
     """
     names = pair.latent() + pair.auxiliary()
     log_q = torch.as_tensor(total([site_term(pair.guide, name) for name in names]))
-    samples, leaves = samples_and_leaves([pair])
-    # By the samples too: the parameters of a later site's log q may depend on an earlier one.
-    slopes = torch.autograd.grad(log_q, leaves + samples, retain_graph=True, allow_unused=True)
-    return along_samples(samples * 2, slopes) - value_free(log_q)
+    return along_samples(log_q, [pair], score=False) - value_free(log_q)
 
 
 def shared_plates(terms: list[Term]) -> frozenset[int]:

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from pyro_vae.objectives.base import Objective, RunOptions, Values, check_choice
 from pyro_vae.objectives.closed import rates_per_dimension
-from pyro_vae.objectives.paths import along_samples, samples_and_leaves, value_free
+from pyro_vae.objectives.paths import along_samples, value_free
 from pyro_vae.objectives.terms import average, gather
 from pyro_vae.objectives.traces import AnyTrace, Cut, Pair, drawn_sites
 from pyro_vae.objectives.weights import Weights, outer_sites, weigh
@@ -165,18 +165,13 @@ class ImportanceWeighted(Objective):
         """Returns zero, whose gradient is that of the bound by the chosen estimator."""
         with torch.no_grad():
             shares = self._shares(weights.log_weights)
-        samples, leaves = samples_and_leaves(pairs)
-        # By the leaves, at which all other values are held; where no score is kept also by what
-        # the parameters of a later site's log q owe to an earlier sample.
         on_path = (weights.log_p if self._cuts_model() else 0.0) - weights.log_q
-        by = leaves if self._keeps_score() else leaves + samples
-        slopes = torch.autograd.grad(
-            (shares.path * on_path).sum(), by, retain_graph=True, allow_unused=True
-        )
-        gradient = (shares.density * value_free(weights.log_p)).sum()
-        if self._keeps_score():
+        score = self._keeps_score()
+        gradient = along_samples((shares.path * on_path).sum(), pairs, score=score)
+        gradient = gradient + (shares.density * value_free(weights.log_p)).sum()
+        if score:
             gradient = gradient - (shares.path * value_free(weights.log_q)).sum()
-        return gradient + along_samples(samples * (len(by) // len(samples)), slopes)
+        return gradient
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
