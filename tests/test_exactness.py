@@ -290,24 +290,24 @@ def test_a_scale_or_mask_in_the_model_only_is_not_the_guides(kind):
         ELBO(analytic=True).loss(model, guide)
 
 
-def test_rate_and_distortion_trade_at_the_slope_of_beta(known):
+def test_rate_and_distortion_trade_at_the_slope_of_beta():
     """Alemi et al. (2018): dD / dR = -beta along the optima, and D + R is at least the entropy.
 
-    Six samples at plus and minus sqrt(k) along each axis have the mean and covariance of the noise,
+    Samples at plus and minus sqrt(k) along each axis have the mean and covariance of the noise,
     so that the objective of a linear decoder, a mean of squares, is exact.
     """
-    _, x = known
-    axes = K**0.5 * torch.eye(K, dtype=x.dtype)
-    points = torch.cat([axes, -axes])[:, None].expand(-1, ROWS, -1)
-    betas, optima = [0.8, 0.9, 1.0, 1.1, 1.25], []
-    vae = linear_vae(k=K, posterior=GivenNoise)
+    rows, size = 200, 2
+    _, x = linear_data(rows, d=5, k=size)
+    axes = size**0.5 * torch.eye(size, dtype=x.dtype)
+    points = torch.cat([axes, -axes])[:, None].expand(-1, rows, -1)
+    betas, optima = [0.8, 1.0, 1.25], []
+    vae = linear_vae(5, size, posterior=GivenNoise)
     vae.posterior.noise = points
     for beta in betas:
-        objective = ELBO(2 * K, beta=beta, analytic=False, max_plate_nesting=1)
+        objective = ELBO(2 * size, beta=beta, analytic=False, max_plate_nesting=1)
         optimizer = torch.optim.LBFGS(
             vae.parameters(),
-            max_iter=2000,
-            max_eval=4000,
+            max_iter=500,
             tolerance_grad=1e-9,
             tolerance_change=1e-14,
             line_search_fn="strong_wolfe",
@@ -315,7 +315,7 @@ def test_rate_and_distortion_trade_at_the_slope_of_beta(known):
 
         def closure(objective=objective, optimizer=optimizer):
             optimizer.zero_grad()
-            loss = objective.differentiable_loss(vae.model, vae.guide, x) / ROWS
+            loss = objective.differentiable_loss(vae.model, vae.guide, x) / rows
             loss.backward()
             return loss
 
@@ -328,7 +328,7 @@ def test_rate_and_distortion_trade_at_the_slope_of_beta(known):
     for (beta, (r, d)), (other, (r2, d2)) in pairwise(zip(betas, optima, strict=True)):
         assert r2 < r
         assert d2 > d
-        assert (d2 - d) / (r2 - r) == pytest.approx(-(beta + other) / 2, rel=1e-2)
-    entropy = -maximum(x, K)
+        assert (d2 - d) / (r2 - r) == pytest.approx(-(beta + other) / 2, rel=2e-2)
+    entropy = -maximum(x, size)
     assert all(r + d > entropy - 1e-6 for r, d in optima)
-    assert sum(optima[2]) == pytest.approx(entropy, abs=1e-4)
+    assert sum(optima[1]) == pytest.approx(entropy, abs=1e-4)
