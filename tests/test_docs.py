@@ -120,3 +120,9 @@ def test_a_missing_anchor_and_an_open_block_are_found(tmp_path, monkeypatch):
     )
     assert broken_links("a.md") == ["b.md#other", "c.md", "../a.md"]
     assert len(blocks_that_are_no_doctest("a.md")) == 1
+
+
+def test_the_table_of_objectives_is_the_one_that_its_command_prints():
+    page = text_of("objectives.md")
+    shown = page.split("<!-- objectives -->\n")[1].split("<!-- /objectives -->")[0]
+    assert shown.strip() == import_module("pyro_vae.objectives.__main__").table()

@@ -76,7 +76,12 @@ REFUSED = {
     "outer observation": ([IWAE], also(model, "y", **observed), guide, r"'y'.*use ELBO"),
     "outer factor": ([IWAE], factored, guide, r"'penalty'.*use ELBO"),
     "two scales": ([IWAE], partial(scaled, 0.5), guide, r"'x in the model': 1.*use ELBO"),
-    "tensor as scale": ([IWAE], partial(scaled, torch.tensor(0.5)), guide, r"'z in the model': tensor.*use ELBO"),
+    "tensor as scale": (
+        [IWAE],
+        partial(scaled, torch.tensor(0.5)),
+        guide,
+        r"'z in the model': tensor.*use ELBO",
+    ),
     "loop": ([IWAE], *looped, r"'z_0'.*`with pyro.plate"),
     "nothing latent": ([IWAE], also(lambda: None, "y", **observed), lambda: None, "latent site"),
     "discrete": ([ELBO, IWAE, kl_report], *categorical, r"'k' from Categorical.*TraceEnum_ELBO"),

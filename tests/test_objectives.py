@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, 
 from tables import NETWORKS, POSTERIORS, PRIORS
 
 from pyro_vae import VAE
-from pyro_vae.objectives import ELBO, IWAE
+from pyro_vae.objectives import ELBO, IWAE, Renyi
 
 X = torch.linspace(-1.0, 2.0, 6)
 ROWS = torch.tensor([True, False, True, True, False, True])
@@ -243,6 +243,15 @@ def test_iwae_is_renyi_elbo_where_that_is_right(name, particles):
     program, (number, at_once) = PROGRAMS[name], PARTICLES[particles]
     stock = RenyiELBO(0, number, vectorize_particles=at_once, max_plate_nesting=program.nesting)
     assert_same(IWAE(number, vectorize_particles=at_once), stock, program)
+
+
+@pytest.mark.parametrize("alpha", [-0.5, 0.5, 1.5])
+@pytest.mark.parametrize("particles", PARTICLES)
+@pytest.mark.parametrize("name", [name for name, p in PROGRAMS.items() if p.renyi])
+def test_renyi_is_renyi_elbo_where_that_is_right(name, particles, alpha):
+    program, (number, at_once) = PROGRAMS[name], PARTICLES[particles]
+    run = {"vectorize_particles": at_once, "max_plate_nesting": program.nesting}
+    assert_same(Renyi(number, alpha=alpha, **run), RenyiELBO(alpha, number, **run), program)
 
 
 def vae_for(prior="normal", posterior="normal", network="mlp", **options):
