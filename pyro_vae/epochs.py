@@ -20,7 +20,7 @@ from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Rows
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.objectives import Schedule
-from pyro_vae.objectives.traces import first_not_finite
+from pyro_vae.objectives.runs import first_not_finite
 from pyro_vae.vae import VAE
 
 __all__ = [

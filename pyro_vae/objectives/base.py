@@ -11,16 +11,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.objectives.traces import (
-    AnyTrace,
-    Cut,
-    Layout,
-    Pair,
-    Shared,
-    layout,
-    run_pair,
-    vectorized,
-)
+from pyro_vae.objectives.runs import Cut, Layout, Shared, layout, run_pair, vectorized
+from pyro_vae.objectives.traces import AnyTrace, Pair
 
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
 

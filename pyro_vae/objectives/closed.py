@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.kl import closed_form, layers
+from pyro_vae.objectives.runs import run_pair, undisturbed
 from pyro_vae.objectives.terms import Term, negative, site_term
-from pyro_vae.objectives.traces import Pair, run_pair, undisturbed
+from pyro_vae.objectives.traces import Pair
 
 __all__ = ["KLTerm", "closed_terms", "dimension_terms", "kl_report", "rates_per_dimension"]
 

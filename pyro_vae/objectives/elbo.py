@@ -17,8 +17,9 @@ from pyro_vae.objectives.base import (
 )
 from pyro_vae.objectives.closed import closed_terms, rates_per_dimension, require_closed
 from pyro_vae.objectives.paths import along_samples, value_free
+from pyro_vae.objectives.runs import Cut
 from pyro_vae.objectives.terms import Term, average, gather, negative, site_term, total
-from pyro_vae.objectives.traces import Cut, Pair, drawn_sites
+from pyro_vae.objectives.traces import Pair, drawn_sites
 
 __all__ = ["ELBO", "Additive", "Terms"]
 

@@ -12,8 +12,9 @@ from typing_extensions import Unpack
 from pyro_vae.objectives.base import Objective, RunOptions, Values, check_choice
 from pyro_vae.objectives.closed import rates_per_dimension
 from pyro_vae.objectives.paths import along_samples, value_free
+from pyro_vae.objectives.runs import Cut
 from pyro_vae.objectives.terms import average, gather
-from pyro_vae.objectives.traces import AnyTrace, Cut, Pair, drawn_sites
+from pyro_vae.objectives.traces import AnyTrace, Pair, drawn_sites
 from pyro_vae.objectives.weights import Weights, outer_sites, weigh
 
 __all__ = ["ImportanceWeighted", "log_mean_exp"]

@@ -1,34 +1,12 @@
-"""Running a model against its guide, and reading sites off the two traces."""
+"""Reading sites off the traces of a model and its guide."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import pyro
-import torch
-from pyro import poutine
-from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import is_validation_enabled, prune_subsample_sites, site_is_subsample
-from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
-from pyro_vae.scope import remove
-
-__all__ = [
-    "PARTICLES",
-    "Cut",
-    "Layout",
-    "Pair",
-    "Shared",
-    "drawn_sites",
-    "first_not_finite",
-    "frames",
-    "layout",
-    "run_pair",
-    "vectorized",
-]
+__all__ = ["PARTICLES", "AnyTrace", "Pair", "drawn_sites", "frames", "keep_dims", "plates", "sites"]
 
 PARTICLES = "num_particles_vectorized"
 """The name of the plate of particles, as in Pyro's own objectives."""
@@ -36,26 +14,6 @@ PARTICLES = "num_particles_vectorized"
 
 AnyTrace = Any
 """A ``pyro.poutine.Trace``, whose nodes Pyro types as if each of their keys might be missing."""
-
-
-class Cut(NamedTuple):
-    """Where the way of the gradient through samples is cut, for estimators that weigh it.
-
-    Attributes:
-        names: From the trace of the guide to the sites that are cut: their densities are those of
-            a leaf that holds the sample, so that the derivative by it can be had on its own.
-        model: Whether the model too is run on the leaves.
-    """
-
-    names: Callable[[AnyTrace], list[str]]
-    model: bool
-
-
-class Layout(NamedTuple):
-    """What one run tells of a model and guide: the depth of plates, and what is drawn once."""
-
-    nesting: int
-    shared: frozenset[str]
 
 
 class Pair(NamedTuple):
@@ -138,78 +96,6 @@ def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-def without_deterministic(trace: AnyTrace) -> AnyTrace:
-    """Returns a copy without the sites of ``pyro.deterministic``, which have no density."""
-    trace = trace.copy()
-    for name, site in list(sites(trace)):
-        if site["infer"].get("_deterministic"):
-            trace.remove_node(name)
-    return trace
-
-
-def run_pair(
-    objective: str,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    nesting: float = float("inf"),
-    cut: Cut | None = None,
-) -> Pair:
-    """Runs the guide, then the model against it, checks both, and computes all log densities.
-
-    Pyro's own ``get_importance_trace`` warns of what is an error here, before it can be raised.
-
-    Raises:
-        ValueError: If the two do not suit the objective, which is named.
-    """
-    *both, drawn = run_both(model, guide, args, kwargs, cut)
-    model_trace, guide_trace = map(without_deterministic, both)
-    pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), drawn)
-    pair.check(objective)
-    if is_validation_enabled():
-        check_model_guide_match(model_trace, guide_trace, nesting)
-    for trace in (pair.model, pair.guide):
-        compute(trace, nesting)
-    return pair
-
-
-def run_both(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    cut: Cut | None = None,
-) -> tuple[AnyTrace, AnyTrace, dict[str, Tensor]]:
-    """Returns the trace of the model run against the guide, that of the guide, and what was cut."""
-    messenger = poutine.unwrap(guide)
-    model_trace: AnyTrace = None
-    if isinstance(messenger, GuideMessenger):
-        # An effectful guide runs the model itself.
-        guide(*args, **kwargs)
-        model_trace, guide_trace = messenger.get_traces()
-    else:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    on_leaves, drawn = (guide_trace, {}) if cut is None else with_leaves(guide_trace, cut)
-    given = on_leaves if cut is not None and cut.model else guide_trace
-    if model_trace is None or given is not guide_trace:
-        model_trace = poutine.trace(poutine.replay(model, trace=given)).get_trace(*args, **kwargs)
-    return model_trace, on_leaves, drawn
-
-
-def with_leaves(trace: AnyTrace, cut: Cut) -> tuple[AnyTrace, dict[str, Tensor]]:
-    """Returns a copy whose samples are leaves at the sites to be cut, and the samples."""
-    copied, drawn = trace.copy(), {}
-    for name in cut.names(trace):
-        value = trace.nodes[name]["value"]
-        # What has no derivative is refused later, by a check that names the way out.
-        if value.is_floating_point():
-            drawn[name] = value
-            leaf = value.detach().requires_grad_()
-            copied.nodes[name] = {**trace.nodes[name], "value": leaf}
-    return copied, drawn
-
-
 def drawn_sites(trace: AnyTrace) -> list[str]:
     """Returns the names of the sites that a trace of a guide has drawn."""
     return [
@@ -219,101 +105,6 @@ def drawn_sites(trace: AnyTrace) -> list[str]:
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     ]
-
-
-class Shared(Messenger):
-    """Draws sites of a guide once for all particles of a plate to the left.
-
-    Arguments:
-        names: The sites.
-        dim: The dimension of the particles.
-    """
-
-    def __init__(self, names: frozenset[str], dim: int) -> None:
-        super().__init__()
-        self.names, self.dim = names, dim
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.names or msg["done"] or msg["is_observed"]:
-            return
-        value = msg["fn"](*msg["args"], **msg["kwargs"])
-        axis = self.dim - msg["fn"].event_dim
-        msg["value"] = value.narrow(axis, 0, 1).expand(value.shape)
-        msg["done"] = True
-
-
-def compute(trace: AnyTrace, nesting: Any) -> None:
-    """Computes the log densities of a trace, and checks their shapes if Pyro is to validate."""
-    trace.compute_log_prob()
-    if is_validation_enabled():
-        for _, site in sites(trace):
-            check_site_shape(site, nesting)
-
-
-def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
-    """Returns a Pyro function that runs ``fn`` within a plate of particles."""
-    # By the plate itself, which leaves an effectful guide to be recognized.
-    return pyro.plate(PARTICLES, num_particles, dim=dim)(fn)
-
-
-def layout(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    shared: Callable[[AnyTrace], frozenset[str]],
-) -> Layout:
-    """Returns what a run, which leaves no trace of it, tells of a model and guide.
-
-    Arguments:
-        model: The model.
-        guide: The guide.
-        args: What both are called with.
-        kwargs: What both are called with.
-        shared: From the trace of the guide to the sites that are drawn once for all particles.
-    """
-    with undisturbed(), poutine.block():
-        *both, _ = run_both(model, guide, args, kwargs)
-        traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both]
-        if is_validation_enabled():
-            # A batch without a plate goes unnoticed once there are particles to its left.
-            for trace in traces:
-                compute(trace, float("inf"))
-    # Deterministic sites included: a plate may hold nothing else.
-    dims = [
-        frame.dim
-        for trace in traces
-        for _, site in sites(trace)
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return Layout(-min(dims, default=0), shared(traces[1]))
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Runs without a trace: no gradient, no draw, no new parameter, no running statistics."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    store = pyro.get_param_store()
-    known = set(store.keys())
-    training: list[nn.Module] = []
-
-    def to_eval(module: nn.Module, _: Any) -> None:
-        if module.training:
-            training.append(module)
-            module.training = False
-
-    # Networks reach a Pyro function by any way, often a closure: a hook meets them all.
-    hook = register_module_forward_pre_hook(to_eval)
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        hook.remove()
-        for module in training:
-            module.training = True
-        for name in set(store.keys()) - known:
-            remove(store, name)
 
 
 def frames(site: Any) -> frozenset[tuple[int, str]]:
@@ -344,19 +135,3 @@ def keep_dims(
         value = value.reshape((1,) * (-kept[0] - value.dim()) + tuple(value.shape))
     summed = [dim for dim in range(-value.dim(), -event_dim) if dim not in kept]
     return value.sum(summed) if summed else value
-
-
-@torch.no_grad()
-def first_not_finite(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> str:
-    """Says at which site of a run the first number that is not finite appears."""
-    model_trace, guide_trace, _ = run_both(model, guide, args, kwargs)
-    for side, trace in (("guide", guide_trace), ("model", model_trace)):
-        trace = prune_subsample_sites(trace)
-        trace.compute_log_prob()
-        for name, site in sites(trace):
-            for what, value in (("value", site["value"]), ("log density", site["log_prob"])):
-                if not bool(torch.isfinite(value).all()):
-                    return f"the {what} of site {name!r} in the {side} is not"
-    return "every site is, but the gradient of the step before was not"
