@@ -156,7 +156,6 @@ class Training:
     def give_up(self, before: dict[str, Any], keeper: "Keeper") -> None:
         """Goes back to the start of the epoch, finds out what went wrong, and raises."""
         self.put_back(before)
-        self.compiled = None
         first = self.steps
         self.vae.train()
         where = "the ELBO of the validation rows, or a weight after the last step, is not"

@@ -8,6 +8,7 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import pytest
+import tables
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -332,6 +333,61 @@ def test_a_first_loss_that_is_not_finite_is_no_verdict(as_graph):
     assert made_step.engine == "compiled"
 
 
+PARTS = {
+    **{f"objective {name}": {"objective": name} for name in tables.OBJECTIVES},
+    **{f"likelihood {name}": {"likelihood": name} for name in tables.LIKELIHOODS},
+    **{
+        f"{prior} {posterior}": {"prior": prior, "posterior": posterior}
+        for prior in tables.PRIORS
+        for posterior in tables.POSTERIORS
+    },
+    **{f"network {name}": {"network": name} for name in tables.NETWORKS},
+}
+PARTS = {name: choice for name, choice in PARTS.items() if "trace" not in name}
+
+
+def compare_parts(
+    objective="elbo", likelihood="bernoulli", prior="normal", posterior="normal", network="mlp"
+):
+    torch.manual_seed(0)
+    encoder, decoder = tables.NETWORKS[network]
+    vae = VAE(
+        tables.EVENT, 3, prior=tables.PRIORS[prior], posterior=tables.POSTERIORS[posterior],
+        likelihood=tables.LIKELIHOODS[likelihood], encoder=encoder, decoder=decoder,
+    )  # fmt: skip
+    x = tables.data_for(likelihood)
+    vae.initialize(x)
+    loss = tables.OBJECTIVES[objective]()
+    made_step = pyro_vae.compile(loss, vae.model, vae.guide, strict=True)
+    made_step(x)
+    move(vae, 2)
+    state = {name: value.clone() for name, value in loss.state_dict().items()}
+    torch.manual_seed(1)
+    ours = {"loss": made_step(x)}
+    assert made_step.engine.startswith("compiled")
+    compiled_gradients = {n: g for n, g in gradients(vae).items() if g is not None}
+    loss.load_state_dict(state)
+    vae.zero_grad()
+    torch.manual_seed(1)
+    eager = loss.differentiable_loss(vae.model, vae.guide, x)
+    eager.backward()
+    assert_close(ours, {"loss": eager.detach()}, 1e-4)
+    assert_close(
+        compiled_gradients, {n: g for n, g in gradients(vae).items() if g is not None}, 1e-4
+    )
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_every_part_can_be_captured(as_graph, name):
+    compare_parts(**PARTS[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(PARTS))
+def test_machine_code_of_every_part(name):
+    compare_parts(**PARTS[name])
+
+
 def regression(x, y):
     weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     noise = pyro.param("noise", torch.tensor(0.5), constraint=dist.constraints.positive)
@@ -436,7 +492,7 @@ def test_parameters_made_anew_in_the_store_are_found(as_graph):
 
 
 def test_modules_within_functions_are_met(as_graph):
-    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
 
     def model(x, y):
         with pyro.plate("data", len(x)):
@@ -444,15 +500,15 @@ def test_modules_within_functions_are_met(as_graph):
 
     def guide(x, y):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(second(first(x)), 1.0).to_event(1))
 
     x, y = torch.randn(9, 3), None
     made_step = pyro_vae.compile(objectives.ELBO(), model, guide, strict=True)
     made_step(x, y)
-    assert net[1].num_batches_tracked == 1
-    net.eval()
+    assert first.num_batches_tracked == second.num_batches_tracked == 1
+    first.eval()
     made_step(x, y)
-    assert net[1].num_batches_tracked == 1
+    assert (first.num_batches_tracked, second.num_batches_tracked) == (1, 2)
     assert len(made_step._known) == 2
 
 
@@ -479,8 +535,8 @@ def test_gradients_are_set_in_tensors_of_their_own(as_graph):
     made_step = pyro_vae.compile(
         objectives.ELBO(), Model(), guide, parameters=parameters, strict=True
     )
-    other.grad = torch.ones(1)
     for _ in range(2):
+        other.grad = torch.ones(1)
         made_step(torch.randn(5, 2))
         assert other.grad is None
         assert torch.equal(guide.one.grad, guide.two.grad)
@@ -535,7 +591,7 @@ def trained(digits, **changes):
         "objective": objectives.ELBO(),
         "batch_size": 100,
         "clip_norm": 5.0,
-        "schedules": {"beta": objectives.Linear(0.0, 1.0, steps=15)},
+        "schedules": {"beta": objectives.Linear(0.0, 1.0, steps=step.LIMIT + 4)},
         "checkpoint_seconds": 0.0,
     } | changes
     return vae, fit(vae, digits.train, **settings)
@@ -615,7 +671,7 @@ def test_what_is_not_finite_is_found_by_eager_steps(digits, as_graph, tmp_path):
     def breaks(optimizer):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1e30 if epoch else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"step 15 \(epoch 2\): .* of site .* is not"):
+    with pytest.raises(FloatingPointError, match=r"at step 15 \(epoch 2\): .* of site .* is not"):
         trained(
             digits, epochs=3, compile="strict", lr_schedule=breaks, out=tmp_path, clip_norm=None
         )

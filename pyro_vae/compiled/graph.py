@@ -1,5 +1,6 @@
 """From a function of tensors to one graph, and from the graph to machine code."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -103,7 +104,9 @@ def to_machine_code(
     from torch._inductor.decomposition import select_decomp_table
 
     decompositions = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
-    with config.patch(fallback_random=True), torch.no_grad():
+    with config.patch(fallback_random=True), torch.no_grad(), warnings.catch_warnings():
+        # What the compiler itself calls, its callers cannot change.
+        warnings.simplefilter("ignore", FutureWarning)
         compiled: Any = compile_fx(
             captured.graph, [*captured.lifted, *inputs], decompositions=decompositions
         )

@@ -63,9 +63,7 @@ class Surroundings:
     def note(self, parameters: Iterable[Tensor]) -> None:
         """Takes Pyro's parameter store into account, if it holds one of these."""
         held = set(map(id, pyro.get_param_store()._params.values()))
-        self.reads_store = self.reads_store or any(
-            id(parameter) in held for parameter in parameters
-        )
+        self.reads_store |= not held.isdisjoint(map(id, parameters))
 
     def owners(self) -> list[Any]:
         """Returns the objects that have attributes."""

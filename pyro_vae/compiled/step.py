@@ -232,6 +232,8 @@ class Step:
             )
         key = self.surroundings.key()
         loss = self._eager(call.args, call.kwargs)
+        # A parameter may have a part in the loss, but none in its gradient.
+        reached = [parameter for parameter in reached if parameter.grad is not None]
         expected = [loss, *(torch.as_tensor(parameter.grad).clone() for parameter in reached)]
         changed = self.surroundings.copies()
         if self.surroundings.key() != key:
