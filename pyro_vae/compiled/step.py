@@ -208,9 +208,9 @@ class Step:
                 known = self._compiled(call, reached, put_back)
         except Exception as error:
             put_back_attributes()
-            put_back()
             self._complain(error)
-        put_back()
+        finally:
+            put_back()
         if known is None:
             return self._eager(call.args, call.kwargs)
         self._known[call.key, self.surroundings.key()] = known
