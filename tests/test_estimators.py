@@ -264,9 +264,11 @@ def test_piwae_trains_the_guide_by_miwae_and_the_model_by_iwae(
     vae = VAE((1, 8, 8), 3, prior=PRIORS[prior], posterior=POSTERIORS[posterior]).double()
     x, run = binary.double(), {"vectorize_particles": at_once}
     given = {"estimator": estimator, **run}
-    _, found = vae_gradients(vae, PIWAE(6, groups=2, **given), x, data_size=60)
-    _, of_guide = vae_gradients(vae, MIWAE(6, groups=2, **given), x, data_size=60)
-    _, of_model = vae_gradients(vae, IWAE(6, **run), x, data_size=60)
+    loss, found = vae_gradients(vae, PIWAE(6, groups=2, **given), x, data_size=60)
+    looser, of_guide = vae_gradients(vae, MIWAE(6, groups=2, **given), x, data_size=60)
+    expected, of_model = vae_gradients(vae, IWAE(6, **run), x, data_size=60)
+    assert loss == pytest.approx(expected, rel=1e-10)
+    assert loss < looser
     guides = [n for n in found if n.startswith(("encoder", "posterior"))]
     assert 0 < len(guides) < len(found)
     assert_same(found, of_guide, guides)
