@@ -1,6 +1,6 @@
 """All objectives on dynamically binarized MNIST, at the same number of decoder evaluations.
 
-    python benchmarks/objectives.py --root FOLDER --out RESULTS [--seeds 3] [--epochs 4] [--jobs 2]
+    python benchmarks/objectives.py --root FOLDER --out RESULTS [--seeds 3] [--epochs 8] [--jobs 2]
 
 FOLDER is the one above ``MNIST/raw``. The network is that of the IWAE paper's one-layer model,
 784-200-200-50-200-200-784 with tanh. Every objective evaluates the decoder eight times for a datum
@@ -89,6 +89,7 @@ def one(name: str, seed: int, root: str, out: Path, epochs: int) -> Path:
         seed=seed,
         out=folder,
         resume=True,
+        compile=True,
     )
     figures = judge(vae, mnist.x.test[:1000])
     figures["seconds"] = trained.seconds
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -212,12 +212,7 @@ class Training:
             batch_size=self.batch_size,
             seed=self.seed,
             objective=type(self.objective).__name__,
-            particles=getattr(self.objective, "num_particles", 1),
-            scalars={
-                name: float(getattr(self.objective, name))
-                for name in ("beta", "analytic")
-                if getattr(self.objective, name, None) is not None and name not in self.schedules
-            },
+            settings_of_objective=objective_settings(self.objective, self.schedules),
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
             # As text, because a missing value makes it NaN, which differs from itself.
             validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
@@ -337,6 +332,18 @@ def validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
         "valid_elbo": bound.elbo.mean().item(),
         "valid_rate": bound.rate.mean().item(),
         "valid_distortion": bound.distortion.mean().item(),
+    }
+
+
+def objective_settings(objective: Any, scheduled: Iterable[str]) -> dict[str, str]:
+    """Returns as text what an objective was made with, less what changes as training goes on."""
+    changing = {*scheduled, *objective_state(objective), "max_plate_nesting", "retain_graph"}
+    return {
+        name: repr(value.item() if isinstance(value, Tensor) and not value.dim() else value)
+        for name, value in sorted(vars(objective).items())
+        if not name.startswith("_")
+        and name not in changing
+        and (value is None or isinstance(value, (bool, int, float, str, Tensor)))
     }
 
 

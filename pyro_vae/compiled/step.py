@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
 from pyro_vae.compiled.state import Surroundings
+from pyro_vae.objectives.runs import OF_A_SAMPLE
 
 __all__ = ["Step", "compile"]
 
@@ -335,7 +336,7 @@ def leaves(loss: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable") and not hasattr(node.variable, OF_A_SAMPLE):
             found.append(node.variable)
         waiting += [following for following, _ in node.next_functions]
     return found

@@ -100,7 +100,8 @@ class GECO(Additive):
         pairs, _ = self._run(model, guide, args, kwargs)
         batch = mean_terms([self._terms(pair) for pair in pairs], pairs, self.num_particles)
         if self.multiplier.device != batch.size.device:
-            self.load_state_dict({k: v.to(batch.size.device) for k, v in self.state_dict().items()})
+            self.multiplier = self.multiplier.to(batch.size.device)
+            self.average = self.average.to(batch.size.device)
         excess = batch.distortion - self.target
         # Copied, for it is updated in place before it is needed on the way back.
         loss = batch.size * (batch.rate + self.multiplier.clone() * excess)
@@ -125,5 +126,5 @@ class GECO(Additive):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes multiplier and moving average over."""
-        self.multiplier = state["multiplier"].clone()
-        self.average = state["average"].clone()
+        self.multiplier.copy_(state["multiplier"])
+        self.average.copy_(state["average"])

@@ -18,6 +18,7 @@ from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, sites
 from pyro_vae.scope import remove
 
 __all__ = [
+    "OF_A_SAMPLE",
     "Cut",
     "Layout",
     "Shared",
@@ -27,6 +28,10 @@ __all__ = [
     "undisturbed",
     "vectorized",
 ]
+
+
+OF_A_SAMPLE = "_pyro_vae_sample"
+"""Marks the leaves that hold samples, which are no parameters."""
 
 
 class Cut(NamedTuple):
@@ -107,7 +112,8 @@ def with_leaves(trace: AnyTrace, cut: Cut) -> tuple[AnyTrace, dict[str, Tensor]]
         # What has no derivative is refused later, by a check that names the way out.
         if value.is_floating_point():
             drawn[name] = value
-            leaf = value.detach().requires_grad_()
+            leaf: Any = value.detach().requires_grad_()
+            setattr(leaf, OF_A_SAMPLE, True)
             copied.nodes[name] = {**trace.nodes[name], "value": leaf}
     return copied, drawn
 
