@@ -212,7 +212,7 @@ class Training:
             batch_size=self.batch_size,
             seed=self.seed,
             objective=type(self.objective).__name__,
-            settings_of_objective=objective_settings(self.objective, self.schedules),
+            objective_settings=objective_settings(self.objective, self.schedules),
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
             # As text, because a missing value makes it NaN, which differs from itself.
             validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),

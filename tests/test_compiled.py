@@ -694,3 +694,18 @@ def test_the_default_run_of_the_digits_is_eager(digits):
         assert trained(digits, epochs=2, schedules=None)[1].engine == "eager"
     with pytest.raises(ValueError, match="compile to be true, false, auto or strict, got 'fast'"):
         trained(digits, epochs=2, schedules=None, compile="fast")
+
+
+def test_leaves_that_hold_samples_are_no_parameters():
+    vae, x = VAE((8,), 2), torch.ones(20, 8)
+    step = pyro_vae.compile(objectives.IWAE(4, estimator="dreg"), vae.model, vae.guide, strict=True)
+    for _ in range(3):
+        step(x)
+    eager = pyro_vae.compile(objectives.IWAE(4, estimator="dreg"), vae.model, vae.guide)
+    with pyro.poutine.block():
+        for _ in range(3):
+            eager(x)
+    for found in (step, eager):
+        assert set(map(id, found.parameters)) == set(map(id, vae.parameters()))
+    assert step.engine.startswith("compiled")
+    assert eager.engine == "eager"

@@ -119,7 +119,14 @@ def test_number_of_threads_is_that_of_the_beginning(digits, tmp_path):
         ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "another optimizer"),
         ({"vae": VAE((1, 8, 8), 3)}, "another recipe"),
         ({"optimizer": partial(torch.optim.Adam, lr=0.5, fused=True)}, "another settings"),
-        ({"objective": objectives.ELBO(beta=7.0)}, "another scalars: .*1.0.* there, .*7.0"),
+        (
+            {"objective": objectives.ELBO(beta=7.0)},
+            "another objective_settings: .*'beta': '1.0'.* there, .*'beta': '7.0'",
+        ),
+        (
+            {"objective": objectives.ELBO(estimator="stl")},
+            "another objective_settings: .*standard.* there, .*stl",
+        ),
     ],
 )
 def test_another_training_is_refused(digits, tmp_path, change, message):
