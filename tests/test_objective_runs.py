@@ -80,7 +80,7 @@ def test_the_multiplier_of_geco_goes_on_where_it_was(tmp_path):
 
     def trained(epochs, out, resume=False):
         torch.manual_seed(0)
-        vae, objective = VAE(digits.event_shape, latent_dim=2), GECO(target=20.0, rate=0.01)
+        vae, objective = VAE(digits.event_shape, latent_dim=2), GECO(target=20.0, step_size=0.01)
         fit(vae, digits.train, objective=objective, epochs=epochs, out=out, resume=resume)
         return vae, objective
 

@@ -274,7 +274,7 @@ ADDITIVE = {
     "vr_max": partial(Renyi, alpha=-math.inf),
     "jackknife": partial(Jackknife, order=2),
 }
-ALONE = {"geco": partial(GECO, target=0.5, rate=0.0, multiplier=2.0)}
+ALONE = {"geco": partial(GECO, target=0.5, step_size=0.0, multiplier=2.0)}
 
 
 def sampled(shared, mask=None):
@@ -424,7 +424,7 @@ def test_away_from_the_threshold_the_batch_hardly_matters():
 def test_the_multiplier_scatters_the_less_the_larger_the_batch(size):
     def run(seed, size):
         generator = torch.Generator().manual_seed(seed)
-        objective = GECO(target=1.4, rate=0.01, momentum=0.9)
+        objective = GECO(target=1.4, step_size=0.01, momentum=0.9)
 
         def model(x):
             with pyro.plate("data", len(x)):
@@ -446,7 +446,7 @@ def test_the_multiplier_scatters_the_less_the_larger_the_batch(size):
 
 def test_geco_follows_the_constraint_it_is_given():
     """The multiplier moves as the paper's rule says, step by step, and only while training."""
-    objective = GECO(target=1.0, rate=0.1, momentum=0.75, multiplier=2.0)
+    objective = GECO(target=1.0, step_size=0.1, momentum=0.75, multiplier=2.0)
     x = torch.tensor([2.0, 0.0])
 
     def model():

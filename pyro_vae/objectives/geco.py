@@ -42,7 +42,7 @@ class GECO(Additive):
     Arguments:
         num_particles: The number of samples for each datum.
         target: :math:`\kappa`, the distortion -E log p(x given z) to reach, in nats per datum.
-        rate: :math:`\nu`, by how much a nat of :math:`\bar C` changes :math:`\log \lambda` a step.
+        step_size: :math:`\nu`, by how much a nat of :math:`\bar C` changes :math:`\log \lambda` a step.
         momentum: :math:`\alpha`, within [0, 1].
         multiplier: The first :math:`\lambda`.
         analytic: As of :class:`~pyro_vae.objectives.ELBO`.
@@ -79,7 +79,7 @@ class GECO(Additive):
         num_particles: int = 1,
         *,
         target: float | Tensor,
-        rate: float = 1e-3,
+        step_size: float = 1e-3,
         momentum: float = 0.99,
         multiplier: float = 1.0,
         analytic: bool | None = None,
@@ -87,7 +87,7 @@ class GECO(Additive):
     ) -> None:
         super().__init__(num_particles, analytic=analytic, **run)
         self.target = check_scalar("target", target)
-        self.rate = check_scalar("rate", rate, least=0.0)
+        self.step_size = check_scalar("step_size", step_size, least=0.0)
         self.momentum = check_scalar("momentum", momentum, least=0.0, most=1.0)
         first = check_scalar("multiplier", multiplier, least=LIMITS[0], most=LIMITS[1])
         self.multiplier = torch.as_tensor(first, dtype=torch.get_default_dtype())
@@ -115,7 +115,7 @@ class GECO(Additive):
         excess = excess.to(self.average.dtype)
         moved = self.momentum * self.average + (1 - self.momentum) * excess
         self.average.copy_(torch.where(self.average.isnan(), excess, moved))
-        grown = self.multiplier * torch.exp(self.rate * self.average)
+        grown = self.multiplier * torch.exp(self.step_size * self.average)
         # A loss that is not finite must not outlast its step.
         grown = torch.where(grown.isnan(), self.multiplier, grown)
         self.multiplier.copy_(grown.clamp(*LIMITS))
