@@ -12,11 +12,21 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from truths import SIGMAS, exact_vae, linear_data, linear_vae, maximum, rate, read_off, z_score
+from truths import (
+    SIGMAS,
+    exact_vae,
+    linear_data,
+    linear_vae,
+    maximum,
+    rate,
+    read_off,
+    unsoftplus,
+    z_score,
+)
 
 from pyro_vae import evaluate, posteriors
 from pyro_vae.distributions import FullNormal
-from pyro_vae.objectives import ELBO, IWAE, kl_report
+from pyro_vae.objectives import ELBO, IWAE, MIWAE, kl_report
 
 ROWS, BATCH, K = 1000, 100, 3
 
@@ -107,6 +117,57 @@ def test_with_the_exact_posterior_the_bound_is_the_evidence(name, known):
         assert torch.tensor(losses) == pytest.approx(-evidence, abs=1e-8)
     else:
         assert abs(z_score(torch.tensor(losses), -evidence)) < SIGMAS
+
+
+@torch.no_grad()
+def mean_field_vae(truth):
+    """A linear VAE that is this model, q the best one of independent dimensions."""
+    vae = linear_vae(*truth.weight.shape, posterior=posteriors.Normal)
+    (decoder,), (encoder,) = vae.decoder.layers, vae.encoder.layers
+    decoder.weight.copy_(truth.weight)
+    decoder.bias.copy_(truth.loc)
+    vae.likelihood.raw_scale.copy_(unsoftplus(truth.scale - vae.likelihood.min_scale))
+    offset, covariance = truth.posterior(torch.zeros(1, len(truth.loc), dtype=torch.float64))
+    slope = truth.posterior(torch.eye(len(truth.loc), dtype=torch.float64))[0] - offset
+    # The mean of the posterior, and the inverse of the diagonal of its precision.
+    scale = torch.linalg.inv(covariance).diagonal().rsqrt()
+    encoder.weight.zero_()
+    encoder.weight[:K] = slope.T
+    encoder.bias[:K] = offset[0]
+    encoder.bias[K:] = unsoftplus(scale - vae.posterior.min_scale)
+    return vae
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO(50, analytic=False), ELBO(50, estimator="stl"), MIWAE(50, groups=50), ELBO(50)],
+    ids=["sampled", "stl", "miwae", "closed"],
+)
+def test_independent_dimensions_are_exact_at_the_principal_axes_alone(objective, known):
+    """Lucas et al. (2019): a rotation of the latent space leaves the evidence, but not the ELBO."""
+    _, x = known
+    values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    variance = values[:-K].mean()
+    weight = vectors[:, -K:] * (values[-K:] - variance).sqrt()
+    rotation = torch.linalg.qr(torch.randn(K, K, dtype=x.dtype))[0]
+    best = known[0]._replace(weight=weight, loc=x.mean(0), scale=variance**0.5)
+    rotated = best._replace(weight=weight @ rotation)
+    torch.testing.assert_close(rotated.evidence(x), best.evidence(x))
+    evidence = best.evidence(x).sum().item()
+    bounds = {}
+    for name, truth in (("best", best), ("rotated", rotated)):
+        vae = mean_field_vae(truth)
+        with torch.no_grad():
+            q = vae.encode(x)
+            exact = truth.elbo(x, q.mean, torch.diag_embed(q.variance)).sum().item()
+        bounds[name] = exact
+        losses = -torch.stack([objective.loss(vae.model, vae.guide, x) for _ in range(20)])
+        if losses.std() < 1e-8:
+            assert losses.mean().item() == pytest.approx(exact, abs=1e-6)
+        else:
+            assert abs(z_score(losses, exact)) < SIGMAS
+    assert bounds["best"] == pytest.approx(evidence, abs=1e-6)
+    assert bounds["rotated"] < evidence - 10
 
 
 def by_iwae(vae, x, num_particles):
