@@ -1,11 +1,13 @@
 """The two sides of a VAE, model and guide: Pyro functions over its parts."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.runtime import InferDict
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -119,8 +121,23 @@ class Side(nn.Module):
             self.check(x, mask)
         return fill(x, elements), rows, elements
 
+    def site(self, role: str, suffix: str | int | None) -> str:
+        """Returns the name of a site of one call."""
+        usable = isinstance(suffix, (str, int)) and not isinstance(suffix, bool) and suffix != ""
+        if suffix is not None and not usable:
+            raise ValueError(
+                f"Expected suffix to be a non-empty string or an integer, got {suffix!r}"
+            )
+        name = f"{self.scope.name}.{role}"
+        return name if suffix is None else f"{name}_{suffix}"
+
     def opened(
-        self, x: Tensor | None, covariates: Tensor | None, data_size: int | None, n: int
+        self,
+        x: Tensor | None,
+        covariates: Tensor | None,
+        data_size: int | None,
+        n: int,
+        suffix: str | int | None,
     ) -> AbstractContextManager:
         """Opens the plate over the batch, or nothing where the caller owns the plates."""
         check_size("n", n, least=1)
@@ -132,7 +149,7 @@ class Side(nn.Module):
                 )
             return nullcontext()
         size = self.batch_size(x, covariates, n)
-        name = f"{self.scope.name}.data"
+        name = self.site("data", suffix)
         if data_size is None:
             return pyro.plate(name, size, dim=-1)
         if check_size("data_size", data_size, least=1) < size:
@@ -209,17 +226,19 @@ class Model(Side):
         mask: Tensor | None = None,
         data_size: int | None = None,
         n: int = 1,
+        suffix: str | int | None = None,
+        infer: dict[str, Any] | None = None,
     ) -> Tensor:
         """Samples z and x, or z and scores x; returns z."""
         x, rows, elements = self.observed(x, mask)
-        name = self.scope.name
         self.scope.announce(self)
-        with self.opened(x, covariates, data_size, n), masked(rows):
-            z = pyro.sample(f"{name}.z", self.prior_distribution(covariates))
+        with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
+            prior = self.prior_distribution(covariates)
+            z = pyro.sample(self.site("z", suffix), prior, infer=checked_infer(infer))
             p = self.decode(z, covariates)
             if elements is not None and (rows is None or factorizes(p)):
                 p = mask_elements(p, elements)
-            pyro.sample(f"{name}.x", p, obs=x)
+            pyro.sample(self.site("x", suffix), p, obs=x)
         return z
 
 
@@ -240,13 +259,37 @@ class Guide(Side):
         mask: Tensor | None = None,
         data_size: int | None = None,
         n: int = 1,
+        suffix: str | int | None = None,
+        infer: dict[str, Any] | None = None,
     ) -> Tensor:
         """Samples z from the posterior, or from the prior where there is no x; returns z."""
         x, rows, _ = self.observed(x, mask)
         self.scope.announce(self)
-        with self.opened(x, covariates, data_size, n), masked(rows):
+        with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
             q = self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
-            return pyro.sample(f"{self.scope.name}.z", q)
+            return pyro.sample(self.site("z", suffix), q, infer=checked_infer(infer))
+
+
+def checked_infer(infer: dict[str, Any] | None) -> InferDict | None:
+    """Returns what a site is told, or raises a ``ValueError``."""
+    if infer is not None and not isinstance(infer, dict):
+        raise ValueError(f"Expected infer to be a dict or None, got {infer!r}")
+    return cast(InferDict | None, infer)
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Says what to do about two calls in one trace, where Pyro only says that a name is taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Pyro has no class for this error.
+        if "Multiple sample sites named" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected calls of one VAE in one trace to be told apart by suffix=, as in "
+            f"vae.model(x, suffix=0), got two alike: {error}"
+        ) from error
 
 
 def check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:

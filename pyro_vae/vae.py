@@ -29,13 +29,16 @@ class VAE(nn.Module):
     parts: ``SVI(vae.model, vae.guide, optim, loss)`` and ``Trace_ELBO()(vae.model, vae.guide)``
     with an optimizer of PyTorch's both train all of them. Both have the signature
 
-        ``(x=None, *, covariates=None, mask=None, data_size=None, n=1)``
+        ``(x=None, *, covariates=None, mask=None, data_size=None, n=1, suffix=None, infer=None)``
 
     and return ``z``. ``x`` has shape ``(*batch, *event_shape)``; without it ``n`` draws are made.
     ``covariates`` have shape ``(*batch, covariate_dim)``. ``mask`` is boolean and says what is
     observed: of shape ``batch`` it takes whole rows out, latent and all; of the shape of ``x`` it
     marks single values, and what it hides is replaced by zero before encoder and likelihood.
-    ``data_size`` scales a batch of B to N, by N / B.
+    ``data_size`` scales a batch of B to N, by N / B. ``suffix``, a string or an integer, tells
+    several calls in one trace apart: it is appended to the names of all sites of the call, as in
+    ``f"{name}.z_{suffix}"``, while the parameters stay the same. ``infer`` is what Pyro is told
+    about the site of ``z``, such as a baseline.
 
     The sites are ``f"{name}.z"`` and ``f"{name}.x"``. With ``plate=True`` the batch is the
     plate ``f"{name}.data"``; with ``plate=None`` the caller opens the plates, any number of them.

@@ -138,7 +138,8 @@ def test_model_and_guide_have_the_same_signature():
     vae = small()
     signature = inspect.signature(vae.model.forward)
     assert signature == inspect.signature(vae.guide.forward)
-    assert list(signature.parameters) == ["x", "covariates", "mask", "data_size", "n"]
+    names = ["x", "covariates", "mask", "data_size", "n", "suffix", "infer"]
+    assert list(signature.parameters) == names
 
 
 @pytest.mark.parametrize("name", ["vae", "first"])
