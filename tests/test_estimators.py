@@ -238,6 +238,100 @@ def test_a_site_that_depends_on_another_has_the_expected_gradient(make):
     assert not torch.allclose(spread[better][:2], spread["standard"][:2], rtol=0.01)
 
 
+def three(observe, weights, outer=0.0):
+    """Three sites in a row, each of the guide's drawn given those before it, one log-normal."""
+    w, c = weights
+    with pyro.plate("data", 4):
+        if observe:
+            a = pyro.sample("a", dist.Normal(c + outer, 1.0))
+            b = pyro.sample("b", dist.LogNormal(0.3 * a, 1.0))
+            d = pyro.sample("d", dist.Normal(a * b, c.exp()))
+            pyro.sample("x", dist.Normal(d, 1.0), obs=X4)
+        else:
+            a = pyro.sample("a", dist.Normal(w[0] * X4 + outer, 0.9))
+            b = pyro.sample("b", dist.LogNormal(w[1] * a, w[2].exp()))
+            pyro.sample("d", dist.Normal(w[3] * a * b + w[4], 0.7 * w[0].exp()))
+
+
+X4 = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
+
+
+def with_auto(weights):
+    """The same model, the first of its sites guided as AutoNormal does it."""
+
+    def guide():
+        w, _ = weights
+        with pyro.plate("data", 4):
+            hidden = pyro.sample(
+                "hidden", dist.Normal(w[0] * X4, 0.9), infer={"is_auxiliary": True}
+            )
+            a = pyro.sample("a", dist.Delta(hidden * w[1].exp(), log_density=-w[1].expand((4,))))
+            b = pyro.sample("b", dist.LogNormal(w[1] * a, w[2].exp()))
+            pyro.sample("d", dist.Normal(w[3] * a * b + w[4], 0.7 * w[0].exp()))
+
+    return guide
+
+
+def score_of_the_guide(guide, weights, drawn):
+    """The derivative of log q at the values that were drawn, all of them fixed."""
+    values = {name: value.detach() for name, value in drawn.items()}
+    held = pyro.poutine.condition(guide, data=values)
+    trace = pyro.poutine.trace(held).get_trace()
+    return torch.autograd.grad(trace.log_prob_sum(), weights[0])[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "auto"])
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_stl_leaves_the_score_out_and_nothing_else(kind, beta):
+    """Draw by draw: the full derivative less that of log q at fixed values."""
+    weights = (
+        torch.tensor([0.3, 0.5, -0.2, 0.4, 0.1], dtype=torch.float64, requires_grad=True),
+        torch.tensor(0.2, dtype=torch.float64, requires_grad=True),
+    )
+    model = partial(three, True, weights)
+    guide = partial(three, False, weights) if kind == "plain" else with_auto(weights)
+    gradients = {}
+    for estimator in ("standard", "stl"):
+        pyro.set_rng_seed(3)
+        objective = ELBO(
+            beta=beta, analytic=False if estimator == "standard" else None, estimator=estimator
+        )
+        loss = objective.differentiable_loss(model, guide)
+        gradients[estimator] = torch.autograd.grad(loss, weights)
+    pyro.set_rng_seed(3)
+    drawn = {
+        name: site["value"]
+        for name, site in pyro.poutine.trace(guide).get_trace().nodes.items()
+        if site["type"] == "sample" and name in ("hidden", "a", "b", "d")
+    }
+    score = beta * score_of_the_guide(guide, weights, drawn)
+    assert score.abs().max() > 0.1
+    of_guide, of_model = gradients["stl"]
+    torch.testing.assert_close(of_guide, gradients["standard"][0] - score)
+    torch.testing.assert_close(of_model, gradients["standard"][1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "auto"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_dreg_of_one_sample_is_stl_for_several_sites(kind, at_once):
+    weights = (
+        torch.tensor([0.3, 0.5, -0.2, 0.4, 0.1], dtype=torch.float64, requires_grad=True),
+        torch.tensor(0.2, dtype=torch.float64, requires_grad=True),
+    )
+    model = partial(three, True, weights)
+    guide = partial(three, False, weights) if kind == "plain" else with_auto(weights)
+    found = []
+    for objective in (
+        CIWAE(3, beta=1.0, estimator="dreg", vectorize_particles=at_once),
+        ELBO(3, estimator="stl", vectorize_particles=at_once),
+    ):
+        pyro.set_rng_seed(3)
+        loss = objective.differentiable_loss(model, guide)
+        found.append([loss.detach(), *torch.autograd.grad(loss, weights)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 VAES = [("normal_learned", "normal"), ("normal_learned", "full"), ("mixture", "normal")]
 
 

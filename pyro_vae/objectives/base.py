@@ -155,7 +155,7 @@ class Objective(pyro.infer.ELBO):
         kwargs: dict[str, Any],
     ) -> Pair:
         """Returns the traces of one run, the method that Pyro's base class asks for."""
-        return _Run(type(self).__name__, model, guide, args, kwargs, None).pair()
+        return run_pair(type(self).__name__, model, guide, args, kwargs)
 
     def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
         """Returns the sites of a guide that all particles have in common."""
@@ -167,30 +167,56 @@ class Objective(pyro.infer.ELBO):
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        cut: Cut | None = None,
+        *,
+        cut: bool = False,
     ) -> tuple[list[Pair], int | None]:
-        """Returns the traces, and the dimension of the particles if they stand in one trace."""
-        run = _Run(type(self).__name__, model, guide, args, kwargs, cut)
-        if self.num_particles == 1:
-            return [run.pair()], None
-        if not self.vectorize_particles:
-            return self._one_by_one(run), None
-        found = self._layout(run)
-        dim = -1 - found.nesting
-        pair = run.vectorized(self.num_particles, dim, found.shared)
-        shared = self._shared(pair.guide)
-        if shared != found.shared:
-            self._remember(run, found._replace(shared=shared))
-            pair = run.vectorized(self.num_particles, dim, shared)
-        return [pair], dim
+        """Returns the traces, and the dimension of the particles if they stand in one trace.
 
-    def _one_by_one(self, run: "_Run") -> list[Pair]:
+        Arguments:
+            model: The model.
+            guide: The guide.
+            args: What both are called with.
+            kwargs: What both are called with.
+            cut: Whether the way of the gradient through samples is cut, except through those that
+                all particles have in common.
+        """
+        run = _Run(type(self).__name__, model, guide, args, kwargs, cut)
+        at_once = self.vectorize_particles and self.num_particles > 1
+        draw = self._at_once if at_once else self._one_by_one
+        if not at_once and not (cut and self._shares):
+            return draw(run, Layout(0, frozenset()))
+        found = self._layout(run)
+        pairs, dim = draw(run, found)
+        shared = self._shared(pairs[0].guide)
+        if shared != found.shared:
+            found = found._replace(shared=shared)
+            self._remember(run, found)
+            pairs, dim = draw(run, found)
+        return pairs, dim
+
+    @property
+    def _shares(self) -> bool:
+        """Whether particles may have sites in common."""
+        return type(self)._shared is not Objective._shared
+
+    def _at_once(self, run: "_Run", found: Layout) -> tuple[list[Pair], int | None]:
+        """Returns one run in a plate of particles."""
+        dim = -1 - found.nesting
+        guide = vectorized(run.guide, self.num_particles, dim)
+        inside = run._replace(
+            model=vectorized(run.model, self.num_particles, dim),
+            guide=Shared(found.shared, dim)(guide) if found.shared else guide,
+        )
+        return [inside.pair(found.shared, -dim)], dim
+
+    def _one_by_one(self, run: "_Run", found: Layout) -> tuple[list[Pair], int | None]:
         """Returns a run for each particle, what is shared replayed from the first."""
-        first, shared = run.pair(), poutine.Trace()
+        first, shared = run.pair(found.shared), poutine.Trace()
         for name in self._shared(first.guide):
             shared.nodes[name] = first.guide.nodes[name]
         again = run._replace(guide=poutine.replay(run.guide, trace=shared)) if shared.nodes else run
-        return [first, *(again.pair() for _ in range(self.num_particles - 1))]
+        others = [again.pair(found.shared) for _ in range(self.num_particles - 1)]
+        return [first, *others], None
 
     def _layout(self, run: "_Run") -> Layout:
         """Returns the structure of a model, found once for each."""
@@ -219,19 +245,11 @@ class _Run(NamedTuple):
     guide: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    cut: Cut | None
+    cut: bool
 
-    def pair(self, nesting: float = float("inf")) -> Pair:
-        """Runs both once."""
-        return run_pair(*self[:5], nesting, self.cut)
-
-    def vectorized(self, num_particles: int, dim: int, shared: frozenset[str]) -> Pair:
-        """Runs both once, in a plate of particles."""
-        guide = vectorized(self.guide, num_particles, dim)
-        return self._replace(
-            model=vectorized(self.model, num_particles, dim),
-            guide=Shared(shared, dim)(guide) if shared else guide,
-        ).pair(-dim)
+    def pair(self, shared: frozenset[str], nesting: float = float("inf")) -> Pair:
+        """Runs both once, all but the shared sites cut if any are."""
+        return run_pair(*self[:5], nesting, Cut(shared) if self.cut else None)
 
 
 def check_scalar(

@@ -17,9 +17,8 @@ from pyro_vae.objectives.base import (
 )
 from pyro_vae.objectives.closed import closed_terms, rates_per_dimension, require_closed
 from pyro_vae.objectives.paths import along_samples, value_free
-from pyro_vae.objectives.runs import Cut
 from pyro_vae.objectives.terms import Term, average, gather, negative, site_term, total
-from pyro_vae.objectives.traces import Pair, drawn_sites
+from pyro_vae.objectives.traces import Pair
 
 __all__ = ["ELBO", "Additive", "Terms"]
 
@@ -172,30 +171,25 @@ class ELBO(Additive):
     ) -> Tensor:
         """Returns minus the bound, summed over the data, as a scalar tensor."""
         stl = self.estimator == "stl" and torch.is_grad_enabled()
-        cut = Cut(drawn_sites, model=False) if stl else None
-        pairs, _ = self._run(model, guide, args, kwargs, cut)
+        pairs, _ = self._run(model, guide, args, kwargs, cut=stl)
         loss: Tensor | float = 0.0
         for pair in pairs:
             terms = self._terms(pair)
-            rate = total(terms.rate) + (without_score(pair) if stl else 0.0)
-            loss = loss - total(terms.log_likelihood) + self.beta * rate
+            one = self.beta * total(terms.rate) - total(terms.log_likelihood)
+            loss = loss + (self._without_score(torch.as_tensor(one), pair) if stl else one)
         return torch.as_tensor(loss) / self.num_particles
+
+    def _without_score(self, loss: Tensor, pair: Pair) -> Tensor:
+        """Returns the loss, without the derivative of log q by its parameters at a sample."""
+        names = pair.latent() + pair.auxiliary()
+        log_q = torch.as_tensor(total([site_term(pair.guide, name) for name in names]))
+        return loss + along_samples(loss, [pair]) - self.beta * value_free(log_q)
 
     def _closed(self) -> bool:
         return self.estimator != "stl" and super()._closed()
 
     def _objective(self, gained: dict[str, Tensor], paid: dict[str, Tensor]) -> Tensor:
         return torch.as_tensor(sum(gained.values()) - self.beta * sum(paid.values()))
-
-
-def without_score(pair: Pair) -> Tensor:
-    """Returns zero, whose gradient takes the derivative of log q by its parameters away.
-
-    What is left of log q is its derivative by the samples, at which it was cut.
-    """
-    names = pair.latent() + pair.auxiliary()
-    log_q = torch.as_tensor(total([site_term(pair.guide, name) for name in names]))
-    return along_samples(log_q, [pair], score=False) - value_free(log_q)
 
 
 def shared_plates(terms: list[Term]) -> frozenset[int]:

@@ -42,7 +42,7 @@ class GECO(Additive):
     Arguments:
         num_particles: The number of samples for each datum.
         target: :math:`\kappa`, the distortion -E log p(x given z) to reach, in nats per datum.
-        step_size: :math:`\nu`, by how much a nat of :math:`\bar C` changes :math:`\log \lambda` a step.
+        step_size: :math:`\nu`, by how much a nat of :math:`\bar C` changes :math:`\log \lambda`.
         momentum: :math:`\alpha`, within [0, 1].
         multiplier: The first :math:`\lambda`.
         analytic: As of :class:`~pyro_vae.objectives.ELBO`.

@@ -12,9 +12,8 @@ from typing_extensions import Unpack
 from pyro_vae.objectives.base import Objective, RunOptions, Values, check_choice
 from pyro_vae.objectives.closed import rates_per_dimension
 from pyro_vae.objectives.paths import along_samples, value_free
-from pyro_vae.objectives.runs import Cut
 from pyro_vae.objectives.terms import average, gather
-from pyro_vae.objectives.traces import AnyTrace, Pair, drawn_sites
+from pyro_vae.objectives.traces import AnyTrace, Pair
 from pyro_vae.objectives.weights import Weights, outer_sites, weigh
 
 __all__ = ["ImportanceWeighted", "log_mean_exp"]
@@ -116,12 +115,11 @@ class ImportanceWeighted(Objective):
     ) -> Tensor:
         """Returns minus the bound, summed over the data, as a scalar tensor."""
         weighed = torch.is_grad_enabled() and self._weighs_paths()
-        cut = Cut(self._cut_names, self._cuts_model()) if weighed else None
-        pairs, dim = self._run(model, guide, args, kwargs, cut)
+        pairs, dim = self._run(model, guide, args, kwargs, cut=weighed)
         weights = weigh(pairs, dim)
         loss = -weights.scale * self.bound(weights.log_weights).sum()
         if weighed:
-            loss = loss.detach() - weights.scale * self._gradient(weights, pairs, dim)
+            loss = loss.detach() - weights.scale * self._gradient(weights, pairs)
         return loss if weights.outer is None else loss + weights.outer
 
     def values(
@@ -138,20 +136,11 @@ class ImportanceWeighted(Objective):
     def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
         return outer_sites(guide_trace)
 
-    def _cut_names(self, guide_trace: AnyTrace) -> list[str]:
-        """Returns the sites of a datum."""
-        outer = outer_sites(guide_trace)
-        return [name for name in drawn_sites(guide_trace) if name not in outer]
-
     def _weighs_paths(self) -> bool:
         """Tells whether the gradient is another than the derivative of the bound."""
         return self.estimator != "standard"
 
-    def _cuts_model(self) -> bool:
-        """Tells whether samples have other weights in the model than its parameters."""
-        return self.estimator != "stl"
-
-    def _shares(self, log_weights: Tensor) -> Shares:
+    def _weigh_paths(self, log_weights: Tensor) -> Shares:
         """Returns the weights of the gradient."""
         slope = self.slope(log_weights)
         if self.estimator == "dreg":
@@ -162,15 +151,13 @@ class ImportanceWeighted(Objective):
         """Tells whether the derivative of log q by its parameters is kept."""
         return self.estimator == "standard"
 
-    def _gradient(self, weights: Weights, pairs: list[Pair], dim: int | None) -> Tensor:
+    def _gradient(self, weights: Weights, pairs: list[Pair]) -> Tensor:
         """Returns zero, whose gradient is that of the bound by the chosen estimator."""
         with torch.no_grad():
-            shares = self._shares(weights.log_weights)
-        on_path = (weights.log_p if self._cuts_model() else 0.0) - weights.log_q
-        score = self._keeps_score()
-        gradient = along_samples((shares.path * on_path).sum(), pairs, score=score)
+            shares = self._weigh_paths(weights.log_weights)
+        gradient = along_samples((shares.path * weights.log_weights).sum(), pairs)
         gradient = gradient + (shares.density * value_free(weights.log_p)).sum()
-        if score:
+        if self._keeps_score():
             gradient = gradient - (shares.path * value_free(weights.log_q)).sum()
         return gradient
 

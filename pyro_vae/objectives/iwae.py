@@ -88,9 +88,9 @@ class IWAE(ImportanceWeighted):
         """Returns w - w^2 of the normalized weights."""
         return spread(self.slope(log_weights))
 
-    def _shares(self, log_weights: Tensor) -> Shares:
+    def _weigh_paths(self, log_weights: Tensor) -> Shares:
         if self.estimator != "dreg":
-            return super()._shares(log_weights)
+            return super()._weigh_paths(log_weights)
         slope, curvature = self.slope(log_weights), self.curvature(log_weights)
         alpha = self.dreg_alpha
         return Shares(slope, alpha * curvature + (1 - alpha) * (slope - curvature))

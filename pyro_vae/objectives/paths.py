@@ -8,32 +8,38 @@ from pyro_vae.objectives.traces import Pair
 __all__ = ["along_samples", "value_free"]
 
 
-def along_samples(log_density: Tensor, pairs: list[Pair], *, score: bool) -> Tensor:
-    """Returns zero, with the gradient that a log density has by the way of the samples.
+def along_samples(loss: Tensor, pairs: list[Pair]) -> Tensor:
+    """Returns zero, with the gradient that a loss has by the way of the samples.
 
-    The derivative by each sample is taken at the leaf that holds it, other samples fixed.
+    Each sample is a function of the parameters of the guide and, by the leaves, of the samples
+    before it. The derivative by a leaf is what the loss owes to it itself, and what it owes to
+    later samples that depend on it.
 
     Arguments:
-        log_density: A scalar, computed from the leaves.
+        loss: A scalar, computed from the leaves.
         pairs: The traces of runs that were cut.
-        score: Whether the log density itself keeps its derivative by the parameters of the guide,
-            those of a later site included, which may depend on an earlier sample. If not, what
-            they owe to that sample is part of the derivative by it.
     """
-    cuts = [(p.drawn[n], p.guide.nodes[n]["value"]) for p in pairs for n in p.drawn]
-    # A guide that is not trained has no way to its parameters.
-    cuts = [(sample, leaf) for sample, leaf in cuts if sample.requires_grad]
-    by = [leaf for _, leaf in cuts] + ([] if score else [sample for sample, _ in cuts])
+    samples = [sample for pair in pairs for sample in pair.drawn.values()]
+    leaves = [pair.guide.nodes[name]["value"] for pair in pairs for name in pair.drawn]
+    slopes = list(derivatives(loss, leaves))
+    gradient = torch.zeros((), dtype=loss.dtype, device=loss.device)
+    for i, sample in reversed(list(enumerate(samples))):
+        slope = slopes[i]
+        # A guide that is not trained has no way to its parameters.
+        if slope is None or not sample.requires_grad:
+            continue
+        gradient = gradient + (slope * value_free(sample)).sum()
+        for j, more in enumerate(derivatives((slope * sample).sum(), leaves[:i])):
+            known = slopes[j]
+            slopes[j] = more if known is None else known if more is None else known + more
+    return gradient
+
+
+def derivatives(value: Tensor, by: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Returns the derivatives of a scalar, ``None`` by what it does not depend on."""
     if not by:
-        return torch.zeros(())
-    slopes = torch.autograd.grad(log_density, by, retain_graph=True, allow_unused=True)
-    samples = [sample for sample, _ in cuts] * (len(by) // len(cuts))
-    along = [
-        (slope.detach() * value_free(sample)).sum()
-        for sample, slope in zip(samples, slopes, strict=True)
-        if slope is not None
-    ]
-    return torch.stack(along).sum() if along else torch.zeros(())
+        return ()
+    return torch.autograd.grad(value, by, retain_graph=True, allow_unused=True)
 
 
 def value_free(value: Tensor) -> Tensor:

@@ -60,8 +60,5 @@ class PIWAE(MIWAE):
     def _weighs_paths(self) -> bool:
         return True
 
-    def _cuts_model(self) -> bool:
-        return True
-
-    def _shares(self, log_weights: Tensor) -> Shares:
-        return Shares(torch.softmax(log_weights, 0), super()._shares(log_weights).path)
+    def _weigh_paths(self, log_weights: Tensor) -> Shares:
+        return Shares(torch.softmax(log_weights, 0), super()._weigh_paths(log_weights).path)

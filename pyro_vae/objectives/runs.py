@@ -1,7 +1,7 @@
 """Running a guide, and a model against it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -14,7 +14,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, sites
+from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, sites
 from pyro_vae.scope import remove
 
 __all__ = [
@@ -34,17 +34,33 @@ OF_A_SAMPLE = "_pyro_vae_sample"
 """Marks the leaves that hold samples, which are no parameters."""
 
 
-class Cut(NamedTuple):
-    """Where the way of the gradient through samples is cut, for estimators that weigh it.
+class Cut(Messenger):
+    """Cuts the way of the gradient through the samples of a guide.
+
+    The rest of the guide, and the model after it, go on with leaves that hold the samples, so that
+    the derivative by each, all others fixed, can be had on its own.
+
+    Arguments:
+        kept: The sites that are not cut.
 
     Attributes:
-        names: From the trace of the guide to the sites that are cut: their densities are those of
-            a leaf that holds the sample, so that the derivative by it can be had on its own.
-        model: Whether the model too is run on the leaves.
+        drawn: The samples by site, in the order in which they were drawn.
     """
 
-    names: Callable[[AnyTrace], list[str]]
-    model: bool
+    def __init__(self, kept: frozenset[str]) -> None:
+        super().__init__()
+        self.kept = kept
+        self.drawn: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not is_drawn(msg) or msg["name"] in self.kept:
+            return
+        value: Any = msg["value"]
+        # What has no derivative is refused later, by a check that names the way out.
+        if value.is_floating_point():
+            self.drawn[msg["name"]] = value
+            msg["value"] = value.detach().requires_grad_()
+            setattr(msg["value"], OF_A_SAMPLE, True)
 
 
 class Layout(NamedTuple):
@@ -70,8 +86,9 @@ def run_pair(
     Raises:
         ValueError: If the two do not suit the objective, which is named.
     """
-    *both, drawn = run_both(model, guide, args, kwargs, cut)
+    both = run_both(model, guide, args, kwargs, cut)
     model_trace, guide_trace = map(without_deterministic, both)
+    drawn = {} if cut is None else cut.drawn
     pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), drawn)
     pair.check(objective)
     if is_validation_enabled():
@@ -87,35 +104,18 @@ def run_both(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     cut: Cut | None = None,
-) -> tuple[AnyTrace, AnyTrace, dict[str, Tensor]]:
-    """Returns the trace of the model run against the guide, that of the guide, and what was cut."""
+) -> tuple[AnyTrace, AnyTrace]:
+    """Returns the trace of the model run against the guide, and that of the guide."""
     messenger = poutine.unwrap(guide)
-    model_trace: AnyTrace = None
-    if isinstance(messenger, GuideMessenger):
-        # An effectful guide runs the model itself.
-        guide(*args, **kwargs)
-        model_trace, guide_trace = messenger.get_traces()
-    else:
+    # Outermost, so that traces too hold what the program goes on with.
+    with nullcontext() if cut is None else cut:
+        if isinstance(messenger, GuideMessenger):
+            # An effectful guide runs the model itself.
+            guide(*args, **kwargs)
+            return messenger.get_traces()
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    on_leaves, drawn = (guide_trace, {}) if cut is None else with_leaves(guide_trace, cut)
-    given = on_leaves if cut is not None and cut.model else guide_trace
-    if model_trace is None or given is not guide_trace:
-        model_trace = poutine.trace(poutine.replay(model, trace=given)).get_trace(*args, **kwargs)
-    return model_trace, on_leaves, drawn
-
-
-def with_leaves(trace: AnyTrace, cut: Cut) -> tuple[AnyTrace, dict[str, Tensor]]:
-    """Returns a copy whose samples are leaves at the sites to be cut, and the samples."""
-    copied, drawn = trace.copy(), {}
-    for name in cut.names(trace):
-        value = trace.nodes[name]["value"]
-        # What has no derivative is refused later, by a check that names the way out.
-        if value.is_floating_point():
-            drawn[name] = value
-            leaf: Any = value.detach().requires_grad_()
-            setattr(leaf, OF_A_SAMPLE, True)
-            copied.nodes[name] = {**trace.nodes[name], "value": leaf}
-    return copied, drawn
+    replayed = poutine.replay(model, trace=guide_trace)
+    return poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
 
 
 def without_deterministic(trace: AnyTrace) -> AnyTrace:
@@ -179,7 +179,7 @@ def layout(
         shared: From the trace of the guide to the sites that are drawn once for all particles.
     """
     with undisturbed(), poutine.block():
-        *both, _ = run_both(model, guide, args, kwargs)
+        both = run_both(model, guide, args, kwargs)
         traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both]
         if is_validation_enabled():
             # A batch without a plate goes unnoticed once there are particles to its left.
@@ -227,7 +227,7 @@ def first_not_finite(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> str:
     """Says at which site of a run the first number that is not finite appears."""
-    model_trace, guide_trace, _ = run_both(model, guide, args, kwargs)
+    model_trace, guide_trace = run_both(model, guide, args, kwargs)
     for side, trace in (("guide", guide_trace), ("model", model_trace)):
         trace = prune_subsample_sites(trace)
         trace.compute_log_prob()

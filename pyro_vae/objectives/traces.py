@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["PARTICLES", "AnyTrace", "Pair", "drawn_sites", "frames", "keep_dims", "plates", "sites"]
+__all__ = [
+    "PARTICLES",
+    "AnyTrace",
+    "Pair",
+    "drawn_sites",
+    "frames",
+    "is_drawn",
+    "keep_dims",
+    "plates",
+    "sites",
+]
 
 PARTICLES = "num_particles_vectorized"
 """The name of the plate of particles, as in Pyro's own objectives."""
@@ -19,7 +29,7 @@ AnyTrace = Any
 class Pair(NamedTuple):
     """The traces of one run of the guide and of the model against it.
 
-    Where the run was cut, ``drawn`` holds the samples, and the trace of the guide the leaves.
+    Where the run was cut, ``drawn`` holds the samples, and both traces the leaves.
     """
 
     model: AnyTrace
@@ -98,13 +108,14 @@ def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
 
 def drawn_sites(trace: AnyTrace) -> list[str]:
     """Returns the names of the sites that a trace of a guide has drawn."""
-    return [
-        name
-        for name, site in sites(trace)
-        if not site["is_observed"]
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    ]
+    return [name for name, site in sites(trace) if is_drawn(site)]
+
+
+def is_drawn(site: Any) -> bool:
+    """Tells whether a site holds a sample, and not an observation, an index or a mere value."""
+    return not (
+        site["is_observed"] or site_is_subsample(site) or site["infer"].get("_deterministic")
+    )
 
 
 def frames(site: Any) -> frozenset[tuple[int, str]]:
