@@ -33,7 +33,7 @@ CONTENDERS = {
     "ELBO, STL": partial(objectives.ELBO, estimator="stl"),
     "Capacity 25": partial(objectives.Capacity, capacity=25.0, gamma=10.0),
     "FreeBits 0.1": partial(objectives.FreeBits, nats=0.1),
-    "GECO 75": partial(objectives.GECO, target=75.0),
+    "GECO 75": partial(objectives.GECO, target=75.0, step_size=1e-5),
     "IWAE": objectives.IWAE,
     "IWAE, STL": partial(objectives.IWAE, estimator="stl"),
     "IWAE, DReG": partial(objectives.IWAE, estimator="dreg"),
