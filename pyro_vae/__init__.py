@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         priors,
         report,
     )
+    from pyro_vae.autoguide import AutoVAEGuide
     from pyro_vae.checkpoint import load, save
     from pyro_vae.compiled.step import compile
     from pyro_vae.training import FitResult, fit
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
+    "AutoVAEGuide",
     "FitResult",
     "compile",
     "compiled",
@@ -53,6 +55,7 @@ __all__ = [
 
 HOMES = {
     "VAE": "pyro_vae.vae",
+    "AutoVAEGuide": "pyro_vae.autoguide",
     "FitResult": "pyro_vae.training",
     "compile": "pyro_vae.compiled.step",
     "fit": "pyro_vae.training",

@@ -264,10 +264,24 @@ class Guide(Side):
     ) -> Tensor:
         """Samples z from the posterior, or from the prior where there is no x; returns z."""
         x, rows, _ = self.observed(x, mask)
-        self.scope.announce(self)
         with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
-            q = self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
-            return pyro.sample(self.site("z", suffix), q, infer=checked_infer(infer))
+            return self.draw(x, covariates, suffix, infer)
+
+    def draw(
+        self,
+        x: Tensor | None,
+        covariates: Tensor | None,
+        suffix: str | int | None = None,
+        infer: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Samples z within whatever plates and masks are open."""
+        self.scope.announce(self)
+        q = self.distribution(x, covariates)
+        return pyro.sample(self.site("z", suffix), q, infer=checked_infer(infer))
+
+    def distribution(self, x: Tensor | None, covariates: Tensor | None) -> dist.TorchDistribution:
+        """Returns the posterior, or the prior where there is no x."""
+        return self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
 
 
 def checked_infer(infer: dict[str, Any] | None) -> InferDict | None:

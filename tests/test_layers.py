@@ -15,7 +15,7 @@ LAYERS = [
     {"conditional", "distributions", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
-    {"compiled", "evaluate", "baseline", "checkpoint", "epochs", "training"},
+    {"autoguide", "compiled", "evaluate", "baseline", "checkpoint", "epochs", "training"},
     {"plots"},
     {"report"},
     {"config"},

@@ -43,8 +43,8 @@ class GECO(Additive):
         num_particles: The number of samples for each datum.
         target: :math:`\kappa`, the distortion -E log p(x given z) to reach, in nats per datum.
         step_size: :math:`\nu`, by how much a nat of :math:`\bar C` changes :math:`\log \lambda`.
-            The excess of all steps adds up in :math:`\log \lambda` before the target is reached, and
-            has to be paid back after: one over that sum is about right.
+            The excess of all steps adds up there before the target is reached, and has to be paid
+            back after: one over that sum is about right.
         momentum: :math:`\alpha`, within [0, 1].
         multiplier: The first :math:`\lambda`.
         analytic: As of :class:`~pyro_vae.objectives.ELBO`.
