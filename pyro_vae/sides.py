@@ -264,6 +264,8 @@ class Guide(Side):
     ) -> Tensor:
         """Samples z from the posterior, or from the prior where there is no x; returns z."""
         x, rows, _ = self.observed(x, mask)
+        # First of all, as this finds out about another VAE of the same name.
+        self.scope.announce(self)
         with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
             return self.draw(x, covariates, suffix, infer)
 
@@ -275,7 +277,6 @@ class Guide(Side):
         infer: dict[str, Any] | None = None,
     ) -> Tensor:
         """Samples z within whatever plates and masks are open."""
-        self.scope.announce(self)
         q = self.distribution(x, covariates)
         return pyro.sample(self.site("z", suffix), q, infer=checked_infer(infer))
 
