@@ -273,11 +273,12 @@ def with_auto(weights):
 
 
 def score_of_the_guide(guide, weights, drawn):
-    """The derivative of log q at the values that were drawn, all of them fixed."""
-    values = {name: value.detach() for name, value in drawn.items()}
-    held = pyro.poutine.condition(guide, data=values)
+    """The derivative of log q at samples that are fixed; a point mass follows from them."""
+    held = pyro.poutine.condition(guide, data={name: v.detach() for name, v in drawn.items()})
     trace = pyro.poutine.trace(held).get_trace()
-    return torch.autograd.grad(trace.log_prob_sum(), weights[0])[0]
+    trace.compute_log_prob()
+    log_q = sum(trace.nodes[name]["log_prob"].sum() for name in drawn)
+    return torch.autograd.grad(log_q, weights[0])[0]
 
 
 @pytest.mark.parametrize("kind", ["plain", "auto"])
@@ -302,7 +303,7 @@ def test_stl_leaves_the_score_out_and_nothing_else(kind, beta):
     drawn = {
         name: site["value"]
         for name, site in pyro.poutine.trace(guide).get_trace().nodes.items()
-        if site["type"] == "sample" and name in ("hidden", "a", "b", "d")
+        if name in {"plain": ("a", "b", "d"), "auto": ("hidden", "b", "d")}[kind]
     }
     score = beta * score_of_the_guide(guide, weights, drawn)
     assert score.abs().max() > 0.1
@@ -330,6 +331,77 @@ def test_dreg_of_one_sample_is_stl_for_several_sites(kind, at_once):
         found.append([loss.detach(), *torch.autograd.grad(loss, weights)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def density_of_its_own(weights):
+    """A guide as AutoStructured makes it: a fixed draw, and a scale in the density of a Delta."""
+    loc, log_scale = weights
+
+    def guide():
+        with pyro.plate("data", 4):
+            hidden = pyro.sample("hidden", dist.Normal(X4 * 0, 1.0), infer={"is_auxiliary": True})
+            value = loc + log_scale.exp() * hidden
+            pyro.sample("z", dist.Delta(value, log_density=-log_scale.expand((4,))))
+
+    return guide
+
+
+def point(weights):
+    """A guide of point masses."""
+
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Delta(weights[0] * X4 + weights[1]))
+
+    return guide
+
+
+def normal_model():
+    with pyro.plate("data", 4):
+        z = pyro.sample("z", dist.Normal(X4 * 0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=X4)
+
+
+@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+def test_a_point_mass_has_the_standard_gradient(estimator):
+    weights = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.8, 0.3)]
+    found = []
+    for options in ({}, {"estimator": estimator}):
+        loss = IWAE(5, **options).differentiable_loss(normal_model, point(weights))
+        found.append(torch.stack(torch.autograd.grad(loss, weights)))
+    torch.testing.assert_close(*found)
+    assert found[0].abs().min() > 0.1
+
+
+@pytest.mark.parametrize("objective", [ELBO(estimator="stl"), IWAE(4, estimator="dreg")])
+def test_the_density_of_a_point_mass_is_no_score(objective):
+    """Its mean is not zero: without it a scale would lose its entropy."""
+    pyro.set_rng_seed(4)
+    weights = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, -0.8)]
+    standard = ELBO(analytic=False) if isinstance(objective, ELBO) else IWAE(4)
+    drawn = []
+    for each in (objective, standard):
+        losses = [
+            each.differentiable_loss(normal_model, density_of_its_own(weights)) for _ in range(3000)
+        ]
+        drawn.append(torch.stack([torch.stack(torch.autograd.grad(o, weights)) for o in losses]))
+    assert worst(*drawn) < family_limit(4)
+    assert drawn[0].mean(0)[1].abs() > 0.5
+
+
+def test_a_support_that_parameters_move_is_refused():
+    width = torch.tensor(1.0, requires_grad=True)
+
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Uniform(-width, width))
+
+    IWAE(3).differentiable_loss(normal_model, guide)
+    for objective in (ELBO(estimator="stl"), IWAE(3, estimator="dreg"), PIWAE(4)):
+        with pytest.raises(
+            ValueError, match=r"'z' from Uniform: the mean of its score is not zero"
+        ):
+            objective.differentiable_loss(normal_model, guide)
 
 
 VAES = [("normal_learned", "normal"), ("normal_learned", "full"), ("mixture", "normal")]
@@ -439,6 +511,16 @@ def test_slopes_and_curvatures_are_the_derivatives_of_the_bound(name):
     torch.testing.assert_close(objective.curvature(weights[:, None])[:, 0], second)
 
 
+def test_weights_of_zero_and_alphas_next_to_one_give_numbers():
+    weights = torch.tensor([0.0, -torch.inf, 1.0])
+    assert CIWAE(3, beta=0.0).bound(weights) == IWAE(3).bound(weights)
+    assert Renyi(3, alpha=1.5).bound(weights) == -torch.inf
+    assert Renyi(3, alpha=0.5).bound(weights).isfinite()
+    assert Renyi(3, alpha=0.5).bound(torch.full((3,), -torch.inf)) == -torch.inf
+    for alpha in (sum([0.1] * 10), 1 + 1e-12):
+        assert Renyi(2, alpha=alpha).bound(torch.tensor([1.0, 3.0])) == 2.0
+
+
 def test_the_jackknife_takes_away_the_first_orders_of_the_gap():
     """Bias of log mean w for log-normal weights, whose mean is 1."""
     weights = 0.6 * torch.randn(8, 500_000, dtype=torch.float64) - 0.18
@@ -470,6 +552,11 @@ REFUSED = {
     ),
     "VR-max, DReG": (lambda: Renyi(alpha=-float("inf"), estimator="dreg"), "no second derivative"),
     "alpha of infinity": (lambda: Renyi(alpha=float("inf")), "minus infinity, got inf"),
+    "beta of a tensor": (lambda: ELBO(beta=torch.tensor(-1.0)), "beta to be zero or more"),
+    "beta of text": (lambda: ELBO(beta="0.5"), "beta to be zero or more, got '0.5'"),
+    "analytic of zero": (lambda: ELBO(analytic=0), "analytic to be True, False or None, got 0"),
+    "alpha of a tensor": (lambda: Renyi(alpha=torch.tensor(-torch.inf)), "alpha to be a number"),
+    "tensor share without DReG": (lambda: IWAE(dreg_alpha=torch.tensor(0.5)), "0 without"),
     "alpha of NaN": (lambda: Renyi(alpha=float("nan")), "alpha to be a number, got nan"),
     "share without DReG": (lambda: IWAE(dreg_alpha=0.5), "dreg_alpha to be 0 without"),
     "share above one": (lambda: IWAE(estimator="dreg", dreg_alpha=2), r"within \[0, 1\], got 2"),

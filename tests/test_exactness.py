@@ -64,7 +64,9 @@ class GivenNoise(posteriors.Full):
 
         class Given(FullNormal):
             def rsample(self, sample_shape=()):
-                return self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+                # The run that tells the depth of plates has no particles.
+                drawn = noise if self.loc.dim() == 3 else noise[0]
+                return self.loc + (self.scale_tril @ drawn.unsqueeze(-1)).squeeze(-1)
 
         q = super().forward(features)
         return Given(q.loc, scale_tril=q.scale_tril)

@@ -5,6 +5,7 @@ is the posterior, or spoilt by a known amount.
 """
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -95,7 +96,6 @@ WEIGHTED = {
     "iwae_dreg": partial(IWAE, estimator="dreg"),
     "ciwae": CIWAE,
     "miwae": partial(MIWAE, groups=2),
-    "piwae": partial(PIWAE, groups=2),
     "renyi": Renyi,
     "jackknife": Jackknife,
 }
@@ -222,7 +222,9 @@ def normal_with(noise):
 
     class Given(dist.Normal):
         def rsample(self, sample_shape=()):
-            return self.loc + self.scale * noise
+            # The run that tells the depth of plates has no particles.
+            particles = noise.dim() > self.loc.dim() > 0
+            return self.loc + self.scale * (noise[0] if particles else noise)
 
     return Given
 
@@ -237,22 +239,20 @@ class Sampled(NamedTuple):
     def plate(self, x, size):
         return pyro.plate("data", size, subsample=torch.arange(len(x)), dim=-1)
 
-    def masked(self, x):
-        return poutine.mask(
-            mask=torch.tensor(True).expand(len(x)) if self.mask is None else self.mask
-        )
+    def masked(self):
+        return nullcontext() if self.mask is None else poutine.mask(mask=self.mask)
 
     def model(self, x, noise, size):
         a, _, _ = self.parameters
         w = pyro.sample("w", dist.Normal(a, 1.0)) if self.shared else a
-        with self.plate(x, size), self.masked(x):
+        with self.plate(x, size), self.masked():
             z = pyro.sample("z", dist.Normal(w, 1.0))
             pyro.sample("x", dist.Normal(z * a, 1.0), obs=x)
 
     def guide(self, x, noise, size):
         _, b, c = self.parameters
         w = pyro.sample("w", normal_with(noise.w)(b, 0.3)) if self.shared else b
-        with self.plate(x, size), self.masked(x):
+        with self.plate(x, size), self.masked():
             pyro.sample("z", normal_with(noise.z)((w + x) / 2, c.exp()))
 
     def loss_and_grads(self, objective, x, noise, size):
@@ -269,12 +269,14 @@ ADDITIVE = {
     "iwae_dreg": partial(IWAE, estimator="dreg"),
     **{f"ciwae_{beta}": partial(CIWAE, beta=beta) for beta in (0.0, 0.5, 1.0)},
     "miwae": partial(MIWAE, groups=3),
-    "piwae": partial(PIWAE, groups=3),
     "renyi": partial(Renyi, alpha=0.3),
     "vr_max": partial(Renyi, alpha=-math.inf),
     "jackknife": partial(Jackknife, order=2),
 }
-ALONE = {"geco": partial(GECO, target=0.5, step_size=0.0, multiplier=2.0)}
+ALONE = {
+    "geco": partial(GECO, target=0.5, step_size=0.0, multiplier=2.0),
+    "piwae": partial(PIWAE, groups=3),
+}
 
 
 def sampled(shared, mask=None):
@@ -288,7 +290,8 @@ def sampled(shared, mask=None):
 
 @pytest.mark.parametrize(
     ("name", "shared"),
-    [(name, shared) for name in ADDITIVE for shared in (False, True)] + [("geco", False)],
+    [(name, shared) for name in ADDITIVE for shared in (False, True)]
+    + [("geco", False), ("piwae", False)],
 )
 def test_batches_of_a_plate_average_to_all_data(name, shared):
     setting, x, noise = sampled(shared)
@@ -322,7 +325,6 @@ BELOW = {
     "iwae": IWAE,
     "ciwae": CIWAE,
     "miwae": partial(MIWAE, groups=3),
-    "piwae": partial(PIWAE, groups=3),
     "renyi": partial(Renyi, alpha=0.5),
 }
 ABOVE = {
@@ -473,10 +475,18 @@ def test_geco_follows_the_constraint_it_is_given():
     assert objective.average.item() == pytest.approx(0.75 * 4.0 + 0.25 * constraint, rel=1e-6)
 
 
+def test_piwae_refuses_what_both_of_its_bounds_would_train():
+    shared = Shared(data(), by_group=False)
+    with pytest.raises(
+        ValueError, match=r"outside of the data plates for PIWAE.*Use IWAE or MIWAE"
+    ):
+        PIWAE(4).loss(shared.model, shared.guide)
+
+
 @pytest.mark.parametrize("objective", [Capacity(), GECO(target=1.0)])
 def test_means_per_datum_need_all_sites_within_the_plates(objective):
     shared = Shared(data(), by_group=False)
-    with pytest.raises(ValueError, match=r"within the data plates.*\['w'\] outside.*Use ELBO"):
+    with pytest.raises(ValueError, match=r"within the same data plates.*\['w'\] outside.*Use ELBO"):
         objective.loss(shared.model, shared.guide)
 
 
@@ -529,3 +539,126 @@ def test_free_bits_by_dimension_need_dimensions():
     with pytest.raises(ValueError, match=r"factorize over the dimensions of 'z'.*use per='site'"):
         FreeBits().loss(model, model)
     assert FreeBits(per="site", nats=1.0).loss(model, model) == 4.0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("objective", [IWAE, Jackknife, partial(FreeBits, nats=0.0, per="site")])
+def test_particles_of_a_datum_are_particles_of_the_same_rows(objective, at_once):
+    """With the posterior a batch's bound is the evidence of its rows; their mean that of all."""
+    x = data().flatten()
+
+    def plate():
+        return pyro.plate("data", len(x), subsample_size=4)
+
+    def model():
+        with plate() as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide():
+        with plate() as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.5**0.5))
+
+    made = objective(8, vectorize_particles=at_once)
+    bounds = -torch.stack([made.loss(model, guide) for _ in range(400)])
+    evidence = dist.Normal(0.0, 2.0**0.5).log_prob(x).sum().item()
+    assert abs(z_score(bounds, evidence)) < SIGMAS
+    values = IWAE(8, vectorize_particles=at_once).values(model, guide)
+    assert (values.log_weights.std(0) < 1e-12).all()
+
+
+def plain(scale=1.0, observe=True, mask=None, loc=0.0):
+    """A latent site scaled or masked, and an observation that is not."""
+    x = torch.tensor([0.5, -1.0, 2.0])
+
+    def run():
+        with pyro.plate("data", 3):
+            handler = poutine.mask(mask=mask) if mask is not None else poutine.scale(scale=scale)
+            with handler:
+                z = pyro.sample("z", dist.Normal(torch.full((), loc), 1.0))
+            if observe:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return run
+
+
+def test_a_threshold_is_refused_where_there_is_no_one_kl():
+    for model in (plain(scale=0.1), plain(mask=torch.tensor([True, False, True]))):
+        with pytest.raises(ValueError, match=r"scale and mask 'z' alike for free bits.*Use ELBO"):
+            FreeBits(per="site").loss(model, plain(observe=False))
+
+
+def test_a_scale_of_all_sites_weighs_the_data():
+    scaled = [poutine.scale(part, scale=0.25) for part in (plain(), plain(observe=False, loc=1.0))]
+    whole = (plain(), plain(observe=False, loc=1.0))
+    for make in (
+        partial(Capacity, capacity=1.0, gamma=2.0),
+        partial(FreeBits, nats=1.0),
+        partial(GECO, target=0.5),
+    ):
+        losses = []
+        for pair in (whole, scaled):
+            pyro.set_rng_seed(1)
+            losses.append(make().loss(*pair))
+        torch.testing.assert_close(losses[1], losses[0] / 4)
+
+
+def test_data_in_plates_apart_have_no_mean():
+    for objective in (Capacity(), GECO(target=1.0)):
+        with pytest.raises(ValueError, match="within the same data plates"):
+            objective.loss(aside("ab"), aside("ab"))
+    assert ELBO().values(aside("ab"), aside("ab")).objective is None
+
+
+def test_a_batch_without_a_plate_has_no_weights_of_its_own():
+    def bare():
+        pyro.sample("z", dist.Normal(torch.zeros(5), 1.0))
+
+    for validate in (True, False):
+        for objective in (IWAE(3), IWAE(1), IWAE(3, vectorize_particles=False)):
+            with (
+                pyro.validation_enabled(validate),
+                pytest.raises(
+                    ValueError,
+                    match=r"batch dimension in a plate|invalid log_prob shape|Shape mismatch",
+                ),
+            ):
+                objective.loss(bare, bare)
+
+
+def test_an_auxiliary_site_that_nothing_pays_for_is_refused():
+    def guide():
+        pyro.sample("u", dist.Normal(0.0, 1e4), infer={"is_auxiliary": True})
+        plain(observe=False)()
+
+    for objective in (ELBO(), IWAE(3), FreeBits(per="site")):
+        with pytest.raises(ValueError, match="'u' without one: nothing in the model pays"):
+            objective.loss(plain(), guide)
+
+
+def test_nothing_latent_is_no_rate():
+    for objective in (Capacity(), GECO(target=1.0)):
+        with pytest.raises(ValueError, match="Expected a latent site"):
+            objective.loss(lambda: None, lambda: None)
+
+
+def test_a_loss_that_is_not_finite_does_not_outlast_its_step():
+    objective = GECO(target=1.0)
+
+    def model(x):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    objective.differentiable_loss(model, guide, torch.ones(2))
+    before = objective.state_dict()
+    for bad in (torch.inf, torch.nan):
+        with pyro.validation_enabled(False):
+            objective.differentiable_loss(model, guide, torch.full((2,), bad))
+        assert objective.state_dict() == before
+    objective.differentiable_loss(model, guide, torch.ones(2))
+    assert objective.multiplier != before["multiplier"]

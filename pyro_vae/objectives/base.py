@@ -1,9 +1,11 @@
 """What all objectives share: particles, the three ways to be called, values for each datum."""
 
+import math
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import pyro.infer
@@ -50,7 +52,8 @@ class Values(NamedTuple):
 
     Attributes:
         objective: The bound, of the shape of the data plates; what training maximizes. ``None``
-            where a site lies outside of the data plates and no such value exists.
+            where a site lies outside of the data plates, or the objective is a function of a
+            batch's means or thresholds, and no such value exists.
         log_likelihood: For each observed site E_q[log p], the mean over particles.
         rate: For each latent site the KL of guide to model, closed form or sampled.
         log_weights: The log importance weights, ``(particles, *plates)``; ``None`` where the
@@ -90,13 +93,13 @@ class Objective(pyro.infer.ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        whole = isinstance(num_particles, int) and not isinstance(num_particles, bool)
+        whole = isinstance(num_particles, Integral) and not isinstance(num_particles, bool)
         if not whole or num_particles < 1:
             raise ValueError(
                 f"Expected num_particles to be a positive integer, got {num_particles!r}"
             )
         super().__init__(
-            num_particles=num_particles,
+            num_particles=int(num_particles),
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
@@ -169,6 +172,7 @@ class Objective(pyro.infer.ELBO):
         kwargs: dict[str, Any],
         *,
         cut: bool = False,
+        same_rows: bool = True,
     ) -> tuple[list[Pair], int | None]:
         """Returns the traces, and the dimension of the particles if they stand in one trace.
 
@@ -179,8 +183,10 @@ class Objective(pyro.infer.ELBO):
             kwargs: What both are called with.
             cut: Whether the way of the gradient through samples is cut, except through those that
                 all particles have in common.
+            same_rows: Whether a plate that subsamples has the same rows for particles that are
+                drawn one by one, as it has for those drawn at once.
         """
-        run = _Run(type(self).__name__, model, guide, args, kwargs, cut)
+        run = _Run(type(self).__name__, model, guide, args, kwargs, cut, same_rows)
         at_once = self.vectorize_particles and self.num_particles > 1
         draw = self._at_once if at_once else self._one_by_one
         if not at_once and not (cut and self._shares):
@@ -210,11 +216,21 @@ class Objective(pyro.infer.ELBO):
         return [inside.pair(found.shared, -dim)], dim
 
     def _one_by_one(self, run: "_Run", found: Layout) -> tuple[list[Pair], int | None]:
-        """Returns a run for each particle, what is shared replayed from the first."""
-        first, shared = run.pair(found.shared), poutine.Trace()
-        for name in self._shared(first.guide):
-            shared.nodes[name] = first.guide.nodes[name]
-        again = run._replace(guide=poutine.replay(run.guide, trace=shared)) if shared.nodes else run
+        """Returns a run for each particle, on the same rows, what is shared replayed."""
+        first = run.pair(found.shared)
+        if self.num_particles == 1:
+            return [first], None
+        rows, shared = poutine.Trace(), poutine.Trace()
+        if run.same_rows:
+            rows.nodes.update(first.subsampled)
+            shared.nodes.update(first.subsampled)
+        shared.nodes.update({name: first.guide.nodes[name] for name in self._shared(first.guide)})
+        again = run
+        if shared.nodes:
+            again = run._replace(
+                model=poutine.replay(run.model, trace=rows),
+                guide=poutine.replay(run.guide, trace=shared),
+            )
         others = [again.pair(found.shared) for _ in range(self.num_particles - 1)]
         return [first, *others], None
 
@@ -224,12 +240,13 @@ class Objective(pyro.infer.ELBO):
             found = self._layouts.get(run.model)
         except TypeError:
             found = None
-        if found is None and self._given_nesting != float("inf"):
+        given = self._given_nesting != float("inf")
+        if found is None and given and not self._shares:
             found = Layout(int(self._given_nesting), frozenset())
         if found is None:
             found = layout(run.model, run.guide, run.args, run.kwargs, self._shared)
             self._remember(run, found)
-        return found
+        return found._replace(nesting=int(self._given_nesting)) if given else found
 
     def _remember(self, run: "_Run", found: Layout) -> None:
         """Keeps a model's structure for later calls, unless it can have no weak reference."""
@@ -246,6 +263,7 @@ class _Run(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     cut: bool
+    same_rows: bool
 
     def pair(self, shared: frozenset[str], nesting: float = float("inf")) -> Pair:
         """Runs both once, all but the shared sites cut if any are."""
@@ -261,25 +279,24 @@ def check_scalar(
     infinite: bool = False,
 ) -> float | Tensor:
     """Returns a number or scalar tensor, or raises a ``ValueError`` if it is out of range."""
-    if isinstance(value, Tensor):
-        if value.dim():
-            raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
-        return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and least <= value <= most and (infinite or abs(value) != float("inf")):
-        return float(value)
+    if isinstance(value, Tensor) and value.dim():
+        raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
+    real = isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
+    number = float(value.detach() if isinstance(value, Tensor) else value) if real else math.nan
+    if least <= number <= most and (infinite or abs(number) != float("inf")):
+        return value if isinstance(value, Tensor) else number
     if least == 0 and most == float("inf"):
         wanted = "zero or more"
     elif most == float("inf"):
         wanted = "a number" if least == float("-inf") else f"at least {least:g}"
     else:
         wanted = f"within [{least:g}, {most:g}]"
-    raise ValueError(f"Expected {name} to be {wanted}, got {value}")
+    raise ValueError(f"Expected {name} to be {wanted}, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """Returns a choice, or raises a ``ValueError`` if it is none of those."""
-    if value not in choices:
+    if not any(value is c or (isinstance(c, str) and value == c) for c in choices):
         listed = ", ".join(map(repr, choices[:-1]))
         raise ValueError(f"Expected {name} to be {listed} or {choices[-1]!r}, got {value!r}")
     return value

@@ -35,28 +35,28 @@ def mean_terms(runs: list[Terms], pairs: list[Pair], num_particles: int) -> Batc
     """
     every = [term for terms in runs for term in (*terms.log_likelihood, *terms.rate)]
     data = shared_plates(every)
-    outer = sorted({term.name for term in every if not data <= term.plates})
+    outer = sorted({term.name for term in every if not data <= term.frames})
+    if not data and any(term.frames for term in every):
+        outer = sorted({term.name for term in every})
     if outer:
         raise ValueError(
-            f"Expected all sites within the data plates for an objective of means per datum, got "
-            f"{outer} outside: its share of a datum cannot be told. Use ELBO or FreeBits"
+            f"Expected all sites within the same data plates for an objective of means per datum, "
+            f"got {outer} outside of plates of others: its share of a datum cannot be told. Use "
+            f"ELBO or FreeBits"
         )
-    latent = pairs[0].guide.nodes[(pairs[0].latent() + pairs[0].auxiliary())[0]]
-    size = data_size(latent, data)
+    latent = pairs[0].latent() + pairs[0].auxiliary()
+    if not latent:
+        raise ValueError("Expected a latent site for an objective of its rate, got none")
+    size = data_size(pairs[0].guide.nodes[latent[0]], data)
     gained = sum(total(terms.log_likelihood) for terms in runs)
     paid = sum(total(terms.rate) for terms in runs)
     return Batch(-gained / num_particles / size, paid / num_particles / size, size)
 
 
-def data_size(site: Any, data: frozenset[int]) -> Tensor:
-    """Returns how many data a site's batch stands for: the plates' full sizes, rows masked out."""
-    full = [
-        frame.size if frame.full_size is None else frame.full_size
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.dim in data
-    ]
-    value, mask = site["value"], site["mask"]
-    size = torch.full((), float(math.prod(full)), dtype=value.dtype, device=value.device)
-    if not isinstance(mask, Tensor):
-        return size
-    return size * mask.to(value.dtype).mean()
+def data_size(site: Any, data: frozenset[tuple[int, str]]) -> Tensor:
+    """Returns how many data a site's batch stands for, scale and mask counted."""
+    sizes = [f.size for f in site["cond_indep_stack"] if (f.dim, f.name) in data]
+    value, scale, mask = site["value"], site["scale"], site["mask"]
+    weight = value.new_ones(()) if mask is None or mask is True else torch.as_tensor(mask)
+    weight = weight.to(device=value.device, dtype=value.dtype) * scale
+    return math.prod(sizes) * weight.mean()

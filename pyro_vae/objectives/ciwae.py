@@ -44,7 +44,7 @@ class CIWAE(ImportanceWeighted):
     facts: ClassVar = Facts(
         "b E mean_k log w_k + (1 - b) E log mean_k w_k",
         "log p(x), below",
-        "of itself; `stl` is not for K > 1",
+        "of itself; `stl` is biased for K > 1, b < 1",
         "no",
         "yes",
         "Rainforth et al. 2018",
@@ -64,6 +64,9 @@ class CIWAE(ImportanceWeighted):
     def bound(self, log_weights: Tensor) -> Tensor:
         """Returns the mean of both bounds, weighted by beta."""
         elbo, iwae = log_weights.mean(0), log_mean_exp(log_weights)
+        if not isinstance(self.beta, Tensor) and self.beta == 0:
+            # Zero times the ELBO is no number where a weight is zero.
+            return iwae
         return self.beta * elbo + (1 - self.beta) * iwae
 
     def slope(self, log_weights: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.kl import closed_form, layers
+from pyro_vae.kl import closed_form
 from pyro_vae.objectives.runs import run_pair, undisturbed
 from pyro_vae.objectives.terms import Term, negative, site_term
-from pyro_vae.objectives.traces import Pair
+from pyro_vae.objectives.traces import Pair, is_point
 
 __all__ = ["KLTerm", "closed_terms", "dimension_terms", "kl_report", "rates_per_dimension"]
 
@@ -84,11 +83,11 @@ def closed_term(pair: Pair, name: str) -> tuple[Tensor | None, str]:
     """Returns the KL of one latent site in closed form, or ``None``, and the reason."""
     q_site, p_site = pair.guide.nodes[name], pair.model.nodes[name]
     if not alike(q_site["scale"], p_site["scale"]):
-        return None, "guide and model scale this site differently"
+        return None, "the scale of guide and model cannot be told to be the same"
     if not alike(q_site["mask"], p_site["mask"]):
-        return None, "guide and model mask this site differently"
+        return None, "the mask of guide and model cannot be told to be the same"
     if is_point(q_site["fn"]):
-        return None, "the guide has a point mass here, for which the sampled term is exact"
+        return None, "the guide has a point mass here, whose term is its density alone"
     parent = misplaced_parent(pair, name)
     if parent is not None:
         return None, (
@@ -150,8 +149,3 @@ def alike(a: Any, b: Any) -> bool:
     if a is b:
         return True
     return isinstance(a, (int, float)) and isinstance(b, (int, float)) and a == b
-
-
-def is_point(fn: Any) -> bool:
-    """Tells whether a distribution is a point mass, within any wrappers."""
-    return isinstance(layers(fn)[-1], dist.Delta)

@@ -57,11 +57,13 @@ class Additive(Objective):
         pairs, dim = self._run(model, guide, args, kwargs)
         runs = [self._terms(pair) for pair in pairs]
         everything = [term for terms in runs for term in (*terms.log_likelihood, *terms.rate)]
-        data = shared_plates(everything)
+        data_frames = shared_plates(everything)
+        data = frozenset(dim for dim, _ in data_frames)
         gained = average([gather(terms.log_likelihood, data, dim) for terms in runs])
         paid = average([gather(terms.rate, data, dim) for terms in runs])
         objective = None
-        if all(data <= term.plates for term in everything):
+        apart = not data_frames and any(term.frames for term in everything)
+        if not apart and all(data_frames <= term.frames for term in everything):
             objective = self._objective(gained, paid)
         by_dimension = [rates_per_dimension(pair, closed=self._closed()) for pair in pairs]
         rates = average([gather(terms, None, dim) for terms in by_dimension])
@@ -108,7 +110,7 @@ class ELBO(Additive):
     With ``estimator="stl"`` (sticking the landing) the KL is sampled, and the derivative of
     log q by its parameters at a fixed sample, whose expectation is zero, is left out: the gradient
     stays unbiased, and has no variance where the guide is the posterior. It needs log q at a
-    given sample, which a normalizing flow has to invert for.
+    given sample, which a normalizing flow has to invert for, and a support that no parameter moves.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
@@ -171,7 +173,8 @@ class ELBO(Additive):
     ) -> Tensor:
         """Returns minus the bound, summed over the data, as a scalar tensor."""
         stl = self.estimator == "stl" and torch.is_grad_enabled()
-        pairs, _ = self._run(model, guide, args, kwargs, cut=stl)
+        # A sum over particles may be one over other rows for each, as it is in Pyro's own.
+        pairs, _ = self._run(model, guide, args, kwargs, cut=stl, same_rows=False)
         loss: Tensor | float = 0.0
         for pair in pairs:
             terms = self._terms(pair)
@@ -181,7 +184,8 @@ class ELBO(Additive):
 
     def _without_score(self, loss: Tensor, pair: Pair) -> Tensor:
         """Returns the loss, without the derivative of log q by its parameters at a sample."""
-        names = pair.latent() + pair.auxiliary()
+        # The density of a point mass is a term like any other, no score.
+        names = [name for name in pair.latent() + pair.auxiliary() if name in pair.drawn]
         log_q = torch.as_tensor(total([site_term(pair.guide, name) for name in names]))
         return loss + along_samples(loss, [pair]) - self.beta * value_free(log_q)
 
@@ -192,7 +196,7 @@ class ELBO(Additive):
         return torch.as_tensor(sum(gained.values()) - self.beta * sum(paid.values()))
 
 
-def shared_plates(terms: list[Term]) -> frozenset[int]:
+def shared_plates(terms: list[Term]) -> frozenset[tuple[int, str]]:
     """Returns the plates that all terms stand in, of those that stand in any."""
-    every = [term.plates for term in terms if term.plates]
+    every = [term.frames for term in terms if term.frames]
     return frozenset.intersection(*every) if every else frozenset()

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pyro_vae.objectives.base import Facts, RunOptions, check_choice, check_scalar
 from pyro_vae.objectives.batch import data_size
-from pyro_vae.objectives.closed import dimension_terms
+from pyro_vae.objectives.closed import alike, dimension_terms
 from pyro_vae.objectives.elbo import Additive
 from pyro_vae.objectives.terms import Term, site_term, total
 from pyro_vae.objectives.traces import Pair
@@ -104,6 +104,8 @@ class FreeBits(Additive):
 
     def _rates(self, pair: Pair, rates: list[Term]) -> dict[str, list[Term]]:
         """Returns the terms of each latent site, by dimension if that is asked for."""
+        for name in pair.latent() + pair.auxiliary():
+            check_alike(pair, name)
         by_site: dict[str, list[Term]] = {}
         for term in rates:
             by_site.setdefault(term.name, []).append(term)
@@ -113,7 +115,7 @@ class FreeBits(Additive):
 
     def _dimensions(self, pair: Pair, name: str) -> list[Term]:
         """Returns the terms of one latent site by dimension."""
-        terms = dimension_terms(pair, name, self._closed()) if name in pair.model.nodes else None
+        terms = dimension_terms(pair, name, self._closed())
         if terms is None:
             raise ValueError(
                 f"Expected guide and model to factorize over the dimensions of {name!r} for "
@@ -128,9 +130,24 @@ class FreeBits(Additive):
         if self.of == "datum":
             above = torch.maximum(rates, torch.as_tensor(self.nats, dtype=rates.dtype))
             return scaled_sum(site_term(pair.guide, term.name, above, term.event_dim)).sum()
-        size = data_size(site, term.plates)
+        size = data_size(site, term.frames)
         mean = scaled_sum(term._replace(value=rates)) / size
         return size * torch.maximum(mean, torch.as_tensor(self.nats, dtype=rates.dtype)).sum()
+
+
+def check_alike(pair: Pair, name: str) -> None:
+    """Raises a ``ValueError`` for a site whose terms are not those of one KL."""
+    if name not in pair.model.nodes:
+        raise ValueError(
+            f"Expected no auxiliary sites for free bits, got {name!r}: it has no rate of its own. "
+            f"Use ELBO"
+        )
+    q, p = pair.guide.nodes[name], pair.model.nodes[name]
+    if not (alike(q["scale"], p["scale"]) and alike(q["mask"], p["mask"])):
+        raise ValueError(
+            f"Expected guide and model to scale and mask {name!r} alike for free bits, which "
+            f"could not be told: a threshold is one of a KL. Use ELBO"
+        )
 
 
 def mean_rate(terms: list[Term], dim: int | None) -> Tensor:

@@ -116,15 +116,16 @@ class GECO(Additive):
         """Moves the average and the multiplier, in place, so that a captured step does too."""
         excess = excess.to(self.average.dtype)
         moved = self.momentum * self.average + (1 - self.momentum) * excess
-        self.average.copy_(torch.where(self.average.isnan(), excess, moved))
-        grown = self.multiplier * torch.exp(self.step_size * self.average)
+        moved = torch.where(self.average.isnan(), excess, moved)
         # A loss that is not finite must not outlast its step.
-        grown = torch.where(grown.isnan(), self.multiplier, grown)
-        self.multiplier.copy_(grown.clamp(*LIMITS))
+        finite = excess.isfinite()
+        self.average.copy_(torch.where(finite, moved, self.average))
+        grown = self.multiplier * torch.exp(self.step_size * self.average)
+        self.multiplier.copy_(torch.where(finite, grown.clamp(*LIMITS), self.multiplier))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns multiplier and moving average."""
-        return {"multiplier": self.multiplier, "average": self.average}
+        return {"multiplier": self.multiplier.clone(), "average": self.average.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes multiplier and moving average over."""

@@ -67,8 +67,13 @@ class ImportanceWeighted(Objective):
       :math:`\sum_k (a_k - h_k)\, \partial_z \log w_k\, \partial_\phi z_k`: unbiased.
 
     The last two have no variance where the guide is the posterior. Parameters of the model get
-    the same gradient under all. Both need log q at a given sample, which a normalizing flow has to
-    invert for.
+    the same gradient under all, and so do point masses and the sites that data share, which keep
+    the standard one. Both need log q at a given sample, which a normalizing flow has to invert
+    for, and a support that no parameter moves.
+
+    **Nested plates.** A datum is an element of the innermost plate of latent sites. What stands
+    outside of it is shared, and gains nothing from more particles; to weigh it too, put
+    the inner dimension into the event.
 
     References:
         | Sticking the landing (Roeder, Wu and Duvenaud, 2017), https://arxiv.org/abs/1703.09194
@@ -116,7 +121,7 @@ class ImportanceWeighted(Objective):
         """Returns minus the bound, summed over the data, as a scalar tensor."""
         weighed = torch.is_grad_enabled() and self._weighs_paths()
         pairs, dim = self._run(model, guide, args, kwargs, cut=weighed)
-        weights = weigh(pairs, dim)
+        weights = self._weigh(pairs, dim)
         loss = -weights.scale * self.bound(weights.log_weights).sum()
         if weighed:
             loss = loss.detach() - weights.scale * self._gradient(weights, pairs)
@@ -127,7 +132,7 @@ class ImportanceWeighted(Objective):
     ) -> Values:
         """Returns the bound, its weights and its terms for each datum."""
         pairs, dim = self._run(model, guide, args, kwargs)
-        weights = weigh(pairs, dim)
+        weights = self._weigh(pairs, dim)
         bound = self.bound(weights.log_weights) if weights.outer is None else None
         by_dimension = [rates_per_dimension(pair, closed=False) for pair in pairs]
         rates = average([gather(terms, None, dim) for terms in by_dimension])
@@ -135,6 +140,10 @@ class ImportanceWeighted(Objective):
 
     def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
         return outer_sites(guide_trace)
+
+    def _weigh(self, pairs: list[Pair], dim: int | None) -> Weights:
+        """Returns the weights of each datum, and what data share."""
+        return weigh(pairs, dim)
 
     def _weighs_paths(self) -> bool:
         """Tells whether the gradient is another than the derivative of the bound."""

@@ -55,7 +55,7 @@ class IWAE(ImportanceWeighted):
     facts: ClassVar = Facts(
         "E log mean_k w_k",
         "log p(x), below; tighter as K grows",
-        "of itself; `stl` is not for K > 1",
+        "of itself; `stl` is biased for K > 1",
         "no",
         "yes",
         "Burda et al. 2015",
@@ -71,7 +71,7 @@ class IWAE(ImportanceWeighted):
     ) -> None:
         super().__init__(num_particles, estimator=estimator, **run)
         self.dreg_alpha = check_scalar("dreg_alpha", dreg_alpha, least=0.0, most=1.0)
-        if estimator != "dreg" and not isinstance(dreg_alpha, Tensor) and dreg_alpha:
+        if estimator != "dreg" and bool(dreg_alpha):
             raise ValueError(
                 f"Expected dreg_alpha to be 0 without estimator='dreg', got {dreg_alpha}"
             )

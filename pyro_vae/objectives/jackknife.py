@@ -53,7 +53,7 @@ class Jackknife(ImportanceWeighted):
     facts: ClassVar = Facts(
         "sum_j c_j E log mean_k w_k over subsets of K - j",
         "none; bias of order 1 / K^(m + 1)",
-        "of itself; `stl` is not for K > 1",
+        "of itself; `stl` is biased for K > 1",
         "no",
         "yes",
         "Nowozin 2018",
@@ -80,11 +80,12 @@ class Jackknife(ImportanceWeighted):
                 f"{subsets} for {order=}, {num_particles=}"
             )
         self.order = order
+        self.levels = self._make_levels()
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """Returns the sum over orders of the mean bound of all subsets of that size."""
         total = torch.zeros_like(log_weights[0])
-        for factor, subsets in self._levels():
+        for factor, subsets in self.levels:
             chosen = log_weights[subsets.to(log_weights.device)]
             level = chosen.logsumexp(1).mean(0) - math.log(subsets.shape[1])
             total = total + factor * level
@@ -101,13 +102,13 @@ class Jackknife(ImportanceWeighted):
     def _gathered(self, log_weights: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns a function of the normalized weights of each subset, summed by particle."""
         total = torch.zeros_like(log_weights)
-        for factor, subsets in self._levels():
+        for factor, subsets in self.levels:
             rows = subsets.to(log_weights.device)
             values = function(torch.softmax(log_weights[rows], 1)) * (factor / len(subsets))
             total = total.index_add(0, rows.flatten(), values.flatten(0, 1))
         return total
 
-    def _levels(self) -> list[tuple[float, Tensor]]:
+    def _make_levels(self) -> list[tuple[float, Tensor]]:
         """Returns for each order its factor, and its subsets of particles, one a row."""
         size, order = self.num_particles, self.order
         return [

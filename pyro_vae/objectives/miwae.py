@@ -47,7 +47,7 @@ class MIWAE(ImportanceWeighted):
     facts: ClassVar = Facts(
         "E mean_m log mean_k w_mk",
         "log p(x), below; as IWAE with K",
-        "of itself; `stl` is not for K > 1",
+        "of itself; `stl` is biased for K > 1",
         "no",
         "yes",
         "Rainforth et al. 2018",

@@ -8,6 +8,8 @@ from torch import Tensor
 from pyro_vae.objectives.base import Facts
 from pyro_vae.objectives.importance import Shares, log_mean_exp
 from pyro_vae.objectives.miwae import MIWAE
+from pyro_vae.objectives.traces import Pair
+from pyro_vae.objectives.weights import Weights
 
 __all__ = ["PIWAE"]
 
@@ -36,7 +38,7 @@ class PIWAE(MIWAE):
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
     Raises:
-        ValueError: As :class:`~pyro_vae.objectives.MIWAE` does.
+        ValueError: As :class:`~pyro_vae.objectives.MIWAE` does; when called, if data share a site.
 
     Example:
         >>> weights = torch.tensor([0.0, 0.0, 2.0, 2.0])
@@ -47,7 +49,7 @@ class PIWAE(MIWAE):
     facts: ClassVar = Facts(
         "model: E log mean_mk w_mk; guide: E mean_m log mean_k w_mk",
         "log p(x), below",
-        "of each part's own bound; `stl` is not for K > 1",
+        "of each part's own bound; `stl` is biased for K > 1",
         "no",
         "yes",
         "Rainforth et al. 2018",
@@ -56,6 +58,15 @@ class PIWAE(MIWAE):
     def bound(self, log_weights: Tensor) -> Tensor:
         """Returns the logarithm of the mean of all weights."""
         return log_mean_exp(log_weights)
+
+    def _weigh(self, pairs: list[Pair], dim: int | None) -> Weights:
+        weights = super()._weigh(pairs, dim)
+        if weights.outer is not None:
+            raise ValueError(
+                "Expected no latent site outside of the data plates for PIWAE, got one: it has a "
+                "part in model and guide, and would be trained by neither bound. Use IWAE or MIWAE"
+            )
+        return weights
 
     def _weighs_paths(self) -> bool:
         return True

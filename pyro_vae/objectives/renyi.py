@@ -52,7 +52,7 @@ class Renyi(ImportanceWeighted):
     facts: ClassVar = Facts(
         "E log mean_k w_k^(1 - a) / (1 - a)",
         "log p(x), below, for a >= 0",
-        "of itself; `stl` is not for K > 1",
+        "of itself; `stl` is biased for K > 1 but at a = 1",
         "no",
         "yes",
         "Li and Turner 2016",
@@ -67,7 +67,7 @@ class Renyi(ImportanceWeighted):
         **run: Unpack[RunOptions],
     ) -> None:
         super().__init__(num_particles, estimator=estimator, **run)
-        self.alpha = check_scalar("alpha", alpha, infinite=True)
+        self.alpha = check_scalar("alpha", alpha, infinite=not isinstance(alpha, Tensor))
         if self._is(float("inf")):
             raise ValueError("Expected alpha to be a number or minus infinity, got inf")
         if self._is(-float("inf")) and estimator == "dreg":
@@ -85,6 +85,8 @@ class Renyi(ImportanceWeighted):
         power = self._power(log_weights)
         # Near alpha = 1 the mean is one plus a small number, whose figures must not be lost.
         most = torch.where(power > 0, log_weights.amax(0), log_weights.amin(0)).detach()
+        # A weight of zero needs no shift.
+        most = torch.where(most.isinf(), 0.0, most)
         excess = torch.expm1(power * (log_weights - most)).mean(0)
         return most + torch.log1p(excess) / power
 
@@ -100,13 +102,14 @@ class Renyi(ImportanceWeighted):
         return self._power(log_weights) * spread(self.slope(log_weights))
 
     def _is(self, value: float) -> bool:
-        """Tells whether alpha is a given number; a tensor is not read."""
-        return not isinstance(self.alpha, Tensor) and self.alpha == value
+        """Tells whether alpha is a given number, or too near for a difference; tensors are not."""
+        if isinstance(self.alpha, Tensor):
+            return False
+        return self.alpha == value or abs(self.alpha - value) < TINY
 
     def _power(self, log_weights: Tensor) -> Tensor:
         """Returns 1 - alpha, which is never quite zero for a tensor."""
-        power = 1 - torch.as_tensor(self.alpha, dtype=log_weights.dtype)
-        power = power.to(log_weights.device)
         if not isinstance(self.alpha, Tensor):
-            return power
+            return log_weights.new_full((), 1 - self.alpha)
+        power = 1 - self.alpha.to(log_weights)
         return torch.where(power.abs() < TINY, TINY, power)

@@ -5,16 +5,18 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import is_validation_enabled, prune_subsample_sites
+from pyro.poutine.util import is_validation_enabled, prune_subsample_sites, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, sites
+from pyro_vae.kl import layers
+from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, is_point, sites
 from pyro_vae.scope import remove
 
 __all__ = [
@@ -53,14 +55,27 @@ class Cut(Messenger):
         self.drawn: dict[str, Tensor] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not is_drawn(msg) or msg["name"] in self.kept:
+        # A point mass is a function of parameters and earlier samples, and has no score.
+        if not is_drawn(msg) or msg["name"] in self.kept or is_point(msg["fn"]):
             return
+        check_support(msg)
         value: Any = msg["value"]
         # What has no derivative is refused later, by a check that names the way out.
         if value.is_floating_point():
             self.drawn[msg["name"]] = value
             msg["value"] = value.detach().requires_grad_()
             setattr(msg["value"], OF_A_SAMPLE, True)
+
+
+def check_support(site: Any) -> None:
+    """Raises a ``ValueError`` where the support, and with it the score, hangs on parameters."""
+    core = layers(site["fn"])[-1]
+    if isinstance(core, (dist.Uniform, dist.Pareto)):
+        raise ValueError(
+            f"Expected sites of a support that does not depend on parameters for estimators other "
+            f"than 'standard', got {site['name']!r} from {type(core).__name__}: the mean of its "
+            f"score is not zero"
+        )
 
 
 class Layout(NamedTuple):
@@ -88,8 +103,15 @@ def run_pair(
     """
     both = run_both(model, guide, args, kwargs, cut)
     model_trace, guide_trace = map(without_deterministic, both)
-    drawn = {} if cut is None else cut.drawn
-    pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), drawn)
+    subsampled = {
+        name: site for trace in both for name, site in sites(trace) if site_is_subsample(site)
+    }
+    pair = Pair(
+        prune_subsample_sites(model_trace),
+        prune_subsample_sites(guide_trace),
+        {} if cut is None else cut.drawn,
+        subsampled,
+    )
     pair.check(objective)
     if is_validation_enabled():
         check_model_guide_match(model_trace, guide_trace, nesting)

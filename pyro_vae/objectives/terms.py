@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_vae.objectives.traces import keep_dims, plates
+from pyro_vae.objectives.traces import frames, keep_dims
 
 __all__ = ["Term", "average", "gather", "negative", "site_term", "total"]
 
@@ -20,8 +20,13 @@ class Term(NamedTuple):
     name: str
     value: Tensor
     scale: float | Tensor
-    plates: frozenset[int]
+    frames: frozenset[tuple[int, str]]
     event_dim: int = 0
+
+    @property
+    def plates(self) -> frozenset[int]:
+        """The dimensions of the plates."""
+        return frozenset(dim for dim, _ in self.frames)
 
 
 def site_term(trace: Any, name: str, value: Tensor | None = None, event_dim: int = 0) -> Term:
@@ -32,7 +37,7 @@ def site_term(trace: Any, name: str, value: Tensor | None = None, event_dim: int
     if event_dim and isinstance(mask, Tensor):
         mask = mask.reshape(mask.shape + (1,) * event_dim)
     masked = scale_and_mask(value, mask=mask)
-    return Term(name, masked, site["scale"], plates(site), event_dim)
+    return Term(name, masked, site["scale"], frames(site), event_dim)
 
 
 def negative(term: Term) -> Term:

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyro_vae.kl import layers
 
 __all__ = [
     "PARTICLES",
@@ -13,6 +16,7 @@ __all__ = [
     "drawn_sites",
     "frames",
     "is_drawn",
+    "is_point",
     "keep_dims",
     "plates",
     "sites",
@@ -29,12 +33,14 @@ AnyTrace = Any
 class Pair(NamedTuple):
     """The traces of one run of the guide and of the model against it.
 
-    Where the run was cut, ``drawn`` holds the samples, and both traces the leaves.
+    Where the run was cut, ``drawn`` holds the samples, and both traces the leaves. ``subsampled``
+    holds the sites of plates, which tell the rows of a batch.
     """
 
     model: AnyTrace
     guide: AnyTrace
     drawn: dict[str, Tensor]
+    subsampled: dict[str, Any]
 
     def latent(self) -> list[str]:
         """Returns the names of the sites sampled by the guide and scored by the model."""
@@ -88,6 +94,13 @@ class Pair(NamedTuple):
                     f"only: the objective would be no bound (infer={{'is_auxiliary': True}} marks "
                     f"a site whose values reach the model through others)"
                 )
+            later = list(self.guide.nodes)[list(self.guide.nodes).index(name) + 1 :]
+            if not any(is_point(self.guide.nodes[n]["fn"]) for n in later if n in self.latent()):
+                raise ValueError(
+                    f"Expected an auxiliary site to be followed by a latent site that is a "
+                    f"function of it, a Delta, got {name!r} without one: nothing in the model pays "
+                    f"for its density, and the objective would be no bound"
+                )
         for name in self.latent() + self.auxiliary():
             fn = self.guide.nodes[name]["fn"]
             if not fn.has_rsample:
@@ -109,6 +122,11 @@ def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
 def drawn_sites(trace: AnyTrace) -> list[str]:
     """Returns the names of the sites that a trace of a guide has drawn."""
     return [name for name, site in sites(trace) if is_drawn(site)]
+
+
+def is_point(fn: Any) -> bool:
+    """Tells whether a distribution is a point mass, within any wrappers."""
+    return isinstance(layers(fn)[-1], dist.Delta)
 
 
 def is_drawn(site: Any) -> bool:

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from pyro_vae.objectives.terms import Term, average, gather, negative, site_term, total
-from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, drawn_sites, frames, keep_dims
+from pyro_vae.objectives.traces import (
+    PARTICLES,
+    AnyTrace,
+    Pair,
+    drawn_sites,
+    frames,
+    is_point,
+    keep_dims,
+    sites,
+)
 
 __all__ = ["Weights", "outer_sites", "weigh"]
 
@@ -35,8 +44,9 @@ class Weights(NamedTuple):
     """The weights of each datum, and what data share.
 
     Attributes:
-        log_p: log p of the sites of a datum, ``(particles, *plates)``.
-        log_q: log q of its latent sites, ``(particles, *plates)``.
+        log_p: log p of the sites of a datum, ``(particles, *plates)``, less the log density of
+            point masses of the guide, which is a function of parameters and no score.
+        log_q: log q of its other latent sites, ``(particles, *plates)``.
         scale: The scale N / B of the data plates.
         outer: What sites shared by data add to the loss; ``None`` where there are none.
         log_likelihood: For each observed site its log density, the mean over particles.
@@ -67,9 +77,11 @@ def weigh(pairs: list[Pair], dim: int | None) -> Weights:
     gained, log_p, log_q = (stacked([run[i] for run in runs], dim) for i in range(3))
     zero = torch.zeros(())
     outer, likelihoods, rates = shared(pairs, parts, dim)
+    points = [log_q[n] for n in log_q if is_point(pairs[0].guide.nodes[n]["fn"])]
+    scored = [log_q[n] for n in log_q if not is_point(pairs[0].guide.nodes[n]["fn"])]
     return Weights(
-        sum(gained.values(), zero) + sum(log_p.values(), zero),
-        sum(log_q.values(), zero),
+        sum(gained.values(), zero) + sum(log_p.values(), zero) - sum(points, zero),
+        sum(scored, zero),
         parts.scale,
         outer,
         likelihoods | {name: value.mean(0) for name, value in gained.items()},
@@ -107,6 +119,7 @@ def divide(pair: Pair) -> Parts:
         [name for name in observed if name not in inside],
     )
     check_order(pair, parts)
+    check_shapes(pair)
     return parts
 
 
@@ -125,6 +138,22 @@ def check_nested(places: dict[str, frozenset], data: frozenset) -> None:
             f"other plates than {inside}: what a datum is cannot be told. Give each its own "
             f"objective, or use ELBO"
         )
+
+
+def check_shapes(pair: Pair) -> None:
+    """Raises a ``ValueError`` for a batch without a plate, whose data would share their weights."""
+    for trace in (pair.model, pair.guide):
+        for name, site in sites(trace):
+            shape = site["unscaled_log_prob"].shape
+            held = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+            bare = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in held]
+            if bare:
+                raise ValueError(
+                    f"Expected each batch dimension in a plate for an importance-weighted bound, "
+                    f"got {name!r} with a log density of shape {tuple(shape)}, whose dimension "
+                    f"{bare[0]} is in none: its data would have their weights in common. Open a "
+                    f"pyro.plate, or make it an event by to_event"
+                )
 
 
 def check_order(pair: Pair, parts: Parts) -> None:
