@@ -33,7 +33,7 @@ CONTENDERS = {
     "ELBO, STL": partial(objectives.ELBO, estimator="stl"),
     "Capacity 25": partial(objectives.Capacity, capacity=25.0, gamma=10.0),
     "FreeBits 0.1": partial(objectives.FreeBits, nats=0.1),
-    "GECO 75": partial(objectives.GECO, target=75.0, step_size=1e-5),
+    "GECO 80": partial(objectives.GECO, target=80.0, step_size=1e-5),
     "IWAE": objectives.IWAE,
     "IWAE, STL": partial(objectives.IWAE, estimator="stl"),
     "IWAE, DReG": partial(objectives.IWAE, estimator="dreg"),
@@ -42,7 +42,9 @@ CONTENDERS = {
     "PIWAE 4 x 2": partial(objectives.PIWAE, groups=4),
     "Renyi 0.5": partial(objectives.Renyi, alpha=0.5),
     "VR-max": partial(objectives.Renyi, alpha=-math.inf),
-    "Jackknife": objectives.Jackknife,
+    "Jackknife, guide by ELBO": objectives.Jackknife,
+    "Jackknife, guide by IWAE": partial(objectives.Jackknife, guide_bound="iwae"),
+    "Jackknife, guide by itself": partial(objectives.Jackknife, guide_bound="jackknife"),
 }
 
 

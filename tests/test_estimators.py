@@ -72,8 +72,9 @@ BOUNDS = {
     "renyi_half": partial(Renyi, 6, alpha=0.5),
     "renyi_below": partial(Renyi, 6, alpha=-0.5),
     "renyi_above": partial(Renyi, 6, alpha=1.5),
-    "jackknife": partial(Jackknife, 6),
-    "jackknife_2": partial(Jackknife, 6, order=2),
+    "jackknife": partial(Jackknife, 6, guide_bound="jackknife"),
+    "jackknife_2": partial(Jackknife, 6, order=2, guide_bound="jackknife"),
+    "jackknife_iwae": partial(Jackknife, 6, guide_bound="iwae"),
 }
 
 DRAWS = 100_000
@@ -430,17 +431,36 @@ def test_piwae_trains_the_guide_by_miwae_and_the_model_by_iwae(
     vae = VAE((1, 8, 8), 3, prior=PRIORS[prior], posterior=POSTERIORS[posterior]).double()
     x, run = binary.double(), {"vectorize_particles": at_once}
     given = {"estimator": estimator, **run}
-    loss, found = vae_gradients(vae, PIWAE(6, groups=2, **given), x, data_size=60)
-    looser, of_guide = vae_gradients(vae, MIWAE(6, groups=2, **given), x, data_size=60)
-    expected, of_model = vae_gradients(vae, IWAE(6, **run), x, data_size=60)
-    assert loss == pytest.approx(expected, rel=1e-10)
+    loss, looser = assert_apart(
+        vae, x, PIWAE(6, groups=2, **given), MIWAE(6, groups=2, **given), IWAE(6, **run)
+    )
     assert loss < looser
+
+
+@pytest.mark.parametrize("estimator", ["standard", "stl", "dreg"])
+@pytest.mark.parametrize(
+    ("guide_bound", "twin"), [("elbo", partial(MIWAE, groups=6)), ("iwae", IWAE)]
+)
+def test_the_jackknife_trains_the_guide_by_a_bound(guide_bound, twin, estimator, binary):
+    vae = VAE((1, 8, 8), 3, prior=PRIORS["normal_learned"]).double()
+    made = Jackknife(6, order=2, guide_bound=guide_bound, estimator=estimator)
+    own = Jackknife(6, order=2, guide_bound="jackknife")
+    assert_apart(vae, binary.double(), made, twin(6, estimator=estimator), own)
+
+
+def assert_apart(vae, x, objective, of_guide, of_model):
+    """Asserts that guide and model have the gradients of two objectives, the loss of the second."""
+    loss, found = vae_gradients(vae, objective, x, data_size=60)
+    other, guided = vae_gradients(vae, of_guide, x, data_size=60)
+    expected, modelled = vae_gradients(vae, of_model, x, data_size=60)
+    assert loss == pytest.approx(expected, rel=1e-10)
     guides = [n for n in found if n.startswith(("encoder", "posterior"))]
     assert 0 < len(guides) < len(found)
-    assert_same(found, of_guide, guides)
-    assert_same(found, of_model, set(found) - set(guides))
-    assert not torch.allclose(of_guide["decoder.layers.0.bias"], found["decoder.layers.0.bias"])
-    assert not torch.allclose(of_model["encoder.layers.0.bias"], found["encoder.layers.0.bias"])
+    assert_same(found, guided, guides)
+    assert_same(found, modelled, set(found) - set(guides))
+    assert not torch.allclose(guided["decoder.layers.0.bias"], found["decoder.layers.0.bias"])
+    assert not torch.allclose(modelled["encoder.layers.0.bias"], found["encoder.layers.0.bias"])
+    return loss, other
 
 
 SAME = {
@@ -501,7 +521,7 @@ def test_renyi_near_one_is_near_the_elbo_and_far_below_the_largest_weight():
     assert (rising.diff(dim=0) >= -1e-5).all()
 
 
-@pytest.mark.parametrize("name", [n for n in BOUNDS if n != "piwae"])
+@pytest.mark.parametrize("name", [n for n in BOUNDS if n not in {"piwae", "jackknife_iwae"}])
 def test_slopes_and_curvatures_are_the_derivatives_of_the_bound(name):
     objective = BOUNDS[name]()
     weights = 3 * torch.randn(6, dtype=torch.float64)
@@ -564,6 +584,10 @@ REFUSED = {
     "groups that do not divide": (lambda: MIWAE(8, groups=3), "groups to divide num_particles"),
     "no groups": (lambda: PIWAE(8, groups=0), "groups to be an integer of at least 1, got 0"),
     "order of all": (lambda: Jackknife(3, order=3), "order to be below num_particles"),
+    "guide by another bound": (
+        lambda: Jackknife(guide_bound="miwae"),
+        "guide_bound to be 'elbo', 'iwae' or 'jackknife', got 'miwae'",
+    ),
     "too many subsets": (lambda: Jackknife(100, order=4), "at most 10000 subsets"),
     "negative capacity": (lambda: objectives.Capacity(capacity=-1), "capacity to be zero or more"),
     "negative free bits": (lambda: objectives.FreeBits(nats=-1), "nats to be zero or more"),

@@ -97,7 +97,7 @@ WEIGHTED = {
     "ciwae": CIWAE,
     "miwae": partial(MIWAE, groups=2),
     "renyi": Renyi,
-    "jackknife": Jackknife,
+    "jackknife": partial(Jackknife, guide_bound="jackknife"),
 }
 
 
@@ -271,11 +271,12 @@ ADDITIVE = {
     "miwae": partial(MIWAE, groups=3),
     "renyi": partial(Renyi, alpha=0.3),
     "vr_max": partial(Renyi, alpha=-math.inf),
-    "jackknife": partial(Jackknife, order=2),
+    "jackknife": partial(Jackknife, order=2, guide_bound="jackknife"),
 }
 ALONE = {
     "geco": partial(GECO, target=0.5, step_size=0.0, multiplier=2.0),
     "piwae": partial(PIWAE, groups=3),
+    "jackknife_elbo": Jackknife,
 }
 
 
@@ -291,7 +292,7 @@ def sampled(shared, mask=None):
 @pytest.mark.parametrize(
     ("name", "shared"),
     [(name, shared) for name in ADDITIVE for shared in (False, True)]
-    + [("geco", False), ("piwae", False)],
+    + [(name, False) for name in ALONE],
 )
 def test_batches_of_a_plate_average_to_all_data(name, shared):
     setting, x, noise = sampled(shared)
@@ -475,12 +476,13 @@ def test_geco_follows_the_constraint_it_is_given():
     assert objective.average.item() == pytest.approx(0.75 * 4.0 + 0.25 * constraint, rel=1e-6)
 
 
-def test_piwae_refuses_what_both_of_its_bounds_would_train():
+@pytest.mark.parametrize("objective", [PIWAE(4), Jackknife(4)])
+def test_what_both_of_two_bounds_would_train_is_refused(objective):
     shared = Shared(data(), by_group=False)
     with pytest.raises(
-        ValueError, match=r"outside of the data plates for PIWAE.*Use IWAE or MIWAE"
+        ValueError, match=r"outside of the data plates for (PIWAE|Jackknife).*Use IWAE or MIWAE"
     ):
-        PIWAE(4).loss(shared.model, shared.guide)
+        objective.loss(shared.model, shared.guide)
 
 
 @pytest.mark.parametrize("objective", [Capacity(), GECO(target=1.0)])

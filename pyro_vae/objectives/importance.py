@@ -143,11 +143,22 @@ class ImportanceWeighted(Objective):
 
     def _weigh(self, pairs: list[Pair], dim: int | None) -> Weights:
         """Returns the weights of each datum, and what data share."""
-        return weigh(pairs, dim)
+        weights = weigh(pairs, dim)
+        if weights.outer is not None and self._bounds_apart():
+            raise ValueError(
+                f"Expected no latent site outside of the data plates for {type(self).__name__} "
+                f"with a bound for the model and another for the guide, got one: it has a part in "
+                f"both, and would be trained by neither. Use IWAE or MIWAE"
+            )
+        return weights
+
+    def _bounds_apart(self) -> bool:
+        """Tells whether the guide is trained by another bound than the model."""
+        return False
 
     def _weighs_paths(self) -> bool:
         """Tells whether the gradient is another than the derivative of the bound."""
-        return self.estimator != "standard"
+        return self.estimator != "standard" or self._bounds_apart()
 
     def _weigh_paths(self, log_weights: Tensor) -> Shares:
         """Returns the weights of the gradient."""

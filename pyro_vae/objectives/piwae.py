@@ -8,8 +8,6 @@ from torch import Tensor
 from pyro_vae.objectives.base import Facts
 from pyro_vae.objectives.importance import Shares, log_mean_exp
 from pyro_vae.objectives.miwae import MIWAE
-from pyro_vae.objectives.traces import Pair
-from pyro_vae.objectives.weights import Weights
 
 __all__ = ["PIWAE"]
 
@@ -59,16 +57,7 @@ class PIWAE(MIWAE):
         """Returns the logarithm of the mean of all weights."""
         return log_mean_exp(log_weights)
 
-    def _weigh(self, pairs: list[Pair], dim: int | None) -> Weights:
-        weights = super()._weigh(pairs, dim)
-        if weights.outer is not None:
-            raise ValueError(
-                "Expected no latent site outside of the data plates for PIWAE, got one: it has a "
-                "part in model and guide, and would be trained by neither bound. Use IWAE or MIWAE"
-            )
-        return weights
-
-    def _weighs_paths(self) -> bool:
+    def _bounds_apart(self) -> bool:
         return True
 
     def _weigh_paths(self, log_weights: Tensor) -> Shares:
