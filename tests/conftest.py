@@ -11,8 +11,12 @@ import torch
 TESTS = Path(__file__).parent
 
 # Tests are no package (the import mode is importlib), so what they share is loaded by its path.
-for _name in ("tables", "truths"):
-    _spec = importlib.util.spec_from_file_location(_name, TESTS / f"{_name}.py")
+for _name, _file in (
+    ("tables", "tables.py"),
+    ("truths", "truths.py"),
+    ("scenarios", "scenarios/__init__.py"),
+):
+    _spec = importlib.util.spec_from_file_location(_name, TESTS / _file)
     if _spec is not None and _spec.loader is not None and _name not in sys.modules:
         sys.modules[_name] = importlib.util.module_from_spec(_spec)
         _spec.loader.exec_module(sys.modules[_name])

@@ -1,0 +1,17 @@
+"""Larger models with a VAE inside, each in a file of its own, small enough for any inference."""
+
+from importlib import import_module
+from typing import Any
+
+from scenarios.scenario import Scenario
+
+TITLES = {
+    "regression": "codes as regressors",
+}
+"""The scenarios, a file and a row of the table each."""
+
+
+def make(name: str) -> Scenario:
+    """Returns a small instance of a scenario."""
+    module: Any = import_module(f"scenarios.{name}")
+    return module.make()
