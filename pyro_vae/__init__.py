@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyro_vae.checkpoint import load, save
     from pyro_vae.compiled.step import compile
     from pyro_vae.training import FitResult, fit
+    from pyro_vae.transformer import VAETransformer
     from pyro_vae.vae import VAE
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "VAE",
     "AutoVAEGuide",
     "FitResult",
+    "VAETransformer",
     "compile",
     "compiled",
     "data",
@@ -57,6 +59,7 @@ HOMES = {
     "VAE": "pyro_vae.vae",
     "AutoVAEGuide": "pyro_vae.autoguide",
     "FitResult": "pyro_vae.training",
+    "VAETransformer": "pyro_vae.transformer",
     "compile": "pyro_vae.compiled.step",
     "fit": "pyro_vae.training",
     "load": "pyro_vae.checkpoint",

@@ -16,7 +16,7 @@ LAYERS = [
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
     {"autoguide", "compiled", "evaluate", "baseline", "checkpoint", "epochs", "training"},
-    {"plots"},
+    {"plots", "transformer"},
     {"report"},
     {"config"},
     {"pictures", "story", "run"},
