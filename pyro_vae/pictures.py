@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_vae import evaluate, plots, report
+from pyro_vae.data import Data
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae import VAE
 
@@ -27,7 +29,7 @@ SAMPLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
 def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
     """Returns the pictures of a run, those of images only where the data are images."""
     vae, (x, mask, _) = made.vae, made.data.test
-    labels = None if made.data.labels is None else array(made.data.labels.test)
+    labels = labels_of(made.data)
     means = evaluate.posterior_means(vae, x, mask=mask)
     kl = metrics["kl_per_dimension"]
     listed = []
@@ -44,6 +46,16 @@ def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
     if kl is not None:
         listed.append(rates(kl))
     return [*listed, curves(made), proposals(vae, x, mask)]
+
+
+def labels_of(data: Data) -> Any:
+    """Returns the labels of held-out data, by name where a picture has room for the names."""
+    if data.labels is None:
+        return None
+    labels = array(data.labels.test)
+    if data.label_names is None or len(data.label_names) > plots.MAX_KINDS:
+        return labels
+    return np.array(data.label_names)[labels]
 
 
 def reconstructions(vae: VAE, x: Tensor) -> report.Picture:

@@ -89,6 +89,7 @@ def test_a_table_holds_the_rows_of_its_file(written, frame):
         assert torch.equal(x, values[rows])
         assert torch.equal(labels, codes[rows])
     assert (made.name, made.binarize, made.columns) == ("people", "none", tuple(NUMBERS))
+    assert made.label_names == ("Bern", "Oslo", "Rome")
     assert made.mask is None
     assert made.scaling is None
 
@@ -185,6 +186,7 @@ def test_a_numbered_label_stays_as_it_is(tmp_path):
     )
     made = data.table(tmp_path / "y.csv", label="y", standardize=False)
     assert torch.equal(made.labels.train, made.x.train.squeeze(1).long() + 7)
+    assert made.label_names is None
 
 
 GOOD = "a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(20))

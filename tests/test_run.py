@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyro_vae import config
+from pyro_vae import config, data
+from pyro_vae.pictures import labels_of
 from pyro_vae.run import run, strict_json
 
 QUICK = [
@@ -134,6 +135,16 @@ def test_a_report_of_a_table_names_its_columns_and_gaps(tmp_path):
     assert "height, weight" in page
     assert "of the training values, left out of the likelihood" in page
     assert not figures(tmp_path)["grey_scale"]
+
+
+@pytest.mark.parametrize(("kinds", "named"), [(3, True), (21, False)])
+def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
+    rows = [f"{i},{chr(97 + i % kinds)}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("\n".join(["height,kind", *rows]))
+    made = data.table(tmp_path / "t.csv", label="kind")
+    expected = [chr(97 + code) if named else code for code in made.labels.test.tolist()]
+    assert labels_of(made).tolist() == expected
+    assert labels_of(made._replace(labels=None)) is None
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ class Data(NamedTuple):
         mask: True where a value is observed, each part of the shape of ``x``; or ``None``.
         scaling: How the values were standardized, to undo it; or ``None``.
         columns: The names of the values of a datum, for tables; or ``None``.
+        label_names: What each label stands for, where it is not its own name; or ``None``.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Data(NamedTuple):
     mask: Split | None = None
     scaling: Scaling | None = None
     columns: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] | None = None
 
     @property
     def event_shape(self) -> torch.Size:

@@ -40,7 +40,7 @@ def table(
         columns: The names of the columns to use; by default all but the label. They have to hold
             numbers.
         label: The name of a column to colour pictures by: integers, or any values, which are then
-            numbered in their order.
+            numbered in their order; ``Data.label_names`` has them.
         standardize: Whether columns are standardized.
         missing: ``"raise"``: missing values are an error; ``"nan"``: they become zeros after
             the standardization, and ``Data.mask`` is True where a value was observed.
@@ -71,7 +71,7 @@ def table(
         parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
     dtype = torch.get_default_dtype()
     x = Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
-    codes = None if label is None else numbered(frame[label], label)
+    codes, kinds = (None, None) if label is None else numbered(frame[label], label)
     return Data(
         name=file.stem,
         binarize="none",
@@ -81,6 +81,7 @@ def table(
         mask=masks if missing == "nan" else None,
         scaling=None if scaling is None else Scaling(*(t.to(dtype) for t in scaling)),
         columns=tuple(names),
+        label_names=kinds,
     )
 
 
@@ -191,13 +192,13 @@ def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     return Scaling(loc, scale)
 
 
-def numbered(column: Any, name: str) -> Tensor:
-    """Returns labels: integers as they are, other values by their place in their order."""
+def numbered(column: Any, name: str) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Returns labels: integers as they are, other values by their place in their order, named."""
     import pandas
 
     if column.isna().any():
         raise ValueError(f"Expected label {name!r} in each row, got {column.isna().sum()} missing")
     if pandas.api.types.is_integer_dtype(column.dtype):
-        return torch.from_numpy(column.to_numpy(dtype="int64", copy=True))
-    codes, _ = pandas.factorize(column, sort=True)
-    return torch.from_numpy(codes.astype("int64"))
+        return torch.from_numpy(column.to_numpy(dtype="int64", copy=True)), None
+    codes, kinds = pandas.factorize(column, sort=True)
+    return torch.from_numpy(codes.astype("int64")), tuple(map(str, kinds))
