@@ -7,7 +7,9 @@ from typing import Any
 import pyro
 import torch
 from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.lift_messenger import LiftMessenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.substitute_messenger import SubstituteMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import nn
@@ -30,7 +32,8 @@ class Scope:
     Pyro's global parameter store keys parameters by name: two modules of one name silently share
     an entry, and one of them is never trained. A scope writes there only while a handler that
     captures parameters is active, as SVI's is; refuses to if another living VAE holds the name;
-    and takes its entries away when the VAE, its model and its guide are gone.
+    and takes its entries away when the VAE, its model and its guide are gone. Under Pyro's setting
+    ``module_local_params`` it never writes there.
 
     Arguments:
         name: The name of the VAE.
@@ -56,22 +59,42 @@ class Scope:
         """Sends a param message for each parameter of a module that is to be trained.
 
         Raises:
-            ValueError: If another VAE of this name takes part, or the store holds something else.
+            ValueError: If another VAE of this name takes part, the store holds something else, or a
+                handler puts another value into a parameter's place.
         """
         if not _PYRO_STACK:
             return
-        handlers = [h for h in _PYRO_STACK if isinstance(h, TraceMessenger)]
-        captured = any(handler.param_only for handler in handlers)
+        captured = any(isinstance(h, TraceMessenger) and h.param_only for h in _PYRO_STACK)
+        local = pyro.settings.get("module_local_params")
+        if captured and local:
+            for parameter in module.parameters():
+                # SVI asks for it, of frozen ones too where a PyroModule sends them.
+                parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+        enter = self._store if captured and not local else self._send
         for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
-                continue
             full = f"{self.name}{DIVIDER}{name}"
-            if captured:
-                self._store(full, parameter)
-                continue
-            if any(self._stranger(handler.trace, full) for handler in handlers):
-                raise ValueError(self._clash())
-            _message(parameter, name=full, infer={TAG: weakref.ref(self)})
+            if parameter.requires_grad and enter(full, parameter) is not parameter:
+                check_not_replaced(full)
+        if captured:
+            self._remove_other_names()
+
+    def _send(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
+        """Sends a message that leaves the store alone; returns what handlers make of it."""
+        traces = [h.trace for h in _PYRO_STACK if isinstance(h, TraceMessenger)]
+        if any(self._stranger(trace, full) for trace in traces):
+            raise ValueError(self._clash())
+        return _message(parameter, name=full, infer={TAG: weakref.ref(self)})
+
+    def _remove_other_names(self) -> None:
+        """Leaves each parameter in the store under the VAE's name alone.
+
+        A PyroModule enters the parameters of a child under its attribute's name whenever it is
+        asked for the child, so that those which the other side has entered are there again.
+        """
+        for full, entry in self._entries.items():
+            parameter = entry()
+            if parameter is not None:
+                remove_other(pyro.get_param_store(), full, parameter)
 
     def rename(self, name: str) -> None:
         """Gives the VAE another name, and takes what stands in the store under the old one away."""
@@ -90,8 +113,8 @@ class Scope:
         tag = (infer or {}).get(TAG)
         return tag is not None and tag() is not self
 
-    def _store(self, full: str, parameter: nn.Parameter) -> None:
-        """Enters a parameter into Pyro's store, where SVI looks for it."""
+    def _store(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
+        """Enters a parameter into Pyro's store, where SVI looks for it, under this name alone."""
         store = pyro.get_param_store()
         self._claim(store)
         if full in store and store._params[full] is not parameter:
@@ -104,7 +127,8 @@ class Scope:
                 )
             remove(store, full)
         self._entries[full] = weakref.ref(parameter)
-        pyro.param(full, parameter)
+        remove_other(store, full, parameter)
+        return pyro.param(full, parameter)
 
     def _claim(self, store: ParamStoreDict) -> None:
         """Takes the name, unless another living VAE has entries under it."""
@@ -132,6 +156,20 @@ def _message(parameter: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
+def check_not_replaced(full: str) -> None:
+    """Raises a ``ValueError`` where a handler has put a value into a parameter's place.
+
+    The networks would go on with the parameter, as they do rightly where Pyro's compiler traces.
+    """
+    for handler in _PYRO_STACK:
+        if isinstance(handler, (LiftMessenger, SubstituteMessenger)):
+            raise ValueError(
+                f"Expected the parameter {full!r} as it is, got another value from a "
+                f"{type(handler).__name__}, which would not reach the network: for weights that "
+                f"are random give them a prior in a network that is a PyroModule, by PyroSample"
+            )
+
+
 def held(name: str, store: ParamStoreDict) -> bool:
     """Tells whether a living VAE has entries in the store under this name."""
     owner = _owners.get(name)
@@ -148,12 +186,18 @@ def _forget(entries: "dict[str, weakref.ref[nn.Parameter]]") -> None:
             remove(store, name)
 
 
-def remove(store: ParamStoreDict, name: str) -> None:
-    """Removes an entry, also where its tensor stands under another name too.
+def remove_other(store: ParamStoreDict, full: str, parameter: nn.Parameter) -> None:
+    """Removes the entry of a parameter under a name that no VAE has given it.
 
-    Pyro's own removal fails there: a PyroModule enters the parameters of a child under its
-    attribute's name, beside the VAE's own.
+    Such an entry would outlive the VAE.
     """
+    name = store._param_to_name.get(parameter, full)
+    if name != full and name.partition(DIVIDER)[0] not in _owners:
+        remove(store, name)
+
+
+def remove(store: ParamStoreDict, name: str) -> None:
+    """Removes an entry, also where its tensor stands under another name too: Pyro's own fails."""
     value = store._params.pop(name)
     store._constraints.pop(name, None)
     store._param_to_name.pop(value, None)
