@@ -6,6 +6,7 @@ from typing import Any
 from scenarios.scenario import Scenario
 
 TITLES = {
+    "ss_vae": "semi-supervised, class enumerated",
     "regression": "codes as regressors",
 }
 """The scenarios, a file and a row of the table each."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,13 @@ def svi(loss: Callable[..., Any], scenario: Scenario, **options: Any) -> None:
     value = step.step(*scenario.args)
     assert torch.isfinite(torch.as_tensor(value)).all()
     assert_changed(before, scenario)
+
+
+def enumerated(scenario: Scenario) -> None:
+    """One step of SVI that sums over the discrete sites of the guide."""
+    guide = infer.config_enumerate(scenario.guide) if scenario.discrete else scenario.guide
+    summed = replace(scenario, guide=guide)
+    svi(infer.TraceEnum_ELBO, summed, strict_enumeration_warning=False)
 
 
 def jit(scenario: Scenario) -> None:
@@ -123,7 +131,7 @@ INFERENCES: dict[str, Callable[[Scenario], None]] = {
     "Trace_ELBO": partial(svi, infer.Trace_ELBO),
     "TraceMeanField_ELBO": partial(svi, infer.TraceMeanField_ELBO),
     "TraceGraph_ELBO": partial(svi, infer.TraceGraph_ELBO),
-    "TraceEnum_ELBO": partial(svi, infer.TraceEnum_ELBO, strict_enumeration_warning=False),
+    "TraceEnum_ELBO": enumerated,
     "RenyiELBO": partial(svi, infer.RenyiELBO, num_particles=2, vectorize_particles=True),
     "JitTrace_ELBO": jit,
     "ReweightedWakeSleep": partial(svi, infer.ReweightedWakeSleep),

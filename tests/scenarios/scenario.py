@@ -16,6 +16,24 @@ class Fails:
     why: str
 
 
+NO_GRADIENT_BY_PATH = {
+    "TraceMeanField_ELBO": Fails(
+        NotImplementedError,
+        "must be fully reparameterized",
+        "needs a gradient through every draw of the guide, which a discrete one does not have",
+    ),
+    **{
+        ours: Fails(
+            ValueError,
+            "Expected reparameterized sites in the guide",
+            "needs a gradient through every draw of the guide, which a discrete one does not have",
+        )
+        for ours in ("ELBO", "IWAE")
+    },
+}
+"""What cannot work where a site of the guide is discrete."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """A model and guide, what they are called with, and what every inference has to reach.
