@@ -8,6 +8,7 @@ from scenarios.scenario import Scenario
 TITLES = {
     "ss_vae": "semi-supervised, class enumerated",
     "regression": "codes as regressors",
+    "nested": "three nested plates",
 }
 """The scenarios, a file and a row of the table each."""
 
