@@ -166,21 +166,28 @@ class VAE(nn.Module):
     def encode(self, x: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns q(z given x), of the batch shape of ``x``.
 
+        In a Pyro program of your own the parameters are trained as those of :attr:`guide` are.
+
         Raises:
             ValueError: If ``x`` does not end in the event shape.
         """
+        self.guide.scope.announce(self.guide)
         return self.guide.encode(x, covariates)
 
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z), of the batch shape of ``z``.
 
+        In a Pyro program of your own the parameters are trained as those of :attr:`model` are.
+
         Raises:
             ValueError: If ``z`` does not end in ``latent_dim``.
         """
+        self.model.scope.announce(self.model)
         return self.model.decode(z, covariates)
 
     def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z), of batch shape ``()`` or that of ``covariates``."""
+        self.guide.scope.announce(self.guide)
         return self.guide.prior_distribution(covariates)
 
     @torch.no_grad()

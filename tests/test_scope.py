@@ -359,3 +359,28 @@ def test_a_part_of_another_kind_can_take_a_parts_place():
     assert set(dict(vae.model.named_children())) == {"prior", "decoder", "likelihood"}
     with pytest.raises(ValueError, match="Expected prior to have latent_dim=2, got 7"):
         vae.prior = priors.Normal(7)
+
+
+def test_parts_that_a_program_calls_by_themselves_are_trained():
+    def by_parts(vae):
+        def model(x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", vae.prior_distribution())
+                pyro.sample("x", vae.decode(z), obs=x)
+
+        def guide(x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("z", vae.encode(x))
+
+        return model, guide
+
+    for _ in range(2):
+        vae = made(prior=partial(priors.Normal, learned=True))
+        before = state(vae)
+        svi(*by_parts(vae)).step(X)
+        assert changed(vae, before) == set(before)
+        assert stored() == {f"vae$$${name}" for name in before}
+        gc.collect()
+    other = made()
+    with pytest.raises(ValueError, match="Two VAEs named 'vae' are alive"):
+        svi(by_parts(vae)[0], by_parts(other)[1]).step(X)
