@@ -7,8 +7,10 @@ from scenarios.scenario import Scenario
 
 TITLES = {
     "ss_vae": "semi-supervised, class enumerated",
+    "air": "several objects, found in a loop",
     "regression": "codes as regressors",
     "nested": "three nested plates",
+    "modalities": "two modalities, one missing",
 }
 """The scenarios, a file and a row of the table each."""
 
