@@ -10,6 +10,7 @@ TITLES = {
     "air": "several objects, found in a loop",
     "regression": "codes as regressors",
     "nested": "three nested plates",
+    "mixture": "mixture of VAEs",
     "modalities": "two modalities, one missing",
 }
 """The scenarios, a file and a row of the table each."""
