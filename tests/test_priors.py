@@ -40,6 +40,30 @@ def test_learned_normal_is_linear_in_covariates():
     assert prior(None).batch_shape == ()
 
 
+def test_learned_normal_with_hidden_layers_starts_standard_and_bends():
+    prior = priors.Normal(2, learned=True, covariate_dim=3, hidden=[16])
+    covariates = torch.randn(4, 5, 3)
+    start = prior(covariates)
+    assert start.batch_shape == (4, 5)
+    torch.testing.assert_close(start.mean, torch.zeros(4, 5, 2))
+    torch.testing.assert_close(start.stddev, torch.ones(4, 5, 2))
+    torch.nn.init.normal_(prior.shift.layers[-1].weight)
+    other = covariates.clone()
+    other[2, 3] += 1
+    differ = (prior(covariates).mean != prior(other).mean).any(-1)
+    assert differ.nonzero().tolist() == [[2, 3]]
+    bend = prior(covariates).mean + prior(-covariates).mean - 2 * prior(torch.zeros(3)).mean
+    assert bend.abs().amax() > 0.1
+    prior(covariates).log_prob(torch.randn(4, 5, 2)).sum().backward()
+    assert all(p.grad is not None for p in prior.parameters())
+
+
+@pytest.mark.parametrize("options", [{"learned": False, "covariate_dim": 3}, {"learned": True}])
+def test_hidden_layers_without_covariates_are_refused(options):
+    with pytest.raises(ValueError, match=r"Expected hidden only with learned=True and covariates"):
+        priors.Normal(2, hidden=[16], **options)
+
+
 def test_mixture_is_the_sum_of_its_components():
     prior = priors.Mixture(2, components=3)
     torch.nn.init.normal_(prior.logits)

@@ -1,6 +1,6 @@
 """The diagonal normal prior, standard or learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import expm1, log
 
 import pyro.distributions as dist
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Prior, positive
+from pyro_vae.networks import MLP, apply_network
 
 __all__ = ["Normal"]
 
@@ -20,16 +21,23 @@ class Normal(Prior):
     .. math:: p(z) = \prod_d \mathcal{N}(z_d \mid \mu_d, \sigma_d^2)
 
     Standard, with :math:`\mu = 0` and :math:`\sigma = 1`, or with both learned from there; with
-    covariates and ``learned``, both are linear in them.
+    covariates and ``learned``, both depend on them, linearly or by a network: the prior of a
+    conditional VAE.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
           https://arxiv.org/abs/1312.6114
+        | Learning structured output representation using deep conditional generative models (Sohn,
+          Lee and Yan, 2015), https://papers.nips.cc/paper/5775
 
     Arguments:
         latent_dim: The number of latent dimensions.
         learned: Whether the means and scales are learned.
         covariate_dim: The number of covariates; they enter a learned prior only.
+        hidden: The widths of the hidden layers through which they enter; none makes it linear.
+
+    Raises:
+        ValueError: If there are hidden layers, but no learned prior with covariates.
 
     Example:
         >>> Normal(3)().log_prob(torch.zeros(2, 3))
@@ -39,8 +47,20 @@ class Normal(Prior):
     loc: Tensor
     raw_scale: Tensor
 
-    def __init__(self, latent_dim: int, *, learned: bool = False, covariate_dim: int = 0) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        learned: bool = False,
+        covariate_dim: int = 0,
+        hidden: Sequence[int] = (),
+    ) -> None:
         super().__init__()
+        if hidden and not (learned and covariate_dim):
+            raise ValueError(
+                f"Expected hidden only with learned=True and covariates, got {hidden=} with "
+                f"{learned=}, {covariate_dim=}"
+            )
         self.latent_dim = latent_dim
         self.learned = learned
         loc, raw_scale = torch.zeros(latent_dim), torch.full((latent_dim,), inverse(1.0, FLOOR))
@@ -50,8 +70,7 @@ class Normal(Prior):
             self.register_buffer("loc", loc)
         self.shift = None
         if learned and covariate_dim:
-            self.shift = nn.Linear(covariate_dim, 2 * latent_dim, bias=False)
-            nn.init.zeros_(self.shift.weight)
+            self.shift = make_shift(covariate_dim, 2 * latent_dim, hidden)
 
     def forward(
         self,
@@ -64,13 +83,25 @@ class Normal(Prior):
             return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
         loc, raw_scale = self.loc, self.raw_scale
         if self.shift is not None and covariates is not None:
-            shift_loc, shift_scale = self.shift(covariates).chunk(2, -1)
+            shift_loc, shift_scale = apply_network(self.shift, covariates, 1).chunk(2, -1)
             loc, raw_scale = loc + shift_loc, raw_scale + shift_scale
         return dist.Normal(loc, positive(raw_scale, FLOOR)).to_event(1)
 
     def extra_repr(self) -> str:
         """Shows the size and whether it is learned."""
         return f"latent_dim={self.latent_dim}, learned={self.learned}"
+
+
+def make_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module:
+    """Returns a network that is zero until it is trained."""
+    if not hidden:
+        linear = nn.Linear(in_size, out_size, bias=False)
+        nn.init.zeros_(linear.weight)
+        return linear
+    network = MLP((in_size,), (out_size,), hidden=hidden)
+    for parameter in network.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return network
 
 
 def inverse(scale: float, floor: float) -> float:

@@ -8,6 +8,7 @@ from scenarios.scenario import Scenario
 TITLES = {
     "ss_vae": "semi-supervised, class enumerated",
     "air": "several objects, found in a loop",
+    "cvae": "missing half of a picture",
     "regression": "codes as regressors",
     "nested": "three nested plates",
     "mixture": "mixture of VAEs",
