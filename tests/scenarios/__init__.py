@@ -14,6 +14,7 @@ TITLES = {
     "nested": "three nested plates",
     "mixture": "mixture of VAEs",
     "modalities": "two modalities, one missing",
+    "topics": "topics of counts",
 }
 """The scenarios, a file and a row of the table each."""
 
