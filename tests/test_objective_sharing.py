@@ -664,3 +664,23 @@ def test_a_loss_that_is_not_finite_does_not_outlast_its_step():
         assert objective.state_dict() == before
     objective.differentiable_loss(model, guide, torch.ones(2))
     assert objective.multiplier != before["multiplier"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_shared_may_change_from_call_to_call(at_once):
+    drawn = []
+
+    def program(shared):
+        w = pyro.sample("w", dist.Normal(torch.zeros(()), 1.0)) if shared else torch.zeros(())
+        with pyro.plate("data", 5):
+            pyro.sample("z", dist.Normal(w, 1.0))
+        return w
+
+    def guide(shared):
+        drawn.append(program(shared))
+
+    objective = IWAE(4, estimator="dreg", vectorize_particles=at_once)
+    for shared in (False, True, False, True):
+        drawn.clear()
+        objective.differentiable_loss(program, guide, shared)
+        assert len(torch.stack(drawn[-1 if at_once else -4 :]).unique()) == 1

@@ -33,8 +33,9 @@ class Jackknife(ImportanceWeighted):
     longer a bound: it may exceed the evidence, and by any amount where few weights dominate. A
     guide that maximizes it makes its weights uneven without end. Therefore only the model is
     trained by it, through log p, and the guide by a bound through samples and log q, as the
-    author's own code does; ``guide_bound="jackknife"`` trains both by the sum above, which is for
-    a comparison, or for guides with nothing to learn. The loss is minus the sum in any case.
+    author's own code does. With ``guide_bound="iwae"`` weights may still become so uneven that the
+    model runs away; ``"jackknife"`` trains both by the sum above. These two are for comparisons,
+    or guides with nothing to learn. The loss is minus the sum in any case.
 
     References:
         | Debiasing evidence approximations: on importance-weighted autoencoders and jackknife
