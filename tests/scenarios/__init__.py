@@ -15,6 +15,7 @@ TITLES = {
     "mixture": "mixture of VAEs",
     "modalities": "two modalities, one missing",
     "topics": "topics of counts",
+    "causal": "causal effect, hidden confounder",
 }
 """The scenarios, a file and a row of the table each."""
 

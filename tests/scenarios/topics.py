@@ -1,4 +1,4 @@
-"""Topics of documents, each a count of words, as in ProdLDA: a likelihood and networks of its own."""
+"""Topics of documents, each a count of words, as in ProdLDA, by a likelihood of its own."""
 
 from functools import partial
 
