@@ -9,6 +9,7 @@ TITLES = {
     "ss_vae": "semi-supervised, class enumerated",
     "air": "several objects, found in a loop",
     "cvae": "missing half of a picture",
+    "scanvi": "two latent levels, cell types",
     "dmm": "deep Markov model, ragged",
     "regression": "codes as regressors",
     "nested": "three nested plates",
