@@ -14,6 +14,7 @@ TITLES = {
     "regression": "codes as regressors",
     "nested": "three nested plates",
     "mixture": "mixture of VAEs",
+    "series": "Gaussian process over time",
     "modalities": "two modalities, one missing",
     "topics": "topics of counts",
     "causal": "causal effect, hidden confounder",
