@@ -209,3 +209,18 @@ def test_bad_arguments_raise(name):
     make, message = BAD[name]
     with pytest.raises(ValueError, match=f"Expected {message}"):
         make()
+
+
+@pytest.mark.parametrize("covariates", [None, torch.ones(4, 1, 2)])
+def test_a_network_that_broadcasts_by_itself_is_given_the_batch_as_it_is(covariates):
+    class Weights(torch.nn.Module):
+        broadcasts = True
+
+        def forward(self, x, *given):
+            shapes.append([tuple(value.shape) for value in (x, *given)])
+            return x * torch.arange(7.0).reshape(7, 1, 1, 1)
+
+    shapes = []
+    x = torch.ones(4, 5, 3)
+    assert apply_network(Weights(), x, 1, covariates).shape == (7, 4, 5, 3)
+    assert shapes == [[(4, 5, 3)] if covariates is None else [(4, 5, 3), (4, 1, 2)]]

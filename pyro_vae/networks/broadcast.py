@@ -23,6 +23,8 @@ def apply_network(
 
     Particles, enumeration and plates put dimensions to the left of ``x``; convolutions and batch
     norm refuse those. Here all of them are flattened into one before the call and restored after.
+    A network with the attribute ``broadcasts = True`` is given them as they are: one whose weights
+    are random has a draw of them for each particle.
 
     Arguments:
         network: The network, called as ``network(x)`` or ``network(x, covariates)``.
@@ -44,6 +46,8 @@ def apply_network(
     """
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
     call = on_copies_of_buffers(network) if frozen else network
+    if getattr(network, "broadcasts", False):
+        return call(x) if covariates is None else call(x, covariates)
     if covariates is None:
         x = x.reshape(math.prod(batch), *event)
         out = call(x)
