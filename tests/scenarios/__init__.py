@@ -18,6 +18,7 @@ TITLES = {
     "modalities": "two modalities, one missing",
     "topics": "topics of counts",
     "causal": "causal effect, hidden confounder",
+    "flow": "normalizing flow as prior",
     "bayesian": "Bayesian decoder",
 }
 """The scenarios, a file and a row of the table each."""
