@@ -19,6 +19,7 @@ TITLES = {
     "topics": "topics of counts",
     "causal": "causal effect, hidden confounder",
     "flow": "normalizing flow as prior",
+    "after_training": "the posterior after training",
     "bayesian": "Bayesian decoder",
 }
 """The scenarios, a file and a row of the table each."""
