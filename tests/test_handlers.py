@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import HMC, MCMC, SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import HMC, MCMC, SVI, JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.reparam import AutoReparam, LocScaleReparam
 from pyro.nn import PyroModule
@@ -369,3 +369,13 @@ def test_a_hundred_vaes_leave_nothing_behind(program, local):
     # Less than one of a hundred.
     assert alive() - before < size
     assert stored() == set()
+
+
+def test_pyros_compiler_takes_a_vae_whose_name_is_its_attributes(recwarn):
+    """It wants a parameter under one name; the warnings are PyTorch's, of its old compiler."""
+    vae = made(plate=None, name="inner")
+    program, before = Program(vae), state(vae)
+    loss = JitTrace_ELBO(ignore_jit_warnings=True)
+    svi(program, program.guide, loss).step(X)
+    assert changed(vae, before) == set(before)
+    assert {warning.category for warning in recwarn} <= {FutureWarning}
