@@ -19,6 +19,7 @@ TITLES = {
     "topics": "topics of counts",
     "causal": "causal effect, hidden confounder",
     "flow": "normalizing flow as prior",
+    "big": "subsampled rows",
     "after_training": "the posterior after training",
     "bayesian": "Bayesian decoder",
 }
