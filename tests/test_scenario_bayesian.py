@@ -5,11 +5,14 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroSample
+from pyro.nn.module import to_pyro_module_
 from scenarios.bayesian import BayesianLinear, Program, guide_of
 from torch import Tensor
 
-from pyro_vae import VAE, likelihoods, networks, objectives, posteriors
+from pyro_vae import VAE, AutoVAEGuide, likelihoods, networks, objectives, posteriors
 
 ROWS, D, K, NOISE = 200, 5, 2, 0.5
 
@@ -110,3 +113,36 @@ def test_the_bound_is_that_of_variational_principal_components():
 
     gap = bound(model, best, x) - bound(model, guide, x)
     assert -1.5 < gap < 3
+
+
+def test_a_network_of_pytorchs_becomes_one_of_random_weights():
+    vae = VAE(D, K, plate=None, decoder=partial(networks.MLP, hidden=[8]))
+    to_pyro_module_(vae.decoder)
+    layers = [layer for layer in vae.decoder.layers if isinstance(layer, torch.nn.Linear)]
+    for layer in layers:
+        for name, value in list(layer.named_parameters()):
+            prior = dist.Normal(torch.zeros_like(value), 1.0).to_event(value.dim())
+            setattr(layer, name, PyroSample(prior))
+
+    class Deep(Program):
+        def forward(self, x):
+            _ = [(layer.weight, layer.bias) for layer in layers]
+            with pyro.plate("rows", len(x)):
+                return self.vae.model(x)
+
+    model, x = Deep(vae), rows().sigmoid().round()
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, hide=["vae.z", "vae.x"])))
+    guide.append(AutoVAEGuide(model, vae))
+    shapes = {name: tuple(value.shape) for name, value in guide(x).items()}
+    assert shapes == {
+        "decoder.layers.0.weight": (8, K),
+        "decoder.layers.0.bias": (8,),
+        "decoder.layers.2.weight": (D, 8),
+        "decoder.layers.2.bias": (D,),
+        "vae.z": (ROWS, K),
+    }
+    before = [p.detach().clone() for p in guide.parameters()]
+    loss = objectives.IWAE(3, vectorize_particles=False)
+    pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss).step(x)
+    assert not any(torch.equal(a, b) for a, b in zip(before, guide.parameters(), strict=True))
