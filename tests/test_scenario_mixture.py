@@ -12,7 +12,7 @@ from truths import LinearGaussian, exact_vae, family_limit
 
 from pyro_vae import VAE, likelihoods, networks, posteriors
 
-ROWS, D = 2000, 3
+ROWS, D = 2000, 5
 GENERATOR = torch.Generator().manual_seed(5)
 WEIGHTS = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 
@@ -55,6 +55,19 @@ def test_exact_components_give_the_evidence_whatever_the_guide_draws():
     evidence = (WEIGHTS.log() + EVIDENCES).logsumexp(-1).sum().item()
     for loss in (TraceEnum_ELBO(), TraceEnum_ELBO(num_particles=3, vectorize_particles=True)):
         assert -loss.loss(model, guide, X) == pytest.approx(evidence, rel=1e-9)
+
+
+def test_rows_that_no_component_explains_have_their_evidence_too():
+    """They lie off all components, where a code does not help, and each density is below e^-2000.
+
+    The smallest number of double precision is e^-745.
+    """
+    weights = torch.stack([truth.weight[:, 0] for truth in TRUTHS])
+    off = X + 50 * torch.linalg.svd(weights).Vh[-1]
+    evidence = torch.stack([truth.evidence(off) for truth in TRUTHS], -1)
+    assert evidence.max() < -2000
+    found = -TraceEnum_ELBO().loss(*program(*exact()), off)
+    assert found == pytest.approx((WEIGHTS.log() + evidence).logsumexp(-1).sum().item(), rel=1e-9)
 
 
 def test_the_responsibilities_are_the_posterior_of_the_component():
