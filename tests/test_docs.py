@@ -122,7 +122,13 @@ def test_a_missing_anchor_and_an_open_block_are_found(tmp_path, monkeypatch):
     assert len(blocks_that_are_no_doctest("a.md")) == 1
 
 
-def test_the_table_of_objectives_is_the_one_that_its_command_prints():
-    page = text_of("objectives.md")
-    shown = page.split("<!-- objectives -->\n")[1].split("<!-- /objectives -->")[0]
-    assert shown.strip() == import_module("pyro_vae.objectives.__main__").table()
+@pytest.mark.parametrize(
+    ("page", "mark", "module"),
+    [
+        ("objectives.md", "objectives", "pyro_vae.objectives.__main__"),
+        ("scenarios/index.md", "scenarios", "scenarios.table"),
+    ],
+)
+def test_a_generated_table_is_the_one_that_its_command_prints(page, mark, module):
+    shown = text_of(page).split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
+    assert shown.strip() == import_module(module).table()
