@@ -300,6 +300,7 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(tmp_path):
         assert start(tmp_path / "killed", before=f"exec({code!r})").wait() == -signal.SIGKILL
     kills = 2
     while kills < 10:
+        began = time.perf_counter()
         process = start(tmp_path / "killed")
         try:
             process.wait(timeout=random.uniform(0.4, 0.9) * length)
@@ -307,6 +308,8 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(tmp_path):
             process.kill()
         kills += process.wait() == -signal.SIGKILL
         if process.returncode == 0:
+            # A machine that is quicker than it was would end before every kill.
+            length = min(length, time.perf_counter() - began)
             (tmp_path / "killed" / "resume.pt").unlink()
             (tmp_path / "killed" / "metrics.json").unlink()
     assert start(tmp_path / "killed").wait() == 0
