@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,26 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from pyro_vae.files import write_whole
 from pyro_vae.vae import VAE
 
-__all__ = ["fingerprint", "load", "load_state", "save", "save_state", "save_weights", "write_whole"]
+__all__ = ["fingerprint", "load", "load_state", "save", "save_state", "save_weights"]
 
 FORMAT = "pyro_vae 1"
 ROOMS = ("priors", "posteriors", "likelihoods", "networks")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, also if the machine loses power."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def save(vae: VAE, path: Path | str) -> None:

@@ -45,7 +45,8 @@ def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
         listed.append(neighbours(means, labels))
     if kl is not None:
         listed.append(rates(kl))
-    return [*listed, curves(made), proposals(vae, x, mask)]
+    most = made.cfg.evaluate.num_particles
+    return [*listed, curves(made), proposals(vae, x, mask, most)]
 
 
 def labels_of(data: Data) -> Any:
@@ -160,16 +161,17 @@ def curves(made: "Run") -> report.Picture:
     return report.Picture("curves.png", "Training", caption, figure_of(ax))
 
 
-def proposals(vae: VAE, x: Tensor, mask: Tensor | None) -> report.Picture:
+def proposals(vae: VAE, x: Tensor, mask: Tensor | None, most: int) -> report.Picture:
     """Draws what the log evidence looks like without an encoder, and with it."""
+    counts = [count for count in SAMPLES if count <= max(most, SAMPLES[2])]
     rows, seen = x[:PROPOSAL_ROWS], None if mask is None else mask[:PROPOSAL_ROWS]
     found = {
         f"z from the {proposal}": [
-            float(evidence(vae, rows, seen, count, proposal).mean()) for count in SAMPLES
+            float(evidence(vae, rows, seen, count, proposal).mean()) for count in counts
         ]
         for proposal in ("posterior", "prior")
     }
-    ax = plots.lines(SAMPLES, found, ax=canvas(5.6, 3.2))
+    ax = plots.lines(counts, found, ax=canvas(5.6, 3.2))
     ax.set(xlabel="samples for each datum", ylabel="log evidence, nats per datum", xscale="log")
     caption = (
         f"The log evidence of {len(rows)} held-out rows by importance sampling. Drawn from the "

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import NamedTuple
 
 import jinja2
 import matplotlib.figure
+
+from pyro_vae.files import write_whole
 
 __all__ = ["Figure", "Picture", "Report", "write"]
 
@@ -98,8 +99,8 @@ def write(report: Report, folder: Path | str) -> Path:
     (page.parent / "figures").mkdir(parents=True, exist_ok=True)
     pngs = [to_png(picture.figure) for picture in report.pictures]
     for picture, png in zip(report.pictures, pngs, strict=True):
-        replace(page.parent / "figures" / picture.file, png)
-    replace(page, render(report, pngs).encode())
+        write_whole(page.parent / "figures" / picture.file, png)
+    write_whole(page, render(report, pngs).encode())
     return page
 
 
@@ -115,16 +116,6 @@ def to_png(figure: matplotlib.figure.Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def render(report: Report, pngs: Sequence[bytes]) -> str:

@@ -205,20 +205,6 @@ def test_state_survives_and_refuses_damage_and_bombs(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write_whole(path, b"old")
-
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
 def test_double_precision_comes_back_as_it_was(tmp_path):
     vae = VAE(EVENT, 3).double()
     save(vae, tmp_path / "vae.safetensors")

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from pyro_vae import plots, report
+from pyro_vae import files, plots, report
 from pyro_vae.report import Figure, Picture, Report
 
 VOID = {"meta", "link", "img", "br"}
@@ -213,13 +213,11 @@ def test_a_failure_leaves_the_report_before_it_whole(told, tmp_path, monkeypatch
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     changed = told._replace(title="changed", pictures=told.pictures[::-1])
 
-    def half(self, content):
-        with self.open("wb") as file:
-            file.write(content[:100])
+    def full(*_):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(OSError, match="disk full"):
             report.write(changed, tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
@@ -236,7 +234,7 @@ def test_a_page_appears_only_when_it_is_whole(told, tmp_path, monkeypatch):
         moved.append(Path(target).name)
         os.rename(source, target)
 
-    monkeypatch.setattr(report.os, "replace", watched)
+    monkeypatch.setattr(files.os, "replace", watched)
     report.write(told, tmp_path)
     assert moved == [*(p.file for p in told.pictures), "report.html"]
 

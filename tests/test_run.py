@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pyro_vae import config, data
 from pyro_vae.pictures import labels_of
-from pyro_vae.run import run, strict_json
+from pyro_vae.run import run
 
 QUICK = [
     "train.epochs=3",
@@ -170,11 +170,6 @@ def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     assert message in done.stderr
     assert not (tmp_path / "job" / "metrics.json").exists()
     assert not (tmp_path / "job" / "model.safetensors").exists()
-
-
-def test_json_is_strict():
-    text = strict_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": float("-inf")}})
-    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
 
 
 def test_a_collapsed_model_and_a_prior_without_marginals_are_still_reported(tmp_path):

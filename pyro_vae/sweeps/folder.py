@@ -1,0 +1,78 @@
+"""The folder of a job: what state it is in, and what it holds.
+
+Nothing here needs PyTorch, so that a sweep of finished jobs is passed over at once.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from pyro_vae.files import strict_json, write_whole
+
+__all__ = ["Failure", "State", "failure", "lock", "metrics", "state", "write_failure"]
+
+State = Literal["finished", "failed", "running", "cut off"]
+"""What has become of a job: ``"cut off"`` is one that neither ended nor is at work."""
+
+
+class Failure(NamedTuple):
+    """Why a job failed.
+
+    Attributes:
+        reason: One line: the error, or the signal that ended it.
+        command: What runs the job alone.
+        time: When it failed, in ISO 8601.
+        trace: The traceback, as far as there is one.
+    """
+
+    reason: str
+    command: str
+    time: str
+    trace: str = ""
+
+
+def lock(folder: Path) -> FileLock:
+    """Returns the lock of a job, which its process holds as long as it works, and no longer."""
+    return FileLock(folder / ".lock")
+
+
+def state(folder: Path) -> State:
+    """Returns what has become of a job."""
+    if failure(folder) is not None:
+        return "failed"
+    if metrics(folder) is not None and (folder / "report.html").is_file():
+        return "finished"
+    if not (folder / ".lock").exists():
+        return "cut off"
+    try:
+        with lock(folder).acquire(blocking=False):
+            return "cut off"
+    except Timeout:
+        return "running"
+
+
+def metrics(folder: Path) -> dict[str, Any] | None:
+    """Returns the figures of a run, or ``None`` if there are none."""
+    return read(folder / "metrics.json")
+
+
+def failure(folder: Path) -> Failure | None:
+    """Returns why a job failed, or ``None`` if it did not."""
+    known = read(folder / "failure.json")
+    return None if known is None else Failure(**known)
+
+
+def write_failure(folder: Path, failed: Failure) -> None:
+    """Notes down that a job failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "failure.json", strict_json(failed._asdict()).encode())
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Returns what a file of JSON holds, or ``None`` if there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,81 @@
+"""A job's name: a hash of what decides its result."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+__all__ = ["UNRELATED", "holds", "register", "run_id"]
+
+UNRELATED = (
+    "hydra",
+    "out",
+    "resume",
+    "study",
+    "isolate",
+    "threads",
+    "device",
+    "train.checkpoint_seconds",
+    "data.root",
+    "data.download",
+)
+"""Settings that do not change what a job computes, but for rounding."""
+
+
+def run_id(cfg: Mapping[str, Any] | DictConfig) -> str:
+    """Returns the name of a job: 12 hexadecimal digits of the SHA-1 of its configuration.
+
+    The configuration is resolved first, and :data:`UNRELATED` settings are left out: a setting
+    written out that equals the default gives the same name.
+
+    Arguments:
+        cfg: A composed configuration, with or without Hydra's own part.
+
+    Example:
+        >>> from pyro_vae.config import compose
+        >>> first = run_id(compose(["out=here"]))
+        >>> first == run_id(compose(["out=there", "threads=2", "vae.latent_dim=10"]))
+        True
+        >>> first == run_id(compose(["out=here", "seed=1"]))
+        False
+    """
+    text = json.dumps(deciding(cfg), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+
+
+def deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """Returns what decides a job's result, as plain values."""
+    cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    part = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in UNRELATED])
+    try:
+        values = OmegaConf.to_container(part, resolve=True)
+    except OmegaConfBaseException:
+        # What cannot be resolved fails in its job, with the folder that this name gives it.
+        values = OmegaConf.to_container(part)
+    assert isinstance(values, dict)
+    for path in UNRELATED:
+        room, _, name = path.rpartition(".")
+        if isinstance(values.get(room), dict):
+            values[room].pop(name, None)
+    return {str(key): value for key, value in values.items()}
+
+
+def holds(folder: Path) -> str | None:
+    """Returns the name of the job whose run a folder holds, or ``None`` if it holds none."""
+    try:
+        return run_id(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+    except FileNotFoundError:
+        return None
+
+
+def register() -> None:
+    """Lets a configuration say ``${pyro_vae.run_id:}``."""
+
+    def resolver(*, _root_: DictConfig) -> str:
+        return run_id(_root_)
+
+    OmegaConf.register_new_resolver("pyro_vae.run_id", resolver, replace=True)

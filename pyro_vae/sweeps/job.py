@@ -1,0 +1,185 @@
+"""One job of a sweep: passed over, gone on with or begun, in a process of its own."""
+
+import logging
+import shlex
+import sys
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+
+from pyro_vae.files import write_whole
+from pyro_vae.sweeps import folder, journal
+from pyro_vae.sweeps.folder import Failure
+from pyro_vae.sweeps.identity import holds, run_id
+from pyro_vae.sweeps.isolated import call
+
+__all__ = ["JobFailed", "Task", "alone", "job", "work"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds for which a lock is waited for, in case its process is just dying."""
+
+IN_USE = 75
+"""The exit code of a process that found its job in use: the temporary failure of sysexits.h."""
+
+
+class JobFailed(CompactHydraException):
+    """A job of a sweep failed; the others go on. Hydra shows the message alone."""
+
+
+class Task:
+    """A job as this command knows it.
+
+    Attributes:
+        cfg: Its configuration.
+        folder: Its folder.
+        overrides: What makes it differ from the default.
+        command: What runs it alone.
+    """
+
+    def __init__(self, cfg: DictConfig, overrides: list[str]) -> None:
+        self.cfg = cfg
+        self.folder = Path(cfg.out)
+        self.overrides = shlex.join(overrides)
+        alone = [*overrides, "hydra.mode=RUN", f"out={self.folder}", "resume=true"]
+        self.command = shlex.join(["pyro-vae", *alone])
+
+    def note(self, outcome: str, reason: str = "") -> None:
+        """Adds to the journal what the job came to."""
+        journal.note(journal.Entry(str(self.folder), self.overrides, outcome, reason, self.command))
+
+
+def job(cfg: DictConfig) -> float:
+    """Sees to it that a job of a sweep is done.
+
+    A finished job is passed over; one that was cut off or failed goes on from its last checkpoint;
+    one that another process is at is left to it.
+
+    Returns:
+        The held-out log evidence, in nats per datum; NaN for a job left to another process.
+
+    Raises:
+        JobFailed: If the job failed. Its folder then has a ``failure.json``.
+    """
+    task = Task(cfg, list(HydraConfig.get().overrides.task))
+    outcome, reason = done(task)
+    task.note(outcome, reason)
+    name = task.folder.name
+    if outcome == "failed":
+        raise JobFailed(reason)
+    if outcome == "elsewhere":
+        log.info("%s is left to the process that is at it", name)
+        return float("nan")
+    before = " (finished before)" if outcome == "passed over" else ""
+    log.info("%s: log evidence %.3f nats per datum%s", name, evidence(task), before)
+    return evidence(task)
+
+
+def done(task: Task) -> tuple[str, str]:
+    """Returns what a job came to, and why if it failed."""
+    if holds(task.folder) not in (None, run_id(task.cfg)):
+        return "failed", (
+            f"Expected a folder of its own, got '{task.folder}', which holds the run of another "
+            f"configuration: choose another hydra.sweep.dir or hydra.sweep.subdir"
+        )
+    if folder.state(task.folder) == "finished":
+        return "passed over", ""
+    task.note("started")
+    return attempt(task)
+
+
+def alone(cfg: DictConfig) -> float:
+    """Runs one job outside of any sweep, in this process.
+
+    Raises:
+        ValueError: If another process is writing to its folder.
+    """
+    from pyro_vae.run import run
+
+    place = Path(cfg.out)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        with folder.lock(place).acquire(timeout=PATIENCE):
+            value = run(cfg)
+            (place / "failure.json").unlink(missing_ok=True)
+            return value
+    except Timeout:
+        raise ValueError(
+            f"Expected out to be a folder that no other process writes to, got '{place}'"
+        ) from None
+
+
+def evidence(task: Task) -> float:
+    """Returns the log evidence of a finished job."""
+    found = folder.metrics(task.folder)
+    value = None if found is None else found["log_evidence"]
+    return float("nan") if value is None else value
+
+
+def attempt(task: Task) -> tuple[str, str]:
+    """Returns what a job came to, and why if it failed."""
+    cfg = cast(dict[str, Any], OmegaConf.to_container(task.cfg, resolve=True))
+    if task.cfg.isolate:
+        code = call(work, (cfg, task.command), log=task.folder / "job.log")
+    else:
+        code = work(cfg, task.command)
+    if code == IN_USE:
+        return "elsewhere", ""
+    if code == 0:
+        return "finished", ""
+    failed = folder.failure(task.folder) if code > 0 else None
+    if failed is None:
+        failed = Failure(ended_by(code), task.command, now())
+        folder.write_failure(task.folder, failed)
+    return "failed", failed.reason
+
+
+def work(cfg: dict[str, Any], command: str) -> int:
+    """Does the work of a job, and returns an exit code: 0, 1 if it failed, or :data:`IN_USE`."""
+    from pyro_vae.run import run
+
+    place = Path(cfg["out"])
+    place.mkdir(parents=True, exist_ok=True)
+    lock = folder.lock(place)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        return IN_USE
+    with lock:
+        if folder.state(place) == "finished":
+            return 0
+        (place / "failure.json").unlink(missing_ok=True)
+        # Before anything can fail, so that a failed job is still known by its settings.
+        write_whole(place / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+        try:
+            run(OmegaConf.create(cfg | {"resume": True}))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            trace = traceback.format_exc()
+            folder.write_failure(place, Failure(reason, command, now(), trace))
+            print(trace, file=sys.stderr)
+            return 1
+    return 0
+
+
+def ended_by(code: int) -> str:
+    """Returns the reason of a process that ended without a word."""
+    import signal
+
+    if code >= 0:
+        return f"the process ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (was memory short?)" if name == "SIGKILL" else ""
+    return f"the process was ended by {name}{hint}"
+
+
+def now() -> str:
+    """Returns the time, in ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,121 @@
+"""What a command's jobs came to, told while it runs and at its end."""
+
+import json
+import os
+import shlex
+import time
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from pyro_vae.sweeps import folder
+
+__all__ = ["Entry", "Journal", "close", "note"]
+
+VARIABLE = "PYRO_VAE_JOURNAL"
+"""The environment variable that names the journal, for the processes of all launchers."""
+
+
+class Entry(NamedTuple):
+    """What is known of a job.
+
+    Attributes:
+        folder: Its folder.
+        overrides: What makes it differ from the default.
+        outcome: ``"started"``, ``"finished"``, ``"passed over"`` (it was finished before),
+            ``"failed"`` or ``"elsewhere"`` (another process is at it).
+        reason: Why it failed.
+        command: What runs it alone.
+    """
+
+    folder: str
+    overrides: str
+    outcome: str
+    reason: str = ""
+    command: str = ""
+
+
+class Journal(Callback):
+    """Hydra's callback that says at the start of a sweep where its journal is."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Tells all processes of the sweep."""
+        file = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}.jsonl"
+        path = Path(config.hydra.sweep.dir).absolute() / ".journal" / file
+        os.environ[VARIABLE] = str(path)
+
+
+def note(entry: Entry) -> None:
+    """Adds a line to the journal of this sweep; several processes may at once."""
+    path = Path(os.environ[VARIABLE])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(entry._asdict()) + "\n"
+    # One write to a file opened for appending is not torn by those of other processes.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def close(code: int) -> int:
+    """Tells at the end of a sweep what became of its jobs, and returns the exit code.
+
+    Jobs that another process was at are waited for.
+
+    Arguments:
+        code: The exit code so far.
+    """
+    path = Path(os.environ.pop(VARIABLE, ""))
+    if not path.is_file():
+        return code
+    entries = [settle(entry) for entry in read(path)]
+    print(told(entries, path.parent.parent, code), flush=True)
+    return code or int(any(entry.outcome == "failed" for entry in entries))
+
+
+def read(path: Path) -> list[Entry]:
+    """Returns the last word on each job."""
+    lines = path.read_text().splitlines()
+    return list({e.folder: e for e in (Entry(**json.loads(line)) for line in lines)}.values())
+
+
+def settle(entry: Entry) -> Entry:
+    """Returns what became of a job that had not ended under this command."""
+    if entry.outcome not in ("elsewhere", "started"):
+        return entry
+    place = Path(entry.folder)
+    if folder.state(place) == "running":
+        print(f"waiting for {place.name}, which another process is at")
+    while (now := folder.state(place)) == "running":
+        time.sleep(0.5)
+    if now == "finished":
+        return entry._replace(outcome="finished")
+    failed = folder.failure(place)
+    reason = failed.reason if failed else "its process ended before it did"
+    return entry._replace(outcome="failed", reason=reason)
+
+
+def told(entries: list[Entry], sweep: Path, code: int) -> str:
+    """Returns what a terminal shows at the end of a sweep."""
+    numbers = Counter(entry.outcome for entry in entries)
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in numbers.items())
+    lines = ["", f"{len(entries)} jobs in {sweep}: {counts}"]
+    for entry in entries:
+        if entry.outcome == "failed":
+            lines += [
+                "",
+                f"failed  {entry.overrides}",
+                f"  why   {entry.reason}",
+                f"  log   {Path(entry.folder) / 'job.log'}",
+                f"  alone {entry.command}",
+            ]
+    if code and not numbers["failed"]:
+        lines += ["", "The sweep ended early, and jobs may be missing."]
+    if code or numbers["failed"]:
+        lines += ["", "The same command again runs what failed or is missing, and nothing else."]
+    return "\n".join([*lines, f"To compare them: pyro-vae-compare {shlex.quote(str(sweep))}"])
