@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         posteriors,
         priors,
         report,
+        reuse,
+        sweeps,
     )
     from pyro_vae.autoguide import AutoVAEGuide
     from pyro_vae.checkpoint import load, save
@@ -52,7 +54,9 @@ __all__ = [
     "posteriors",
     "priors",
     "report",
+    "reuse",
     "save",
+    "sweeps",
 ]
 
 HOMES = {

@@ -87,6 +87,8 @@ class Training:
             products=self.products,
             strict=self.strict,
             divide_by=self.usual,
+            optimizer=self.optimizer,
+            clip_norm=self.clip_norm,
         )
 
     def presented(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
@@ -124,24 +126,24 @@ class Training:
             set_scalar(self.objective, name, schedule(self.steps))
         x, mask = self.presented(rows)
         compiled = self.compiled is not None and len(rows) == self.usual
-        loss = self.compiled_loss(x, mask) if compiled else self.eager_loss(x, mask)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
-        self.optimizer.step()
+        loss = self.compiled_step(x, mask) if compiled else self.eager_step(x, mask)
         self.steps += 1
         return loss
 
-    def eager_loss(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns the loss, its gradient per row left at the parameters."""
+    def eager_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Makes a step, operation by operation."""
         self.optimizer.zero_grad(set_to_none=True)
         # Pyro's checks of model, guide and shapes pay once; data are checked already.
         with pyro.validation_enabled(self.validating and self.steps == 0):
             loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, x, mask=mask)
         (loss / len(x)).backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
+        self.optimizer.step()
         return loss.detach()
 
-    def compiled_loss(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Does the same by the compiled step, and notes if there is none after all."""
+    def compiled_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Makes the same step in one graph, and notes if there is none after all."""
         assert self.compiled is not None
         loss = self.compiled(x, mask=mask)
         self.engine = str(self.compiled.engine)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from pyro_vae import baseline, config, evaluate, objectives, report, story
-from pyro_vae.checkpoint import write_whole
 from pyro_vae.conditional import check_size
 from pyro_vae.data import Data, Rows
+from pyro_vae.epochs import own_randomness
+from pyro_vae.files import strict_json, write_whole
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
 
@@ -50,6 +50,10 @@ def run(cfg: DictConfig) -> float:
     out = Path(cfg.out)
     start_clean(cfg)
     data = config.build(cfg.data)
+    if not len(data.x.test):
+        raise ValueError(
+            f"Expected rows of '{data.name}' to be kept for the test, got none: give data.test"
+        )
     vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
@@ -57,6 +61,7 @@ def run(cfg: DictConfig) -> float:
     for stale in ("metrics.json", "report.html"):
         (out / stale).unlink(missing_ok=True)
     write(out / "config.yaml", OmegaConf.to_yaml(config.resolved(cfg)))
+    write(out / "data.json", strict_json(data.preparation.to_dict()))
 
     result = config.build(cfg.train)(
         vae,
@@ -89,23 +94,58 @@ def start_clean(cfg: DictConfig) -> None:
 
 def judge(made: Run) -> dict[str, Any]:
     """Returns the final figures on held-out data, in nats per datum."""
-    cfg, data, vae, (x, mask, _) = made.cfg, made.data, made.vae, made.data.test
-    few = slice(cfg.evaluate.evidence_rows)
+    cfg, vae, (x, mask, _) = made.cfg, made.vae, made.data.test
+    # Seeded anew, so that whoever judges the run later can draw the same.
+    with own_randomness(x.device, cfg.seed):
+        figures = scores(vae, x, mask, **cfg.evaluate)
+    kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
+    return {
+        **figures,
+        "objective": held_out_objective(made),
+        "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
+        "kl_reason": {name: term.reason for name, term in kl.items()},
+        "mixture_log_evidence": mixture_evidence(made),
+        "mixture_components": cfg.evaluate.baseline_components,
+        "mixture_rows": min(len(made.data.x.train), cfg.evaluate.baseline_rows),
+        **protocol(made),
+    }
+
+
+def scores(
+    vae: VAE,
+    x: Tensor,
+    mask: Tensor | None,
+    *,
+    num_particles: int,
+    elbo_particles: int,
+    evidence_rows: int | None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Returns what a VAE makes of data, in nats per datum.
+
+    Arguments:
+        vae: The VAE.
+        x: Data of shape ``(N, *event_shape)``.
+        mask: True where a value is observed, of the shape of ``x``, or ``None``.
+        num_particles: Samples for each row of the log evidence.
+        elbo_particles: Samples for each row of the ELBO.
+        evidence_rows: At most so many rows, the first, for the log evidence; ``None``: all.
+    """
+    few = slice(evidence_rows)
     evidence = evaluate.log_evidence(
         vae,
         x[few],
-        cfg.evaluate.num_particles,
+        num_particles,
         mask=None if mask is None else mask[few],
         diagnostics=True,
     )
     assert isinstance(evidence, evaluate.Evidence)
-    bound = evaluate.elbo(vae, x, num_particles=cfg.evaluate.elbo_particles, mask=mask)
-    kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
+    bound = evaluate.elbo(vae, x, num_particles=elbo_particles, mask=mask)
     return {
         "log_evidence": mean(evidence.log_evidence),
         "log_evidence_se": standard_error(evidence.log_evidence),
         "log_evidence_rows": len(evidence.log_evidence),
-        "log_evidence_particles": cfg.evaluate.num_particles,
+        "log_evidence_particles": num_particles,
         "log_evidence_monte_carlo_se": monte_carlo_error(evidence.standard_error),
         "effective_sample_size_min": evidence.effective_sample_size.min().item(),
         "elbo": mean(bound.elbo),
@@ -113,16 +153,14 @@ def judge(made: Run) -> dict[str, Any]:
         "gap": mean(evidence.log_evidence - bound.elbo[few]),
         "rate": mean(bound.rate),
         "distortion": mean(bound.distortion),
-        "objective": held_out_objective(made),
-        "active_units": int(evaluate.active_units(vae, x, mask=mask).sum()),
+        "active_units": active(vae, x, mask),
         "kl_per_dimension": rates(vae, x, mask),
-        "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
-        "kl_reason": {name: term.reason for name, term in kl.items()},
-        "mixture_log_evidence": mixture_evidence(made),
-        "mixture_components": cfg.evaluate.baseline_components,
-        "mixture_rows": min(len(data.x.train), cfg.evaluate.baseline_rows),
-        **protocol(made),
     }
+
+
+def active(vae: VAE, x: Tensor, mask: Tensor | None) -> int:
+    """Returns the number of active units, 0 for one row, over which no code varies."""
+    return int(evaluate.active_units(vae, x, mask=mask).sum()) if len(x) > 1 else 0
 
 
 def protocol(made: Run) -> dict[str, Any]:
@@ -192,26 +230,15 @@ def mean(values: Tensor) -> float:
 
 
 def standard_error(values: Tensor) -> float:
-    """Returns the standard error of the mean over rows."""
+    """Returns the standard error of the mean over rows, NaN for one row."""
+    if len(values) < 2:
+        return math.nan
     return (values.double().std() / math.sqrt(len(values))).item()
 
 
 def monte_carlo_error(errors: Tensor) -> float:
     """Returns the standard error of a mean of independent estimates from that of each."""
     return (errors.double().pow(2).sum().sqrt() / len(errors)).item()
-
-
-def strict_json(values: dict[str, Any]) -> str:
-    """Returns JSON without NaN and infinity, which the standard does not know: null there."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(values), indent=2, allow_nan=False) + "\n"
 
 
 def write_history(path: Path, result: FitResult) -> None:

@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 for _name, _file in (
     ("tables", "tables.py"),
     ("truths", "truths.py"),
+    ("sweeping", "sweeping.py"),
     ("scenarios", "scenarios/__init__.py"),
 ):
     _spec = importlib.util.spec_from_file_location(_name, TESTS / _file)

@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import pytest
 import tables
 import torch
-from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -263,9 +262,8 @@ class Counts(objectives.ELBO):
         ({"encoder": partial(Picks, hidden=[5])}, objectives.ELBO(), "depends on the values"),
         ({}, Reads(beta=torch.tensor(2.0)), "depends on the values"),
         ({}, Counts(), "anew with each call"),
-        ({}, Trace_ELBO(), "depends on the values"),
     ],
-    ids=["fork", "pick", "read", "count", "Trace_ELBO"],
+    ids=["fork", "pick", "read", "count"],
 )
 def test_what_no_graph_can_hold_is_eager_with_one_warning(parts, objective, reason):
     vae = made(**parts)

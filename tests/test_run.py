@@ -77,19 +77,6 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert (out / ".hydra" / "overrides.yaml").is_file()
 
 
-def test_jobs_of_a_sweep_are_those_of_fresh_processes(tmp_path):
-    swept = command(
-        "-m", *QUICK, "vae/prior=vamp,mixture", "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path
-    )
-    assert swept.returncode == 0, swept.stderr
-    jobs = [figures(tmp_path / "sweep" / str(n)) for n in range(4)]
-    assert len({job["log_evidence"] for job in jobs}) == 4
-    assert {job["threads"] for job in jobs} == {1}
-    alone = command(*QUICK, "vae/prior=mixture", "seed=1", "hydra.run.dir=alone", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    assert figures(tmp_path / "alone") == jobs[3]
-
-
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -1,6 +1,5 @@
 """Sweeps: jobs named by what they compute, which survive each other and can be run again."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from sweeping import JOBLIB, jobs, results
 
 from pyro_vae import config
 from pyro_vae.sweeps import folder, job, journal
@@ -24,7 +24,6 @@ QUICK = [
     "evaluate.elbo_particles=5",
     "evaluate.baseline_components=0",
 ]
-JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 STUDIES = sorted(path.stem for path in (config.APP / "sweep").glob("*.yaml"))
 
 
@@ -41,22 +40,6 @@ def sweep(*arguments, cwd):
     process = command("-m", *QUICK, *arguments, cwd=cwd)
     out, err = process.communicate()
     return process.returncode, out + err
-
-
-def jobs(sweep):
-    """Returns the folders of a sweep's jobs by name."""
-    return {p.name: p for p in sweep.iterdir() if p.is_dir() and p.name != ".journal"}
-
-
-def results(sweep):
-    """Returns all that a sweep's jobs computed, to the bit, less what the clock decides."""
-    found = {}
-    for name, place in jobs(sweep).items():
-        metrics = json.loads((place / "metrics.json").read_text())
-        metrics.pop("seconds")
-        history, weights = (place / f for f in ("history.csv", "model.safetensors"))
-        found[name] = metrics, history.read_bytes(), weights.read_bytes()
-    return found
 
 
 def written(place):

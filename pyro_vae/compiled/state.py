@@ -1,7 +1,9 @@
 """What a step reads besides its arguments, and what it changes besides its result."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import pyro.infer
@@ -13,6 +15,9 @@ __all__ = ["Surroundings"]
 
 OWN = frozenset({bool, int, float, complex, str, Tensor})
 """Types of attributes that a graph holds, the value of a number and the place of a tensor."""
+
+OF_ALL = frozenset(vars(nn.Module()))
+"""The attributes of every module."""
 
 PutBack = Callable[[], None]
 
@@ -28,7 +33,7 @@ class Surroundings:
 
     def __init__(self, objective: Any, *sides: Callable[..., Any]) -> None:
         self.objective = objective
-        self.modules: dict[nn.Module, None] = {}
+        self.modules: dict[nn.Module, Facts] = {}
         self.reads_store = False
         for side in (objective, *sides):
             if isinstance(side, nn.Module):
@@ -36,7 +41,7 @@ class Surroundings:
 
     def add(self, module: nn.Module) -> None:
         """Adds a module and those within it."""
-        self.modules.update(dict.fromkeys(module.modules()))
+        self.modules |= {m: Facts(m) for m in module.modules() if m not in self.modules}
 
     def key(self) -> tuple[Any, ...]:
         """Returns what a graph holds for good: modes, numbers, and which tensors it reads."""
@@ -47,7 +52,7 @@ class Surroundings:
             torch.is_autocast_enabled("cuda"),
             *map(described, vars(self.objective).values()),
             *(map(id, pyro.get_param_store()._params.values()) if self.reads_store else ()),
-            *modules_key(self.modules),
+            *chain.from_iterable(facts.key() for facts in self.modules.values()),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -69,10 +74,10 @@ class Surroundings:
         """Returns the objects that have attributes."""
         return [self.objective, *self.modules]
 
-    def save(self) -> PutBack:
+    def save(self, others: Sequence[Tensor] = ()) -> PutBack:
         """Returns a function that puts tensors and random state back to what they are now."""
-        tensors = self.tensors()
-        copies = self.copies()
+        tensors = [*self.tensors(), *others]
+        copies = [tensor.detach().clone() for tensor in tensors]
         noise = torch.get_rng_state()
         devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         device_noise = [torch.cuda.get_rng_state(device) for device in devices]
@@ -120,16 +125,37 @@ class Surroundings:
                 put_back()
 
 
-def modules_key(modules: Iterable[nn.Module]) -> list[Any]:
-    """Returns numbers and tensors of modules; short, since every step waits for it."""
-    key: list[Any] = []
-    for module in modules:
-        own = vars(module)
-        key += [id(v) if v.__class__ is Tensor else v for v in own.values() if v.__class__ in OWN]
-        for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
+class Facts:
+    """What a graph holds of a module for good: its numbers and mode, and which tensors it has.
+
+    Arguments:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.own = vars(module)
+        self.look()
+
+    def look(self) -> None:
+        """Finds out which attributes a module has besides what every module has."""
+        self.size = len(self.own)
+        names = [name for name in self.own if name not in OF_ALL]
+        # With two names or more it returns a tuple.
+        self.values = itemgetter("training", "training", *names)
+
+    def key(self) -> list[Any]:
+        """Returns them; short, since every step waits for it."""
+        if len(self.own) != self.size:
+            self.look()
+        key = [
+            id(value) if value.__class__ is Tensor else value
+            for value in self.values(self.own)
+            if value.__class__ in OWN
+        ]
+        for tensor in (*self.own["_parameters"].values(), *self.own["_buffers"].values()):
             if tensor is not None:
                 key += (id(tensor), tensor.dtype, tensor.requires_grad)
-    return key
+        return key
 
 
 def described(value: Any) -> Any:

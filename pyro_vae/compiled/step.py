@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
+from pyro_vae.compiled.stand_in import stand_in
 from pyro_vae.compiled.state import Surroundings
+from pyro_vae.compiled.update import Update
 from pyro_vae.objectives.runs import OF_A_SAMPLE
 
 __all__ = ["Step", "compile"]
@@ -52,6 +54,8 @@ def compile(
     products: Literal["auto", "mkl", "onednn"] = "auto",
     strict: bool = False,
     divide_by: float = 1.0,
+    optimizer: torch.optim.Optimizer | None = None,
+    clip_norm: float | None = None,
 ) -> "Step":
     r"""Compiles loss and gradients of a Pyro model and guide into one graph of machine code.
 
@@ -74,9 +78,8 @@ def compile(
 
     Arguments:
         objective: Any with a ``differentiable_loss`` that reads no number off a tensor, as those
-            of :mod:`pyro_vae.objectives`. :class:`pyro.infer.Trace_ELBO` and
-            :class:`pyro.infer.TraceMeanField_ELBO` do read some; ``ELBO(analytic=False)`` and
-            ``ELBO()`` are the same bounds.
+            of :mod:`pyro_vae.objectives`; or :class:`pyro.infer.Trace_ELBO` or
+            :class:`pyro.infer.TraceMeanField_ELBO`, whose graph is that of our :class:`ELBO`.
         model: A Pyro model.
         guide: Its guide.
         parameters: The tensors to differentiate by; by default all on which the loss depends,
@@ -86,6 +89,12 @@ def compile(
             short timing of the graph's own products finds faster, when the first is compiled.
         strict: Whether to raise an error instead of falling back to the eager step.
         divide_by: What the gradient is divided by, such as the number of rows.
+        optimizer: An optimizer to make a step of, too. The update of Adam, AdamW and SGD becomes
+            part of the graph, but for AMSGrad, ``maximize``, dampening and hooks; that of others
+            follows the graph. State and learning rate remain those of the optimizer, so that
+            checkpoints and schedules work as ever.
+        clip_norm: The norm to which the gradient of all parameters together is clipped before the
+            optimizer's step.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -93,11 +102,10 @@ def compile(
     Example:
         >>> from pyro_vae import VAE, objectives
         >>> vae = VAE((8,), 2)
-        >>> step = compile(objectives.ELBO(), vae.model, vae.guide)
         >>> optimizer = torch.optim.Adam(vae.parameters())
+        >>> step = compile(objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer)
         >>> for x in torch.ones(3, 20, 8):
         ...     loss = step(x)
-        ...     optimizer.step()
         >>> loss.shape, loss.requires_grad
         (torch.Size([]), False)
     """
@@ -109,7 +117,12 @@ def compile(
         raise ValueError(f"Expected products to be auto, mkl or onednn, got {products!r}")
     if not divide_by > 0:
         raise ValueError(f"Expected divide_by to be positive, got {divide_by}")
-    return Step(objective, model, guide, parameters, products, strict, divide_by)
+    if clip_norm is not None and not (clip_norm > 0 and optimizer is not None):
+        raise ValueError(
+            f"Expected clip_norm to be positive, and an optimizer that it is for, got {clip_norm}"
+        )
+    update = None if optimizer is None else Update(optimizer, clip_norm)
+    return Step(objective, model, guide, parameters, products, strict, divide_by, update)
 
 
 class Step:
@@ -130,9 +143,14 @@ class Step:
         products: str,
         strict: bool,
         divide_by: float,
+        update: Update | None = None,
     ) -> None:
+        self.objective = objective
         self.loss = partial(objective.differentiable_loss, model, guide)
         self.surroundings = Surroundings(objective, model, guide)
+        self.update = update
+        if update is not None:
+            parameters = update.parameters() if parameters is None else parameters
         self.given = None if parameters is None else list(parameters)
         self.parameters = list(self.given or [])
         self.products = products
@@ -144,7 +162,7 @@ class Step:
         self._warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes the loss, and sets the gradient of each parameter.
+        """Computes the loss, sets the gradient of each parameter, and updates if it is to.
 
         Gradients are set, not added to what is there; a parameter on which the loss does not
         depend gets ``None``. Within Pyro handlers of the caller's the step is eager.
@@ -164,7 +182,7 @@ class Step:
             return self._eager(args, kwargs)
         call = Call(args, kwargs)
         try:
-            known = self._known.get((call.key, self.surroundings.key()))
+            known = self._known.get(self._key(call))
         except TypeError as error:
             self._hopeless = True
             self._complain(error)
@@ -176,6 +194,8 @@ class Step:
         if known.run is None:
             return self._eager(call.args, call.kwargs)
         self.engine = known.engine
+        if self.update is not None and self.update.captured:
+            self.update.set_scalars()
         with torch.no_grad():
             results = list(known.run(*known.lifted, *call.tensors))
             for i in known.shared:
@@ -184,11 +204,20 @@ class Step:
             clear(self.parameters)
         for parameter, gradient in zip(known.reached, results[1:], strict=True):
             parameter.grad = gradient
+        if self.update is not None and not self.update.captured:
+            self.update.eager()
         return results[0]
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Makes an eager step, which may depend on other parameters each time."""
         self.engine = "eager"
+        loss = self._backward(args, kwargs)
+        if self.update is not None:
+            self.update.eager()
+        return loss
+
+    def _backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Sets the gradients, by autograd."""
         with torch.enable_grad():
             loss = self.loss(*args, **kwargs)
             reached = self._reached(loss)
@@ -196,13 +225,21 @@ class Step:
             (loss / self.divide_by).backward(inputs=reached)
         return loss.detach()
 
+    def _key(self, call: "Call") -> Hashable:
+        """Returns what tells one kind of call from others."""
+        if self.update is None:
+            return call.key, self.surroundings.key()
+        return call.key, self.surroundings.key(), self.update.key()
+
     def _first(self, call: "Call") -> Tensor:
         """Makes a step of a kind that is new, compiled if that gives what the eager one gives."""
         put_back_attributes = self.surroundings.save_attributes()
         # The first run makes what is made lazily, and checks what Pyro is set to check.
         with self.surroundings.undone(), torch.enable_grad():
             reached = self._reached(self.loss(*call.args, **call.kwargs))
-        put_back = self.surroundings.save()
+        if self.update is not None:
+            self.update.prepare(reached)
+        put_back = self.surroundings.save(self._updated())
         known: Known | None = Known()
         try:
             with pyro.validation_enabled(False):
@@ -214,7 +251,7 @@ class Step:
             put_back()
         if known is None:
             return self._eager(call.args, call.kwargs)
-        self._known[call.key, self.surroundings.key()] = known
+        self._known[self._key(call)] = known
         return self._again(known, call)
 
     def _compiled(
@@ -232,7 +269,7 @@ class Step:
                 f"a scalar tensor"
             )
         key = self.surroundings.key()
-        loss = self._eager(call.args, call.kwargs)
+        loss = self._backward(call.args, call.kwargs)
         # A parameter may have a part in the loss, but none in its gradient.
         reached = [parameter for parameter in reached if parameter.grad is not None]
         expected = [loss, *(torch.as_tensor(parameter.grad).clone() for parameter in reached)]
@@ -245,25 +282,71 @@ class Step:
         if not all(bool(value.isfinite().all()) for value in expected):
             return None
         put_back()
-        captured = capture(partial(self._results, call, reached), call.tensors)
+        loss_of = self._capturable(call)
+        captured = capture(partial(self._results, loss_of, call, reached), call.tensors)
         engine = self._choose(captured.graph)
         run = to_machine_code(captured, call.tensors)
         put_back()
         inputs = [*captured.lifted, *call.tensors]
         with torch.no_grad():
-            results = list(run(*inputs))
+            raw = list(run(*inputs))
+        results = [result.clone() for result in raw]
         check("loss", results[:1], expected[:1])
         check("gradient", results[1:], expected[1:])
-        check("changed tensors", self.surroundings.copies(), changed)
-        return Known(run, reached, captured.lifted, shared(results, inputs), engine)
+        if self.update is None or not self.update.captured:
+            check("changed tensors", self.surroundings.copies(), changed)
+        else:
+            self._check_update(reached, results[1:], put_back)
+        return Known(run, reached, captured.lifted, shared(raw, inputs), engine)
 
-    def _results(self, call: "Call", reached: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _updated(self) -> list[Tensor]:
+        """Returns the tensors that an update changes."""
+        return [] if self.update is None else [*self.parameters, *self.update.tensors()]
+
+    def _check_update(
+        self, reached: list[Tensor], gradients: list[Tensor], put_back: Callable[[], None]
+    ) -> None:
+        """Compares what the graph changed with what the optimizer does with the same gradients.
+
+        Raises:
+            NotCapturedError: If it is something else.
+        """
+        assert self.update is not None
+        found = [tensor.detach().clone() for tensor in self._updated()]
+        put_back()
+        for parameter, gradient in zip(reached, gradients, strict=True):
+            parameter.grad = gradient
+        self.update.eager()
+        check("update", found, [tensor.detach() for tensor in self._updated()])
+
+    def _capturable(self, call: "Call") -> Callable[..., Tensor]:
+        """Returns the loss as a function that reads no number off a tensor, if there is one."""
+        standing_in = stand_in(self.objective)
+        if standing_in is self.objective:
+            return self.loss
+        found = partial(standing_in.differentiable_loss, *self.loss.args)
+        # It makes a run of its own to find out about the model, which is no part of the graph.
+        with self.surroundings.undone():
+            found(*call.args, **call.kwargs)
+        return found
+
+    def _results(
+        self,
+        loss_of: Callable[..., Tensor],
+        call: "Call",
+        reached: list[Tensor],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         """Returns the loss and the gradients for other tensors."""
         args, kwargs = call.of(tensors)
         with torch.enable_grad():
-            loss = self.loss(*args, **kwargs)
+            loss = loss_of(*args, **kwargs)
             gradients = torch.autograd.grad(loss / self.divide_by, reached)
-        return (loss.detach(), *map(laid_out, gradients, reached))
+        gradients = tuple(map(laid_out, gradients, reached))
+        if self.update is not None and self.update.captured:
+            with torch.no_grad():
+                self.update.apply(reached, gradients)
+        return (loss.detach(), *gradients)
 
     def _choose(self, graph: Any) -> str:
         """Sets the library for the products of a graph, and returns the engine's name."""

@@ -1,7 +1,7 @@
 """Data: tensors with their split, their labels and the protocol by which they were made."""
 
 from pyro_vae.data.arrays import array, frey_faces
-from pyro_vae.data.base import PROTOCOLS, Data, Rows, Scaling, Split
+from pyro_vae.data.base import PROTOCOLS, Data, Preparation, Rows, Scaling, Split
 from pyro_vae.data.digits import digits
 from pyro_vae.data.pitfalls import collapse, manifold, two_modes
 from pyro_vae.data.tables import table
@@ -19,6 +19,7 @@ from pyro_vae.data.vision import (
 __all__ = [
     "PROTOCOLS",
     "Data",
+    "Preparation",
     "Rows",
     "Scaling",
     "Split",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.base import Data, check_protocol, existing, folder, make, split
+from pyro_vae.data.base import Data, check_protocol, existing, folder, make, numbered, split
 
 __all__ = ["array", "frey_faces"]
 
@@ -35,7 +35,7 @@ def array(
         scale: What the values are divided by, 255 for bytes; ``None``: nothing.
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
-        test: The rows kept for the test, likewise.
+        test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split, and of a fixed binarization.
 
     Raises:
@@ -66,6 +66,7 @@ def array(
         binarize=binarize,
         seed=seed,
         source=f"{file.name}, {key}",
+        row_numbers=numbered(len(x), valid=valid, test=test, seed=seed),
     )
 
 
@@ -113,7 +114,15 @@ def frey_faces(
     x = (grey + 0.5) / 256 if scale == "open" else grey / 255
     parts = split(x, valid=valid, test=test, seed=seed)
     source = f"Frey Faces, {'(g + 0.5) / 256' if scale == 'open' else 'g / 255'}"
-    return make("frey_faces", parts, None, binarize="none", seed=seed, source=source)
+    return make(
+        "frey_faces",
+        parts,
+        None,
+        binarize="none",
+        seed=seed,
+        source=source,
+        row_numbers=numbered(len(x), valid=valid, test=test, seed=seed),
+    )
 
 
 def read(file: Path) -> dict[str, Any]:

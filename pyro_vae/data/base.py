@@ -1,9 +1,10 @@
 """What every data set is here: tensors, split, named with the protocol that made them."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 __all__ = [
     "PROTOCOLS",
     "Data",
+    "Preparation",
     "Rows",
     "Scaling",
     "Split",
@@ -19,9 +21,11 @@ __all__ = [
     "existing",
     "folder",
     "make",
+    "numbered",
     "split",
 ]
 
+FORMAT = "pyro_vae data 1"
 PROTOCOLS = ("none", "threshold", "fixed", "dynamic")
 """How grey values become zeros and ones.
 
@@ -92,7 +96,76 @@ class Scaling(NamedTuple):
             >>> Scaling(torch.tensor([10.0]), torch.tensor([2.0])).undo(torch.tensor([[0.5]]))
             tensor([[11.]])
         """
-        return x * self.scale + self.loc
+        return x * self.scale.to(x) + self.loc.to(x)
+
+
+class Preparation(NamedTuple):
+    """What brings other data into the form of a data set.
+
+    Attributes:
+        event_shape: The shape of one datum.
+        binarize: The protocol of binarization.
+        columns: The names of the values of a datum, for tables; or ``None``.
+        scaling: How the values were standardized; or ``None``.
+    """
+
+    event_shape: tuple[int, ...]
+    binarize: str
+    columns: tuple[str, ...] | None = None
+    scaling: Scaling | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the same as plain values for JSON, which gives each number back exactly."""
+        scaling = None if self.scaling is None else self.scaling._asdict()
+        return {
+            "format": FORMAT,
+            "event_shape": list(self.event_shape),
+            "binarize": self.binarize,
+            "columns": None if self.columns is None else list(self.columns),
+            "scaling": scaling and {key: value.tolist() for key, value in scaling.items()},
+        }
+
+    @classmethod
+    def load(cls, run: Path | str) -> "Preparation":
+        """Returns how the data of a run were prepared.
+
+        Arguments:
+            run: The folder of a run.
+
+        Raises:
+            ValueError: If it holds no ``data.json``, or a damaged one.
+        """
+        path = Path(run).expanduser() / "data.json"
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ValueError(
+                f"Expected the folder of a run with a data.json, got '{run}' without one"
+            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected '{path}' to tell how data were prepared, got a damaged file: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+    @classmethod
+    def from_dict(cls, held: Any) -> "Preparation":
+        """Returns what :meth:`to_dict` describes.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        form = held.get("format") if isinstance(held, dict) else held
+        if form != FORMAT:
+            raise ValueError(f"Expected the format {FORMAT!r}, got {form!r}")
+        columns, scaling = held["columns"], held["scaling"]
+        exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in (scaling or {}).items()}
+        return cls(
+            tuple(held["event_shape"]),
+            held["binarize"],
+            None if columns is None else tuple(columns),
+            Scaling(**exact) if exact else None,
+        )
 
 
 class Data(NamedTuple):
@@ -106,9 +179,11 @@ class Data(NamedTuple):
         labels: Labels, each part of shape ``(rows,)``, for pictures only; or ``None``.
         source: Where the data come from, in a line.
         mask: True where a value is observed, each part of the shape of ``x``; or ``None``.
-        scaling: How the values were standardized, to undo it; or ``None``.
+        scaling: How the values were standardized, in double precision, to undo it; or ``None``.
         columns: The names of the values of a datum, for tables; or ``None``.
         label_names: What each label stands for, where it is not its own name; or ``None``.
+        row_numbers: The number of each row in the source, from 0, each part of shape ``(rows,)``;
+            where training and test rows come from two files, in its own file. Or ``None``.
     """
 
     name: str
@@ -120,6 +195,7 @@ class Data(NamedTuple):
     scaling: Scaling | None = None
     columns: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
+    row_numbers: Split | None = None
 
     @property
     def event_shape(self) -> torch.Size:
@@ -145,9 +221,13 @@ class Data(NamedTuple):
     def to(self, device: torch.device | str) -> "Data":
         """Returns the same data on another device."""
         mask = None if self.mask is None else self.mask.map(lambda part: part.to(device))
-        scaling = None if self.scaling is None else Scaling(*(t.to(device) for t in self.scaling))
         x = self.x.map(lambda part: part.to(device))
-        return self._replace(x=x, mask=mask, scaling=scaling)
+        return self._replace(x=x, mask=mask)
+
+    @property
+    def preparation(self) -> Preparation:
+        """What brings other data into the form of these."""
+        return Preparation(tuple(self.event_shape), self.binarize, self.columns, self.scaling)
 
     @property
     def title(self) -> str:
@@ -163,7 +243,14 @@ def check_protocol(binarize: str) -> str:
 
 
 def make(
-    name: str, x: Split, labels: Split | None, *, binarize: str, seed: int, source: str
+    name: str,
+    x: Split,
+    labels: Split | None,
+    *,
+    binarize: str,
+    seed: int,
+    source: str,
+    row_numbers: Split | None = None,
 ) -> Data:
     """Returns a data set of values in [0, 1], binarized by a protocol.
 
@@ -183,7 +270,7 @@ def make(
         generator = torch.Generator().manual_seed(seed)
         drawn = x.map(lambda part: torch.bernoulli(part, generator=generator))
         x = drawn if binarize == "fixed" else drawn._replace(train=x.train)
-    return Data(name, binarize, x, labels, source)
+    return Data(name, binarize, x, labels, source, row_numbers=row_numbers)
 
 
 def count(name: str, value: float, size: int) -> int:
@@ -211,12 +298,15 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
     Arguments:
         tensor: The rows.
         valid: The rows kept for validation: their number, or their fraction if it is a float.
-        test: The rows kept for the test, likewise.
+        test: The rows kept for the test, likewise. If both are 0 all rows are training rows, in
+            their own order.
         seed: The seed of the order.
 
     Raises:
         ValueError: If the fractions leave no row for a part.
     """
+    if whole(valid, test):
+        return Split(tensor, tensor[:0], tensor[:0])
     order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(seed))
     counts = count("valid", valid, len(tensor)), count("test", test, len(tensor))
     if min(counts) < 1 or sum(counts) >= len(tensor):
@@ -226,6 +316,21 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
         )
     sizes = [len(tensor) - sum(counts), *counts]
     return Split(*(tensor[rows] for rows in order.split(sizes)))
+
+
+def whole(valid: float, test: float) -> bool:
+    """Tells whether data are not to be split: both numbers of rows are the integer 0."""
+    return all(isinstance(n, int) and not isinstance(n, bool) and n == 0 for n in (valid, test))
+
+
+def numbered(size: int, *, valid: float, test: float, seed: int) -> Split:
+    """Returns the numbers of the rows that :func:`split` puts into each part.
+
+    Example:
+        >>> sorted(torch.cat(numbered(5, valid=1, test=2, seed=0)).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    return split(torch.arange(size), valid=valid, test=test, seed=seed)
 
 
 def folder(root: str | Path | None) -> Path:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_vae.data.base import Data, make, split
+from pyro_vae.data.base import Data, make, numbered, split
 
 __all__ = ["digits"]
 
@@ -41,4 +41,5 @@ def digits(
         binarize=binarize,
         seed=seed,
         source="scikit-learn's copy of the UCI optical recognition of handwritten digits",
+        row_numbers=numbered(len(x), valid=valid, test=test, seed=seed),
     )

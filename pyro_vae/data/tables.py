@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.base import Data, Scaling, Split, existing, split
+from pyro_vae.data.base import Data, Preparation, Scaling, Split, existing, numbered, split
 
 __all__ = ["table"]
 
@@ -20,6 +20,7 @@ def table(
     *,
     columns: Sequence[str] | None = None,
     label: str | None = None,
+    like: Preparation | Path | str | None = None,
     standardize: bool = True,
     missing: str = "raise",
     separator: str = ",",
@@ -41,12 +42,15 @@ def table(
             numbers.
         label: The name of a column to colour pictures by: integers, or any values, which are then
             numbered in their order; ``Data.label_names`` has them.
+        like: What another table was prepared by, its ``Data.preparation`` or the folder of a run:
+            the columns are those of that table in its order, and the scaling is its own,
+            whatever ``standardize`` says.
         standardize: Whether columns are standardized.
         missing: ``"raise"``: missing values are an error; ``"nan"``: they become zeros after
             the standardization, and ``Data.mask`` is True where a value was observed.
         separator: What stands between the values of a csv file.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
-        test: The rows kept for the test, likewise.
+        test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split.
 
     Raises:
@@ -58,30 +62,35 @@ def table(
         missing = "nan"
     if missing not in MISSING:
         raise ValueError(f"Expected missing to be one of {MISSING}, got {missing!r}")
+    if isinstance(like, (str, Path)):
+        like = Preparation.load(like)
     file = existing(path, (".csv", ".parquet"))
     frame = read(file, separator)
-    names = choose(list(frame.columns), columns, label)
+    names = choose(list(frame.columns), same_columns(file, frame, columns, like), label)
     values = numbers(frame, names)
     observed = check_missing(values, names, missing)
     parts = split(values, valid=valid, test=test, seed=seed)
     masks = split(observed, valid=valid, test=test, seed=seed)
-    scaling = None
-    if standardize:
-        scaling = learn(parts.train, masks.train, names)
+    if like is not None:
+        scaling = like.scaling
+    else:
+        scaling = learn(parts.train, masks.train, names) if standardize else None
+    if scaling is not None:
         parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
     dtype = torch.get_default_dtype()
     x = Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
-    codes, kinds = (None, None) if label is None else numbered(frame[label], label)
+    codes, kinds = (None, None) if label is None else coded(frame[label], label)
     return Data(
         name=file.stem,
         binarize="none",
         x=x,
         labels=None if codes is None else split(codes, valid=valid, test=test, seed=seed),
-        source=f"{file.name}, {len(names)} columns" + (", standardized" if standardize else ""),
+        source=f"{file.name}, {len(names)} columns" + (", standardized" if scaling else ""),
         mask=masks if missing == "nan" else None,
-        scaling=None if scaling is None else Scaling(*(t.to(dtype) for t in scaling)),
+        scaling=scaling,
         columns=tuple(names),
         label_names=kinds,
+        row_numbers=numbered(len(values), valid=valid, test=test, seed=seed),
     )
 
 
@@ -116,6 +125,26 @@ def read(file: Path, separator: str) -> Any:
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
     return frame
+
+
+def same_columns(
+    file: Path, frame: Any, columns: Sequence[str] | None, like: Preparation | None
+) -> Sequence[str] | None:
+    """Returns the columns of another table, or a ``ValueError`` unless this one has them too."""
+    if like is None or like.columns is None:
+        return columns
+    wanted, known = list(like.columns), list(frame.columns)
+    absent = [name for name in wanted if name not in known]
+    if absent:
+        raise ValueError(
+            f"Expected '{file}' to have the columns {wanted} of the training data, got {known}, "
+            f"without {absent}"
+        )
+    if columns is not None and sorted(map(str, columns)) != sorted(wanted):
+        raise ValueError(
+            f"Expected columns to be those of the training data, {wanted}, got {list(columns)}"
+        )
+    return wanted
 
 
 def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -> list[str]:
@@ -192,7 +221,7 @@ def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     return Scaling(loc, scale)
 
 
-def numbered(column: Any, name: str) -> tuple[Tensor, tuple[str, ...] | None]:
+def coded(column: Any, name: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """Returns labels: integers as they are, other values by their place in their order, named."""
     import pandas
 

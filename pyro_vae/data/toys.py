@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_vae.conditional import check_size
-from pyro_vae.data.base import Data, make, split
+from pyro_vae.data.base import Data, make, numbered, split
 
 __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
 
@@ -122,4 +122,5 @@ def drawn(
         binarize="none",
         seed=seed,
         source=f"{n} rows drawn by seed {seed}, noise {noise:g}",
+        row_numbers=numbered(n, valid=valid, test=test, seed=seed),
     )

@@ -322,8 +322,15 @@ def load(
     labels = None
     if train.labels is not None and test.labels is not None:
         labels = Split(train.labels[rows], train.labels[held_out], test.labels)
-    source = f"torchvision's {kind}" if kind else files[0]
-    return make(name, x, labels, binarize=binarize, seed=seed, source=source)
+    return make(
+        name,
+        x,
+        labels,
+        binarize=binarize,
+        seed=seed,
+        source=f"torchvision's {kind}" if kind else files[0],
+        row_numbers=Split(rows, held_out, torch.arange(len(test.x))),
+    )
 
 
 def fetch(

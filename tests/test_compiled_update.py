@@ -1,0 +1,244 @@
+"""A step's graph with the optimizer's update in it, and with Pyro's own objectives."""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch.optim import SGD, Adam, AdamW, RMSprop
+
+import pyro_vae
+from pyro_vae import VAE, networks, objectives
+from pyro_vae.compiled import step
+from pyro_vae.compiled.update import Update, known
+
+ROWS = 12
+
+
+def made(dtype=torch.float64):
+    torch.manual_seed(0)
+    return VAE((6,), 2, encoder=partial(networks.MLP, hidden=[5], batch_norm=True)).to(dtype)
+
+
+def batches(count, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(count, ROWS, 6, generator=generator) > 0.5).to(dtype)
+
+
+@pytest.fixture
+def as_graph(monkeypatch):
+    """Runs captured graphs as they are: what is tested does not depend on the machine code."""
+    monkeypatch.setattr(step, "to_machine_code", lambda captured, inputs: captured.graph)
+
+
+def by_hand(make, clip_norm, x):
+    """Trains by the optimizer's own steps, with a schedule, and returns weights and state."""
+    vae, objective = made(x.dtype), objectives.ELBO()
+    optimizer = make(vae.parameters())
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    torch.manual_seed(2)
+    for rows in x:
+        optimizer.zero_grad()
+        (objective.differentiable_loss(vae.model, vae.guide, rows) / ROWS).backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), clip_norm)
+        optimizer.step()
+        schedule.step()
+    return vae, optimizer
+
+
+def by_graph(make, clip_norm, x, **settings):
+    """Does the same by the compiled step."""
+    vae = made(x.dtype)
+    optimizer = make(vae.parameters())
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer, clip_norm=clip_norm,
+        divide_by=ROWS, strict=True, **settings,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    for rows in x:
+        made_step(rows)
+        schedule.step()
+    assert made_step.engine.startswith("compiled")
+    return vae, optimizer
+
+
+def assert_same(ours, theirs, tolerance):
+    weights = ours[0].state_dict(), theirs[0].state_dict()
+    torch.testing.assert_close(*weights, atol=tolerance, rtol=tolerance)
+    one, other = ours[1].state_dict(), theirs[1].state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    assert one["state"].keys() == other["state"].keys()
+    for key, state in other["state"].items():
+        assert one["state"][key].keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(one["state"][key][name], value, atol=1e-12, rtol=1e-9)
+
+
+def grouped(parameters):
+    """An optimizer of two groups."""
+    first, *others = parameters
+    return Adam([{"params": [first], "lr": 0.1}, {"params": others, "betas": (0.5, 0.9)}])
+
+
+OPTIMIZERS = {
+    "adam": Adam,
+    "fused adam": partial(Adam, lr=0.02, fused=True),
+    "adam with decay": partial(Adam, weight_decay=0.1, eps=1e-3),
+    "groups": grouped,
+    "adamw": partial(AdamW, lr=0.05, weight_decay=0.2),
+    "sgd": partial(SGD, lr=0.1, weight_decay=0.05),
+    "momentum": partial(SGD, lr=0.1, momentum=0.8),
+    "nesterov": partial(SGD, lr=0.1, momentum=0.8, nesterov=True),
+}
+OTHERS = {
+    "rmsprop": RMSprop,
+    "amsgrad": partial(Adam, amsgrad=True),
+    "maximize": partial(SGD, lr=1e-4, maximize=True),
+    "dampening": partial(SGD, lr=0.1, momentum=0.9, dampening=0.5),
+}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.3, 1e3])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *OTHERS])
+def test_an_update_is_the_optimizers_own(as_graph, name, clip_norm):
+    make = (OPTIMIZERS | OTHERS)[name]
+    assert known(make(made().parameters())) == (name in OPTIMIZERS)
+    x = batches(6)
+    assert_same(by_graph(make, clip_norm, x), by_hand(make, clip_norm, x), 1e-10)
+
+
+def test_machine_code_makes_the_update_too():
+    x = batches(4)
+    make = OPTIMIZERS["fused adam"]
+    assert_same(by_graph(make, 0.3, x), by_hand(make, 0.3, x), 1e-10)
+
+
+def test_an_optimizer_with_hooks_makes_its_own_step(as_graph):
+    vae, calls = made(), []
+    optimizer = Adam(vae.parameters())
+    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    made_step = pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer)
+    for rows in batches(3):
+        made_step(rows)
+    assert len(calls) == 3
+
+
+def test_steps_of_both_kinds_take_turns_and_a_state_can_be_put_back(as_graph):
+    x = batches(8)
+    expected = by_hand(Adam, None, x)
+    vae, objective = made(), objectives.ELBO()
+    optimizer = Adam(vae.parameters())
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    made_step = pyro_vae.compile(
+        objective, vae.model, vae.guide, optimizer=optimizer, divide_by=ROWS, strict=True
+    )
+    torch.manual_seed(2)
+    for number, rows in enumerate(x):
+        if number % 3 == 2:
+            optimizer.zero_grad()
+            (objective.differentiable_loss(vae.model, vae.guide, rows) / ROWS).backward()
+            optimizer.step()
+        else:
+            made_step(rows)
+        if number == 4:
+            optimizer.load_state_dict(optimizer.state_dict())
+        schedule.step()
+    assert_same((vae, optimizer), expected, 1e-10)
+
+
+def test_an_update_of_something_else_is_not_used(monkeypatch):
+    apply = Update.apply
+
+    def wrong(self, parameters, gradients):
+        apply(self, parameters, [1.001 * gradient for gradient in gradients])
+
+    monkeypatch.setattr(Update, "apply", wrong)
+    vae = made()
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 0.1)
+    )
+    with pytest.warns(UserWarning, match="its update differs from the eager step's"):
+        made_step(batches(1)[0])
+    assert made_step.engine == "eager"
+
+
+def test_the_first_call_makes_one_update(as_graph):
+    vae = made()
+    optimizer = Adam(vae.parameters())
+    made_step = pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer)
+    made_step(batches(1)[0])
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
+def test_clip_norm_needs_an_optimizer():
+    vae = made()
+    for settings in ({"clip_norm": 1.0}, {"clip_norm": 0.0, "optimizer": Adam(vae.parameters())}):
+        with pytest.raises(ValueError, match="clip_norm to be positive, and an optimizer"):
+            pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, **settings)
+
+
+# Pyro's own objectives
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        Trace_ELBO(num_particles=3),
+        Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+        TraceMeanField_ELBO(num_particles=2, vectorize_particles=True),
+    ],
+    ids=["trace", "mean field", "particles", "vectorized", "mean field, vectorized"],
+)
+def test_pyros_objectives_are_captured(as_graph, objective):
+    vae = made()
+    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        loss = made_step(batches(1)[0])
+        ours = [p.grad.clone() for p in vae.parameters()]
+        torch.manual_seed(seed)
+        vae.zero_grad()
+        expected = objective.differentiable_loss(vae.model, vae.guide, batches(1)[0])
+        expected.backward()
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(ours, [p.grad for p in vae.parameters()])
+
+
+def test_what_derives_from_pyros_objectives_is_not_taken_for_them(as_graph):
+    class Halved(Trace_ELBO):
+        def differentiable_loss(self, *args, **kwargs):
+            return super().differentiable_loss(*args, **kwargs) / 2
+
+    vae = made()
+    made_step = pyro_vae.compile(Halved(), vae.model, vae.guide)
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match="not compiled"):
+        loss = made_step(batches(1)[0])
+    torch.manual_seed(3)
+    expected = Trace_ELBO().differentiable_loss(vae.model, vae.guide, batches(1)[0])
+    torch.testing.assert_close(loss, expected.detach() / 2)
+
+
+def test_a_score_function_under_trace_elbo_stays_eager(as_graph):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.3, dtype=x.dtype)))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.zeros((), dtype=x.dtype))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("k", dist.Bernoulli(logits=logits))
+
+    x = torch.linspace(-1, 2, 5, dtype=torch.float64)
+    made_step = pyro_vae.compile(Trace_ELBO(), model, guide)
+    with pytest.warns(UserWarning, match="not compiled"):
+        loss = made_step(x)
+    assert loss.isfinite()
+    assert made_step.engine == "eager"
