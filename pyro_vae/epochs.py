@@ -52,6 +52,7 @@ class Training:
     seed: int
     engine: str = "eager"
     strict: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     products: Literal["auto", "mkl", "onednn"] = "auto"
     epoch: int = 0
     steps: int = 0
@@ -85,6 +86,7 @@ class Training:
             self.vae.guide,
             parameters=self.vae.parameters(),
             products=self.products,
+            precision=self.precision,
             strict=self.strict,
             divide_by=self.usual,
             optimizer=self.optimizer,
@@ -260,6 +262,7 @@ class Training:
         self.history, self.threads = state["history"], state["threads"]
         self.engine = state.get("engine", "eager")
         self.products = "onednn" if self.engine == "compiled-onednn" else "mkl"
+        self.precision = "bfloat16" if self.engine == "compiled-bfloat16" else "float32"
 
     def finish(self) -> None:
         """Leaves the best weights in place, calibrated, in evaluation mode."""

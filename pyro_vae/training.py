@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.compiled import worth_compiling
+from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.conditional import check_size
 from pyro_vae.data import Rows
 from pyro_vae.epochs import (
@@ -45,8 +46,8 @@ class FitResult(NamedTuple):
             last.
         steps: The number of optimizer steps, those before a resume included.
         seconds: The time taken, that before a resume included.
-        engine: How the steps were computed: ``"eager"``, ``"compiled"``, or ``"compiled-onednn"``
-            with matrix products by oneDNN.
+        engine: How the steps were computed: ``"eager"``, ``"compiled"``, ``"compiled-onednn"``
+            with matrix products by oneDNN, or ``"compiled-bfloat16"`` with products so rounded.
     """
 
     history: list[dict[str, float]]
@@ -70,6 +71,7 @@ def fit(
     clip_norm: float | None = None,
     patience: int | None = None,
     compile: bool | str = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
     out: Path | str | None = None,
     resume: bool = False,
@@ -105,6 +107,7 @@ def fit(
             than the others stays eager. ``"auto"`` asks :func:`~pyro_vae.compiled.worth_compiling`,
             and ``"strict"`` raises an error where compiling fails. A resumed training goes on as it
             began.
+        precision: ``"bfloat16"``: products in that precision, which needs compiled steps.
         seed: The seed of order and noise.
         out: A folder for ``model.safetensors``, the best weights; ``last.safetensors``; and
             ``resume.pt``, the state to go on from.
@@ -134,12 +137,23 @@ def fit(
     check_data(vae, train, valid, patience)
     keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
     make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
+    compile = check_precision(precision, compile)
     engine = choose_engine(
         compile, vae, objective, min(batch_size, len(train.x)), epochs * steps_each
     )
     strict = compile == "strict"
     run = Training(
-        vae, objective, schedules, train, valid, batch_size, clip_norm, seed, engine, strict
+        vae,
+        objective,
+        schedules,
+        train,
+        valid,
+        batch_size,
+        clip_norm,
+        seed,
+        engine,
+        strict,
+        precision,
     )
     with own_randomness(train.x.device, seed):
         run.start(make, lr_schedule)
@@ -204,6 +218,17 @@ def check_objective(
                 f"{schedule}: {name} would never reach {schedule.end:g}"
             )
     return schedules
+
+
+def check_precision(precision: str, compile: bool | str) -> bool | str:
+    """Returns what to compile, or raises a ``ValueError`` if there is no such precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"Expected precision to be one of {PRECISIONS}, got {precision!r}")
+    if precision == "float32":
+        return compile
+    if compile is False:
+        raise ValueError(f"Expected compile, which {precision=} is part of, got {compile=}")
+    return True if compile == "auto" else compile
 
 
 def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, steps: int) -> str:

@@ -60,7 +60,7 @@ def assert_like_eager(made_step, vae, objective, x, tolerance, *, seed):
     vae.zero_grad()
     torch.manual_seed(seed)
     expected = objective.differentiable_loss(vae.model, vae.guide, x)
-    (expected / made_step.divide_by).backward()
+    (expected / made_step.settings.divide_by).backward()
     assert torch.equal(drawn, torch.get_rng_state())
     assert_close({"loss": loss}, {"loss": expected.detach()}, tolerance)
     assert_close(ours, gradients(vae), tolerance)
