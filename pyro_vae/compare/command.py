@@ -1,0 +1,94 @@
+"""The command ``pyro-vae-compare``. What reads and writes is imported late: help is quick."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+EXAMPLES = """\
+examples:
+  pyro-vae-compare multirun/priors
+  pyro-vae-compare multirun/priors outputs --out comparison
+  pyro-vae-compare multirun/grid --against prior=Vamp latent_dim=8
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compares runs, and returns an exit code: 0, or 1 with a message if that cannot be done.
+
+    Arguments:
+        arguments: What stands on the command line; by default, that of this process.
+    """
+    given = parser().parse_args(arguments)
+    try:
+        print(compare(given.folder, given.out, given.against))
+    except (OSError, ValueError) as error:
+        print(f"pyro-vae-compare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns what reads the command line."""
+    made = argparse.ArgumentParser(
+        prog="pyro-vae-compare",
+        description="Compares runs of pyro-vae: a page, a text, and a table.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="+",
+        help="a folder with runs, at any depth; finished or not",
+    )
+    made.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where comparison.html, .md and .csv are written; by default the first FOLDER",
+    )
+    made.add_argument(
+        "--against",
+        metavar="FACTOR=LEVEL",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="the level that the others of a factor are compared with; by default its first",
+    )
+    return made
+
+
+def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> str:
+    """Writes the comparison of all runs in folders, and returns what a terminal shows.
+
+    Arguments:
+        folders: Where to look.
+        out: Where to write; by default to the first of the folders.
+        against: The levels that others are compared with, as ``FACTOR=LEVEL``.
+    """
+    from pyro_vae.compare import comparison
+    from pyro_vae.compare.markdown import markdown
+    from pyro_vae.compare.page import page
+    from pyro_vae.compare.table import table
+    from pyro_vae.files import write_whole
+
+    found = comparison.compare(folders, against)
+    place = Path(folders[0] if out is None else out).resolve()
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"Expected --out to be a folder, got the file '{out}'")
+    place.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "comparison.html": page(found, place),
+        "comparison.md": markdown(found),
+        "comparison.csv": table(found, place),
+    }
+    for name, text in texts.items():
+        write_whole(place / name, text.encode("utf-8", errors="replace"))
+    lines = [f"{found.states()}.", found.headline(), *(f"- {text}" for text in found.cautions)]
+    return "\n".join([*lines, *(f"{place / name}" for name in texts)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

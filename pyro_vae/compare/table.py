@@ -1,0 +1,45 @@
+"""The runs as a table: one row a run."""
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.compare.comparison import Comparison
+
+__all__ = ["table"]
+
+
+def table(found: Comparison, out: Path) -> str:
+    """Returns a csv with the folder, the state, all factors and all single figures of each run.
+
+    A figure of the name of a factor becomes ``metrics.NAME``.
+
+    Arguments:
+        found: The comparison.
+        out: What folders are relative to.
+    """
+    taken = ["run", "state", *(factor.name for factor in found.factors)]
+    metrics = list(
+        dict.fromkeys(k for run in found.runs for k, v in run.metrics.items() if single(v))
+    )
+    columns = {key: f"metrics.{key}" if key in taken else key for key in metrics}
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*taken, *columns.values()])
+    for index, run in enumerate(found.runs):
+        levels = [factor.of[index] for factor in found.factors]
+        figures = [cell(run.metrics.get(key)) for key in columns]
+        writer.writerow([os.path.relpath(run.folder, out), run.state, *levels, *figures])
+    return text.getvalue()
+
+
+def single(value: Any) -> bool:
+    """Tells whether a figure is one value."""
+    return not isinstance(value, (dict, list))
+
+
+def cell(value: Any) -> Any:
+    """Returns a value as a cell: nothing for what is not known."""
+    return "" if value is None or not single(value) else value

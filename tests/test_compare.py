@@ -1,0 +1,563 @@
+"""The comparison of runs: what it finds, what it computes, and what it writes."""
+
+import csv
+import hashlib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+
+import pytest
+from filelock import FileLock
+
+import pyro_vae.compare
+from pyro_vae.compare import runs as found_runs
+from pyro_vae.compare.command import main
+from pyro_vae.compare.comparison import compare
+from pyro_vae.compare.configurations import Mean, mean, over_seeds
+from pyro_vae.compare.differences import verdict
+from pyro_vae.compare.factors import factors, short
+from pyro_vae.compare.markdown import escaped, markdown
+from pyro_vae.compare.table import table
+
+_spec = importlib.util.spec_from_file_location(
+    "compare_runs", Path(__file__).with_name("compare_runs.py")
+)
+compare_runs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(compare_runs)
+write, big = compare_runs.write, compare_runs.big
+
+ASSETS = Path(pyro_vae.compare.__file__).parent / "assets"
+ATTACK = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
+PRIOR = "vae.prior._target_"
+
+
+def levels(*settings):
+    """Returns the factors of runs with these settings, by name."""
+    runs = [
+        found_runs.Run(Path(str(place)), str(place), "finished", compare_runs.configuration(one))
+        for place, one in enumerate(settings)
+    ]
+    return {factor.name: factor.levels for factor in factors(runs)}
+
+
+def figures(value):
+    """Returns figures that go with a log evidence."""
+    return {"log_evidence": value, "elbo": value - 1, "rate": 2.0, "distortion": -1 - value}
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+
+def test_runs_are_found_at_any_depth_and_each_once(tmp_path):
+    write(tmp_path / "a" / "0", {"seed": 0})
+    write(tmp_path / "a" / "deep" / "1", {"seed": 1})
+    write(tmp_path / "b", {"seed": 2})
+    (tmp_path / "b" / ".hydra").mkdir()
+    (tmp_path / "b" / ".hydra" / "config.yaml").write_text("vae: {}\ntrain: {}\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    names = [run.name for run in found_runs.find([tmp_path, tmp_path / "b", tmp_path / "link"])]
+    assert names == ["a/0", "a/deep/1", "b"]
+
+
+def test_a_folder_that_is_a_run_works(tmp_path):
+    (run,) = found_runs.find([write(tmp_path / "mine")])
+    assert (run.name, run.state, run.metrics["elbo"]) == ("mine", "finished", -18.5)
+
+
+def test_runs_are_in_the_order_in_which_they_were_begun(tmp_path):
+    write(tmp_path / "z", {PRIOR: "pyro_vae.priors.Vamp"})
+    write(tmp_path / "a")
+    found = compare([tmp_path])
+    assert [run.name for run in found.runs] == ["z", "a"]
+    assert found.factors[0].levels == ("Vamp", "Normal")
+
+
+def test_states_of_an_unfinished_sweep(tmp_path):
+    write(tmp_path / "0")
+    write(tmp_path / "1", state="failed", reason="out of luck")
+    write(tmp_path / "2", state="cut off")
+    write(tmp_path / "3", state="cut off")
+    with FileLock(tmp_path / "3" / ".lock"):
+        runs = found_runs.find([tmp_path])
+    assert [run.state for run in runs] == ["finished", "failed", "cut off", "running"]
+    assert runs[1].failure.reason == "out of luck"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", '{"log_evidence": -1'),
+        ("metrics.json", "[1, 2]"),
+        ("failure.json", '{"other": 1}'),
+        ("config.yaml", "vae: {\n"),
+        ("config.yaml", ""),
+    ],
+)
+def test_a_damaged_file_is_a_problem_of_its_run_alone(tmp_path, file, content):
+    write(tmp_path / "good", {"seed": 1})
+    (write(tmp_path / "bad") / file).write_text(content)
+    found = compare([tmp_path])
+    states = {run.name: run.state for run in found.runs}
+    assert states == {"good": "finished", "bad": "unreadable"}
+    assert file in markdown(found)
+    assert main([str(tmp_path)]) == 0
+
+
+def test_metrics_that_are_no_numbers_are_unknown(tmp_path):
+    write(tmp_path / "0", {}, {"log_evidence": None})
+    write(tmp_path / "1", {"seed": 1}, {"log_evidence": "high"})
+    write(tmp_path / "2", {"seed": 2}, {"log_evidence": math.nan})
+    found = compare([tmp_path])
+    assert found.headline() == "No run has a log evidence yet, so that there is nothing to rank."
+    assert "3 runs ended with a figure that is not finite" in " ".join(found.cautions)
+    assert main([str(tmp_path)]) == 0
+
+
+# ---------------------------------------------------------------------------------------- factors
+
+
+def test_factors_are_what_differs_by_its_shortest_name():
+    vamp = "pyro_vae.priors.Vamp"
+    known = levels(
+        {"seed": 0, "vae.latent_dim": 10},
+        {"seed": 1, PRIOR: vamp, "vae.prior.components": 50, "vae.latent_dim": 2},
+    )
+    assert known == {"seed": ("0", "1"), "latent_dim": ("2", "10"), "prior": ("Normal", "Vamp")}
+
+
+def test_what_changes_no_result_is_no_factor():
+    unrelated = {"out": "x", "threads": 2, "device": "cuda", "study": "s", "isolate": False}
+    nested = {"train.checkpoint_seconds": 1.0, "data.root": "/x", "data.download": True}
+    assert levels({}, unrelated | nested | {"resume": True, "hydra.verbose": True}) == {}
+
+
+def test_an_argument_of_some_levels_is_a_factor_if_it_varies_within_one():
+    vamp = {PRIOR: "pyro_vae.priors.Vamp"}
+    known = levels({}, vamp | {"vae.prior.components": 5}, vamp | {"vae.prior.components": 50})
+    assert known == {"prior": ("Normal", "Vamp"), "components": ("5", "50", "-")}
+
+
+def test_names_are_long_where_short_ones_are_ambiguous():
+    known = levels({}, {"vae.encoder.hidden": [8], "data.seed": 1, "objective.beta": 2.0})
+    assert set(known) == {"encoder.hidden", "data.seed", "beta"}
+    assert short(["a.b", "b"]) == {"a.b": "a.b", "b": "b"}
+
+
+def test_numbers_of_one_value_are_one_level():
+    assert levels({"objective.beta": 1}, {"objective.beta": 1.0}) == {}
+
+
+def test_classes_of_one_name_are_told_apart():
+    known = levels({PRIOR: "pyro_vae.priors.Normal"}, {PRIOR: "mine.Normal"})
+    assert known == {"prior": ("priors.Normal", "mine.Normal")}
+
+
+def test_a_schedule_or_none_is_one_factor():
+    cosine = "torch.optim.lr_scheduler.CosineAnnealingLR"
+    schedule = {"train.lr_schedule._target_": cosine, "train.lr_schedule.T_max": 300}
+    assert levels({}, schedule) == {"lr_schedule": ("null", "CosineAnnealingLR")}
+    linear = {"train.schedules.beta._target_": "pyro_vae.objectives.Linear"}
+    known = levels({}, linear | {"train.schedules.beta.steps": 5})
+    assert known == {"schedules.beta": ("-", "Linear")}
+
+
+# ------------------------------------------------------------------------------------- statistics
+
+
+def test_the_mean_and_its_error_by_hand():
+    # Deviations are -1, 0 and 1: the sample variance is 1, and the error is 1 / sqrt(3).
+    assert mean([1.0, 2.0, 3.0]) == Mean(2.0, pytest.approx(1 / math.sqrt(3)), 3)
+    assert mean([4.0]) == Mean(4.0, None, 1)
+
+
+def test_the_error_is_that_of_the_library():
+    draw = Random(1)
+    values = [draw.gauss(-17, 2) for _ in range(30)]
+    error = statistics.stdev(values) / math.sqrt(30)
+    assert mean(values) == Mean(pytest.approx(statistics.fmean(values)), pytest.approx(error), 30)
+
+
+def test_runs_of_one_seed_count_once():
+    # Seeds have 2 and 4; all three values together would have 8 / 3.
+    assert over_seeds([("0", 1.0), ("0", 3.0), ("1", 4.0)]) == Mean(3.0, pytest.approx(1.0), 2)
+
+
+def test_configurations_are_ranked_by_their_mean(tmp_path):
+    for size, seed, value in [(2, 0, -20), (2, 1, -10), (4, 0, -14), (4, 1, -14), (8, 0, -9)]:
+        write(tmp_path / f"{size}_{seed}", {"vae.latent_dim": size, "seed": seed}, figures(value))
+    write(tmp_path / "8_1", {"vae.latent_dim": 8, "seed": 1}, state="failed")
+    (group,) = compare([tmp_path]).groups
+    ranked = [(one.levels[0], one.means["log_evidence"]) for one in group.configurations]
+    assert ranked == [
+        ("8", Mean(-9.0, None, 1)),
+        ("4", Mean(-14.0, 0.0, 2)),
+        ("2", Mean(-15.0, pytest.approx(5.0), 2)),
+    ]
+    assert [(len(c.runs), c.planned) for c in group.configurations] == [(1, 2), (2, 2), (2, 2)]
+
+
+def test_the_lead_is_over_the_seeds_of_both(tmp_path):
+    values = {
+        (2, 0): -10.0,
+        (2, 1): -12.0,
+        (2, 2): -20.0,
+        (4, 0): -11.0,
+        (4, 1): -15.0,
+        (8, 5): -9.0,
+    }
+    for (size, seed), value in values.items():
+        write(tmp_path / f"{size}_{seed}", {"vae.latent_dim": size, "seed": seed}, figures(value))
+    assert compare([tmp_path]).groups[0].lead is None
+    (tmp_path / "8_5" / "metrics.json").unlink()
+    # Means are -14 of 2 and -13 of 4; on their two seeds 4 is behind by 1 and by 3.
+    assert compare([tmp_path]).groups[0].lead == Mean(-2.0, pytest.approx(1.0), 2)
+
+
+def test_the_best_of_each_level(tmp_path):
+    vamp = {PRIOR: "pyro_vae.priors.Vamp"}
+    write(tmp_path / "0", {"vae.latent_dim": 2}, figures(-20))
+    write(tmp_path / "1", {"vae.latent_dim": 4}, figures(-18))
+    write(tmp_path / "2", vamp | {"vae.latent_dim": 2}, figures(-17))
+    write(tmp_path / "3", vamp | {"vae.latent_dim": 4}, figures(-19))
+    found = compare([tmp_path])
+    (group,) = found.groups
+    assert [(name, lv, found.described(c, group)) for name, lv, c in group.best_by_level] == [
+        ("latent_dim", "2", "latent_dim=2, prior=Vamp"),
+        ("latent_dim", "4", "latent_dim=4, prior=Normal"),
+        ("prior", "Normal", "latent_dim=4, prior=Normal"),
+        ("prior", "Vamp", "latent_dim=2, prior=Vamp"),
+    ]
+
+
+def sweep(root, value, seeds=range(3)):
+    """Writes a run of each prior, size and seed, with log evidence ``value(prior, size, seed)``."""
+    for prior, size, seed in itertools.product(("Normal", "Vamp"), (2, 4), seeds):
+        settings = {PRIOR: f"pyro_vae.priors.{prior}", "vae.latent_dim": size, "seed": seed}
+        write(root / f"{prior}_{size}_{seed}", settings, figures(value(prior, size, seed)))
+
+
+def differences(root, against=()):
+    """Returns the only set's differences by factor, level and reference."""
+    (group,) = compare([root], against).groups
+    return {(one.factor, one.level, one.reference): one for one in group.differences}
+
+
+def test_paired_differences_recover_what_runs_are_made_of(tmp_path):
+    noise = {seed: Random(seed).gauss(0, 50) for seed in range(3)}
+    gain = {0: 1.0, 1: 2.0, 2: 6.0}
+
+    def value(prior, size, seed):
+        return noise[seed] + 10 * size + gain[seed] * (prior == "Vamp")
+
+    sweep(tmp_path, value)
+    found = differences(tmp_path)
+    # What seeds share cancels: the gain's mean is 3, and its standard deviation sqrt(7).
+    vamp = found["prior", "Vamp", "Normal"]
+    assert vamp.means["log_evidence"] == Mean(
+        pytest.approx(3.0), pytest.approx(math.sqrt(7 / 3)), 3
+    )
+    assert vamp.pairs == 6
+    size = found["latent_dim", "4", "2"]
+    assert size.means["log_evidence"] == Mean(pytest.approx(20.0), pytest.approx(0, abs=1e-9), 3)
+    assert size.means["distortion"].value == pytest.approx(-20.0)
+    assert set(found) == {("prior", "Vamp", "Normal"), ("latent_dim", "4", "2")}
+
+
+def test_pairs_of_one_seed_are_averaged_before_seeds_are(tmp_path):
+    gains = {(2, 0): 1.0, (4, 0): 3.0, (2, 1): 6.0}
+
+    def value(prior, size, seed):
+        return gains.get((size, seed), 0.0) if prior == "Vamp" else 0.0
+
+    sweep(tmp_path, value, seeds=range(2))
+    (tmp_path / "Vamp_4_1" / "metrics.json").unlink()
+    one = differences(tmp_path)["prior", "Vamp", "Normal"]
+    # Seed 0 has (1 + 3) / 2 = 2 and seed 1 has 6; all three pairs together would give 10 / 3.
+    assert one.means["log_evidence"] == Mean(pytest.approx(4.0), pytest.approx(2.0), 2)
+    assert one.pairs == 3
+
+
+def test_a_run_without_its_like_makes_no_difference(tmp_path):
+    write(tmp_path / "0", {"seed": 0}, figures(-20))
+    write(tmp_path / "1", {"seed": 1, "vae.latent_dim": 4}, figures(-10))
+    assert differences(tmp_path) == {}
+
+
+def test_another_reference_turns_the_sign(tmp_path):
+    sweep(tmp_path, lambda prior, size, seed: seed + (prior == "Vamp"))
+    plain = differences(tmp_path)["prior", "Vamp", "Normal"].means["log_evidence"]
+    turned = differences(tmp_path, ["prior=Vamp"])["prior", "Normal", "Vamp"]
+    assert (plain.value, turned.means["log_evidence"].value) == (1.0, -1.0)
+    assert ("prior", "Normal", "Vamp") in differences(tmp_path, ["vae.prior=Vamp"])
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("prio=Vamp", "got 'prio=Vamp'; factors are: latent_dim, prior"),
+        ("prior=vamp", "level of prior, got 'prior=vamp'; levels are: Normal, Vamp"),
+        ("prior", "level of prior"),
+        ("seed=1", "name a factor"),
+    ],
+)
+def test_a_wrong_reference_is_told(tmp_path, capsys, choice, message):
+    sweep(tmp_path, lambda prior, size, seed: 0.0, seeds=[0])
+    assert main([str(tmp_path), "--against", choice]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_changes_with_a_class_does_not_hide_its_difference(tmp_path):
+    sgd = {"optimizer._target_": "torch.optim.SGD", "optimizer.lr": 0.1}
+    write(tmp_path / "0", {}, figures(-20))
+    write(tmp_path / "1", sgd, figures(-22))
+    ((key, one),) = differences(tmp_path).items()
+    assert (key, one.along) == (("optimizer", "SGD", "Adam"), ("lr",))
+    assert one.means["log_evidence"].value == -2
+
+
+def test_the_verdict_is_that_of_the_t_distribution():
+    # Tables give 2.776 for four degrees of freedom at 5 %, and 4.604 at 1 %.
+    assert verdict(Mean(2.77, 1.0, 5), 1) == "not clear"
+    assert verdict(Mean(-2.78, 1.0, 5), 1) == "clear"
+    assert verdict(Mean(4.60, 1.0, 5), 5) == "clear alone, not among all comparisons"
+    assert verdict(Mean(4.61, 1.0, 5), 5) == "clear"
+    assert verdict(Mean(9.0, None, 1), 1) == "one seed: not known"
+    assert verdict(Mean(0.0, 0.0, 3), 1) == "none"
+
+
+def test_of_differences_of_nothing_few_are_clear():
+    draw = Random(3)
+    found = [mean([draw.gauss(0, 1) for _ in range(4)]) for _ in range(2000)]
+    share = Counter(verdict(one, 1) for one in found)["clear"] / len(found)
+    # 5 %, within four standard errors of a share of 2000.
+    assert abs(share - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+# ------------------------------------------------------------------------------- comparable sets
+
+
+@pytest.mark.parametrize(
+    ("settings", "metrics"),
+    [
+        ({}, {"data": "mnist"}),
+        ({}, {"binarize": "dynamic"}),
+        ({}, {"grey_scale": True}),
+        ({}, {"rows": {"train": 100, "valid": 180, "test": 359}}),
+        ({}, {"log_evidence_rows": 10}),
+        ({"data.seed": 1}, {}),
+        ({"vae.likelihood._target_": "pyro_vae.likelihoods.Normal"}, {}),
+    ],
+)
+def test_what_does_not_compare_is_not_compared(tmp_path, settings, metrics):
+    write(tmp_path / "0", {}, figures(-20))
+    write(tmp_path / "1", {"vae.latent_dim": 4}, figures(-19))
+    write(tmp_path / "2", {"vae.latent_dim": 4} | settings, figures(-1) | metrics)
+    found = compare([tmp_path])
+    assert [group.runs for group in found.groups] == [(0, 1), (2,)]
+    (difference,) = [one for group in found.groups for one in group.differences]
+    assert difference.means["log_evidence"].value == 1
+    assert found.groups[0].title != found.groups[1].title
+    assert "2 ways that do not compare" in found.cautions[0]
+    assert found.headline().startswith("The best configuration depends on what is compared")
+
+
+def test_likelihoods_of_one_measure_compare(tmp_path):
+    for place, name in enumerate(("Bernoulli", "Categorical")):
+        write(tmp_path / str(place), {"vae.likelihood._target_": f"pyro_vae.likelihoods.{name}"})
+    (group,) = compare([tmp_path]).groups
+    assert len(group.differences) == 1
+
+
+# ----------------------------------------------------------------------------------------- caution
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"active_units": 0}, "in 1 run no latent dimension is active"),
+        ({"active_units": 1}, "in 1 run some latent dimensions carry nothing"),
+        ({"grey_scale": True}, "1 run scored grey values by a Bernoulli's cross-entropy"),
+        ({"effective_sample_size_min": 9.94}, "the worst 9.9"),
+        ({"log_evidence_particles": 500}, "different numbers of samples a row (50, 500)"),
+        ({"mixture_log_evidence": -17.0}, "In 1 of 2 runs a plain mixture"),
+    ],
+)
+def test_what_makes_figures_doubtful_is_said(tmp_path, metrics, said):
+    write(tmp_path / "0", {"seed": 0})
+    assert compare([tmp_path]).cautions == ()
+    write(tmp_path / "1", {"seed": 1}, metrics)
+    assert said in " ".join(compare([tmp_path]).cautions)
+
+
+def test_one_seed_is_said(tmp_path):
+    write(tmp_path / "0")
+    write(tmp_path / "1", {"vae.latent_dim": 4})
+    assert "one seed" in compare([tmp_path]).cautions[0]
+
+
+# ------------------------------------------------------------------------------- what is written
+
+
+def test_the_command_writes_three_files(tmp_path, capsys):
+    sweep(tmp_path / "sweep", lambda prior, size, seed: -20.0 + size / 4 + seed / 10)
+    write(tmp_path / "sweep" / "bad", {"vae.latent_dim": 8}, state="failed", reason="no luck")
+    assert main([str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "13 runs: 12 finished, 1 failed." in told
+    told = told.replace("\N{NO-BREAK SPACE}", " ")
+    assert "with a log evidence of −18.90 ± 0.06 nats per datum (3 seeds; best of 4; 0.00" in told
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["comparison.csv", "comparison.html", "comparison.md"]
+    text = (tmp_path / "out" / "comparison.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "| prior: Vamp minus Normal | 0.00 ± 0.00 |" in text
+    assert "+0.50 ± 0.00" in text
+    assert f"```bash\npyro-vae seed=0 out={tmp_path / 'sweep' / 'bad'}\n```" in text
+
+
+def test_the_csv_has_a_row_a_run_and_no_name_twice(tmp_path):
+    write(tmp_path / "s" / "0", {}, {"objective": -20.5, "log_evidence": None})
+    settings = {"vae.latent_dim": 4, "objective._target_": "pyro_vae.objectives.IWAE", "seed": 1}
+    write(tmp_path / "s" / "1", settings, state="cut off")
+    head, *rows = csv.reader(table(compare([tmp_path / "s"]), tmp_path).splitlines())
+    assert len(set(head)) == len(head)
+    first, second = (dict(zip(head, row, strict=True)) for row in rows)
+    assert (first["run"], first["state"], first["objective"]) == ("s/0", "finished", "ELBO")
+    assert (first["metrics.objective"], first["log_evidence"]) == ("-20.5", "")
+    assert (second["state"], second["objective"], second["latent_dim"]) == ("cut off", "IWAE", "4")
+    assert "rows" not in head
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [(["nowhere"], "to be a folder that exists, got 'nowhere'"), (["."], "found none in '.'")],
+)
+def test_a_folder_without_runs_is_one_line(tmp_path, monkeypatch, capsys, folders, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(folders) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert message in told.err
+    assert told.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_place_to_write_to(tmp_path, capsys):
+    write(tmp_path / "0")
+    assert main([str(tmp_path), "--out", str(tmp_path / "0" / "config.yaml")]) == 1
+    assert "Expected --out to be a folder" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_unicode_is_linked(tmp_path):
+    write(tmp_path / "sweep" / os.fsdecode(b"\xff"))
+    page = read_page(tmp_path / "sweep")
+    assert json.loads(page.scripts[0])["runs"][0]["report"] == "%FF/report.html"
+
+
+def test_markdown_shows_text_as_it_is():
+    assert escaped("a|b_c<d>\n") == "a\\|b\\_c\\<d\\> "
+
+
+class Page(HTMLParser):
+    """A page taken apart: its tags, and what stands in its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.words, self.inside = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def read_page(folder):
+    assert main([str(folder)]) == 0
+    return Page((folder / "comparison.html").read_text("utf-8"))
+
+
+def test_the_page_loads_nothing_and_links_to_reports(tmp_path):
+    write(tmp_path / "a b#?%" / "0", {"seed": 0}, figures(-20), pictures=True)
+    write(tmp_path / "1", {"seed": 1}, figures(-19), pictures=True)
+    page = read_page(tmp_path)
+    for _, attributes in page.tags:
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert len(page.all("img")) == 4
+    assert {(one["width"], one["height"]) for one in page.all("img")} == {("4", "2")}
+    runs = json.loads(page.scripts[0])["runs"]
+    assert {run["report"] for run in runs} == {"a%20b%23%3F%25/0/report.html", "1/report.html"}
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    # Each script that is run is allowed by its hash, and no other.
+    assert policy.count("'sha256-") == len(page.scripts) - 1 == 3
+    assert "sourceMappingURL" not in "".join(page.scripts)
+
+
+def test_hostile_text_stays_text(tmp_path):
+    write(tmp_path / "0", {PRIOR: ATTACK, f"vae.{ATTACK}": ATTACK}, figures(-20))
+    write(tmp_path / "1", {f"vae.{ATTACK}": "b"}, figures(-19) | {"data": ATTACK})
+    write(tmp_path / "<b>", {"seed": 1}, state="failed", reason=ATTACK)
+    page = read_page(tmp_path)
+    assert len(page.scripts) == 4
+    assert page.all("img") == page.all("b") == []
+    # Without the sign, nothing in the data can end its script, or open a comment in it.
+    assert "<" not in page.scripts[0]
+    known = json.loads(page.scripts[0])
+    assert ATTACK in {level for factor in known["factors"] for level in factor["levels"]}
+    assert any(ATTACK in words for words in page.words)
+    assert "<img" not in re.sub(r"\\<", "", (tmp_path / "comparison.md").read_text())
+
+
+def test_five_hundred_runs(tmp_path):
+    big(tmp_path)
+    found = compare([tmp_path])
+    assert found.states() == "500 runs: 485 finished, 9 failed, 6 cut off"
+    assert len(found.groups) == 2
+    assert markdown(found).count("**0") == 9
+    assert len(table(found, tmp_path).splitlines()) == 501
+
+
+def test_the_command_needs_no_pytorch(tmp_path):
+    write(tmp_path / "0")
+    code = (
+        "import sys; from pyro_vae.compare.command import main; "
+        f"assert main([{str(tmp_path)!r}]) == 0; "
+        "assert not {'torch', 'pyro', 'matplotlib', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_assets_are_those_that_are_listed():
+    listed = re.findall(
+        r"^\| `([\w.]+)` .*`([0-9a-f]{64})` \|$", (ASSETS / "README.md").read_text(), re.M
+    )
+    assert {name for name, _ in listed} == {p.name for p in ASSETS.glob("*.min.*")}
+    for name, checksum in listed:
+        assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == checksum
