@@ -12,6 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_vae.compiled.cuda import recorded
 from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.precision import use_bfloat16
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
@@ -187,7 +188,8 @@ class Step:
         """Computes the loss, sets the gradient of each parameter, and updates if it is to.
 
         Gradients are set, not added to what is there; a parameter on which the loss does not
-        depend gets ``None``. Within Pyro handlers of the caller's the step is eager.
+        depend gets ``None``. On a GPU the step is a CUDA graph, and the next one writes its
+        gradients to the same tensors. Within Pyro handlers of the caller's the step is eager.
 
         Arguments:
             args: Arguments of model and guide.
@@ -308,6 +310,7 @@ class Step:
         captured = capture(partial(self._results, loss_of, call, reached), call.tensors)
         engine = self._choose(captured.graph)
         run = to_machine_code(captured, call.tensors)
+        run = recorded(run, captured.lifted, call.tensors)
         put_back()
         inputs = [*captured.lifted, *call.tensors]
         with torch.no_grad():
