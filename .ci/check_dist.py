@@ -14,7 +14,13 @@ packed = {n.removeprefix("pyro_vae/conf/") for n in names if n.startswith("pyro_
 assert wanted <= packed, wanted - packed
 tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
 assert tops == {"pyro_vae", "hydra_plugins"}, tops
-for name in ("pyro_vae/py.typed", "pyro_vae/report.html.jinja", "hydra_plugins/pyro_vae.py"):
+for name in (
+    "pyro_vae/py.typed",
+    "pyro_vae/report.html.jinja",
+    "pyro_vae/compare/page.html.jinja",
+    "pyro_vae/compare/assets/echarts.min.js",
+    "hydra_plugins/pyro_vae.py",
+):
     assert name in names, name
 for name in ("hydra_plugins/__init__.py", "pyro_vae/_hydra_plugin.py"):
     assert name not in names, name
