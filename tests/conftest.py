@@ -15,6 +15,7 @@ for _name, _file in (
     ("tables", "tables.py"),
     ("truths", "truths.py"),
     ("sweeping", "sweeping.py"),
+    ("compare_runs", "compare_runs.py"),
     ("scenarios", "scenarios/__init__.py"),
 ):
     _spec = importlib.util.spec_from_file_location(_name, TESTS / _file)

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from compare_runs import big, configuration, write
 from filelock import FileLock
 
 import pyro_vae.compare
@@ -29,13 +29,6 @@ from pyro_vae.compare.factors import factors, short
 from pyro_vae.compare.markdown import escaped, markdown
 from pyro_vae.compare.table import table
 
-_spec = importlib.util.spec_from_file_location(
-    "compare_runs", Path(__file__).with_name("compare_runs.py")
-)
-compare_runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compare_runs)
-write, big = compare_runs.write, compare_runs.big
-
 ASSETS = Path(pyro_vae.compare.__file__).parent / "assets"
 ATTACK = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 PRIOR = "vae.prior._target_"
@@ -44,7 +37,7 @@ PRIOR = "vae.prior._target_"
 def levels(*settings):
     """Returns the factors of runs with these settings, by name."""
     runs = [
-        found_runs.Run(Path(str(place)), str(place), "finished", compare_runs.configuration(one))
+        found_runs.Run(Path(str(place)), str(place), "finished", configuration(one))
         for place, one in enumerate(settings)
     ]
     return {factor.name: factor.levels for factor in factors(runs)}

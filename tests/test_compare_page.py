@@ -1,21 +1,15 @@
 """The page of a comparison in a browser: what it shows, and that it asks for nothing."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
+import compare_runs
 import pytest
 from filelock import FileLock
 
 from pyro_vae.compare.command import main
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api")
-
-_spec = importlib.util.spec_from_file_location(
-    "compare_runs", Path(__file__).with_name("compare_runs.py")
-)
-compare_runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compare_runs)
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -42,9 +36,19 @@ BRUSH = """([axis, low, high]) => {
 }"""
 
 
+def sync_api():
+    """Returns Playwright, which only the tests of this file need."""
+    return importlib.import_module("playwright.sync_api")
+
+
+def expect(locator):
+    """Returns what waits until something is true of a part of the page."""
+    return sync_api().expect(locator)
+
+
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as started:
+    with sync_api().sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield opened
         opened.close()
@@ -126,7 +130,7 @@ def choose(page, name, level):
 
 def shown(page, number, total):
     """Waits until so many runs are shown, and the plots have followed."""
-    playwright.expect(page.locator("#count")).to_have_text(f"{number} of {total} runs shown")
+    expect(page.locator("#count")).to_have_text(f"{number} of {total} runs shown")
     page.evaluate(
         "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
     )
@@ -151,7 +155,7 @@ def test_a_click_sorts(visit, small):
     assert evidences(page) == sorted(evidences(page), reverse=True)
     title = head(page, "log_evidence").locator(".tabulator-col-title").first
     title.click()
-    playwright.expect(head(page, "log_evidence")).to_have_attribute("aria-sort", "ascending")
+    expect(head(page, "log_evidence")).to_have_attribute("aria-sort", "ascending")
     assert evidences(page) == sorted(evidences(page))
     assert len(evidences(page)) == 16
 
@@ -252,7 +256,7 @@ def test_a_drag_along_an_axis_brushes(visit, small):
     page.mouse.move(x, y - 40, steps=4)
     page.mouse.move(x, box["y"] + 46, steps=8)
     page.mouse.up()
-    playwright.expect(page.locator("#count")).not_to_have_text("16 of 16 runs shown")
+    expect(page.locator("#count")).not_to_have_text("16 of 16 runs shown")
     assert min(evidences(page)) >= -17.05
 
 
@@ -268,7 +272,7 @@ def test_a_click_on_a_point_shows_its_run(visit, small):
     )
     page.locator("#strip").click(position={"x": where[0], "y": where[1]})
     detail = page.locator("#detail")
-    playwright.expect(detail).to_contain_text("r05")
+    expect(detail).to_contain_text("r05")
     assert detail.get_by_role("link").get_attribute("href") == "r05/report.html"
 
 
@@ -289,10 +293,10 @@ def test_the_table_is_saved(visit, small):
 
 def test_it_says_all_but_the_table_without_javascript(visit, small):
     page = visit(small, javascript=False)
-    playwright.expect(page.locator("noscript")).to_be_attached()
+    expect(page.locator("noscript")).to_be_attached()
     assert "need JavaScript" in page.content()
-    playwright.expect(page.get_by_role("heading", name="Paired differences")).to_be_visible()
-    playwright.expect(page.locator("#table")).to_be_hidden()
+    expect(page.get_by_role("heading", name="Paired differences")).to_be_visible()
+    expect(page.locator("#table")).to_be_hidden()
 
 
 @pytest.mark.parametrize("states", [["failed"], ["finished"], ["finished", "cut off"]])
@@ -321,8 +325,8 @@ def test_hostile_text_does_nothing(visit, tmp_path):
     )
     page.locator("#strip").hover(position={"x": where[0], "y": where[1]})
     page.locator("#strip").click(position={"x": where[0], "y": where[1]})
-    playwright.expect(page.locator("#detail")).to_contain_text(ATTACK)
-    playwright.expect(page.locator("#table")).to_contain_text(ATTACK)
+    expect(page.locator("#detail")).to_contain_text(ATTACK)
+    expect(page.locator("#table")).to_contain_text(ATTACK)
     assert page.evaluate("[window.attacked, document.images.length]") == [None, 0]
 
 

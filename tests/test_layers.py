@@ -12,6 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
+    {"files"},
     {"conditional", "distributions", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -20,7 +21,9 @@ LAYERS = [
     {"report"},
     {"config"},
     {"pictures", "story", "run"},
-    {"cli"},
+    {"codes", "reuse", "sweeps"},
+    {"compare"},
+    {"cli", "reuse_cli"},
     {"__main__"},
 ]
 
@@ -31,6 +34,7 @@ SAME_LAYER = {
     "training": {"checkpoint", "compiled", "epochs"},
     "story": {"pictures"},
     "run": {"story"},
+    "reuse": {"codes"},
 }
 """Which neighbours of its own layer a module may see."""
 

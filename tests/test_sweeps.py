@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -100,30 +101,40 @@ def test_a_folder_knows_the_name_of_its_run(tmp_path):
 # Processes of their own
 
 
-def leave(place, code):
-    """Says which process this is, leaves a trace in it, and ends."""
-    import pyro
+CALLED = """
+import os, signal, sys, time
+from pathlib import Path
 
-    pyro.param("trace", lambda: __import__("torch").ones(()))
-    Path(place, f"{os.getpid()}").write_text(str(len(pyro.get_param_store())))
+def leave(place, code):
+    import pyro, torch
+    pyro.param("trace", torch.ones(()))
+    Path(place, str(os.getpid())).write_text(str(len(pyro.get_param_store())))
     print("said", file=sys.stderr)
     return code
 
-
 def killed(name):
     os.kill(os.getpid(), getattr(signal, name))
-    return 0
-
 
 def long(place):
     Path(place).write_text(str(os.getpid()))
     time.sleep(600)
-    return 0
+"""
 
 
-def test_each_call_has_a_fresh_process_and_its_output_in_a_file(tmp_path):
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """A module of functions that a new process can import."""
+    folder = tmp_path / "called"
+    folder.mkdir()
+    (folder / "called.py").write_text(CALLED)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "called", raising=False)
+    return import_module("called")
+
+
+def test_each_call_has_a_fresh_process_and_its_output_in_a_file(called, tmp_path):
     log = tmp_path / "log" / "job.log"
-    assert [call(leave, (str(tmp_path), code), log=log) for code in (0, 3)] == [0, 3]
+    assert [call(called.leave, (str(tmp_path), code), log=log) for code in (0, 3)] == [0, 3]
     assert log.read_text() == "said\nsaid\n"
     traces = [p for p in tmp_path.iterdir() if p.is_file()]
     assert len(traces) == 2
@@ -132,28 +143,23 @@ def test_each_call_has_a_fresh_process_and_its_output_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
-def test_a_process_that_is_killed_says_so_by_its_code(name, tmp_path):
-    code = call(killed, (name,), log=tmp_path / "log")
+def test_a_process_that_is_killed_says_so_by_its_code(name, called, tmp_path):
+    code = call(called.killed, (name,), log=tmp_path / "log")
     assert code == -getattr(signal, name)
     assert name in job.ended_by(code)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_ends_with_its_caller(number, tmp_path):
+def test_a_process_ends_with_its_caller(number, called, tmp_path):
     code = (
-        "from pathlib import Path; from importlib.util import spec_from_file_location as spec, "
-        "module_from_spec as made; import sys; "
-        f"there = spec('long_call', {str(tmp_path / 'long_call.py')!r}); "
-        "sys.modules['long_call'] = m = made(there); there.loader.exec_module(m); "
-        f"from pyro_vae.sweeps.isolated import call; "
-        f"call(m.long, ({str(tmp_path / 'pid')!r},), log=Path({str(tmp_path / 'log')!r}))"
+        "import sys, called; from pathlib import Path; from pyro_vae.sweeps.isolated import call; "
+        "call(called.long, (sys.argv[1],), log=Path(sys.argv[2]))"
     )
-    (tmp_path / "long_call.py").write_text(
-        "import os, time\nfrom pathlib import Path\n\n"
-        "def long(place):\n    Path(place).write_text(str(os.getpid()))\n    time.sleep(600)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    caller = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=-3)
+    path = [str(Path(called.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "pid"), str(tmp_path / "log")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     caller.send_signal(number)
     caller.wait(30)
@@ -326,6 +332,13 @@ def test_a_folder_in_use_is_refused_to_a_run_alone(tmp_path, monkeypatch):
     cfg = config.compose([*QUICK, f"out={tmp_path}"])
     with folder.lock(tmp_path), pytest.raises(ValueError, match="no other process writes to"):
         job.alone(cfg)
+
+
+def test_a_setting_that_refers_to_nothing_fails_in_its_job(tmp_path):
+    code, said = sweep("seed=0", "vae.latent_dim=2,${nowhere}", cwd=tmp_path)
+    assert code == 1
+    assert "1 finished, 1 failed" in said
+    assert "why   InterpolationKeyError: Interpolation key 'nowhere' not found" in said
 
 
 # The journal

@@ -10,8 +10,9 @@ import pyro
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from pyro_vae.compiled.call import Call
+from pyro_vae.compiled.check import TOLERANCE_OF_BFLOAT16, check
 from pyro_vae.compiled.cuda import recorded
 from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.precision import use_bfloat16
@@ -25,13 +26,6 @@ __all__ = ["Step", "compile"]
 
 LIMIT = 16
 """How many graphs a step keeps; more of them mean that something changes with each call."""
-
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Up to which part of its norm a result may differ; 1e-2 in lower precision."""
-
-
-TOLERANCE_OF_BFLOAT16 = 0.2
-"""The same where the factors of products are rounded to 8 bits."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -213,7 +207,7 @@ class Step:
             return self._eager(args, kwargs)
         return self._first(call) if known is None else self._again(known, call)
 
-    def _again(self, known: Known, call: "Call") -> Tensor:
+    def _again(self, known: Known, call: Call) -> Tensor:
         """Makes a step of a kind that is known."""
         if known.run is None:
             return self._eager(call.args, call.kwargs)
@@ -249,13 +243,13 @@ class Step:
             (loss / self.settings.divide_by).backward(inputs=reached)
         return loss.detach()
 
-    def _key(self, call: "Call") -> Hashable:
+    def _key(self, call: Call) -> Hashable:
         """Returns what tells one kind of call from others."""
         if self.update is None:
             return call.key, self.surroundings.key()
         return call.key, self.surroundings.key(), self.update.key()
 
-    def _first(self, call: "Call") -> Tensor:
+    def _first(self, call: Call) -> Tensor:
         """Makes a step of a kind that is new, compiled if that gives what the eager one gives."""
         put_back_attributes = self.surroundings.save_attributes()
         # The first run makes what is made lazily, and checks what Pyro is set to check.
@@ -279,7 +273,7 @@ class Step:
         return self._again(known, call)
 
     def _compiled(
-        self, call: "Call", reached: list[Tensor], put_back: Callable[[], None]
+        self, call: Call, reached: list[Tensor], put_back: Callable[[], None]
     ) -> Known | None:
         """Captures, compiles and checks a step; ``None`` if there is no number to check by.
 
@@ -345,7 +339,7 @@ class Step:
         self.update.eager()
         check("update", found, [tensor.detach() for tensor in self._updated()])
 
-    def _capturable(self, call: "Call") -> Callable[..., Tensor]:
+    def _capturable(self, call: Call) -> Callable[..., Tensor]:
         """Returns the loss as a function that reads no number off a tensor, if there is one."""
         standing_in = stand_in(self.objective)
         if standing_in is self.objective:
@@ -359,7 +353,7 @@ class Step:
     def _results(
         self,
         loss_of: Callable[..., Tensor],
-        call: "Call",
+        call: Call,
         reached: list[Tensor],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -409,35 +403,6 @@ class Step:
             warnings.warn(f"The step is eager, not compiled: {reason}", stacklevel=4)
 
 
-class Call:
-    """The arguments of a step.
-
-    Arguments:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-    """
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args = args
-        self.kwargs = kwargs
-        self.leaves, self.spec = pytree.tree_flatten((args, kwargs))
-        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-        self.key: Hashable = (self.spec, *map(argument_key, self.leaves))
-
-    def of(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns the same arguments with other tensors."""
-        others = iter(tensors)
-        leaves = [next(others) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        return pytree.tree_unflatten(leaves, self.spec)
-
-
-def argument_key(value: Any) -> Hashable:
-    """Returns what an argument has to have in common with another of the same kind of call."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    return value.__class__, value
-
-
 def leaves(loss: Tensor) -> list[Tensor]:
     """Returns the tensors, not made by operations, on which the gradient of a loss depends."""
     found: list[Tensor] = []
@@ -476,33 +441,3 @@ def shared(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
             found.append(i)
         taken.add(place)
     return found
-
-
-def check(
-    what: str, found: Sequence[Tensor], expected: Sequence[Tensor], least: float = 0.0
-) -> None:
-    """Compares tensors by their norms.
-
-    A tensor may differ by a small part of its own norm, or of a hundredth of the norm of all where
-    it is smaller than that: a gradient that is zero but for rounding has no digits.
-
-    Raises:
-        NotCapturedError: If one differs by more.
-    """
-    whole = sum(norm(value) ** 2 for value in expected) ** 0.5
-    for one, other in zip(found, expected, strict=True):
-        tolerance = TOLERANCES.get(other.dtype, 1e-2) if other.is_floating_point() else 0.0
-        tolerance = max(tolerance, least)
-        same = (one == other) | (one.isnan() & other.isnan())
-        difference = float(torch.where(same, 0, one.double() - other.double()).norm())
-        if not difference <= tolerance * max(norm(other), 0.01 * whole):
-            raise NotCapturedError(
-                f"its {what} differs from the eager step's, by a norm of {difference:.3g} where "
-                f"that is {norm(other):.3g}"
-            )
-
-
-def norm(value: Tensor) -> float:
-    """Returns the Euclidean norm of all numbers that are finite."""
-    value = value.detach().double()
-    return float(torch.where(value.isfinite(), value, 0).norm())

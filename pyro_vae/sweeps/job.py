@@ -12,6 +12,7 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pyro_vae.files import write_whole
 from pyro_vae.sweeps import folder, journal
@@ -125,7 +126,12 @@ def evidence(task: Task) -> float:
 
 def attempt(task: Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
-    cfg = cast(dict[str, Any], OmegaConf.to_container(task.cfg, resolve=True))
+    try:
+        cfg = cast(dict[str, Any], OmegaConf.to_container(task.cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        folder.write_failure(task.folder, Failure(reason, task.command, now()))
+        return "failed", reason
     if task.cfg.isolate:
         code = call(work, (cfg, task.command), log=task.folder / "job.log")
     else:

@@ -1,0 +1,115 @@
+"""NumPyro's SVI: ``update`` under ``jit``, a call a step, or in a ``fori_loop`` over an epoch.
+
+Data and order lie on the device and rows are gathered within the compiled step, as in NumPyro's
+example of a VAE. Losses are sums over the batch, and epsilon of Adam is scaled likewise. There are
+no greys: its Bernoulli gives them infinite losses.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from cases import EPSILON, LEARNING_RATE, PIXELS, Case, Order, mlp_shapes, weights
+from jax import Array, lax, random
+from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
+
+from contenders.base import Runner
+
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+Layers = list[tuple[Array, Array]]
+
+
+def layers(case: Case) -> tuple[Layers, Layers]:
+    """Returns matrices, as (in, out), and biases of encoder and decoder."""
+    arrays = [jnp.asarray(array.T) for array in weights(case)]
+    pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
+    encoder = len(mlp_shapes(case)[0]) // 2
+    return pairs[:encoder], pairs[encoder:]
+
+
+def apply(parameters: Layers, x: Array, activation: str) -> Array:
+    """Applies a multilayer perceptron."""
+    for i, (matrix, bias) in enumerate(parameters):
+        x = (x if i == 0 else ACTIVATIONS[activation](x)) @ matrix + bias
+    return x
+
+
+def make(case: Case) -> SVI:
+    """Makes the SVI of a VAE."""
+    encoder, decoder = layers(case)
+
+    def model(x: Array) -> None:
+        parameters = numpyro.param("decoder", decoder)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((len(x), case.latent)), 1).to_event(1))
+            logits = apply(parameters, z, case.activation)
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: Array) -> None:
+        parameters = numpyro.param("encoder", encoder)
+        with numpyro.plate("data", len(x)):
+            loc, raw = jnp.split(apply(parameters, x, case.activation), 2, -1)
+            numpyro.sample("z", dist.Normal(loc, jax.nn.softplus(raw) + 1e-4).to_event(1))
+
+    adam = numpyro.optim.Adam(LEARNING_RATE, eps=EPSILON * case.batch)
+    particles = case.particles
+    loss = RenyiELBO(alpha=0, num_particles=particles) if particles else TraceMeanField_ELBO()
+    return SVI(model, guide, adam, loss)
+
+
+def step(
+    svi: SVI, case: Case, data: Array, permutation: Array, i: int, carry: tuple[Any, Array]
+) -> tuple[Any, Array]:
+    """Makes the step of one batch of an epoch; adds its loss to the total."""
+    state, total = carry
+    rows = lax.dynamic_slice_in_dim(permutation, i * case.batch, case.batch)
+    x = data[rows]
+    if case.binarize:
+        key, draw = random.split(state.rng_key)
+        state = state._replace(rng_key=key)
+        x = random.bernoulli(draw, x).astype(x.dtype)
+    state, loss = svi.update(state, x)
+    return state, total + loss
+
+
+class SviRunner(Runner):
+    """Trains by steps, or by as many of an epoch as are left to do in one call."""
+
+    def __init__(self, case: Case, data: np.ndarray, loop: bool) -> None:
+        self.case, self.loop = case, loop
+        self.rows_per_call = case.batch
+        self.data = jnp.asarray(data).astype(jnp.float32) / (255 if case.epoch else 1)
+        self.order = Order(len(data), case.batch)
+        self.permutation = jnp.zeros(0, jnp.int32)
+        self.svi = make(case)
+        self.state = self.svi.init(random.key(0), jnp.zeros((case.batch, PIXELS)))
+
+        def steps(
+            carry: tuple[Any, Array], data: Array, permutation: Array, first: int, last: int
+        ) -> tuple[Any, Array]:
+            body = partial(step, self.svi, case, data, permutation)
+            return lax.fori_loop(first, last, body, carry) if loop else body(first, carry)
+
+        self.steps = jax.jit(steps, donate_argnums=0)
+
+    def run(self, calls: int) -> float:
+        """Trains for so many steps."""
+        carry, left = (self.state, jnp.zeros(())), calls
+        while left:
+            first, last = self.order.advance(left)
+            if first == 0:
+                self.permutation = jnp.asarray(self.order.permutation.astype(np.int32))
+            for start in [first] if self.loop else range(first, last):
+                carry = self.steps(carry, self.data, self.permutation, start, last)
+            left -= last - first
+        self.state, total = jax.block_until_ready(carry)
+        return float(total) / (calls * self.case.batch)
+
+
+def prepare(case: Case, data: np.ndarray, device: str, loop: bool) -> Runner:
+    """Makes the training, on the device that the environment names."""
+    return SviRunner(case, data, loop)

@@ -1,0 +1,47 @@
+"""Whether two computations gave the same, but for rounding."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vae.compiled.graph import NotCapturedError
+
+__all__ = ["TOLERANCE_OF_BFLOAT16", "check"]
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Up to which part of its norm a result may differ; 1e-2 in lower precision."""
+
+
+TOLERANCE_OF_BFLOAT16 = 0.2
+"""The same where the factors of products are rounded to 8 bits."""
+
+
+def check(
+    what: str, found: Sequence[Tensor], expected: Sequence[Tensor], least: float = 0.0
+) -> None:
+    """Compares tensors by their norms.
+
+    A tensor may differ by a small part of its own norm, or of a hundredth of the norm of all where
+    it is smaller than that: a gradient that is zero but for rounding has no digits.
+
+    Raises:
+        NotCapturedError: If one differs by more.
+    """
+    whole = sum(norm(value) ** 2 for value in expected) ** 0.5
+    for one, other in zip(found, expected, strict=True):
+        tolerance = TOLERANCES.get(other.dtype, 1e-2) if other.is_floating_point() else 0.0
+        tolerance = max(tolerance, least)
+        same = (one == other) | (one.isnan() & other.isnan())
+        difference = float(torch.where(same, 0, one.double() - other.double()).norm())
+        if not difference <= tolerance * max(norm(other), 0.01 * whole):
+            raise NotCapturedError(
+                f"its {what} differs from the eager step's, by a norm of {difference:.3g} where "
+                f"that is {norm(other):.3g}"
+            )
+
+
+def norm(value: Tensor) -> float:
+    """Returns the Euclidean norm of all numbers that are finite."""
+    value = value.detach().double()
+    return float(torch.where(value.isfinite(), value, 0).norm())
