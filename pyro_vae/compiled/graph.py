@@ -103,9 +103,6 @@ def to_machine_code(
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    for node in captured.graph.graph.nodes:
-        if node.op == "placeholder":
-            node.meta.pop("val", None)
     decompositions = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
     with config.patch(fallback_random=True), torch.no_grad(), warnings.catch_warnings():
         # What the compiler itself calls, its callers cannot change.
