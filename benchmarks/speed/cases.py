@@ -45,7 +45,13 @@ class Case(NamedTuple):
     epoch: bool = False
     binarize: bool = False
     check: int = 2000
-    references: tuple[str, ...] = ("hand", "hand_compiled", "numpyro_loop")
+    references: tuple[str, ...] = (
+        "hand",
+        "hand_compiled",
+        "pyro_meanfield",
+        "numpyro_step",
+        "numpyro_loop",
+    )
 
     def window(self, steps: int) -> int:
         """Returns the last of some steps over which a loss is averaged.
