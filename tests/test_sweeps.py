@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -298,6 +299,27 @@ def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
     assert out.count("why   the process was ended by SIGKILL") == 2, out + err
     assert len(written(there)) == 2
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
+def test_a_killed_sweep_leaves_no_process_behind(launcher, tmp_path):
+    endless = ["train.epochs=100000", "train.patience=null", "train.checkpoint_seconds=0"]
+    process = command("-m", *QUICK, *endless, "seed=0,1,2", *launcher, cwd=tmp_path)
+    until(lambda: list((tmp_path / "multirun").glob("*/*/resume.pt")))
+    assert len(living(tmp_path)) >= 2
+    process.kill()
+    process.communicate()
+    until(lambda: not living(tmp_path))
+
+
+def living(folder):
+    """Returns the processes that work in a folder, but for those that only tidy up."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if Path(os.readlink(path / "cwd")) == folder:
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in found if line and "resource_tracker" not in line]
 
 
 def kill_endless(sweep):

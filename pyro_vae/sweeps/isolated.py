@@ -5,15 +5,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["call"]
+__all__ = ["call", "end_with"]
 
 PRELOADED = ["pyro_vae.run", "torch._dynamo", "sklearn.manifold"]
 """What takes seconds to import, and starts no threads: done once for all processes."""
+
+
+ENDING = threading.Event()
+"""Set where this process is to end with its parent."""
 
 
 def call(function: Callable[..., int], arguments: tuple[Any, ...], *, log: Path) -> int:
@@ -61,6 +66,24 @@ def run(function: Callable[..., int], arguments: tuple[Any, ...], log: str) -> N
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.exit(function(*arguments))
+
+
+def end_with(parent: int) -> None:
+    """Ends this process soon after its parent, if that is the process of this number.
+
+    The workers of a pool that is killed would otherwise wait for its next task for ever, and do
+    those that they were given already.
+    """
+    if os.name != "posix" or os.getppid() != parent or ENDING.is_set():
+        return
+    ENDING.set()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_parent() -> None:

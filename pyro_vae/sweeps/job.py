@@ -18,7 +18,7 @@ from pyro_vae.files import write_whole
 from pyro_vae.sweeps import folder, journal
 from pyro_vae.sweeps.folder import Failure
 from pyro_vae.sweeps.identity import holds, run_id
-from pyro_vae.sweeps.isolated import call
+from pyro_vae.sweeps.isolated import call, end_with
 
 __all__ = ["JobFailed", "Task", "alone", "job", "work"]
 
@@ -69,6 +69,7 @@ def job(cfg: DictConfig) -> float:
     Raises:
         JobFailed: If the job failed. Its folder then has a ``failure.json``.
     """
+    end_with(journal.owner())
     task = Task(cfg, list(HydraConfig.get().overrides.task))
     outcome, reason = done(task)
     task.note(outcome, reason)

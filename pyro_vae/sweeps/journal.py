@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from pyro_vae.sweeps import folder
 
-__all__ = ["Entry", "Journal", "close", "note"]
+__all__ = ["Entry", "Journal", "close", "note", "owner"]
 
 VARIABLE = "PYRO_VAE_JOURNAL"
 """The environment variable that names the journal, for the processes of all launchers."""
@@ -60,6 +60,11 @@ def note(entry: Entry) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+def owner() -> int:
+    """Returns the number of the process that the sweep was started by."""
+    return int(Path(os.environ[VARIABLE]).stem.rpartition("_")[2])
 
 
 def close(code: int) -> int:
