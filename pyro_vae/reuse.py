@@ -435,7 +435,13 @@ def made(node: Mapping[str, Any], like: Preparation | None = None, *, split: boo
 def check_form(run: Path | str, found: Data, like: Preparation, vae: VAE) -> None:
     """Raises a ``ValueError`` if data have not the form of a run's own."""
     check_shape(f"run '{run}'", found, like.event_shape)
-    if not same(found.scaling, like.scaling) or (like.scaling and found.columns != like.columns):
+    if None not in (found.columns, like.columns) and found.columns != like.columns:
+        raise ValueError(
+            f"Expected data with the columns {list(like.columns or ())} of run '{run}', in this "
+            f"order, got {list(found.columns or ())} of '{found.name}': "
+            f"data.table(..., like=reuse.preparation(run)) takes them so"
+        )
+    if not same(found.scaling, like.scaling) or (like.scaling and found.columns is None):
         state = "as they are" if found.scaling is None else "scaled otherwise"
         raise ValueError(
             f"Expected data scaled as the training data of run '{run}' were"

@@ -20,6 +20,9 @@ __all__ = ["embed", "evaluate"]
 
 MARGIN = " " * 19
 
+WRITTEN: set[str | None] = set()
+"""The files that this command was told to write."""
+
 
 def options(group: str) -> str:
     """Returns the names of a group's options, in the column of the help for what settings mean."""
@@ -65,6 +68,7 @@ def judged(cfg: DictConfig) -> float:
     """Judges a run, and writes and shows the figures."""
     from pyro_vae import reuse
 
+    check_once(cfg.out)
     figures = reuse.judge_run(cfg.run, **common(cfg), **cfg.evaluate, seed=cfg.seed)
     print(reuse.summary(figures, reuse.write_evaluation(figures, cfg.out)))
     return figures["log_evidence"]
@@ -74,8 +78,19 @@ def embedded(cfg: DictConfig) -> None:
     """Writes the codes, and shows where they are."""
     from pyro_vae import reuse
 
+    check_once(cfg.out)
     path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **common(cfg))
     print(f"codes  {path}")
+
+
+def check_once(out: str | None) -> None:
+    """Raises a ``ValueError`` if another run of this command was written to the same file."""
+    if out is not None and out in WRITTEN:
+        raise ValueError(
+            f"Expected a file of its own for each run, got '{out}' again: without out each has one "
+            f"in its folder"
+        )
+    WRITTEN.add(out)
 
 
 def common(cfg: DictConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A step's graph with the optimizer's update in it, and with Pyro's own objectives."""
 
+import copy
 from functools import partial
 
 import pyro
@@ -242,3 +243,130 @@ def test_a_score_function_under_trace_elbo_stays_eager(as_graph):
         loss = made_step(x)
     assert loss.isfinite()
     assert made_step.engine == "eager"
+
+
+# Kinds of calls, and parameters that are not reached
+
+
+def trained(make, x, *, compiled, change=None, objective=None, parts=None):
+    """Trains by steps of either kind, with something that changes on the way."""
+    torch.manual_seed(0)
+    vae = VAE((6,), 2, **(parts or {})).double()
+    optimizer = make(vae)
+    objective = objective or objectives.ELBO()
+    made_step = pyro_vae.compile(
+        objective, vae.model, vae.guide, optimizer=optimizer, strict=True, divide_by=ROWS
+    )
+    torch.manual_seed(2)
+    for number, rows in enumerate(x):
+        if change is not None:
+            change(number, vae, optimizer)
+        if compiled:
+            made_step(rows)
+        else:
+            optimizer.zero_grad()
+            loss = objective.differentiable_loss(vae.model, vae.guide, rows)
+            (loss / ROWS).backward()
+            optimizer.step()
+    return vae, optimizer
+
+
+def decay(number, vae, optimizer):
+    """A schedule that has a value of its own at each step."""
+    optimizer.param_groups[0]["lr"] = 0.05 / (1 + number)
+
+
+def freeze(number, vae, optimizer):
+    """Freezes the first parameters on the way, and lets them go later."""
+    vae.encoder.requires_grad_(not 4 <= number < 8)
+    if number == 4:
+        optimizer.zero_grad()
+
+
+def cycle(number, vae, optimizer):
+    """Moves betas and momentum too, as one-cycle schedules do."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 + 0.002 * number
+        if "momentum" in group:
+            group["momentum"] = 0.9 - 0.02 * number
+        else:
+            group["betas"] = (0.9 - 0.02 * number, 0.99)
+
+
+def restart(number, vae, optimizer):
+    """Puts the state of before the first step back."""
+    if number == 0:
+        optimizer.initial = copy.deepcopy(optimizer.state_dict())
+    if number in (3, 7):
+        optimizer.load_state_dict(optimizer.initial)
+
+
+def with_idle(vae):
+    """An optimizer whose first parameter the loss does not depend on, with an empty group."""
+    idle = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    groups = [{"params": [idle, *vae.parameters()]}, {"params": []}]
+    return Adam(groups, lr=0.02)
+
+
+@pytest.mark.parametrize("change", [None, decay, freeze, cycle, restart])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda vae: Adam(vae.parameters(), lr=0.02),
+        lambda vae: Adam(vae.parameters(), weight_decay=0.1, decoupled_weight_decay=True),
+        lambda vae: SGD(vae.parameters(), lr=0.05, momentum=0.8),
+        with_idle,
+    ],
+    ids=["adam", "decoupled", "momentum", "idle"],
+)
+def test_every_graph_makes_the_update_of_now(as_graph, change, make):
+    whole = batches(12)
+    # Batches of two sizes, so that two graphs take turns.
+    x = [rows if number % 2 else rows[:7] for number, rows in enumerate(whole)]
+    ours = trained(make, x, compiled=True, change=change)
+    theirs = trained(make, x, compiled=False, change=change)
+    assert_same(ours, theirs, 1e-10)
+
+
+def test_numbers_that_move_need_no_new_graph(as_graph, monkeypatch):
+    made_graphs = []
+    monkeypatch.setattr(
+        step, "to_machine_code", lambda captured, inputs: made_graphs.append(1) or captured.graph
+    )
+    trained(lambda vae: Adam(vae.parameters()), batches(10), compiled=True, change=cycle)
+    assert len(made_graphs) == 1
+
+
+def test_a_changed_buffer_is_compared_too(monkeypatch):
+    def wrong(captured, inputs):
+        def run(*tensors):
+            results = captured.graph(*tensors)
+            for tensor in captured.lifted:
+                if tensor.shape == (5,) and not tensor.requires_grad:
+                    tensor.add_(100)
+            return results
+
+        return run
+
+    monkeypatch.setattr(step, "to_machine_code", wrong)
+    vae = made()
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 1e-5), strict=True
+    )
+    with pytest.raises(RuntimeError, match="its changed tensors differ"):
+        made_step(batches(1)[0])
+
+
+def test_a_small_update_is_compared_by_its_change(monkeypatch):
+    apply = Update.apply
+
+    def wrong(self, parameters, gradients):
+        apply(self, parameters, [1.01 * gradient for gradient in gradients])
+
+    monkeypatch.setattr(Update, "apply", wrong)
+    vae = made()
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 1e-6)
+    )
+    with pytest.warns(UserWarning, match="its update differs from the eager step's"):
+        made_step(batches(1)[0])

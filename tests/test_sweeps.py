@@ -1,6 +1,7 @@
 """Sweeps: jobs named by what they compute, which survive each other and can be run again."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -90,6 +92,12 @@ def test_the_order_of_settings_and_references_do_not_matter():
     first = OmegaConf.create({"a": 1, "b": "${a}", "out": "${nowhere}"})
     assert run_id(first) == run_id({"b": 1, "a": 1})
     assert run_id({"a": "${nowhere}"}) != run_id({"a": "${elsewhere}"})
+
+
+def test_what_refers_to_an_unrelated_setting_is_a_setting_too():
+    first = {"a": "${out}/x", "out": "here", "threads": 1, "b": "${threads}"}
+    assert run_id(first) == run_id(first | {"out": "there", "threads": 2})
+    assert run_id(first) != run_id(first | {"a": "x"})
 
 
 def test_a_folder_knows_the_name_of_its_run(tmp_path):
@@ -230,7 +238,7 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
 def test_the_command_that_is_told_runs_the_job_alone(swept):
     place, *_ = swept
     failed = [f for p in jobs(place / "multirun" / "sweep").values() if (f := folder.failure(p))]
-    words = failed[0].command.replace("vae.latent_dim=0", "vae.latent_dim=1").split()
+    words = shlex.split(failed[0].command.replace("vae.latent_dim=0", "vae.latent_dim=1"))
     process = command(*words[1:], cwd=place)
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -354,6 +362,56 @@ def test_a_folder_in_use_is_refused_to_a_run_alone(tmp_path, monkeypatch):
     cfg = config.compose([*QUICK, f"out={tmp_path}"])
     with folder.lock(tmp_path), pytest.raises(ValueError, match="no other process writes to"):
         job.alone(cfg)
+
+
+def test_a_strange_folder_a_study_of_ones_own_and_a_reference(tmp_path):
+    place = tmp_path / "lr=0.1, it's (a) test"
+    (place / "mine" / "sweep").mkdir(parents=True)
+    (place / "mine" / "sweep" / "own.yaml").write_text(
+        "# @package _global_\nstudy: own\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    )
+    choices = ["--config-dir", "mine", "sweep=own", *QUICK, "evaluate.elbo_particles=${threads}"]
+    for said_of in ("2 failed", "2 failed"):
+        process = command(*choices, "vae.latent_dim=0", cwd=place)
+        out, err = process.communicate()
+        assert process.returncode == 1, err
+        assert said_of in out
+    failed = [f for p in jobs(place / "multirun" / "own").values() if (f := folder.failure(p))]
+    assert "another configuration" not in failed[0].reason
+    words = shlex.split(failed[0].command)
+    alone = command(*words[1:], cwd=place)
+    _, err = alone.communicate()
+    assert "Expected latent_dim to be an integer of at least 1, got 0" in err
+    good = [word.replace("vae.latent_dim=0", "vae.latent_dim=1") for word in words]
+    alone = command(*good[1:], cwd=place)
+    _, err = alone.communicate()
+    assert alone.returncode == 0, err
+
+
+def test_a_sweep_without_its_journal_still_runs(tmp_path):
+    code, said = sweep("seed=0", "~hydra.callbacks.journal", cwd=tmp_path)
+    assert code == 0, said
+    assert len(results(tmp_path / "multirun" / "sweep")) == 1
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "PATIENCE", 0.1)
+    task = SimpleNamespace(folder=tmp_path, command="pyro-vae")
+    before = folder.Failure("OldError: old", "pyro-vae", "2020")
+    folder.write_failure(tmp_path, before)
+    with folder.lock(tmp_path):
+        assert job.judged(task, -9, before) == ("elsewhere", "")
+    if done:
+        (tmp_path / "failure.json").unlink()
+        for name in ("metrics.json", "report.html"):
+            (tmp_path / name).write_text("{}")
+        assert job.judged(task, -9, before) == ("finished", "")
+        assert folder.failure(tmp_path) is None
+    else:
+        assert job.judged(task, 1, before)[1] == "the process ended with exit code 1"
+        assert job.judged(task, -9, None)[1].startswith("the process was ended by SIGKILL")
 
 
 def test_a_setting_that_refers_to_nothing_fails_in_its_job(tmp_path):

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from pyro_vae.compiled.graph import NotCapturedError
 
-__all__ = ["TOLERANCE_OF_BFLOAT16", "check"]
+__all__ = ["TOLERANCE_OF_BFLOAT16", "check", "check_changes"]
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Up to which part of its norm a result may differ; 1e-2 in lower precision."""
-
 
 TOLERANCE_OF_BFLOAT16 = 0.2
 """The same where the factors of products are rounded to 8 bits."""
@@ -35,10 +34,34 @@ def check(
         same = (one == other) | (one.isnan() & other.isnan())
         difference = float(torch.where(same, 0, one.double() - other.double()).norm())
         if not difference <= tolerance * max(norm(other), 0.01 * whole):
-            raise NotCapturedError(
-                f"its {what} differs from the eager step's, by a norm of {difference:.3g} where "
-                f"that is {norm(other):.3g}"
-            )
+            raise NotCapturedError(said(what, difference, norm(other)))
+
+
+def check_changes(
+    what: str, before: Sequence[Tensor], found: Sequence[Tensor], expected: Sequence[Tensor]
+) -> None:
+    """Compares what became of tensors, by the norms of their changes.
+
+    A change may differ by a small part of its norm, and by the rounding of the tensor itself.
+
+    Raises:
+        NotCapturedError: If one differs by more.
+    """
+    for start, one, other in zip(before, found, expected, strict=True):
+        kind = other.dtype
+        rounding = 4 * torch.finfo(kind).eps if kind.is_floating_point else 0.0
+        difference, change = norm(one.double() - other.double()), norm(other - start)
+        if not difference <= TOLERANCES.get(kind, 1e-2) * change + rounding * norm(other):
+            raise NotCapturedError(said(what, difference, change))
+
+
+def said(what: str, difference: float, size: float) -> str:
+    """Returns what is told of a difference."""
+    verb = "differ" if what.endswith("s") else "differs"
+    return (
+        f"its {what} {verb} from the eager step's, by a norm of {difference:.3g} where that is "
+        f"{size:.3g}"
+    )
 
 
 def norm(value: Tensor) -> float:

@@ -11,11 +11,11 @@ __all__ = ["use_bfloat16"]
 
 
 def use_bfloat16(graph: Any) -> bool:
-    """Rounds the factors of all float32 products to bfloat16, and tells whether there are any.
+    """Makes all float32 products in bfloat16, and tells whether there are any.
 
-    Those are the products of matrices and the convolutions, of the way there and of the way back.
-    Sums, densities and parameters stay in float32: unlike under PyTorch's autocast nothing is
-    rounded that is not multiplied.
+    Those are the products of matrices and the convolutions, of the way there and of the way back:
+    their factors and results are rounded to 8 bits, and summed up in float32 within. All else stays
+    in float32, unlike under PyTorch's autocast: biases, activations, densities, the update.
     """
     found = [node for node in graph.graph.nodes if is_product(node)]
     for node in found:
@@ -48,6 +48,8 @@ def replace(graph: Any, node: Any) -> None:
     if target is aten.addmm.default:
         bias, *args = args
         target = aten.mm.default
+    if target is aten.convolution.default and args[2] is not None:
+        bias, args = channels(graph, node), (*args[:2], None, *args[3:])
 
     def rounded(value: Any) -> Any:
         if not isinstance(value, fx.Node):
@@ -65,6 +67,13 @@ def replace(graph: Any, node: Any) -> None:
             result = graph.call_function(aten.add.Tensor, (result, bias))
     node.replace_all_uses_with(result)
     graph.erase_node(node)
+
+
+def channels(graph: Any, node: Any) -> Any:
+    """Returns the bias of a convolution in the form in which it is added to the result."""
+    shape = [1, -1, *[1] * (node.meta["val"].dim() - 2)]
+    with graph.inserting_before(node):
+        return graph.call_function(torch.ops.aten.view.default, (node.args[2], shape))
 
 
 def whole(graph: Any, lower: Any, index: int, value: Any) -> Any:

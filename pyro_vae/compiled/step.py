@@ -12,7 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_vae.compiled.call import Call
-from pyro_vae.compiled.check import TOLERANCE_OF_BFLOAT16, check
+from pyro_vae.compiled.check import TOLERANCE_OF_BFLOAT16, check, check_changes
 from pyro_vae.compiled.cuda import recorded
 from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.precision import use_bfloat16
@@ -91,9 +91,9 @@ def compile(
         products: By which library float32 matrices are multiplied on a processor: ``"mkl"``,
             PyTorch's default; ``"onednn"``, much faster on some; or ``"auto"``, the one that a
             short timing of the graph's own products finds faster, when the first is compiled.
-        precision: ``"bfloat16"`` rounds the factors of matrix products and convolutions to 8 bits
-            of precision, and leaves all else in float32: faster on processors and GPUs that are
-            made for it. The comparison with the eager step then allows for a fifth of a norm.
+        precision: ``"bfloat16"`` makes matrix products and convolutions with 8 bits of precision,
+            factors and results, and leaves all else in float32: faster on processors and GPUs that
+            are made for it. The comparison with the eager step then allows for a fifth of a norm.
         strict: Whether to raise an error instead of falling back to the eager step.
         divide_by: What the gradient is divided by, such as the number of rows.
         optimizer: An optimizer to make a step of, too. The update of Adam, AdamW and SGD becomes
@@ -313,9 +313,11 @@ class Step:
         least = TOLERANCE_OF_BFLOAT16 if engine == "compiled-bfloat16" else 0.0
         check("loss", results[:1], expected[:1], least)
         check("gradient", results[1:], expected[1:], least)
-        if self.update is None or not self.update.captured:
-            check("changed tensors", self.surroundings.copies(), changed, least)
-        else:
+        own = set(map(id, self._updated())) if self.update and self.update.captured else set()
+        others = [i for i, t in enumerate(self.surroundings.tensors()) if id(t) not in own]
+        found = self.surroundings.copies()
+        check("changed tensors", [found[i] for i in others], [changed[i] for i in others], least)
+        if own:
             self._check_update(reached, results[1:], put_back)
         return Known(run, reached, captured.lifted, shared(raw, inputs), engine)
 
@@ -332,12 +334,13 @@ class Step:
             NotCapturedError: If it is something else.
         """
         assert self.update is not None
-        found = [tensor.detach().clone() for tensor in self._updated()]
+        found = copies(self._updated())
         put_back()
+        before = copies(self._updated())
         for parameter, gradient in zip(reached, gradients, strict=True):
             parameter.grad = gradient
         self.update.eager()
-        check("update", found, [tensor.detach() for tensor in self._updated()])
+        check_changes("update", before, found, copies(self._updated()))
 
     def _capturable(self, call: Call) -> Callable[..., Tensor]:
         """Returns the loss as a function that reads no number off a tensor, if there is one."""
@@ -423,6 +426,11 @@ def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
+
+
+def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Returns copies that no graph of autograd knows of."""
+    return [tensor.detach().clone() for tensor in tensors]
 
 
 def clear(parameters: Iterable[Tensor]) -> None:

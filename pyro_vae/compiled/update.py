@@ -1,7 +1,6 @@
 """The update of an optimizer, as operations that belong into a step's graph."""
 
 from collections.abc import Callable, Hashable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -10,16 +9,20 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 __all__ = ["Update"]
 
+SCALARS = 5
+"""How many numbers of a step a rule reads at most."""
+
 Group = dict[str, Any]
-Rule = Callable[[Tensor, Tensor, dict[str, Tensor], Group, Tensor], None]
-"""Changes a parameter in place, given its gradient, state, group and the numbers of the step."""
+State = dict[str, Tensor]
+Rule = Callable[[Tensor, Tensor, State, Group, Sequence[Tensor]], None]
+"""Changes a parameter, given its gradient, its state, its group and the numbers of the step."""
 
 
 class Update:
     """One update of all parameters of an optimizer, whose own state it reads and changes.
 
-    A checkpoint of the optimizer, a schedule of its learning rate, and a step of its own between
-    two of these work as ever.
+    A checkpoint of the optimizer, a schedule of its numbers, and a step of its own between two of
+    these work as ever.
 
     Arguments:
         optimizer: The optimizer.
@@ -33,10 +36,8 @@ class Update:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.captured = known(optimizer)
-        self.held: tuple[Any, list[dict[str, Tensor]]] = (None, [])
-        names = optimizer.param_groups[0].keys() - {"params", "lr", "initial_lr"}
-        self.numbers = itemgetter(*sorted(names))
-        self.scalars: list[Tensor] = []
+        # The numbers of the step for each parameter, where all graphs read them.
+        self.scalars = torch.zeros(0, SCALARS, dtype=torch.float64)
 
     def parameters(self) -> list[Tensor]:
         """Returns the optimizer's parameters."""
@@ -56,18 +57,23 @@ class Update:
     def key(self) -> tuple[Hashable, ...]:
         """Returns what a graph holds for good; short, since every step waits for it.
 
-        That are the numbers of the groups, and which tensors the state is.
+        That are the choices of the groups, and which tensors state and scalars are.
         """
         if not self.captured:
             return ()
-        if self.held[0] is not self.optimizer.state:
-            states = [self.optimizer.state.get(p, {}) for p in self.parameters()]
-            self.held = (self.optimizer.state, states)
-        found: list[Hashable] = [self.clip_norm]
-        for state in self.held[1]:
-            found += map(id, state.values())
+        found: list[Hashable] = [self.clip_norm, id(self.scalars)]
+        states = self.optimizer.state
         for group in self.optimizer.param_groups:
-            found += self.numbers(group)
+            found += (
+                group["weight_decay"],
+                group.get("eps"),
+                group.get("nesterov"),
+                group.get("decoupled_weight_decay"),
+                bool(group.get("momentum")),
+            )
+            for parameter in group["params"]:
+                if parameter in states:
+                    found += map(id, states[parameter].values())
         return tuple(found)
 
     def prepare(self, parameters: Sequence[Tensor]) -> None:
@@ -75,37 +81,42 @@ class Update:
         if not self.captured:
             return
         reached = set(map(id, parameters))
-        self.scalars = []
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 start = START[type(self.optimizer)](parameter, group)
                 if start and id(parameter) in reached and not self.optimizer.state[parameter]:
                     self.optimizer.state[parameter] = start
-            if len({self.steps(parameter) for parameter in group["params"]}) > 1:
-                self.captured = False
-            self.scalars.append(group["params"][0].new_zeros(3))
+        if len(self.scalars) != len(self.parameters()):
+            self.scalars = torch.zeros(len(self.parameters()), SCALARS, dtype=torch.float64)
         self.set_scalars()
 
-    def steps(self, parameter: Tensor) -> float:
-        """Returns how many steps a parameter has made."""
-        steps = self.optimizer.state.get(parameter, {}).get("step")
-        return 0.0 if steps is None else float(steps)
-
     def set_scalars(self) -> None:
-        """Writes the numbers of this step to where the graph reads them."""
-        for scalars, group in zip(self.scalars, self.optimizer.param_groups, strict=True):
-            values = SCALARS[type(self.optimizer)](group, self.steps(group["params"][0]))
-            scalars.numpy()[:] = values
+        """Writes the numbers of this step to where the graphs read them."""
+        rows, place, states = self.scalars.numpy(), 0, self.optimizer.state
+        numbers = NUMBERS[type(self.optimizer)]
+        for group in self.optimizer.param_groups:
+            last, values = -1.0, [0.0]
+            for parameter in group["params"]:
+                steps = float(states[parameter].get("step", 0.0)) if parameter in states else 0.0
+                # Mostly all parameters have made as many steps.
+                if steps != last:
+                    last, values = steps, numbers(group, steps)
+                rows[place, : len(values)] = values
+                place += 1
 
     def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Changes the parameters in place."""
         given = dict(zip(map(id, parameters), self.clipped(gradients), strict=True))
-        for scalars, group in zip(self.scalars, self.optimizer.param_groups, strict=True):
+        place = 0
+        for group in self.optimizer.param_groups:
+            rule = adamw if group.get("decoupled_weight_decay") else RULES[type(self.optimizer)]
             for parameter in group["params"]:
                 gradient = given.get(id(parameter))
                 if gradient is not None:
                     state = self.optimizer.state.get(parameter, {})
-                    RULES[type(self.optimizer)](parameter, gradient, state, group, scalars)
+                    scalars = self.scalars[place].to(parameter.dtype).unbind()
+                    rule(parameter, gradient, state, group, scalars)
+                place += 1
 
     def clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Returns gradients whose norm together is at most ``clip_norm``."""
@@ -118,7 +129,7 @@ class Update:
 
 
 def adam(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Group, scalars: Tensor
+    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of Adam, whose weight decay is a part of the gradient."""
     if group["weight_decay"]:
@@ -127,7 +138,7 @@ def adam(
 
 
 def adamw(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Group, scalars: Tensor
+    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of AdamW, whose weight decay is a step of its own."""
     if group["weight_decay"]:
@@ -136,62 +147,67 @@ def adamw(
 
 
 def moments(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Group, scalars: Tensor
+    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of Adam by first and second moments."""
-    beta1, beta2 = group["betas"]
+    _, size, root, of_mean, of_square = scalars
     state["step"].add_(1)
-    mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
-    square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    parameter.sub_(scalars[1] * mean / (square.sqrt() * scalars[2] + group["eps"]))
+    mean, square = state["exp_avg"], state["exp_avg_sq"]
+    mean.add_((gradient - mean) * of_mean)
+    square.add_((gradient * gradient - square) * of_square)
+    parameter.sub_(size * mean / (square.sqrt() * root + group["eps"]))
 
 
-def adam_scalars(group: Group, steps: float) -> list[float]:
-    """Returns the learning rate, and what the moments are multiplied by, in Adam's next step."""
+def adam_numbers(group: Group, steps: float) -> list[float]:
+    """Returns the numbers of Adam's next step.
+
+    These are the learning rate, what mean and root are multiplied by, and the share of the new
+    gradient in both moments.
+    """
     beta1, beta2 = group["betas"]
     rate, steps = float(group["lr"]), steps + 1
-    return [rate, rate / (1 - beta1**steps), (1 - beta2**steps) ** -0.5]
+    size, root = rate / (1 - beta1**steps), (1 - beta2**steps) ** -0.5
+    return [rate, size, root, 1 - beta1, 1 - beta2]
 
 
-def sgd(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Group, scalars: Tensor
-) -> None:
-    """Makes the update of gradient descent, with momentum if there is one."""
-    if group["weight_decay"]:
-        gradient = gradient + group["weight_decay"] * parameter
-    if group["momentum"]:
-        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        gradient = gradient + group["momentum"] * buffer if group["nesterov"] else buffer
-    parameter.sub_(scalars[0] * gradient)
-
-
-def adam_start(parameter: Tensor, group: Group) -> dict[str, Tensor]:
+def adam_start(parameter: Tensor, group: Group) -> State:
     """Returns the state before Adam's first step."""
-    fused = group.get("fused") or group.get("capturable")
-    device = parameter.device if fused else torch.device("cpu")
     return {
-        "step": torch.zeros((), dtype=torch.float32, device=device),
+        "step": torch.zeros((), dtype=torch.float32),
         "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
         "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
     }
 
 
-def sgd_scalars(group: Group, steps: float) -> list[float]:
-    """Returns the learning rate of the next step."""
-    return [float(group["lr"]), 0.0, 0.0]
+def sgd(
+    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
+) -> None:
+    """Makes the update of gradient descent, with momentum if there is one."""
+    rate, momentum, *_ = scalars
+    if group["weight_decay"]:
+        gradient = gradient + group["weight_decay"] * parameter
+    if group["momentum"]:
+        buffer = state["momentum_buffer"].mul_(momentum).add_(gradient)
+        gradient = gradient + momentum * buffer if group["nesterov"] else buffer
+    parameter.sub_(rate * gradient)
 
 
-def sgd_start(parameter: Tensor, group: Group) -> dict[str, Tensor]:
+def sgd_numbers(group: Group, steps: float) -> list[float]:
+    """Returns the numbers of the next step: learning rate and momentum."""
+    return [float(group["lr"]), group["momentum"]]
+
+
+def sgd_start(parameter: Tensor, group: Group) -> State:
     """Returns the state before the first step with momentum."""
     return {"momentum_buffer": torch.zeros_like(parameter)} if group["momentum"] else {}
 
 
 RULES: dict[type[Optimizer], Rule] = {Adam: adam, AdamW: adamw, SGD: sgd}
-SCALARS: dict[type[Optimizer], Callable[[Group, float], list[float]]] = {
-    Adam: adam_scalars, AdamW: adam_scalars, SGD: sgd_scalars,
+NUMBERS: dict[type[Optimizer], Callable[[Group, float], list[float]]] = {
+    Adam: adam_numbers, AdamW: adam_numbers, SGD: sgd_numbers,
 }  # fmt: skip
-"""The numbers of a step, found outside of the graph, which would find them for each weight."""
-START: dict[type[Optimizer], Callable[[Tensor, Group], dict[str, Tensor]]] = {
+"""What changes from step to step; a graph would find it anew for each weight."""
+START: dict[type[Optimizer], Callable[[Tensor, Group], State]] = {
     Adam: adam_start, AdamW: adam_start, SGD: sgd_start,
 }  # fmt: skip
 

@@ -259,7 +259,8 @@ def make(
     """
     check_protocol(binarize)
     if binarize != "none" and not all(bool(((p >= 0) & (p <= 1)).all()) for p in x):
-        low, high = min(p.min().item() for p in x), max(p.max().item() for p in x)
+        values = torch.cat([part.flatten() for part in x])
+        low, high = values.min().item(), values.max().item()
         raise ValueError(
             f"Expected values in [0, 1] for binarize={binarize!r}, got values from {low:g} to "
             f"{high:g}"

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["UNRELATED", "holds", "register", "run_id"]
+__all__ = ["NAME", "UNRELATED", "holds", "register", "run_id"]
 
 UNRELATED = (
     "hydra",
@@ -24,6 +24,10 @@ UNRELATED = (
     "data.download",
 )
 """Settings that do not change what a job computes, but for rounding."""
+
+
+NAME = ".job"
+"""The file in a job's folder that has its name, which a resolved configuration tells no more."""
 
 
 def run_id(cfg: Mapping[str, Any] | DictConfig) -> str:
@@ -50,7 +54,13 @@ def run_id(cfg: Mapping[str, Any] | DictConfig) -> str:
 def deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """Returns what decides a job's result, as plain values."""
     cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    part = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in UNRELATED])
+    part = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    for path in UNRELATED:
+        room, _, name = path.rpartition(".")
+        inside = part.get(room) if room else part
+        if isinstance(inside, DictConfig) and name in list(inside.keys()):
+            # Not left out yet: what refers to it is a setting too.
+            inside[name] = None
     try:
         values = OmegaConf.to_container(part, resolve=True)
     except OmegaConfBaseException:
@@ -59,13 +69,18 @@ def deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     for path in UNRELATED:
         room, _, name = path.rpartition(".")
-        if isinstance(values.get(room), dict):
-            values[room].pop(name, None)
+        inside = values.get(room) if room else values
+        if isinstance(inside, dict):
+            inside.pop(name, None)
     return {str(key): value for key, value in values.items()}
 
 
 def holds(folder: Path) -> str | None:
     """Returns the name of the job whose run a folder holds, or ``None`` if it holds none."""
+    try:
+        return (folder / NAME).read_text().strip()
+    except FileNotFoundError:
+        pass
     try:
         return run_id(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pyro_vae.files import write_whole
 from pyro_vae.sweeps import folder, journal
 from pyro_vae.sweeps.folder import Failure
-from pyro_vae.sweeps.identity import holds, run_id
+from pyro_vae.sweeps.identity import NAME, holds, run_id
 from pyro_vae.sweeps.isolated import call, end_with
 
 __all__ = ["JobFailed", "Task", "alone", "job", "work"]
@@ -48,13 +48,31 @@ class Task:
     def __init__(self, cfg: DictConfig, overrides: list[str]) -> None:
         self.cfg = cfg
         self.folder = Path(cfg.out)
+        self.name = run_id(cfg)
         self.overrides = shlex.join(overrides)
-        alone = [*overrides, "hydra.mode=RUN", f"out={self.folder}", "resume=true"]
-        self.command = shlex.join(["pyro-vae", *alone])
+        alone = [*overrides, "hydra.mode=RUN", f"out={quoted(self.folder)}", "resume=true"]
+        self.command = shlex.join(["pyro-vae", *sources(), *alone])
 
     def note(self, outcome: str, reason: str = "") -> None:
         """Adds to the journal what the job came to."""
         journal.note(journal.Entry(str(self.folder), self.overrides, outcome, reason, self.command))
+
+
+def quoted(path: Path) -> str:
+    """Returns a path as Hydra reads it, whatever signs are in it."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def sources() -> list[str]:
+    """Returns the options that name configuration folders of the user's own."""
+    found = HydraConfig.get().runtime.config_sources
+    return [
+        word
+        for source in found
+        if source.provider == "command-line"
+        for word in ("--config-dir", str(source.path))
+    ]
 
 
 def job(cfg: DictConfig) -> float:
@@ -67,7 +85,8 @@ def job(cfg: DictConfig) -> float:
         The held-out log evidence, in nats per datum; NaN for a job left to another process.
 
     Raises:
-        JobFailed: If the job failed. Its folder then has a ``failure.json``.
+        JobFailed: If the job failed. Its folder then has a ``failure.json``, unless it is that of
+            another job.
     """
     end_with(journal.owner())
     task = Task(cfg, list(HydraConfig.get().overrides.task))
@@ -86,7 +105,7 @@ def job(cfg: DictConfig) -> float:
 
 def done(task: Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
-    if holds(task.folder) not in (None, run_id(task.cfg)):
+    if holds(task.folder) not in (None, task.name):
         return "failed", (
             f"Expected a folder of its own, got '{task.folder}', which holds the run of another "
             f"configuration: choose another hydra.sweep.dir or hydra.sweep.subdir"
@@ -109,6 +128,7 @@ def alone(cfg: DictConfig) -> float:
     place.mkdir(parents=True, exist_ok=True)
     try:
         with folder.lock(place).acquire(timeout=PATIENCE):
+            write_whole(place / NAME, run_id(cfg).encode())
             value = run(cfg)
             (place / "failure.json").unlink(missing_ok=True)
             return value
@@ -133,23 +153,49 @@ def attempt(task: Task) -> tuple[str, str]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.write_failure(task.folder, Failure(reason, task.command, now()))
         return "failed", reason
+    before = folder.failure(task.folder)
     if task.cfg.isolate:
-        code = call(work, (cfg, task.command), log=task.folder / "job.log")
+        code = call(work, (cfg, task.name, task.command), log=task.folder / "job.log")
     else:
-        code = work(cfg, task.command)
+        code = work(cfg, task.name, task.command)
     if code == IN_USE:
         return "elsewhere", ""
     if code == 0:
         return "finished", ""
-    failed = folder.failure(task.folder) if code > 0 else None
-    if failed is None:
-        failed = Failure(ended_by(code), task.command, now())
-        folder.write_failure(task.folder, failed)
+    return judged(task, code, before)
+
+
+def judged(task: Task, code: int, before: Failure | None) -> tuple[str, str]:
+    """Returns what a job came to whose process ended with a code that is not zero.
+
+    Arguments:
+        task: The job.
+        code: The exit code.
+        before: The failure of an attempt before this one.
+    """
+    failed = folder.failure(task.folder)
+    if code > 0 and failed is not None and failed != before:
+        return "failed", failed.reason
+    failed = Failure(ended_by(code), task.command, now())
+    try:
+        with folder.lock(task.folder).acquire(timeout=PATIENCE):
+            # Another command may have done the job by now.
+            if folder.state(task.folder) == "finished":
+                return "finished", ""
+            folder.write_failure(task.folder, failed)
+    except Timeout:
+        return "elsewhere", ""
     return "failed", failed.reason
 
 
-def work(cfg: dict[str, Any], command: str) -> int:
-    """Does the work of a job, and returns an exit code: 0, 1 if it failed, or :data:`IN_USE`."""
+def work(cfg: dict[str, Any], name: str, command: str) -> int:
+    """Does the work of a job, and returns an exit code: 0, 1 if it failed, or :data:`IN_USE`.
+
+    Arguments:
+        cfg: Its resolved configuration.
+        name: Its name.
+        command: What runs it alone.
+    """
     from pyro_vae.run import run
 
     place = Path(cfg["out"])
@@ -165,6 +211,7 @@ def work(cfg: dict[str, Any], command: str) -> int:
         (place / "failure.json").unlink(missing_ok=True)
         # Before anything can fail, so that a failed job is still known by its settings.
         write_whole(place / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+        write_whole(place / NAME, name.encode())
         try:
             run(OmegaConf.create(cfg | {"resume": True}))
         except Exception as error:

@@ -17,7 +17,7 @@ from pyro_vae.sweeps import folder
 __all__ = ["Entry", "Journal", "close", "note", "owner"]
 
 VARIABLE = "PYRO_VAE_JOURNAL"
-"""The environment variable that names the journal, for the processes of all launchers."""
+"""The environment variable that names the journal, for the processes that a launcher starts."""
 
 
 class Entry(NamedTuple):
@@ -51,6 +51,8 @@ class Journal(Callback):
 
 def note(entry: Entry) -> None:
     """Adds a line to the journal of this sweep; several processes may at once."""
+    if VARIABLE not in os.environ:
+        return
     path = Path(os.environ[VARIABLE])
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(entry._asdict()) + "\n"
@@ -63,8 +65,8 @@ def note(entry: Entry) -> None:
 
 
 def owner() -> int:
-    """Returns the number of the process that the sweep was started by."""
-    return int(Path(os.environ[VARIABLE]).stem.rpartition("_")[2])
+    """Returns the number of the process that the sweep was started by, or 0 if it is not known."""
+    return int(Path(os.environ.get(VARIABLE, "_0")).stem.rpartition("_")[2])
 
 
 def close(code: int) -> int:
@@ -116,7 +118,7 @@ def told(entries: list[Entry], sweep: Path, code: int) -> str:
                 "",
                 f"failed  {entry.overrides}",
                 f"  why   {entry.reason}",
-                f"  log   {Path(entry.folder) / 'job.log'}",
+                *(f"  log   {log}" for log in [Path(entry.folder) / "job.log"] if log.is_file()),
                 f"  alone {entry.command}",
             ]
     if code and not numbers["failed"]:
