@@ -129,7 +129,8 @@ def test_float32_and_fresh_noise_and_a_beta_that_moves(mlp):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
-def test_products_by_onednn_are_products():
+def test_products_by_onednn_are_products(monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 0)
     vae, objective = made(), objectives.ELBO()
     made_step = pyro_vae.compile(objective, vae.model, vae.guide, products="onednn", strict=True)
     assert_like_eager(made_step, vae, objective, batch(), 1e-4, seed=1)
@@ -139,6 +140,8 @@ def test_products_by_onednn_are_products():
     captured = graph.capture(lambda a, b: (torch.addmm(a[0], a, b), a @ b.T), [left[:3], right[:3]])
     assert len(products.eligible(captured.graph)) == 2
     assert products.choose_products(captured.graph) in ("mkl", "onednn")
+    monkeypatch.setattr(products, "LARGE", 3 * 3 * 5 + 1)
+    assert not products.eligible(captured.graph)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,8 +13,11 @@ __all__ = ["Products", "choose_products", "eligible", "use_onednn"]
 
 Products = Literal["mkl", "onednn"]
 
-WORTH = 0.75
+WORTH = 0.85
 """Up to which part of the time oneDNN's products are taken, lest the choice hang on noise."""
+
+LARGE = 1_000_000
+"""From how many multiplications on a product is one for oneDNN, whose calls cost more."""
 
 
 class Shape(NamedTuple):
@@ -27,7 +30,8 @@ class Shape(NamedTuple):
 def eligible(graph: Any) -> list[Any]:
     """Returns the nodes of a graph that are products which oneDNN could take over.
 
-    Those are ``mm`` and plain ``addmm`` of float32 matrices on the processor.
+    Those are large ``mm`` and plain ``addmm`` of float32 matrices on the processor. Which are
+    large does not hang on a clock, so that a training that goes on has the bits it began with.
     """
     if not torch.backends.mkldnn.is_available():
         return []
@@ -39,7 +43,13 @@ def eligible(graph: Any) -> list[Any]:
         and not node.kwargs
         and node.meta["val"].dtype == torch.float32
         and node.meta["val"].device.type == "cpu"
+        and multiplications(node) >= LARGE
     ]
+
+
+def multiplications(node: Any) -> int:
+    """Returns how many multiplications a product takes."""
+    return node.args[-2].meta["val"].numel() * node.args[-1].meta["val"].shape[1]
 
 
 def choose_products(graph: Any) -> Products:
@@ -87,7 +97,19 @@ def by_onednn() -> Callable[[Tensor, Tensor], Tensor]:
     library.impl("product", product, "CPU")
     library.impl("product", shape, "Meta")
     _libraries.append(library)
+    call_directly()
     return torch.ops.pyro_vae.product.default
+
+
+def call_directly() -> None:
+    """Lets machine code call oneDNN's operator itself, without the way through Python."""
+    from torch._inductor.lowering import fallback_handler, register_lowering
+
+    linear = fallback_handler(torch.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)
+
+    @register_lowering(torch.ops.pyro_vae.product.default, type_promotion_kind=None)
+    def product(left: Any, right: Any) -> Any:
+        return linear(left, right, None, "none", [], "")
 
 
 _libraries: list[torch.library.Library] = []
