@@ -1,6 +1,6 @@
 """Training: one loop, read from top to bottom, that can be killed and goes on to the same bits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -161,11 +161,8 @@ def fit(
             keeper.restore(run)
         run.prepare()
         settled = max((s.steps for s in schedules.values()), default=0) / steps_each
-        progress = tqdm(total=epochs, disable=None, leave=False)
-        with same_threads(run), scheduled_in_place(run), progress:
-            while run.epoch < epochs and not run.waited(patience, settled):
-                row = run.one_epoch(keeper)
-                progress.update(run.epoch - progress.n)
+        with same_threads(run), scheduled_in_place(run):
+            for row in rows_until(run, keeper, epochs, patience, settled):
                 if tracker is not None:
                     tracker.log(row, run.epoch)
                 keeper.keep(run)
@@ -173,6 +170,25 @@ def fit(
             run.finish()
         keeper.keep_best(run)
     return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine)
+
+
+def rows_until(
+    run: Training, keeper: Keeper, epochs: int, patience: int | None, settled: float
+) -> Iterator[dict[str, float]]:
+    """Trains, epoch by epoch, and yields each row of the history.
+
+    Arguments:
+        run: The training.
+        keeper: Who keeps its state.
+        epochs: The epochs at most.
+        patience: The epochs without a better one that end it.
+        settled: The epoch at which the schedules end.
+    """
+    with tqdm(total=epochs, disable=None, leave=False) as progress:
+        while run.epoch < epochs and not run.waited(patience, settled):
+            row = run.one_epoch(keeper)
+            progress.update(run.epoch - progress.n)
+            yield row
 
 
 def as_rows(x: Tensor | Rows) -> Rows:

@@ -320,7 +320,7 @@ def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
 
     monkeypatch.setattr(step, "to_machine_code", forgets)
     vae = made(**BATCH_NORM)
-    with pytest.warns(UserWarning, match="its changed tensors differs"):
+    with pytest.warns(UserWarning, match="its state of modules differs"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
 
 

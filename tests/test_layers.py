@@ -21,7 +21,7 @@ LAYERS = [
     {"report"},
     {"config"},
     {"pictures", "story", "run"},
-    {"codes", "reuse", "sweeps"},
+    {"codes", "opened", "reuse", "sweeps"},
     {"compare"},
     {"cli", "reuse_cli"},
     {"__main__"},
@@ -34,7 +34,7 @@ SAME_LAYER = {
     "training": {"checkpoint", "compiled", "epochs"},
     "story": {"pictures"},
     "run": {"story"},
-    "reuse": {"codes"},
+    "reuse": {"codes", "opened"},
 }
 """Which neighbours of its own layer a module may see."""
 

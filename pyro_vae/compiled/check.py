@@ -57,9 +57,8 @@ def check_changes(
 
 def said(what: str, difference: float, size: float) -> str:
     """Returns what is told of a difference."""
-    verb = "differ" if what.endswith("s") else "differs"
     return (
-        f"its {what} {verb} from the eager step's, by a norm of {difference:.3g} where that is "
+        f"its {what} differs from the eager step's, by a norm of {difference:.3g} where that is "
         f"{size:.3g}"
     )
 

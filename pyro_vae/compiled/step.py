@@ -19,8 +19,8 @@ from pyro_vae.compiled.precision import use_bfloat16
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
 from pyro_vae.compiled.stand_in import stand_in
 from pyro_vae.compiled.state import Surroundings
+from pyro_vae.compiled.tensors import clear, copies, laid_out, leaves, shared
 from pyro_vae.compiled.update import Update
-from pyro_vae.objectives.runs import OF_A_SAMPLE
 
 __all__ = ["Step", "compile"]
 
@@ -316,7 +316,7 @@ class Step:
         own = set(map(id, self._updated())) if self.update and self.update.captured else set()
         others = [i for i, t in enumerate(self.surroundings.tensors()) if id(t) not in own]
         found = self.surroundings.copies()
-        check("changed tensors", [found[i] for i in others], [changed[i] for i in others], least)
+        check("state of modules", [found[i] for i in others], [changed[i] for i in others], least)
         if own:
             self._check_update(reached, results[1:], put_back)
         return Known(run, reached, captured.lifted, shared(raw, inputs), engine)
@@ -404,48 +404,3 @@ class Step:
         if not self._warned:
             self._warned = True
             warnings.warn(f"The step is eager, not compiled: {reason}", stacklevel=4)
-
-
-def leaves(loss: Tensor) -> list[Tensor]:
-    """Returns the tensors, not made by operations, on which the gradient of a loss depends."""
-    found: list[Tensor] = []
-    seen, waiting = set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable") and not hasattr(node.variable, OF_A_SAMPLE):
-            found.append(node.variable)
-        waiting += [following for following, _ in node.next_functions]
-    return found
-
-
-def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Returns a gradient in the memory layout of its parameter, as ``backward`` leaves it."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
-def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Returns copies that no graph of autograd knows of."""
-    return [tensor.detach().clone() for tensor in tensors]
-
-
-def clear(parameters: Iterable[Tensor]) -> None:
-    """Removes gradients."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def shared(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
-    """Returns the places of the results that share memory with an input or an earlier result."""
-    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    found = []
-    for i, result in enumerate(results):
-        place = result.untyped_storage().data_ptr()
-        if place in taken:
-            found.append(i)
-        taken.add(place)
-    return found
