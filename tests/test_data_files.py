@@ -255,6 +255,12 @@ def test_an_array_of_pictures(tmp_path):
     assert only.binarize == "threshold"
 
 
+def test_values_that_no_protocol_takes_are_told_without_a_split_too(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(40.0).reshape(10, 4))
+    with pytest.raises(ValueError, match="got values from 0 to 39"):
+        data.array(tmp_path / "x.npy", binarize="fixed", valid=0, test=0)
+
+
 def test_an_array_of_rows(tmp_path):
     rows = np.random.default_rng(0).normal(size=(30, 7))
     np.save(tmp_path / "rows.npy", rows)

@@ -210,6 +210,32 @@ def test_a_table_that_was_not_standardized_leaves_others_as_they_are(tmp_path, o
         reuse.judge_run(folder, data.table(other, columns=COLUMNS, missing="nan"))
 
 
+def test_columns_in_another_order_are_refused_without_a_scaling_too(tmp_path):
+    people(200, 0)[["height", "age"]].to_csv(tmp_path / "a.csv", index=False)
+    people(200, 1)[["age", "height"]].to_csv(tmp_path / "b.csv", index=False)
+    folder = finished(
+        tmp_path / "run", "data=table", f"data.path={tmp_path}/a.csv", "data.standardize=false",
+        "vae/likelihood=normal",
+    )  # fmt: skip
+    turned = data.table(tmp_path / "b.csv", standardize=False)
+    for use in (reuse.judge_run, lambda run, made: reuse.embed(run, made, tmp_path / "c.csv")):
+        with pytest.raises(
+            ValueError, match=r"columns \['height', 'age'\] of run .*, in this order"
+        ):
+            use(folder, turned)
+    right = data.table(tmp_path / "b.csv", like=folder)
+    assert reuse.judge_run(folder, right)["rows"]["test"] == 40
+
+
+def test_a_second_run_is_not_written_over_the_first(digits_run, tmp_path):
+    done = command(
+        "embed", "-m", f"run={digits_run},{digits_run}", "out=codes.csv", "part=test", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "Expected a file of its own for each run, got 'codes.csv' again" in done.stderr
+    assert len((tmp_path / "codes.csv").read_text().splitlines()) == 360
+
+
 def test_few_rows_and_columns_that_do_not_vary_are_judged_all_the_same(table_run, tmp_path):
     people(1, 5).to_csv(tmp_path / "one.csv", index=False)
     found = reuse.judge_run(table_run, table(tmp_path / "one.csv"), part="all")
