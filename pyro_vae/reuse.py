@@ -67,6 +67,7 @@ def judge_run(
 
     Example:
         >>> import tempfile
+        >>> from pyro_vae import config
         >>> from pyro_vae.run import run
         >>> moons = ["data=moons", "data.n=50", "vae/likelihood=normal", "vae.latent_dim=1"]
         >>> quick = ["train.epochs=1", "evaluate.baseline_components=0"]
