@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyro_vae.autoguide import AutoVAEGuide
     from pyro_vae.checkpoint import load, save
     from pyro_vae.compiled.step import compile
+    from pyro_vae.many import fit_many
     from pyro_vae.training import FitResult, fit
     from pyro_vae.transformer import VAETransformer
     from pyro_vae.vae import VAE
@@ -45,6 +46,7 @@ __all__ = [
     "distributions",
     "evaluate",
     "fit",
+    "fit_many",
     "kl",
     "likelihoods",
     "load",
@@ -66,6 +68,7 @@ HOMES = {
     "VAETransformer": "pyro_vae.transformer",
     "compile": "pyro_vae.compiled.step",
     "fit": "pyro_vae.training",
+    "fit_many": "pyro_vae.many",
     "load": "pyro_vae.checkpoint",
     "save": "pyro_vae.checkpoint",
 }

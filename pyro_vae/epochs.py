@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import pyro
 import torch
@@ -29,9 +29,9 @@ __all__ = [
     "MakeSchedule",
     "Training",
     "batches",
+    "in_tensors",
     "own_randomness",
     "same_threads",
-    "scheduled_in_place",
 ]
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -105,32 +105,47 @@ class Training:
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         for rows in batches(len(self.train.x), self.batch_size, self.order):
             total -= self.step(rows)
+        row = self.end_of_epoch(total.item())
+        if row is None:
+            self.give_up(before, keeper)
+        self.seconds += time.perf_counter() - began
+        return row
+
+    def end_of_epoch(self, total: float) -> dict[str, float] | None:
+        """Enters an epoch into the history and returns its row, or ``None`` if it is not finite.
+
+        Arguments:
+            total: The sum of the objective over all rows.
+        """
         if self.lr_schedule is not None:
             self.lr_schedule.step()
-        row = {"epoch": self.epoch + 1, "train_objective": total.item() / len(self.train.x)}
+        row = {"epoch": self.epoch + 1, "train_objective": total / len(self.train.x)}
         row |= {name: schedule(self.steps - 1) for name, schedule in self.schedules.items()}
         if math.isfinite(row["train_objective"]) and self.valid is not None:
             row |= validate(self.vae, self.valid, self.seed)
         whole = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
         if not bool(whole) or not all(math.isfinite(value) for value in row.values()):
-            self.give_up(before, keeper)
+            return None
         self.epoch += 1
         self.history.append(row)
         if self.valid is None or row["valid_elbo"] > self.best:
             self.best, self.best_epoch = row.get("valid_elbo", self.best), self.epoch
             self.kept = snapshot(self.vae)
-        self.seconds += time.perf_counter() - began
         return row
 
     def step(self, rows: Tensor) -> Tensor:
         """Makes one optimizer step, and returns the loss summed over the rows."""
-        for name, schedule in self.schedules.items():
-            set_scalar(self.objective, name, schedule(self.steps))
+        self.set_scheduled()
         x, mask = self.presented(rows)
         compiled = self.compiled is not None and len(rows) == self.usual
         loss = self.compiled_step(x, mask) if compiled else self.eager_step(x, mask)
         self.steps += 1
         return loss
+
+    def set_scheduled(self) -> None:
+        """Sets the scalars of the objective that follow a schedule."""
+        for name, schedule in self.schedules.items():
+            set_scalar(self.objective, name, schedule(self.steps))
 
     def eager_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Makes a step, operation by operation."""
@@ -153,11 +168,15 @@ class Training:
             self.compiled = None
         return loss
 
-    def waited(self, patience: int | None, settled: float) -> bool:
+    def waited(self, patience: int | None) -> bool:
         """Tells whether early stopping is due; the time before the schedules end counts not."""
-        return patience is not None and self.epoch - max(self.best_epoch, settled) >= patience
+        if patience is None:
+            return False
+        steps_each = len(batches(len(self.train.x), self.batch_size, torch.Generator()))
+        settled = max((s.steps for s in self.schedules.values()), default=0) / steps_each
+        return self.epoch - max(self.best_epoch, settled) >= patience
 
-    def give_up(self, before: dict[str, Any], keeper: "Keeper") -> None:
+    def give_up(self, before: dict[str, Any], keeper: "Keeper") -> NoReturn:
         """Goes back to the start of the epoch, finds out what went wrong, and raises."""
         self.put_back(before)
         first = self.steps
@@ -266,8 +285,7 @@ class Training:
 
     def finish(self) -> None:
         """Leaves the best weights in place, calibrated, in evaluation mode."""
-        for name, schedule in self.schedules.items():
-            set_scalar(self.objective, name, schedule(self.steps))
+        self.set_scheduled()
         self.vae.load_state_dict(self.kept)
         seed_device(self.train.x.device, self.seed)
         x, mask = self.presented(slice(None))
@@ -394,20 +412,18 @@ def same_threads(run: Training) -> Iterator[None]:
 
 
 @contextmanager
-def scheduled_in_place(run: Training) -> Iterator[None]:
-    """Holds scheduled numbers in tensors, if steps are compiled, and as numbers again after.
+def in_tensors(run: Training, names: Iterable[str]) -> Iterator[None]:
+    """Holds numbers of the objective in scalar tensors, and as numbers again after.
 
-    As numbers they would be part of the graph, which each change would make anew.
+    As numbers they would be part of a graph, which each change would make anew.
     """
-    names = [
-        name
-        for name in run.schedules
-        if run.compiled is not None and not isinstance(getattr(run.objective, name), Tensor)
-    ]
-    for name in names:
-        setattr(run.objective, name, next(run.vae.parameters()).new_zeros(()))
+    numbers = {name: getattr(run.objective, name) for name in names}
+    numbers = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
+    for name, value in numbers.items():
+        setattr(run.objective, name, next(run.vae.parameters()).new_tensor(value))
     try:
         yield
     finally:
-        for name in names:
-            setattr(run.objective, name, run.schedules[name](run.steps))
+        for name, value in numbers.items():
+            setattr(run.objective, name, value)
+        run.set_scheduled()

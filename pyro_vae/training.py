@@ -19,9 +19,9 @@ from pyro_vae.epochs import (
     MakeSchedule,
     Training,
     batches,
+    in_tensors,
     own_randomness,
     same_threads,
-    scheduled_in_place,
 )
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
@@ -47,7 +47,9 @@ class FitResult(NamedTuple):
         steps: The number of optimizer steps, those before a resume included.
         seconds: The time taken, that before a resume included.
         engine: How the steps were computed: ``"eager"``, ``"compiled"``, ``"compiled-onednn"``
-            with matrix products by oneDNN, or ``"compiled-bfloat16"`` with products so rounded.
+            with matrix products by oneDNN, ``"compiled-bfloat16"`` with products so rounded, or
+            ``"compiled-many"`` with one graph for several VAEs.
+        failure: Of one of several VAEs: why its training ended before its time, or ``None``.
     """
 
     history: list[dict[str, float]]
@@ -55,6 +57,7 @@ class FitResult(NamedTuple):
     steps: int
     seconds: float
     engine: str
+    failure: str | None = None
 
 
 def fit(
@@ -132,15 +135,13 @@ def fit(
     objective = ELBO() if objective is None else objective
     train, valid = as_rows(train), None if valid is None else as_rows(valid)
     check_numbers(epochs, batch_size, clip_norm, patience, checkpoint_seconds)
-    steps_each = len(batches(len(train.x), batch_size, torch.Generator()))
-    schedules = check_objective(objective, schedules or {}, epochs * steps_each)
+    steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
+    schedules = check_objective(objective, schedules or {}, steps)
     check_data(vae, train, valid, patience)
     keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
     make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
     compile = check_precision(precision, compile)
-    engine = choose_engine(
-        compile, vae, objective, min(batch_size, len(train.x)), epochs * steps_each
-    )
+    engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
     strict = compile == "strict"
     run = Training(
         vae,
@@ -159,21 +160,44 @@ def fit(
         run.start(make, lr_schedule)
         if resume:
             keeper.restore(run)
-        run.prepare()
-        settled = max((s.steps for s in schedules.values()), default=0) / steps_each
-        with same_threads(run), scheduled_in_place(run):
-            for row in rows_until(run, keeper, epochs, patience, settled):
-                if tracker is not None:
-                    tracker.log(row, run.epoch)
-                keeper.keep(run)
-            keeper.keep(run, now=True)
-            run.finish()
-        keeper.keep_best(run)
-    return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine)
+        return trained(run, keeper, epochs, patience, tracker)
+
+
+def trained(
+    run: Training,
+    keeper: Keeper,
+    epochs: int,
+    patience: int | None,
+    tracker: Tracker | None = None,
+) -> FitResult:
+    """Goes on with a training to its end.
+
+    Arguments:
+        run: The training, started; the random state is its own.
+        keeper: Who keeps its state.
+        epochs: The epochs at most.
+        patience: The epochs without a better one that end it.
+        tracker: Takes each row of the history.
+    """
+    run.prepare()
+    with same_threads(run), in_tensors(run, run.schedules if run.compiled else ()):
+        for row in rows_until(run, keeper, epochs, patience):
+            if tracker is not None:
+                tracker.log(row, run.epoch)
+            keeper.keep(run)
+        keeper.keep(run, now=True)
+        run.finish()
+    keeper.keep_best(run)
+    return result_of(run)
+
+
+def result_of(run: Training, failure: str | None = None) -> FitResult:
+    """Returns what a training did."""
+    return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine, failure)
 
 
 def rows_until(
-    run: Training, keeper: Keeper, epochs: int, patience: int | None, settled: float
+    run: Training, keeper: Keeper, epochs: int, patience: int | None
 ) -> Iterator[dict[str, float]]:
     """Trains, epoch by epoch, and yields each row of the history.
 
@@ -182,10 +206,9 @@ def rows_until(
         keeper: Who keeps its state.
         epochs: The epochs at most.
         patience: The epochs without a better one that end it.
-        settled: The epoch at which the schedules end.
     """
     with tqdm(total=epochs, disable=None, leave=False) as progress:
-        while run.epoch < epochs and not run.waited(patience, settled):
+        while run.epoch < epochs and not run.waited(patience):
             row = run.one_epoch(keeper)
             progress.update(run.epoch - progress.n)
             yield row
@@ -201,7 +224,7 @@ def check_numbers(
     batch_size: int,
     clip_norm: float | None,
     patience: int | None,
-    checkpoint_seconds: float,
+    checkpoint_seconds: float = 0.0,
 ) -> None:
     """Raises a ``ValueError`` for a number out of range."""
     check_size("epochs", epochs, least=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.compiled.call import Call
 from pyro_vae.compiled.check import TOLERANCE_OF_BFLOAT16, check, check_changes
 from pyro_vae.compiled.cuda import recorded
-from pyro_vae.compiled.graph import NotCapturedError, capture, to_machine_code
+from pyro_vae.compiled.graph import Captured, NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.precision import use_bfloat16
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
 from pyro_vae.compiled.stand_in import stand_in
@@ -229,19 +229,39 @@ class Step:
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Makes an eager step, which may depend on other parameters each time."""
         self.engine = "eager"
-        loss = self._backward(args, kwargs)
+        loss = self.backward(*args, **kwargs)
         if self.update is not None:
             self.update.eager()
         return loss
 
-    def _backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Sets the gradients, by autograd."""
+    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Computes the loss and sets the gradients by autograd, without an update."""
         with torch.enable_grad():
             loss = self.loss(*args, **kwargs)
             reached = self._reached(loss)
             clear(self.parameters)
             (loss / self.settings.divide_by).backward(inputs=reached)
         return loss.detach()
+
+    def graph(self, *args: Any, **kwargs: Any) -> tuple[Captured, list[Tensor]]:
+        """Returns the graph of a step, and the parameters of its gradients; leaves no trace.
+
+        Raises:
+            NotCapturedError: If a number is read off a tensor.
+        """
+        call = Call(args, kwargs)
+        with self.surroundings.undone():
+            self.backward(*args, **kwargs)
+        reached = [parameter for parameter in self.parameters if parameter.grad is not None]
+        clear(self.parameters)
+        if self.update is not None:
+            self.update.prepare(reached)
+        put_back = self.surroundings.save(self._updated())
+        try:
+            with pyro.validation_enabled(False):
+                return self._captured(call, reached), reached
+        finally:
+            put_back()
 
     def _key(self, call: Call) -> Hashable:
         """Returns what tells one kind of call from others."""
@@ -287,7 +307,7 @@ class Step:
                 f"a scalar tensor"
             )
         key = self.surroundings.key()
-        loss = self._backward(call.args, call.kwargs)
+        loss = self.backward(*call.args, **call.kwargs)
         # A parameter may have a part in the loss, but none in its gradient.
         reached = [parameter for parameter in reached if parameter.grad is not None]
         expected = [loss, *(torch.as_tensor(parameter.grad).clone() for parameter in reached)]
@@ -300,8 +320,7 @@ class Step:
         if not all(bool(value.isfinite().all()) for value in expected):
             return None
         put_back()
-        loss_of = self._capturable(call)
-        captured = capture(partial(self._results, loss_of, call, reached), call.tensors)
+        captured = self._captured(call, reached)
         engine = self._choose(captured.graph)
         run = to_machine_code(captured, call.tensors)
         run = recorded(run, captured.lifted, call.tensors)
@@ -341,6 +360,11 @@ class Step:
             parameter.grad = gradient
         self.update.eager()
         check_changes("update", before, found, copies(self._updated()))
+
+    def _captured(self, call: Call, reached: list[Tensor]) -> Captured:
+        """Returns the graph of a step that sets these gradients; changes what the step does."""
+        loss_of = self._capturable(call)
+        return capture(partial(self._results, loss_of, call, reached), call.tensors)
 
     def _capturable(self, call: Call) -> Callable[..., Tensor]:
         """Returns the loss as a function that reads no number off a tensor, if there is one."""

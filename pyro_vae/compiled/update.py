@@ -122,10 +122,14 @@ class Update:
         """Returns gradients whose norm together is at most ``clip_norm``."""
         if self.clip_norm is None:
             return gradients
+        factor = self.factor(gradients, self.clip_norm)
+        return [g * factor for g in gradients]
+
+    def factor(self, gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
+        """Returns what gradients are to be multiplied by, a scalar."""
         # As torch.nn.utils.clip_grad_norm_ has it.
         norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm()
-        factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        return [g * factor for g in gradients]
+        return (clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def adam(

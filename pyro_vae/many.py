@@ -1,0 +1,339 @@
+"""Several VAEs trained at once, as each would be trained alone."""
+
+import copy
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.compiled.graph import NotCapturedError
+from pyro_vae.compiled.many import ManySteps
+from pyro_vae.data import Rows
+from pyro_vae.epochs import (
+    Keeper,
+    MakeOptimizer,
+    MakeSchedule,
+    Training,
+    batches,
+    in_tensors,
+    own_randomness,
+)
+from pyro_vae.objectives import ELBO, Schedule
+from pyro_vae.training import (
+    FitResult,
+    as_rows,
+    check_data,
+    check_numbers,
+    check_objective,
+    choose_engine,
+    result_of,
+    trained,
+)
+from pyro_vae.vae import VAE
+
+__all__ = ["fit_many"]
+
+
+def fit_many(
+    vaes: Sequence[VAE],
+    train: Tensor | Rows,
+    *,
+    valid: Tensor | Rows | None = None,
+    objective: Any = None,
+    optimizer: MakeOptimizer | Sequence[MakeOptimizer] | None = None,
+    epochs: int = 100,
+    batch_size: int = 100,
+    lr_schedule: MakeSchedule | Sequence[MakeSchedule] | None = None,
+    schedules: Mapping[str, Schedule] | Sequence[Mapping[str, Schedule]] | None = None,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    seed: int | Sequence[int] = 0,
+    strict: bool = False,
+) -> list[FitResult]:
+    r"""Trains VAEs that differ in numbers only, such as seeds, betas or learning rates, at once.
+
+    Each is trained on the same rows as :func:`fit` would train it, with the same order and noise
+    and so, but for rounding, to the same weights. The step of all is one compiled graph: that of
+    the first, mapped over the stacked weights, optimizers and numbers of all by
+    :func:`torch.func.vmap`. One compilation serves all, and for small networks the step takes a
+    part of the time that the steps of each would take; networks with wide layers gain only the
+    compilations. This needs VAEs made by the same code, on a processor, whose noise does not
+    depend on values (normal, uniform, or dropout's), an objective that :func:`compile` captures,
+    and Adam, AdamW or SGD. The first step is compared with an eager step of each. Where something
+    is missing they are trained one after another, with a warning that says why.
+
+    The arguments that may differ are one for all, or a sequence of one for each.
+
+    Arguments:
+        vaes: The VAEs; left in evaluation mode.
+        train: Rows, as of :func:`fit`.
+        valid: Rows to choose the best epoch of each by.
+        objective: One for all, of which each but the first gets a copy, or one for each.
+        optimizer: Makes a PyTorch optimizer from parameters; one for all or one for each.
+        epochs: The number of passes over the data, at most.
+        batch_size: The number of rows of a batch.
+        lr_schedule: Makes a PyTorch scheduler from an optimizer; one for all or one for each.
+        schedules: Schedules of the objective's scalars; one mapping for all or one for each.
+        clip_norm: The norm to which the gradient of each VAE is clipped.
+        patience: Stop with a VAE after this many epochs without a better ``valid_elbo``.
+        seed: The seed of order and noise; one for all or one for each.
+        strict: Whether to raise an error instead of training one after another.
+
+    Returns:
+        A result for each, in order. ``seconds`` is the time of all together, and ``engine`` is
+        ``"compiled-many"``. A training whose objective is no longer finite does not stop the
+        others: its weights are those before that epoch, and its ``failure`` says what
+        :func:`fit` would have raised.
+
+    Raises:
+        ValueError: If an argument is out of range, there are not as many of one as there are VAEs,
+            two VAEs share a parameter, or the data cannot be scored.
+        RuntimeError: If it is strict, and they cannot be trained at once.
+
+    Example:
+        >>> from pyro_vae import data
+        >>> digits = data.digits()
+        >>> vaes = [VAE(digits.event_shape, latent_dim=2) for _ in range(3)]
+        >>> betas = [ELBO(beta=beta) for beta in (0.5, 1.0, 4.0)]
+        >>> results = fit_many(vaes, digits.train, objective=betas, epochs=2, seed=[0, 1, 2])
+        >>> [result.steps for result in results]
+        [30, 30, 30]
+    """
+    train, valid = as_rows(train), None if valid is None else as_rows(valid)
+    check_numbers(epochs, batch_size, clip_norm, patience)
+    check_vaes(vaes)
+    count = len(vaes)
+    objectives = copied(for_each("objective", ELBO() if objective is None else objective, count))
+    optimizers = for_each(
+        "optimizer", optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True), count
+    )
+    lr_schedules = for_each("lr_schedule", lr_schedule, count)
+    followed = for_each("schedules", {} if schedules is None else schedules, count)
+    seeds = for_each("seed", seed, count)
+    steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
+    for vae, one, own in zip(vaes, objectives, followed, strict=True):
+        check_objective(one, own, steps)
+        check_data(vae, train, valid, patience)
+    runs = [
+        Training(vae, one, own, train, valid, batch_size, clip_norm, number)
+        for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
+    ]
+    generators = list(map(started, runs, optimizers, lr_schedules))
+    try:
+        return together(runs, generators, epochs, patience)
+    except NotCapturedError as error:
+        if strict:
+            raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
+        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=2)
+    return [
+        alone(run, generator, epochs, patience)
+        for run, generator in zip(runs, generators, strict=True)
+    ]
+
+
+def started(
+    run: Training, make: MakeOptimizer, lr_schedule: MakeSchedule | None
+) -> torch.Generator:
+    """Starts a training and returns where its noise comes from."""
+    device = run.train.x.device
+    with own_randomness(device, run.seed):
+        run.start(make, lr_schedule)
+        generator = torch.Generator()
+        generator.set_state(torch.get_rng_state())
+        return generator
+
+
+def together(
+    runs: Sequence[Training],
+    generators: Sequence[torch.Generator],
+    epochs: int,
+    patience: int | None,
+) -> list[FitResult]:
+    """Trains VAEs by one graph.
+
+    Raises:
+        NotCapturedError: If there is none; all is then as before.
+    """
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        names = numbers_that_differ(runs)
+        for run in runs:
+            stack.enter_context(in_tensors(run, names))
+            run.vae.train()
+        crowd = Crowd(runs, generators)
+        stack.callback(crowd.end)
+        for _ in tqdm(range(epochs), disable=None, leave=False):
+            crowd.one_epoch()
+            for i in list(crowd.going):
+                if runs[i].waited(patience):
+                    crowd.leave(i)
+            if not crowd.going:
+                break
+        crowd.end()
+        for i, run in enumerate(runs):
+            run.seconds, run.engine = time.perf_counter() - began, "compiled-many"
+            if i in crowd.failures:
+                run.vae.eval()
+            else:
+                with own_randomness(run.train.x.device, run.seed):
+                    run.finish()
+    return [result_of(run, crowd.failures.get(i)) for i, run in enumerate(runs)]
+
+
+class Crowd:
+    """Trainings that make each step together.
+
+    Arguments:
+        runs: The trainings, started.
+        generators: Where the noise of each comes from.
+
+    Attributes:
+        going: The places of those that are not at their end.
+        failures: Why others ended before their time.
+
+    Raises:
+        NotCapturedError: If the optimizers' updates, or what differs, cannot be part of a graph.
+    """
+
+    def __init__(self, runs: Sequence[Training], generators: Sequence[torch.Generator]) -> None:
+        self.runs = runs
+        self.generators = generators
+        self.steps = ManySteps(
+            [run.vae for run in runs],
+            [run.objective for run in runs],
+            [run.optimizer for run in runs],
+            generators,
+            clip_norm=runs[0].clip_norm,
+        )
+        self.going = list(range(len(runs)))
+        self.failures: dict[int, str] = {}
+
+    def one_epoch(self) -> None:
+        """Passes over the data once with each VAE.
+
+        Raises:
+            NotCapturedError: In the first epoch.
+        """
+        before = {i: self.captured(i) for i in self.going}
+        for i in self.going:
+            self.runs[i].vae.train()
+        parts = [batches(len(r.train.x), r.batch_size, r.order) for r in self.runs]
+        totals = torch.zeros(len(self.runs), dtype=torch.float64)
+        try:
+            for rows in zip(*parts, strict=True):
+                totals -= self.step(rows)
+        except NotCapturedError:
+            self.put_back(before)
+            raise
+        for i, total in zip(list(self.going), totals[self.going].tolist(), strict=True):
+            if self.runs[i].end_of_epoch(total) is None:
+                self.give_up(i, before[i])
+
+    def step(self, rows: Sequence[Tensor]) -> Tensor:
+        """Makes a step of each VAE on rows of its own, and returns the losses."""
+        for run in self.runs:
+            run.set_scheduled()
+        batch = [run.presented(index) for run, index in zip(self.runs, rows, strict=True)]
+        inputs = [torch.stack([x for x, _ in batch])]
+        masks = [mask for _, mask in batch if mask is not None]
+        losses = self.steps(*inputs, torch.stack(masks)) if masks else self.steps(*inputs)
+        for i in self.going:
+            self.runs[i].steps += 1
+        return losses
+
+    def captured(self, i: int) -> dict[str, Any]:
+        """Returns a copy of all that a step of one VAE changes."""
+        return {**self.runs[i].capture(), "noise": self.generators[i].get_state()}
+
+    def put_back(self, before: Mapping[int, dict[str, Any]]) -> None:
+        """Goes back to the start of the epoch."""
+        for i, state in before.items():
+            run = self.runs[i]
+            with own_randomness(run.train.x.device, run.seed):
+                run.put_back(state)
+
+    def give_up(self, i: int, before: dict[str, Any]) -> None:
+        """Lets one training end that is no longer finite, and finds out why."""
+        self.leave(i)
+        run = self.runs[i]
+        with own_randomness(run.train.x.device, run.seed):
+            try:
+                run.give_up(before, Keeper(None, 0.0))
+            except FloatingPointError as error:
+                self.failures[i] = str(error)
+
+    def leave(self, i: int) -> None:
+        """Lets one training end; the steps to come no longer change its VAE."""
+        self.going.remove(i)
+        self.steps.release(i)
+
+    def end(self) -> None:
+        """Lets all end."""
+        for i in list(self.going):
+            self.leave(i)
+
+
+def alone(
+    run: Training, generator: torch.Generator, epochs: int, patience: int | None
+) -> FitResult:
+    """Trains a VAE that has been started by itself."""
+    steps = epochs * len(batches(len(run.train.x), run.batch_size, torch.Generator()))
+    rows = min(run.batch_size, len(run.train.x))
+    run.engine = choose_engine("auto", run.vae, run.objective, rows, steps)
+    with own_randomness(run.train.x.device, run.seed):
+        torch.set_rng_state(generator.get_state())
+        try:
+            return trained(run, Keeper(None, 0.0), epochs, patience)
+        except FloatingPointError as error:
+            run.vae.eval()
+            return result_of(run, str(error))
+
+
+def numbers_that_differ(runs: Sequence[Training]) -> list[str]:
+    """Returns the names of the objectives' numbers that a graph has to read anew for each."""
+    names = {name for run in runs for name in run.schedules}
+    first, *others = (vars(run.objective) for run in runs)
+    names |= {
+        name
+        for name, value in first.items()
+        if isinstance(value, float) and any(other.get(name) != value for other in others)
+    }
+    # Where one has no such number, the objectives differ in more than numbers.
+    return sorted(name for name in names if all(hasattr(run.objective, name) for run in runs))
+
+
+def check_vaes(vaes: Sequence[VAE]) -> None:
+    """Raises a ``ValueError`` if there is no VAE, or two of them share a parameter."""
+    if not vaes:
+        raise ValueError("Expected vaes to be at least one VAE, got none")
+    owner: dict[int, int] = {}
+    for i, vae in enumerate(vaes):
+        for parameter in vae.parameters():
+            first = owner.setdefault(id(parameter), i)
+            if first != i:
+                raise ValueError(f"Expected vaes without a common parameter, got {first} and {i}")
+
+
+def for_each(name: str, value: Any, count: int) -> list[Any]:
+    """Returns one value for each VAE, or raises a ``ValueError`` if their number is another."""
+    if not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"Expected {name} to be one for each of {count} VAEs, got {len(value)}")
+    return list(value)
+
+
+def copied(objectives: Sequence[Any]) -> list[Any]:
+    """Returns objectives of which none is there twice, since each has a state of its own."""
+    seen: set[int] = set()
+    found = []
+    for objective in objectives:
+        found.append(copy.deepcopy(objective) if id(objective) in seen else objective)
+        seen.add(id(objective))
+    return found

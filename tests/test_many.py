@@ -1,0 +1,376 @@
+"""VAEs trained at once: each as `fit` trains it alone, step by step, in double precision."""
+
+import copy
+import re
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, RMSprop
+from torch.optim.lr_scheduler import ExponentialLR
+
+from pyro_vae import VAE, fit, fit_many, likelihoods, networks, posteriors, priors
+from pyro_vae.compiled import many
+from pyro_vae.data import Rows
+from pyro_vae.objectives import ELBO, GECO, IWAE, PIWAE, Capacity, FreeBits, Linear, Renyi
+
+SIZE, ROWS = 6, 23
+BATCH = 10
+"""Two batches of ten rows, and one of three."""
+
+narrow = partial(networks.MLP, hidden=[5])
+wider = partial(networks.MLP, hidden=[7])
+
+
+@pytest.fixture
+def as_graph(monkeypatch):
+    """Runs captured graphs as they are: what is tested does not depend on the machine code."""
+    monkeypatch.setattr(many, "to_machine_code", lambda captured, inputs: captured.graph)
+
+
+def made(count=3, event_shape=(SIZE,), **parts):
+    """Returns VAEs of different weights, in double precision."""
+    parts = {"encoder": narrow, "decoder": narrow, **parts}
+    vaes = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        vaes.append(VAE(event_shape, 2, **parts).double())
+    return vaes
+
+
+def rows(event_shape=(SIZE,), generator=None):
+    generator = torch.Generator().manual_seed(9)
+    return torch.rand(ROWS, *event_shape, generator=generator, dtype=torch.float64).round()
+
+
+def alone(vaes, train, *, seed, **arguments):
+    """Trains each by itself, operation by operation."""
+    results = []
+    for i, vae in enumerate(vaes):
+        own = {
+            name: copy.deepcopy(value[i]) if isinstance(value, list) else value
+            for name, value in arguments.items()
+        }
+        results.append(fit(vae, train, seed=seed[i], compile=False, **own))
+    return results
+
+
+def assert_same(vaes, train, arguments, tolerance=1e-9):
+    """Compares weights, buffers and histories of VAEs at once and alone; returns the results."""
+    others = copy.deepcopy(vaes)
+    arguments = {"epochs": 3, "batch_size": BATCH, "seed": [3, 4, 5], **arguments}
+    expected = alone(others, train, **copy.deepcopy(arguments))
+    found = fit_many(vaes, train, strict=True, **arguments)
+    for vae, other, result, wanted in zip(vaes, others, found, expected, strict=True):
+        assert not vae.training
+        torch.testing.assert_close(
+            vae.state_dict(), other.state_dict(), atol=tolerance, rtol=tolerance
+        )
+        assert (result.best_epoch, result.steps) == (wanted.best_epoch, wanted.steps)
+        assert result.engine == "compiled-many"
+        assert result.failure is None
+        assert len(result.history) == len(wanted.history)
+        for row, of_one in zip(result.history, wanted.history, strict=True):
+            assert row == pytest.approx(of_one, rel=1e-7, abs=1e-7)
+    # Different seeds and weights, or the comparison would be of one VAE with itself.
+    assert len({result.history[-1]["train_objective"] for result in found}) == len(vaes)
+    return found
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ELBO(),
+        ELBO(analytic=False, num_particles=2),
+        [ELBO(beta=beta) for beta in (0.5, 1.0, 4.0)],
+        IWAE(num_particles=3),
+        ELBO(num_particles=2, estimator="stl"),
+        IWAE(num_particles=3, estimator="dreg"),
+        PIWAE(num_particles=4, groups=2),
+        [Renyi(num_particles=3, alpha=alpha) for alpha in (0.2, 0.5, 0.8)],
+        FreeBits(nats=0.3),
+        [Capacity(capacity=capacity) for capacity in (0.5, 1.0, 2.0)],
+        [GECO(target=target, step_size=0.1) for target in (2.0, 3.0, 4.0)],
+        # With a state of its own for each.
+        GECO(target=3.0, step_size=0.1),
+    ],
+    ids=lambda o: type(o).__name__ if not isinstance(o, list) else f"{type(o[0]).__name__}s",
+)
+def test_objectives(as_graph, objective):
+    given = objective if isinstance(objective, list) else [objective] * 3
+    assert_same(made(), rows(), {"objective": given})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        [partial(Adam, lr=lr, fused=True) for lr in (1e-3, 1e-2, 3e-2)],
+        [partial(Adam, lr=1e-2, betas=(beta, 0.99)) for beta in (0.0, 0.5, 0.9)],
+        partial(AdamW, lr=1e-2, weight_decay=0.1),
+        partial(SGD, lr=1e-3),
+        [partial(SGD, lr=1e-3, momentum=m, nesterov=True) for m in (0.3, 0.5, 0.9)],
+    ],
+    ids=["Adam, rates", "Adam, betas", "AdamW", "SGD", "SGD, momenta"],
+)
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_optimizers(as_graph, optimizer, clip_norm):
+    assert_same(made(), rows(), {"optimizer": optimizer, "clip_norm": clip_norm})
+
+
+class Dropout(networks.MLP):
+    """A network with noise that is not of a site."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.3, self.training))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"encoder": partial(narrow, batch_norm=True), "decoder": partial(narrow, batch_norm=True)},
+        {"encoder": partial(Dropout, hidden=[4])},
+        {"posterior": posteriors.Full},
+        {"prior": priors.Mixture},
+        {"prior": priors.Vamp},
+        {"likelihood": likelihoods.Normal},
+        {"likelihood": likelihoods.ContinuousBernoulli},
+    ],
+    ids=["batch norm", "dropout", "full", "mixture", "vamp", "normal", "continuous"],
+)
+def test_parts(as_graph, parts):
+    assert_same(made(**parts), rows(), {})
+
+
+def test_images_by_a_convolutional_network(as_graph):
+    parts = {"encoder": networks.ConvEncoder, "decoder": networks.ConvDecoder}
+    assert_same(made(2, (1, 8, 8), **parts), rows((1, 8, 8)), {"epochs": 2, "seed": [1, 2]})
+
+
+def test_rows_in_part_observed(as_graph):
+    x = rows()
+    assert_same(made(), Rows(x, mask=torch.rand(x.shape) < 0.7), {})
+
+
+def test_rows_drawn_anew(as_graph):
+    assert_same(made(), Rows(rows() * 0.6 + 0.2, dynamic=True), {})
+
+
+def test_one_value_for_all(as_graph):
+    found = assert_same(made(), rows(), {
+        "schedules": {"beta": Linear(0.0, 1.0, 5)},
+        "lr_schedule": partial(ExponentialLR, gamma=0.5),
+    })  # fmt: skip
+    assert [row["beta"] for row in found[0].history] == [0.4, 1.0, 1.0]
+
+
+def test_one_value_for_each(as_graph):
+    objectives = [ELBO(), ELBO(beta=0.25), ELBO()]
+    assert_same(made(), rows(), {
+        "objective": objectives,
+        "schedules": [{"beta": Linear(0.0, 1.0, 5)}, {}, {"beta": Linear(2.0, 1.0, 6)}],
+        "lr_schedule": [partial(ExponentialLR, gamma=gamma) for gamma in (0.5, 0.9, 1.0)],
+    })  # fmt: skip
+    # Numbers again, and those that they were.
+    assert [objective.beta for objective in objectives] == [1.0, 0.25, 1.0]
+    assert not any(isinstance(objective.beta, torch.Tensor) for objective in objectives)
+
+
+def test_machine_code():
+    """With clipping, whose norms the compiler alone cannot fuse."""
+    parts = {"encoder": partial(narrow, batch_norm=True)}
+    assert_same(
+        made(**parts), rows(), {"clip_norm": 0.5, "objective": [ELBO(beta=b) for b in (1, 2, 3)]}
+    )
+
+
+def test_each_stops_by_itself(as_graph):
+    x = rows()
+    found = assert_same(made(), x[:15], {
+        "valid": x[15:], "patience": 2, "epochs": 40, "batch_size": 5,
+        "optimizer": [partial(Adam, lr=lr) for lr in (1e-1, 3e-2, 1e-4)],
+    })  # fmt: skip
+    lengths = [len(result.history) for result in found]
+    assert len(set(lengths)) > 1, lengths
+    assert lengths[-1] == 40
+
+
+def test_one_that_fails_harms_no_other(as_graph):
+    vaes, train = made(likelihood=likelihoods.Normal), rows()
+    others = copy.deepcopy(vaes)
+    optimizer = [partial(SGD, lr=lr) for lr in (1e-3, 1e30, 2e-3)]
+    given = {"optimizer": optimizer, "epochs": 3, "batch_size": BATCH, "seed": [3, 4, 5]}
+    found = fit_many(vaes, train, strict=True, **given)
+    with pytest.raises(FloatingPointError) as error:
+        fit(others[1], train, optimizer=optimizer[1], batch_size=BATCH, seed=4, compile=False)
+    assert found[1].failure == str(error.value)
+    assert found[1].history == []
+    torch.testing.assert_close(vaes[1].state_dict(), others[1].state_dict())
+    for i in (0, 2):
+        assert found[i].failure is None
+        fit(
+            others[i], train, optimizer=optimizer[i], epochs=3, batch_size=BATCH, seed=3 + i,
+            compile=False,
+        )  # fmt: skip
+        torch.testing.assert_close(vaes[i].state_dict(), others[i].state_dict())
+
+
+def decaying(weight_decay):
+    return partial(AdamW, weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize(
+    ("reason", "vaes", "arguments"),
+    [
+        ("RMSprop cannot", made, {"optimizer": RMSprop}),
+        ("Adam cannot", made, {"optimizer": partial(Adam, amsgrad=True)}),
+        ("weight_decay", made, {"optimizer": [decaying(w) for w in (0.0, 1e-8, 1.0)]}),
+        ("num_particles", made, {"objective": [ELBO(num_particles=n) for n in (1, 2, 1)]}),
+        ("IWAE", made, {"objective": [ELBO(), IWAE(num_particles=2), ELBO()]}),
+        ("out_features", lambda: [*made(2), *made(1, encoder=wider)], {}),
+        ("depends on the values", lambda: made(encoder=partial(Noisy, hidden=[4])), {}),
+    ],
+    ids=["optimizer", "amsgrad", "weight decay", "particles", "objectives", "widths", "noise"],
+)  # fmt: skip
+def test_what_cannot_be_at_once_is_trained_one_after_another(as_graph, reason, vaes, arguments):
+    vaes = vaes()
+    others, strict = copy.deepcopy(vaes), copy.deepcopy(vaes)
+    arguments = {"epochs": 2, "batch_size": BATCH, "seed": [3, 4, 5], **arguments}
+    with pytest.raises(RuntimeError, match=reason):
+        fit_many(strict, rows(), strict=True, **copy.deepcopy(arguments))
+    with pytest.warns(UserWarning, match=f"one after another: .*({reason})"):
+        found = fit_many(vaes, rows(), **copy.deepcopy(arguments))
+    alone(others, rows(), **arguments)
+    assert [result.engine for result in found] == ["eager"] * 3
+    for vae, other in zip(vaes, others, strict=True):
+        torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
+
+
+class Noisy(networks.MLP):
+    """A network whose noise has a distribution that depends on what it is given."""
+
+    def forward(self, x):
+        return super().forward(x + torch.bernoulli(x.sigmoid().detach()))
+
+
+def test_without_a_compiler_they_are_trained_all_the_same(monkeypatch):
+    def fails(captured, inputs):
+        raise OSError("no C++ compiler\nfound")
+
+    monkeypatch.setattr(many, "to_machine_code", fails)
+    # A prior that starts from rows drawn at random, and rows drawn anew: both are so once.
+    vaes, train = made(prior=priors.Vamp), Rows(rows() * 0.6 + 0.2, dynamic=True)
+    others = copy.deepcopy(vaes)
+    given = {"epochs": 2, "batch_size": BATCH, "seed": [3, 4, 5]}
+    with pytest.warns(UserWarning, match="cannot be compiled: no C.. compiler$"):
+        fit_many(vaes, train, **given)
+    alone(others, train, **given)
+    for vae, other in zip(vaes, others, strict=True):
+        torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
+
+
+def of_shape(tensors, shape):
+    return next(tensor for tensor in tensors if tensor.shape == shape)
+
+
+def wrong_loss(given, results):
+    results[0][2] += 1.0
+
+
+def wrong_gradient(given, results):
+    of_shape(results, (3, 5, SIZE))[1] += 1e-3
+
+
+def wrong_buffer(given, results):
+    # The number of batches that batch norm has seen.
+    next(tensor for tensor in given if tensor.dtype == torch.int64)[0] += 1
+
+
+def wrong_weight(given, results):
+    of_shape(given, (3, 5, SIZE))[1] += 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (wrong_loss, "loss, VAE 2's, differs"),
+        (wrong_gradient, "gradient, VAE 1's, differs"),
+        (wrong_buffer, "state, VAE 0's, differs"),
+        (wrong_weight, "update, VAE 1's, differs"),
+    ],
+)
+def test_a_wrong_graph_is_found_out(monkeypatch, wrong, message):
+    """The first step is compared with that of each VAE."""
+
+    def machine_code(captured, inputs):
+        def run(*given):
+            results = captured.graph(*given)
+            wrong(given, results)
+            return results
+
+        return run
+
+    monkeypatch.setattr(many, "to_machine_code", machine_code)
+    vaes = made(encoder=partial(narrow, batch_norm=True))
+    with pytest.raises(RuntimeError, match=message):
+        fit_many(vaes, rows(), batch_size=BATCH, epochs=1, strict=True)
+
+
+def test_they_leave_nothing_behind(as_graph):
+    vaes = made()
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    fit_many(vaes, rows(), epochs=1, batch_size=BATCH, strict=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    for vae in vaes:
+        for tensor in vae.state_dict().values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    # Each is free of the others: one can be trained on.
+    others = [copy.deepcopy(vae.state_dict()) for vae in vaes[1:]]
+    fit(vaes[0], rows(), epochs=1, compile=False)
+    for vae, state in zip(vaes[1:], others, strict=True):
+        torch.testing.assert_close(vae.state_dict(), state, atol=0, rtol=0)
+
+
+def test_one_vae_is_enough(as_graph):
+    assert_same(made(1), rows(), {"seed": [3]})
+
+
+@pytest.mark.parametrize(
+    ("vaes", "arguments", "message"),
+    [
+        (list, {}, "Expected vaes to be at least one VAE, got none"),
+        (lambda: made(1) * 2, {}, "Expected vaes without a common parameter, got 0 and 1"),
+        (made, {"seed": [1, 2]}, "Expected seed to be one for each of 3 VAEs, got 2"),
+        (made, {"objective": [ELBO()] * 4}, "Expected objective to be one for each of 3 VAEs"),
+        (made, {"schedules": [{}]}, "Expected schedules to be one for each of 3 VAEs, got 1"),
+        (made, {"optimizer": [Adam]}, "Expected optimizer to be one for each of 3 VAEs, got 1"),
+        (made, {"lr_schedule": []}, "Expected lr_schedule to be one for each of 3 VAEs, got 0"),
+        (made, {"epochs": 0}, "Expected epochs to be"),
+        (made, {"batch_size": 0}, "Expected batch_size to be"),
+        (made, {"clip_norm": 0.0}, "Expected clip_norm to be positive, got 0.0"),
+        (made, {"patience": 3}, "Expected valid, without which patience=3 has nothing to wait for"),
+        (made, {"objective": 3}, "Expected an objective with differentiable_loss, got int"),
+        (made, {"schedules": {"gamma": Linear(0, 1, 1)}}, "Expected schedules of scalars"),
+    ],
+    ids=lambda value: next(iter(value), "none") if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_errors(vaes, arguments, message):
+    vaes = vaes()
+    before = [copy.deepcopy(vae.state_dict()) for vae in vaes]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit_many(vaes, rows(), **arguments)
+    for vae, state in zip(vaes, before, strict=True):
+        torch.testing.assert_close(vae.state_dict(), state, atol=0, rtol=0)
+
+
+def test_data_of_another_shape():
+    with pytest.raises(ValueError, match="shape"):
+        fit_many(made(), torch.ones(20, SIZE + 1, dtype=torch.float64))
+
+
+def test_no_warning_where_all_is_well(as_graph):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_many(made(), rows(), epochs=1, batch_size=BATCH)
