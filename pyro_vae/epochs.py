@@ -14,6 +14,7 @@ import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_vae import checkpoint, evaluate
 from pyro_vae.compiled.step import Step, compile
@@ -205,7 +206,7 @@ class Training:
         return {
             "weights": snapshot(self.vae),
             "objective": objective_state(self.objective),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": copied(self.optimizer.state_dict()),
             "lr_schedule": None if self.lr_schedule is None else self.lr_schedule.state_dict(),
             "order": self.order.get_state(),
             "noise": torch.get_rng_state(),
@@ -375,6 +376,11 @@ def objective_state(objective: Any) -> dict[str, Tensor]:
     if not hasattr(objective, "state_dict"):
         return {}
     return {name: value.detach().clone() for name, value in objective.state_dict().items()}
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of the state of an optimizer, in a part of the time of ``deepcopy``."""
+    return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), state)
 
 
 def snapshot(vae: VAE) -> dict[str, Tensor]:
