@@ -108,14 +108,15 @@ class ManySteps:
 
         Batches are all of one size, but for the last of an epoch, which is not worth compiling.
         """
-        self.settings.divide_by = inputs[0].shape[1]
-        args, kwargs = arguments(0, inputs)
-        one, self.reached = self.steps[0].graph(*args, **kwargs)
-        noises = noise_as_inputs(one)
-        noise = [inputs[0].new_empty(len(self.steps), *n.shape, dtype=n.dtype) for n in noises]
-        mapped = self.mapped(one, [*inputs, *noise])
         first = not self.known
-        run: Run = compiled(mapped, [*inputs, *noise]) if first else mapped.graph
+        try:
+            one, noises = self.one(inputs)
+            noise = [inputs[0].new_empty(len(self.steps), *n.shape, dtype=n.dtype) for n in noises]
+            mapped = self.mapped(one, [*inputs, *noise])
+            run: Run = to_machine_code(mapped, [*inputs, *noise]) if first else mapped.graph
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise NotCapturedError(reason) from error
 
         def drawn(*given: Tensor) -> Sequence[Tensor]:
             for i, generator in enumerate(self.generators):
@@ -126,6 +127,13 @@ class ManySteps:
         if first:
             self.verify(drawn, inputs)
         return drawn
+
+    def one(self, inputs: Sequence[Tensor]) -> tuple[Captured, list["Noise"]]:
+        """Returns the graph of a step of the first VAE, and the noise that is the last inputs."""
+        self.settings.divide_by = inputs[0].shape[1]
+        args, kwargs = arguments(0, inputs)
+        captured, self.reached = self.steps[0].graph(*args, **kwargs)
+        return captured, noise_as_inputs(captured)
 
     def mapped(self, one: Captured, inputs: Sequence[Tensor]) -> Captured:
         """Returns the graph of one VAE, mapped over the tensors of all."""
@@ -274,18 +282,6 @@ def noise_of(node: Any) -> Noise:
     if not fresh or any(hasattr(number, "op") for number in numbers):
         raise NotCapturedError(f"the noise of {node.target} depends on the values of tensors")
     return Noise(node.target, value.shape, value.dtype, tuple(numbers))
-
-
-def compiled(mapped: Captured, inputs: Sequence[Tensor]) -> Run:
-    """Returns machine code.
-
-    Raises:
-        NotCapturedError: If the compiler fails, or there is none.
-    """
-    try:
-        return to_machine_code(mapped, inputs)
-    except Exception as error:
-        raise NotCapturedError(f"it cannot be compiled: {str(error).splitlines()[0]}") from error
 
 
 def check_alike(
