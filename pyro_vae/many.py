@@ -103,7 +103,7 @@ def fit_many(
         >>> betas = [ELBO(beta=beta) for beta in (0.5, 1.0, 4.0)]
         >>> results = fit_many(vaes, digits.train, objective=betas, epochs=2, seed=[0, 1, 2])
         >>> [result.steps for result in results]
-        [30, 30, 30]
+        [26, 26, 26]
     """
     train, valid = as_rows(train), None if valid is None else as_rows(valid)
     check_numbers(epochs, batch_size, clip_norm, patience)
