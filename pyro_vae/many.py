@@ -1,6 +1,7 @@
 """Several VAEs trained at once, as each would be trained alone."""
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -223,6 +224,11 @@ class Crowd:
         before = {i: self.captured(i) for i in self.going}
         for i in self.going:
             self.runs[i].vae.train()
+            if self.steps.changed(i):
+                raise RuntimeError(
+                    f"Expected settings of VAE {i}, its objective and its optimizer that stay as "
+                    f"they are, but learning rates, betas, momentum and scalars; train it by fit"
+                )
         parts = [batches(len(r.train.x), r.batch_size, r.order) for r in self.runs]
         totals = torch.zeros(len(self.runs), dtype=torch.float64)
         try:
@@ -257,6 +263,7 @@ class Crowd:
             run = self.runs[i]
             with own_randomness(run.train.x.device, run.seed):
                 run.put_back(state)
+            self.generators[i].set_state(state["noise"])
 
     def give_up(self, i: int, before: dict[str, Any]) -> None:
         """Lets one training end that is no longer finite, and finds out why."""
@@ -302,7 +309,9 @@ def numbers_that_differ(runs: Sequence[Training]) -> list[str]:
     names |= {
         name
         for name, value in first.items()
-        if isinstance(value, float) and any(other.get(name) != value for other in others)
+        if isinstance(value, float)
+        and any(other.get(name) != value for other in others)
+        and all(math.isfinite(other.get(name, value)) for other in (first, *others))
     }
     # Where one has no such number, the objectives differ in more than numbers.
     return sorted(name for name in names if all(hasattr(run.objective, name) for run in runs))

@@ -384,3 +384,93 @@ def test_no_warning_where_all_is_well(as_graph):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_many(made(), rows(), epochs=1, batch_size=BATCH)
+
+
+class Bounded(networks.MLP):
+    """A network with settings that are no single number."""
+
+    bounds = (-9.0, 9.0)
+
+    def forward(self, x):
+        return super().forward(x).clamp(*self.bounds)
+
+
+def bounded_otherwise(vaes):
+    vaes[1].encoder.bounds = (-0.5, 0.5)
+    for vae in (vaes[0], vaes[2]):
+        vae.encoder.bounds = (-9.0, 9.0)
+
+
+def tied_memory(vaes):
+    vaes[0].decoder.layers[0].bias.data = vaes[0].encoder.layers[0].bias.data
+
+
+def aliased(vaes):
+    for vae in vaes:
+        vae.alias = vae.encoder.layers[0].weight.detach()
+
+
+def nothing(vaes):
+    pass
+
+
+def some(parameters):
+    return SGD(list(parameters)[:3], lr=0.1)
+
+
+SHARED = torch.tensor(1.0, dtype=torch.float64)
+SLOW, FAST = {"beta": Linear(0.0, 1.0, 6)}, {"beta": Linear(4.0, 1.0, 5)}
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "reason"),
+    [
+        (bounded_otherwise, {}, "bounds"),
+        (tied_memory, {}, "share memory"),
+        (aliased, {}, "share memory"),
+        (nothing, {"optimizer": some, "clip_norm": 0.5}, "other parameters than its VAE"),
+        (
+            nothing,
+            {"objective": [ELBO(beta=SHARED) for _ in range(3)], "schedules": [SLOW, FAST, {}]},
+            "share a tensor",
+        ),
+    ],
+    ids=["tuples", "tied", "aliased", "subset", "shared beta"],
+)
+def test_what_stacks_would_spoil_is_refused(as_graph, change, arguments, reason):
+    vaes = made(encoder=partial(Bounded, hidden=[5]))
+    change(vaes)
+    before = [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()]
+    given = {"batch_size": BATCH, "epochs": 2, "strict": True, **arguments}
+    with pytest.raises(RuntimeError, match=reason):
+        fit_many(vaes, rows(), **given)
+    assert [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()] == before
+
+
+class Counting(networks.MLP):
+    """A network that counts its calls."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_number_that_each_step_sets_is_refused(as_graph):
+    vaes = made(encoder=partial(Counting, hidden=[5]))
+    for vae in vaes:
+        vae.encoder.calls = 0
+    with pytest.raises(RuntimeError, match="sets a number of a module"):
+        fit_many(vaes, rows(), batch_size=BATCH, epochs=1, strict=True)
+
+
+def test_a_setting_that_changes_between_epochs_raises(as_graph):
+    class Decay(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, *args):
+            super().step(*args)
+            self.optimizer.param_groups[0]["weight_decay"] = 0.1 * self.last_epoch
+
+    given = {"optimizer": AdamW, "lr_schedule": partial(Decay, lr_lambda=lambda _: 1.0)}
+    with pytest.raises(RuntimeError, match="that stay as they are"):
+        fit_many(made(), rows(), batch_size=BATCH, epochs=3, **given)

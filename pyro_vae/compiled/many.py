@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_vae.compiled.check import check, check_changes
 from pyro_vae.compiled.graph import Captured, NotCapturedError, capture, to_machine_code
-from pyro_vae.compiled.state import OF_ALL, OWN
+from pyro_vae.compiled.stand_in import stand_in
+from pyro_vae.compiled.state import OF_ALL, described
 from pyro_vae.compiled.step import Settings, Step
 from pyro_vae.compiled.tensors import copies
 from pyro_vae.compiled.update import Update
@@ -53,6 +54,7 @@ class ManySteps:
         clip_norm: float | None,
     ) -> None:
         check_alike(vaes, objectives, optimizers)
+        self.crowd = list(zip(vaes, objectives, optimizers, strict=True))
         self.generators = generators
         updates = [UpdateOfMany(optimizer, clip_norm) for optimizer in optimizers]
         self.settings = Settings("mkl", "float32", True, 1.0)
@@ -70,6 +72,7 @@ class ManySteps:
         ]
         alike = zip(*map(self.tensors, range(len(vaes))), strict=True)
         self.stacks = {place(stack): stack for stack in map(stacked, alike)}
+        self.held = [self.facts(i) for i in range(len(vaes))]
         self.known: dict[Hashable, Run] = {}
         self.reached: list[Tensor] = []
 
@@ -77,6 +80,15 @@ class ManySteps:
         """Returns the tensors that a step of one VAE reads or changes; for all in one order."""
         update = self.updates[i]
         return [*self.weights[i], *update.tensors(), *self.others[i], update.scalars]
+
+    def facts(self, i: int) -> list[Any]:
+        """Returns what the graph holds of one VAE, objective and optimizer for good."""
+        vae, objective, optimizer = self.crowd[i]
+        return [*of_vae(vae), *of_objective(objective), *of_optimizer(optimizer)]
+
+    def changed(self, i: int) -> bool:
+        """Tells whether something that the graph holds for good is no longer what it was."""
+        return self.facts(i) != self.held[i]
 
     def release(self, i: int) -> None:
         """Gives a VAE tensors of its own again; what the steps to come do, it no longer sees."""
@@ -126,6 +138,8 @@ class ManySteps:
 
         if first:
             self.verify(drawn, inputs)
+        if any(map(self.changed, range(len(self.steps)))) and first:
+            raise NotCapturedError("a step sets a number of a module or an objective anew")
         return drawn
 
     def one(self, inputs: Sequence[Tensor]) -> tuple[Captured, list["Noise"]]:
@@ -292,6 +306,16 @@ def check_alike(
         raise NotCapturedError(
             f"the update of {type(optimizers[0]).__name__} cannot be part of a graph here"
         )
+    check_memory(vaes, objectives)
+    for vae, optimizer in zip(vaes, optimizers, strict=True):
+        theirs = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if theirs != [id(p) for p in vae.parameters() if p.requires_grad]:
+            raise NotCapturedError(
+                "an optimizer has other parameters than its VAE, or another order"
+            )
+    for objective in objectives:
+        if stand_in(objective) is not objective and objective.vectorize_particles:
+            raise NotCapturedError("Pyro's vectorized particles draw noise to find the plates")
     told = {
         "VAE": [list(of_vae(vae)) for vae in vaes],
         "objective": [list(of_objective(objective)) for objective in objectives],
@@ -304,13 +328,37 @@ def check_alike(
                     raise NotCapturedError(f"{what} {i} has {two} where the first has {one}")
 
 
+def check_memory(vaes: Sequence[VAE], objectives: Sequence[Any]) -> None:
+    """Raises a ``NotCapturedError`` for tensors that stacks would tear from others.
+
+    Each tensor becomes a view of a stack; what else looks at its memory would not see it change.
+    """
+    owner: dict[int, int] = {}
+    for vae, objective in zip(vaes, objectives, strict=True):
+        plain = [value for module in vae.modules() for value in vars(module).values()]
+        found = [*vae.parameters(), *vae.buffers(), *plain, *vars(objective).values()]
+        for tensor in found:
+            if isinstance(tensor, Tensor) and tensor.numel():
+                place_of = tensor.untyped_storage().data_ptr()
+                if owner.setdefault(place_of, id(tensor)) != id(tensor):
+                    raise NotCapturedError("two tensors share memory")
+    tensors = [v for o in objectives for v in vars(o).values() if isinstance(v, Tensor)]
+    if len(set(map(id, tensors))) != len(tensors):
+        raise NotCapturedError("two objectives share a tensor")
+    for vae in vaes:
+        for module in vae.modules():
+            for key, value in vars(module).items():
+                if key not in OF_ALL and isinstance(value, Tensor):
+                    raise NotCapturedError(f"the tensor {key} of a module is no buffer")
+
+
 def of_vae(vae: VAE) -> Iterator[tuple[Any, ...]]:
     """Yields what a graph holds of a VAE for good."""
     for name, module in vae.named_modules():
         yield name, type(module).__name__, module.training
         for key, value in vars(module).items():
-            if key not in OF_ALL and value.__class__ in OWN and not isinstance(value, Tensor):
-                yield name, key, value
+            if key not in (*OF_ALL, "recipe") and (fixed := described(value)) is not None:
+                yield name, key, fixed
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield name, key, tuple(tensor.shape), tensor.dtype, tensor.requires_grad
@@ -322,8 +370,8 @@ def of_objective(objective: Any) -> Iterator[tuple[Any, ...]]:
     for key, value in vars(objective).items():
         if isinstance(value, Tensor):
             yield key, tuple(value.shape), value.dtype
-        elif value.__class__ in OWN:
-            yield key, value
+        elif (fixed := described(value)) is not None:
+            yield key, fixed
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any, ...]]:
