@@ -87,15 +87,16 @@ def fit_many(
         strict: Whether to raise an error instead of training one after another.
 
     Returns:
-        A result for each, in order. ``seconds`` is the time of all together, and ``engine`` is
-        ``"compiled-many"``. A training whose objective is no longer finite does not stop the
-        others: its weights are those before that epoch, and its ``failure`` says what
+        A result for each, in order. Trained at once, ``seconds`` is the time of all together, and
+        ``engine`` is ``"compiled-many"``. A training whose objective is no longer finite does not
+        stop the others: its weights are those before that epoch, and its ``failure`` says what
         :func:`fit` would have raised.
 
     Raises:
         ValueError: If an argument is out of range, there are not as many of one as there are VAEs,
             two VAEs share a parameter, or the data cannot be scored.
-        RuntimeError: If it is strict, and they cannot be trained at once.
+        RuntimeError: If it is strict, and they cannot be trained at once; or if a setting that the
+            graph holds, such as a weight decay, changes from one epoch to the next.
 
     Example:
         >>> from pyro_vae import data
