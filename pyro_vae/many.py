@@ -215,6 +215,7 @@ class Crowd:
         )
         self.going = list(range(len(runs)))
         self.failures: dict[int, str] = {}
+        self.orders: dict[int, Tensor] = {}
 
     def one_epoch(self) -> None:
         """Passes over the data once with each VAE.
@@ -280,11 +281,15 @@ class Crowd:
         """Lets one training end; the steps to come no longer change its VAE."""
         self.going.remove(i)
         self.steps.release(i)
+        self.orders[i] = self.runs[i].order.get_state()
 
     def end(self) -> None:
         """Lets all end."""
         for i in list(self.going):
             self.leave(i)
+        # The steps of others drew on, but a VAE is calibrated on the rows that follow its own.
+        for i, state in self.orders.items():
+            self.runs[i].order.set_state(state)
 
 
 def alone(

@@ -196,6 +196,19 @@ def test_each_stops_by_itself(as_graph):
     assert lengths[-1] == 40
 
 
+def test_one_that_stops_early_is_calibrated_on_rows_of_its_own(as_graph):
+    x = rows()
+    found = assert_same(
+        made(likelihood=partial(likelihoods.Normal, scale="optimal")),
+        Rows(x[:15] * 0.6 + 0.2, dynamic=True),
+        {
+            "valid": x[15:], "patience": 2, "epochs": 30, "batch_size": 5,
+            "optimizer": [partial(Adam, lr=lr) for lr in (2e-1, 3e-2, 1e-4)],
+        },
+    )  # fmt: skip
+    assert len({len(result.history) for result in found}) > 1
+
+
 def test_one_that_fails_harms_no_other(as_graph):
     vaes, train = made(likelihood=likelihoods.Normal), rows()
     others = copy.deepcopy(vaes)
@@ -383,7 +396,8 @@ def test_data_of_another_shape():
 def test_no_warning_where_all_is_well(as_graph):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit_many(made(), rows(), epochs=1, batch_size=BATCH)
+        results = fit_many(made(), rows(), epochs=1, batch_size=BATCH)
+    assert [result.engine for result in results] == ["compiled-many"] * 3
 
 
 class Bounded(networks.MLP):
