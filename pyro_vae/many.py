@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.compiled.alike import tensors_of
 from pyro_vae.compiled.graph import NotCapturedError
 from pyro_vae.compiled.many import ManySteps
 from pyro_vae.data import Rows
@@ -30,8 +31,10 @@ from pyro_vae.training import (
     FitResult,
     as_rows,
     check_data,
+    check_makers,
     check_numbers,
     check_objective,
+    check_seed,
     choose_engine,
     result_of,
     trained,
@@ -69,13 +72,15 @@ def fit_many(
     and Adam, AdamW or SGD. The first step is compared with an eager step of each. Where something
     is missing they are trained one after another, with a warning that says why.
 
-    The arguments that may differ are one for all, or a sequence of one for each.
+    The arguments that may differ are one for all, or a sequence of one for each, in which ``None``
+    stands for the default.
 
     Arguments:
-        vaes: The VAEs; left in evaluation mode.
+        vaes: The VAEs, one or more; left in evaluation mode.
         train: Rows, as of :func:`fit`.
         valid: Rows to choose the best epoch of each by.
-        objective: One for all, of which each but the first gets a copy, or one for each.
+        objective: One for all, of which each VAE but the first gets a copy, or one for each, whose
+            state, such as the multiplier of :class:`~pyro_vae.objectives.GECO`, can be read after.
         optimizer: Makes a PyTorch optimizer from parameters; one for all or one for each.
         epochs: The number of passes over the data, at most.
         batch_size: The number of rows of a batch.
@@ -94,7 +99,7 @@ def fit_many(
 
     Raises:
         ValueError: If an argument is out of range, there are not as many of one as there are VAEs,
-            two VAEs share a parameter, or the data cannot be scored.
+            two VAEs share a parameter, or the data cannot be scored; before anything is changed.
         RuntimeError: If it is strict, and they cannot be trained at once; or if a setting that the
             graph holds, such as a weight decay, changes from one epoch to the next.
 
@@ -107,26 +112,27 @@ def fit_many(
         >>> [result.steps for result in results]
         [26, 26, 26]
     """
-    train, valid = as_rows(train), None if valid is None else as_rows(valid)
+    train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
     check_numbers(epochs, batch_size, clip_norm, patience)
-    check_vaes(vaes)
+    vaes = checked_vaes(vaes)
     count = len(vaes)
-    objectives = copied(for_each("objective", ELBO() if objective is None else objective, count))
-    optimizers = for_each(
-        "optimizer", optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True), count
-    )
-    lr_schedules = for_each("lr_schedule", lr_schedule, count)
-    followed = for_each("schedules", {} if schedules is None else schedules, count)
-    seeds = for_each("seed", seed, count)
+    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
+    objectives = copied(for_each("objective", objective, count, ELBO()))
+    makers = for_each("optimizer", optimizer, count, adam)
+    lr_makers = for_each("lr_schedule", lr_schedule, count)
+    followed = for_each("schedules", schedules, count, {})
+    seeds = list(map(check_seed, for_each("seed", seed, count)))
     steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
-    for vae, one, own in zip(vaes, objectives, followed, strict=True):
+    each = list(zip(vaes, objectives, followed, makers, lr_makers, strict=True))
+    for vae, one, own, make, lr_make in each:
         check_objective(one, own, steps)
+        check_makers(make, lr_make)
         check_data(vae, train, valid, patience)
     runs = [
         Training(vae, one, own, train, valid, batch_size, clip_norm, number)
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
     ]
-    generators = list(map(started, runs, optimizers, lr_schedules))
+    generators = list(map(started, runs, makers, lr_makers))
     try:
         return together(runs, generators, epochs, patience)
     except NotCapturedError as error:
@@ -161,6 +167,53 @@ def together(
 
     Raises:
         NotCapturedError: If there is none; all is then as before.
+    """
+    put_back = saved(runs, generators)
+    try:
+        return trained_together(runs, generators, epochs, patience)
+    except NotCapturedError:
+        put_back()
+        raise
+
+
+def saved(runs: Sequence[Training], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+    """Returns a function that puts all that training changes back to what it is now."""
+    states = [(run, captured(run, own)) for run, own in zip(runs, generators, strict=True)]
+    owners = [owner for run in runs for owner in (run.objective, *run.vae.modules())]
+    attributes = [(vars(owner), dict(vars(owner))) for owner in owners]
+    tensors = [tensor for run in runs for tensor in tensors_of(run.objective)]
+    copies = [tensor.detach().clone() for tensor in tensors]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for own, known in attributes:
+            own.clear()
+            own.update(known)
+        for tensor, copy_of in zip(tensors, copies, strict=True):
+            tensor.copy_(copy_of)
+        for (run, state), generator in zip(states, generators, strict=True):
+            with own_randomness(run.train.x.device, run.seed):
+                run.put_back(state)
+            generator.set_state(state["noise"])
+
+    return put_back
+
+
+def captured(run: Training, generator: torch.Generator) -> dict[str, Any]:
+    """Returns a copy of all that a step of one VAE changes."""
+    return {**run.capture(), "noise": generator.get_state()}
+
+
+def trained_together(
+    runs: Sequence[Training],
+    generators: Sequence[torch.Generator],
+    epochs: int,
+    patience: int | None,
+) -> list[FitResult]:
+    """Trains VAEs by one graph, from step to step.
+
+    Raises:
+        NotCapturedError: If there is none; within the first epoch.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -223,22 +276,19 @@ class Crowd:
         Raises:
             NotCapturedError: In the first epoch.
         """
-        before = {i: self.captured(i) for i in self.going}
+        before = {i: captured(self.runs[i], self.generators[i]) for i in self.going}
         for i in self.going:
             self.runs[i].vae.train()
-            if self.steps.changed(i):
+            if name := self.steps.changed(i):
                 raise RuntimeError(
                     f"Expected settings of VAE {i}, its objective and its optimizer that stay as "
-                    f"they are, but learning rates, betas, momentum and scalars; train it by fit"
+                    f"they are, but learning rates, betas, momentum and scalars, got another "
+                    f"{name}; train it by fit"
                 )
         parts = [batches(len(r.train.x), r.batch_size, r.order) for r in self.runs]
         totals = torch.zeros(len(self.runs), dtype=torch.float64)
-        try:
-            for rows in zip(*parts, strict=True):
-                totals -= self.step(rows)
-        except NotCapturedError:
-            self.put_back(before)
-            raise
+        for rows in zip(*parts, strict=True):
+            totals -= self.step(rows)
         for i, total in zip(list(self.going), totals[self.going].tolist(), strict=True):
             if self.runs[i].end_of_epoch(total) is None:
                 self.give_up(i, before[i])
@@ -254,18 +304,6 @@ class Crowd:
         for i in self.going:
             self.runs[i].steps += 1
         return losses
-
-    def captured(self, i: int) -> dict[str, Any]:
-        """Returns a copy of all that a step of one VAE changes."""
-        return {**self.runs[i].capture(), "noise": self.generators[i].get_state()}
-
-    def put_back(self, before: Mapping[int, dict[str, Any]]) -> None:
-        """Goes back to the start of the epoch."""
-        for i, state in before.items():
-            run = self.runs[i]
-            with own_randomness(run.train.x.device, run.seed):
-                run.put_back(state)
-            self.generators[i].set_state(state["noise"])
 
     def give_up(self, i: int, before: dict[str, Any]) -> None:
         """Lets one training end that is no longer finite, and finds out why."""
@@ -323,25 +361,41 @@ def numbers_that_differ(runs: Sequence[Training]) -> list[str]:
     return sorted(name for name in names if all(hasattr(run.objective, name) for run in runs))
 
 
-def check_vaes(vaes: Sequence[VAE]) -> None:
-    """Raises a ``ValueError`` if there is no VAE, or two of them share a parameter."""
-    if not vaes:
+def checked_vaes(vaes: Any) -> list[VAE]:
+    """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
+    if not isinstance(vaes, Iterable) or isinstance(vaes, Mapping):
+        raise ValueError(f"Expected vaes to be a sequence of VAEs, got {type(vaes).__name__}")
+    found = list(vaes)
+    if not found:
         raise ValueError("Expected vaes to be at least one VAE, got none")
     owner: dict[int, int] = {}
-    for i, vae in enumerate(vaes):
+    for i, vae in enumerate(found):
+        if not isinstance(vae, VAE):
+            raise ValueError(f"Expected vaes to be VAEs, got {type(vae).__name__} at {i}")
         for parameter in vae.parameters():
             first = owner.setdefault(id(parameter), i)
             if first != i:
                 raise ValueError(f"Expected vaes without a common parameter, got {first} and {i}")
+    return found
 
 
-def for_each(name: str, value: Any, count: int) -> list[Any]:
-    """Returns one value for each VAE, or raises a ``ValueError`` if their number is another."""
-    if not isinstance(value, Sequence):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"Expected {name} to be one for each of {count} VAEs, got {len(value)}")
-    return list(value)
+def for_each(name: str, value: Any, count: int, default: Any = None) -> list[Any]:
+    """Returns one value for each VAE, or raises a ``ValueError`` if their number is another.
+
+    Arguments:
+        name: What it is called.
+        value: A sequence, array or iterator of values, or one value for all.
+        count: The number of VAEs.
+        default: What stands for ``None``.
+    """
+    if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str) or not isinstance(value, (Sequence, Iterator)):
+        value = [value] * count
+    values = list(value)
+    if len(values) != count:
+        raise ValueError(f"Expected {name} to be one for each of {count} VAEs, got {len(values)}")
+    return [default if one is None else one for one in values]
 
 
 def copied(objectives: Sequence[Any]) -> list[Any]:

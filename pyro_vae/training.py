@@ -133,16 +133,18 @@ def fit(
         [1, 2]
     """
     objective = ELBO() if objective is None else objective
-    train, valid = as_rows(train), None if valid is None else as_rows(valid)
+    train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
     check_numbers(epochs, batch_size, clip_norm, patience, checkpoint_seconds)
     steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
-    schedules = check_objective(objective, schedules or {}, steps)
+    schedules = check_objective(objective, {} if schedules is None else schedules, steps)
     check_data(vae, train, valid, patience)
-    keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
     make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
+    check_makers(make, lr_schedule)
+    seed = check_seed(seed)
     compile = check_precision(precision, compile)
     engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
     strict = compile == "strict"
+    keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
     run = Training(
         vae,
         objective,
@@ -214,9 +216,14 @@ def rows_until(
             yield row
 
 
-def as_rows(x: Tensor | Rows) -> Rows:
-    """Returns rows without mask for a tensor."""
-    return x if isinstance(x, Rows) else Rows(x)
+def as_rows(name: str, x: Tensor | Rows) -> Rows:
+    """Returns rows without mask for a tensor, or raises a ``ValueError`` for what is neither."""
+    rows = x if isinstance(x, Rows) else Rows(x)
+    if not isinstance(rows.x, Tensor):
+        raise ValueError(
+            f"Expected {name} to be a torch.Tensor or Rows of one, got {type(rows.x).__name__}"
+        )
+    return rows
 
 
 def check_numbers(
@@ -229,8 +236,8 @@ def check_numbers(
     """Raises a ``ValueError`` for a number out of range."""
     check_size("epochs", epochs, least=1)
     check_size("batch_size", batch_size, least=1)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"Expected clip_norm to be positive, got {clip_norm}")
+    if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
+        raise ValueError(f"Expected clip_norm to be positive, got {clip_norm!r}")
     if patience is not None:
         check_size("patience", patience, least=1)
     if not checkpoint_seconds >= 0:
@@ -246,7 +253,11 @@ def check_objective(
             f"Expected an objective with differentiable_loss, got {type(objective).__name__}"
         )
     check_size("num_particles", getattr(objective, "num_particles", 1), least=1)
+    if not isinstance(schedules, Mapping):
+        raise ValueError(f"Expected schedules by name, such as beta, got {schedules!r}")
     for name, schedule in schedules.items():
+        if not isinstance(schedule, Schedule):
+            raise ValueError(f"Expected schedules of {name} to be a Schedule, got {schedule!r}")
         if not hasattr(objective, name):
             raise ValueError(
                 f"Expected schedules of scalars that {type(objective).__name__} has, got {name!r}"
@@ -257,6 +268,23 @@ def check_objective(
                 f"{schedule}: {name} would never reach {schedule.end:g}"
             )
     return schedules
+
+
+def check_makers(make: Any, lr_schedule: Any) -> None:
+    """Raises a ``ValueError`` for what makes no optimizer, or no schedule of one."""
+    if not callable(make):
+        raise ValueError(f"Expected optimizer to make one from parameters, got {make!r}")
+    if lr_schedule is not None and not callable(lr_schedule):
+        raise ValueError(
+            f"Expected lr_schedule to make a scheduler from an optimizer, got {lr_schedule!r}"
+        )
+
+
+def check_seed(seed: Any) -> int:
+    """Returns a seed as an integer, or raises a ``ValueError`` if PyTorch has none such."""
+    if not hasattr(seed, "__index__") or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"Expected seed to be an integer of 64 bits, got {seed!r}")
+    return int(seed)
 
 
 def check_precision(precision: str, compile: bool | str) -> bool | str:

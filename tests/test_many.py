@@ -1,12 +1,16 @@
 """VAEs trained at once: each as `fit` trains it alone, step by step, in double precision."""
 
 import copy
+import math
 import re
 import warnings
 from functools import partial
 
+import numpy as np
+import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
@@ -233,6 +237,41 @@ def decaying(weight_decay):
     return partial(AdamW, weight_decay=weight_decay)
 
 
+def vectorized():
+    return Trace_ELBO(num_particles=2, vectorize_particles=True)
+
+
+UNLIKE = (0.5, -math.inf, 0.5)
+"""Orders of which one is of another formula."""
+
+
+class OfModule(ELBO, nn.Module):
+    """An objective that is a module, which may have weights of its own."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        ELBO.__init__(self)
+
+
+class Counting(networks.MLP):
+    """A network that counts its calls, and whose result depends on how many there were."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return super().forward(x) * (1 + 0.1 * self.calls)
+
+
+class Small(networks.MLP):
+    """A network that no graph can hold where the batch is the last of an epoch."""
+
+    def forward(self, x):
+        if self.training and len(x) < BATCH and not x.sum().isfinite():
+            raise FloatingPointError
+        return super().forward(nn.functional.dropout(x, 0.3, self.training))
+
+
 @pytest.mark.parametrize(
     ("reason", "vaes", "arguments"),
     [
@@ -244,6 +283,11 @@ def decaying(weight_decay):
         ("out_features", lambda: [*made(2), *made(1, encoder=wider)], {}),
         ("vmap", lambda: made(encoder=partial(InPlace, hidden=[4])), {}),
         ("depends on the values", lambda: made(encoder=partial(Noisy, hidden=[4])), {}),
+        ("sets encoder.calls anew", lambda: made(encoder=partial(Counting, hidden=[4])), {}),
+        ("a number or a shape", lambda: made(encoder=partial(Small, hidden=[4])), {}),
+        ("vectorized", made, {"objective": [vectorized() for _ in range(3)]}),
+        ("alpha", made, {"objective": [Renyi(num_particles=2, alpha=a) for a in UNLIKE]}),
+        ("is a module", made, {"objective": [OfModule() for _ in range(3)]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -255,7 +299,7 @@ def test_what_cannot_be_at_once_is_trained_one_after_another(as_graph, reason, v
         fit_many(strict, rows(), strict=True, **copy.deepcopy(arguments))
     with pytest.warns(UserWarning, match=f"one after another: .*({reason})"):
         found = fit_many(vaes, rows(), **copy.deepcopy(arguments))
-    alone(others, rows(), **arguments)
+    alone(others, rows(), **copy.deepcopy(arguments))
     assert [result.engine for result in found] == ["eager"] * 3
     for vae, other in zip(vaes, others, strict=True):
         torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
@@ -293,6 +337,118 @@ def test_without_a_compiler_they_are_trained_all_the_same(monkeypatch):
         torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
 
 
+def test_a_tensor_that_objectives_share_is_put_back(as_graph):
+    """The second follows a schedule, of which the first is to know nothing."""
+    schedules, results = [{}, SLOW, {}], []
+    for at_once in (True, False):
+        beta = torch.tensor(1.0, dtype=torch.float64)
+        vaes, objectives = made(), [ELBO(beta=beta) for _ in range(3)]
+        given = {"epochs": 2, "batch_size": BATCH}
+        if at_once:
+            with pytest.warns(UserWarning, match="two objectives share a tensor"):
+                fit_many(
+                    vaes, rows(), objective=objectives, schedules=schedules, seed=range(3), **given
+                )
+        else:
+            for i, vae in enumerate(vaes):
+                fit(
+                    vae, rows(), objective=objectives[i], schedules=schedules[i], seed=i,
+                    compile=False, **given,
+                )  # fmt: skip
+        results.append([vae.state_dict() for vae in vaes])
+    torch.testing.assert_close(*results, atol=0, rtol=0)
+
+
+class Drifting(networks.MLP):
+    """A network that reads the last batch of an epoch otherwise each time, where none can see."""
+
+    def forward(self, x):
+        if self.training and len(x) < BATCH:
+            DRIFT.append(0)
+        return super().forward(x * (1 + len(DRIFT)))
+
+
+DRIFT = []
+
+
+def test_the_last_batch_is_compared_too(as_graph):
+    vaes = made(encoder=partial(Drifting, hidden=[5]))
+    with pytest.raises(RuntimeError, match="the loss of VAE 0 differs"):
+        fit_many(vaes, rows(), batch_size=BATCH, epochs=1, strict=True)
+
+
+@pytest.mark.parametrize("size", [1, BATCH])
+def test_what_a_vae_raises_is_no_fault_of_the_graph(as_graph, size):
+    """With one row a batch norm has no variance; with ten, only the last batch fails."""
+    parts = {"encoder": partial(narrow, batch_norm=True)} if size == 1 else {
+        "encoder": partial(Refusing, hidden=[5])
+    }  # fmt: skip
+    vaes = made(**parts)
+    with pytest.raises(ValueError, match=r"more than 1|of 3 rows"):
+        fit_many(vaes, rows(), batch_size=size, epochs=1)
+    for tensor in vaes[0].state_dict().values():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+class Refusing(networks.MLP):
+    """A network that refuses a batch."""
+
+    def forward(self, x):
+        if self.training and len(x) == 3:
+            raise ValueError("no batch of 3 rows")
+        return super().forward(x)
+
+
+class Breaking(networks.MLP):
+    """A network that is no longer finite at a step that the noise chooses."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        rare = nn.functional.dropout(torch.ones_like(x[:1, 0]), 0.8, self.training)
+        return torch.where(rare > 0, math.nan, 1.0) * out
+
+
+def test_one_that_fails_by_its_noise_is_told_as_alone(as_graph):
+    """The epoch is made again, from the noise that it began with, to find the step."""
+    vaes = made(encoder=partial(Breaking, hidden=[5]))
+    others, seeds = copy.deepcopy(vaes), [3, 4, 5]
+    with pyro.validation_enabled(False):
+        found = fit_many(vaes, rows(), batch_size=5, epochs=4, seed=seeds, strict=True)
+        for vae, seed, result in zip(others, seeds, found, strict=True):
+            with pytest.raises(FloatingPointError) as error:
+                fit(vae, rows(), batch_size=5, epochs=4, seed=seed, compile=False)
+            assert result.failure == str(error.value)
+    assert len({result.failure for result in found}) > 1
+
+
+def test_too_little_memory_for_stacks_moves_nothing(monkeypatch):
+    vaes, made_so_far, stack = made(), [], torch.stack
+
+    def fails(tensors, *args):
+        made_so_far.append(len(tensors))
+        if len(made_so_far) == 3:
+            raise MemoryError("no more")
+        return stack(tensors, *args)
+
+    monkeypatch.setattr(torch, "stack", fails)
+    before = [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()]
+    with pytest.raises(MemoryError, match="no more"):
+        fit_many(vaes, rows(), batch_size=BATCH, epochs=1)
+    assert [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()] == before
+
+
+def test_one_for_each_may_be_an_array_an_iterator_or_the_default(as_graph):
+    expected = made()
+    results = fit_many(expected, rows(), epochs=1, batch_size=BATCH, seed=[0, 1, 2])
+    for seed in (np.arange(3), torch.arange(3), iter(range(3))):
+        vaes = made()
+        found = fit_many(
+            nn.ModuleList(vaes), rows(), epochs=1, batch_size=BATCH, seed=seed,
+            objective=[None] * 3, optimizer=[None] * 3, schedules=[None] * 3,
+        )  # fmt: skip
+        assert [result.history for result in found] == [result.history for result in results]
+
+
 def of_shape(tensors, shape):
     return next(tensor for tensor in tensors if tensor.shape == shape)
 
@@ -317,10 +473,10 @@ def wrong_weight(given, results):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (wrong_loss, "loss, VAE 2's, differs"),
-        (wrong_gradient, "gradient, VAE 1's, differs"),
-        (wrong_buffer, "state, VAE 0's, differs"),
-        (wrong_weight, "update, VAE 1's, differs"),
+        (wrong_loss, "the loss of VAE 2 differs"),
+        (wrong_gradient, "the gradient of VAE 1 differs"),
+        (wrong_buffer, "the state of VAE 0 differs"),
+        (wrong_weight, "the update of VAE 1 differs"),
     ],
 )
 def test_a_wrong_graph_is_found_out(monkeypatch, wrong, message):
@@ -376,16 +532,37 @@ def test_one_vae_is_enough(as_graph):
         (made, {"patience": 3}, "Expected valid, without which patience=3 has nothing to wait for"),
         (made, {"objective": 3}, "Expected an objective with differentiable_loss, got int"),
         (made, {"schedules": {"gamma": Linear(0, 1, 1)}}, "Expected schedules of scalars"),
+        (made, {"schedules": 3}, "Expected schedules by name, such as beta, got 3"),
+        (made, {"schedules": {"beta": 0.5}}, "Expected schedules of beta to be a Schedule"),
+        (made, {"optimizer": "adam"}, "Expected optimizer to make one from parameters, got"),
+        (made, {"optimizer": [Adam, 3, Adam]}, "Expected optimizer to make one from parameters"),
+        (made, {"lr_schedule": 0.1}, "Expected lr_schedule to make a scheduler from an optimizer"),
+        (made, {"seed": [1, 2, None]}, "Expected seed to be an integer of 64 bits, got None"),
+        (made, {"seed": 0.5}, "Expected seed to be an integer of 64 bits, got 0.5"),
+        (made, {"seed": 2**64}, "Expected seed to be an integer of 64 bits, got 18446744073709551"),
+        (made, {"clip_norm": "1"}, "Expected clip_norm to be positive, got '1'"),
+        (lambda: [*made(1), None], {}, "Expected vaes to be VAEs, got NoneType at 1"),
     ],
     ids=lambda value: next(iter(value), "none") if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_errors(vaes, arguments, message):
     vaes = vaes()
-    before = [copy.deepcopy(vae.state_dict()) for vae in vaes]
+    before = [copy.deepcopy(vae.state_dict()) for vae in vaes if vae is not None]
     with pytest.raises(ValueError, match=re.escape(message)):
         fit_many(vaes, rows(), **arguments)
-    for vae, state in zip(vaes, before, strict=True):
+    for vae, state in zip(vaes, before, strict=False):
         torch.testing.assert_close(vae.state_dict(), state, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("vaes", [made(1)[0], {"a": 1}, None], ids=["one", "mapping", "None"])
+def test_vaes_that_are_no_sequence(vaes):
+    with pytest.raises(ValueError, match="Expected vaes to be a sequence of VAEs, got"):
+        fit_many(vaes, rows())
+
+
+def test_data_that_are_none():
+    with pytest.raises(ValueError, match=r"Expected train to be a torch\.Tensor or Rows of one"):
+        fit_many(made(), None)
 
 
 def test_data_of_another_shape():
@@ -461,24 +638,6 @@ def test_what_stacks_would_spoil_is_refused(as_graph, change, arguments, reason)
     assert [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()] == before
 
 
-class Counting(networks.MLP):
-    """A network that counts its calls."""
-
-    calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return super().forward(x)
-
-
-def test_a_number_that_each_step_sets_is_refused(as_graph):
-    vaes = made(encoder=partial(Counting, hidden=[5]))
-    for vae in vaes:
-        vae.encoder.calls = 0
-    with pytest.raises(RuntimeError, match="sets a number of a module"):
-        fit_many(vaes, rows(), batch_size=BATCH, epochs=1, strict=True)
-
-
 def test_a_setting_that_changes_between_epochs_raises(as_graph):
     class Decay(torch.optim.lr_scheduler.LambdaLR):
         def step(self, *args):
@@ -486,5 +645,7 @@ def test_a_setting_that_changes_between_epochs_raises(as_graph):
             self.optimizer.param_groups[0]["weight_decay"] = 0.1 * self.last_epoch
 
     given = {"optimizer": AdamW, "lr_schedule": partial(Decay, lr_lambda=lambda _: 1.0)}
-    with pytest.raises(RuntimeError, match="that stay as they are"):
+    with pytest.raises(
+        RuntimeError, match=r"that stay as they are.*got another weight_decay of group 0;"
+    ):
         fit_many(made(), rows(), batch_size=BATCH, epochs=3, **given)

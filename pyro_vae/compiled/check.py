@@ -58,7 +58,7 @@ def check_changes(
 def said(what: str, difference: float, size: float) -> str:
     """Returns what is told of a difference."""
     return (
-        f"its {what} differs from the eager step's, by a norm of {difference:.3g} where that is "
+        f"the {what} differs from the eager step's, by a norm of {difference:.3g} where that is "
         f"{size:.3g}"
     )
 

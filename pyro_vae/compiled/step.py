@@ -243,23 +243,30 @@ class Step:
             (loss / self.settings.divide_by).backward(inputs=reached)
         return loss.detach()
 
-    def graph(self, *args: Any, **kwargs: Any) -> tuple[Captured, list[Tensor]]:
-        """Returns the graph of a step, and the parameters of its gradients; leaves no trace.
+    def tried(self, call: Call) -> list[Tensor]:
+        """Makes a step eagerly, undone but for what it makes lazily.
+
+        Returns:
+            The parameters that have a gradient.
+        """
+        with self.surroundings.undone():
+            self.backward(*call.args, **call.kwargs)
+        reached = [parameter for parameter in self.parameters if parameter.grad is not None]
+        clear(self.parameters)
+        return reached
+
+    def graph(self, call: Call, reached: list[Tensor]) -> Captured:
+        """Returns the graph of a step that sets these gradients; leaves no trace in tensors.
 
         Raises:
             NotCapturedError: If a number is read off a tensor.
         """
-        call = Call(args, kwargs)
-        with self.surroundings.undone():
-            self.backward(*args, **kwargs)
-        reached = [parameter for parameter in self.parameters if parameter.grad is not None]
-        clear(self.parameters)
         if self.update is not None:
             self.update.prepare(reached)
         put_back = self.surroundings.save(self._updated())
         try:
             with pyro.validation_enabled(False):
-                return self._captured(call, reached), reached
+                return self._captured(call, reached)
         finally:
             put_back()
 
