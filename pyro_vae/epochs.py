@@ -25,9 +25,9 @@ from pyro_vae.objectives.runs import first_not_finite
 from pyro_vae.vae import VAE
 
 __all__ = [
-    "Keeper",
     "MakeOptimizer",
     "MakeSchedule",
+    "NotFiniteError",
     "Training",
     "batches",
     "in_tensors",
@@ -37,6 +37,10 @@ __all__ = [
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class NotFiniteError(FloatingPointError):
+    """The objective of a training, or a weight, is no longer finite."""
 
 
 @dataclass
@@ -98,7 +102,7 @@ class Training:
         """Returns some training rows as they are presented this time."""
         return self.train.batch(index, self.order)
 
-    def one_epoch(self, keeper: "Keeper") -> dict[str, float]:
+    def one_epoch(self) -> dict[str, float]:
         """Passes over the data once, and returns its row of the history."""
         began = time.perf_counter()
         before = self.capture()
@@ -108,7 +112,7 @@ class Training:
             total -= self.step(rows)
         row = self.end_of_epoch(total.item())
         if row is None:
-            self.give_up(before, keeper)
+            self.give_up(before)
         self.seconds += time.perf_counter() - began
         return row
 
@@ -177,7 +181,7 @@ class Training:
         settled = max((s.steps for s in self.schedules.values()), default=0) / steps_each
         return self.epoch - max(self.best_epoch, settled) >= patience
 
-    def give_up(self, before: dict[str, Any], keeper: "Keeper") -> NoReturn:
+    def give_up(self, before: dict[str, Any]) -> NoReturn:
         """Goes back to the start of the epoch, finds out what went wrong, and raises."""
         self.put_back(before)
         first = self.steps
@@ -193,8 +197,7 @@ class Training:
                 break
         failed = self.steps + 1
         self.put_back(before)
-        keeper.keep(self, now=True)
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"The objective is no longer finite at step {failed} (epoch {self.epoch + 1}): "
             f"{where}. The weights are those after step {first}; try a lower learning rate or "
             f"clip_norm"
@@ -292,42 +295,6 @@ class Training:
         x, mask = self.presented(slice(None))
         self.vae.calibrate(x, mask=mask)
         self.vae.eval()
-
-
-class Keeper:
-    """Writes checkpoints of a training to a folder, not more often than is worth it.
-
-    Arguments:
-        folder: The folder, or ``None`` to write nothing.
-        every: The least time between two checkpoints, in seconds.
-    """
-
-    def __init__(self, folder: Path | None, every: float) -> None:
-        self.folder = folder
-        self.every = every
-        self.written = time.perf_counter()
-
-    def restore(self, run: Training) -> None:
-        """Goes on from what is in the folder, if there is anything."""
-        if self.folder is not None and (self.folder / "resume.pt").exists():
-            path = self.folder / "resume.pt"
-            run.restore(checkpoint.load_state(path), path)
-
-    def keep(self, run: Training, *, now: bool = False) -> None:
-        """Writes the state to go on from, the last weights and the best, if it is time."""
-        if self.folder is None or not (now or time.perf_counter() - self.written >= self.every):
-            return
-        checkpoint.save_state(run.state(), self.folder / "resume.pt")
-        checkpoint.save_weights(run.vae, run.vae.state_dict(), self.folder / "last.safetensors")
-        checkpoint.save_weights(run.vae, run.kept, self.folder / "model.safetensors")
-        self.written = time.perf_counter()
-
-    def keep_best(self, run: Training) -> None:
-        """Writes the weights as the training leaves them."""
-        if self.folder is not None:
-            checkpoint.save_weights(
-                run.vae, run.vae.state_dict(), self.folder / "model.safetensors"
-            )
 
 
 def set_scalar(objective: Any, name: str, value: float) -> None:

@@ -14,15 +14,16 @@ from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.conditional import check_size
 from pyro_vae.data import Rows
 from pyro_vae.epochs import (
-    Keeper,
     MakeOptimizer,
     MakeSchedule,
+    NotFiniteError,
     Training,
     batches,
     in_tensors,
     own_randomness,
     same_threads,
 )
+from pyro_vae.keeper import Keeper
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
 
@@ -183,10 +184,14 @@ def trained(
     """
     run.prepare()
     with same_threads(run), in_tensors(run, run.schedules if run.compiled else ()):
-        for row in rows_until(run, keeper, epochs, patience):
-            if tracker is not None:
-                tracker.log(row, run.epoch)
-            keeper.keep(run)
+        try:
+            for row in rows_until(run, epochs, patience):
+                if tracker is not None:
+                    tracker.log(row, run.epoch)
+                keeper.keep(run)
+        except NotFiniteError:
+            keeper.keep(run, now=True)
+            raise
         keeper.keep(run, now=True)
         run.finish()
     keeper.keep_best(run)
@@ -198,20 +203,17 @@ def result_of(run: Training, failure: str | None = None) -> FitResult:
     return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine, failure)
 
 
-def rows_until(
-    run: Training, keeper: Keeper, epochs: int, patience: int | None
-) -> Iterator[dict[str, float]]:
+def rows_until(run: Training, epochs: int, patience: int | None) -> Iterator[dict[str, float]]:
     """Trains, epoch by epoch, and yields each row of the history.
 
     Arguments:
         run: The training.
-        keeper: Who keeps its state.
         epochs: The epochs at most.
         patience: The epochs without a better one that end it.
     """
     with tqdm(total=epochs, disable=None, leave=False) as progress:
         while run.epoch < epochs and not run.waited(patience):
-            row = run.one_epoch(keeper)
+            row = run.one_epoch()
             progress.update(run.epoch - progress.n)
             yield row
 

@@ -77,7 +77,7 @@ def test_an_epoch_reads_its_loss_once(monkeypatch):
     waits = []
     one_epoch = epochs.Training.one_epoch
 
-    def watched(self, keeper):
+    def watched(self):
         before = self.step
 
         def step_counted(rows):
@@ -88,7 +88,7 @@ def test_an_epoch_reads_its_loss_once(monkeypatch):
 
         self.step = step_counted
         try:
-            return one_epoch(self, keeper)
+            return one_epoch(self)
         finally:
             del self.step
 

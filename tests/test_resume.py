@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from pyro_vae import VAE, data, fit, load, networks, objectives, priors
+from pyro_vae import VAE, checkpoint, data, fit, load, networks, objectives, priors
 from pyro_vae.data import Rows
 
 
@@ -237,6 +237,8 @@ def test_not_finite_names_step_and_site_and_keeps_the_last_good_state(digits, tm
     assert len(seen) == 2
     for name, value in seen[-1].items():
         assert torch.equal(vae.state_dict()[name], value)
+    # The time to write it had not come, but nothing is lost.
+    assert checkpoint.load_state(tmp_path / "resume.pt")["epoch"] == 2
     hook.remove()
     assert_same(trained(digits, epochs=5), trained(digits, epochs=5, out=tmp_path, resume=True))
 

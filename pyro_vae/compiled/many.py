@@ -224,9 +224,6 @@ class ManySteps:
             loss = self.steps[i].backward(*call.args, **call.kwargs)
         reached, gradients = self.paired(i, results[1:])
         expected = [torch.as_tensor(parameter.grad) for parameter in reached]
-        if not all(bool(value.isfinite().all()) for value in (loss, *expected)):
-            # Without a number there is nothing to compare; the end of the epoch finds it.
-            return
         check(f"loss of VAE {i}", results[:1], [loss])
         check(f"gradient of VAE {i}", gradients, expected)
         changed = len(found) - 1 - len(self.others[i])
