@@ -74,6 +74,7 @@ def settings(made: "Run", metrics: dict[str, Any]) -> dict[str, str]:
             f"{made.cfg.train.batch_size} rows, {metrics['seconds']:.1f} s; weights of epoch "
             f"{metrics['best_epoch']}"
         ),
+        "Engine": metrics["engine"],
         "Seed": str(metrics["seed"]),
         "Threads": str(metrics["threads"]),
         "Device": metrics["device"],

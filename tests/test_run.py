@@ -69,6 +69,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert pictures == {f"{name}.png" for name in names.split()}
     page = (out / "report.html").read_text()
     assert "digits, binarized: threshold" in page
+    assert '<th scope="row">Engine</th><td>eager</td>' in page
     assert f"{metrics['log_evidence']:.2f}".lstrip("-") in page
     cfg = config.OmegaConf.load(out / "config.yaml")
     assert "${" not in (out / "config.yaml").read_text()
