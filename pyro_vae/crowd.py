@@ -61,16 +61,19 @@ def together(
 def saved(runs: Sequence[Training], generators: Sequence[torch.Generator]) -> Callable[[], None]:
     """Returns a function that puts all that training changes back to what it is now."""
     states = [(run, captured(run, own)) for run, own in zip(runs, generators, strict=True)]
-    owners = [owner for run in runs for owner in (run.objective, *run.vae.modules())]
-    attributes = [(vars(owner), dict(vars(owner))) for owner in owners]
-    tensors = [tensor for run in runs for tensor in tensors_of(run.objective)]
+    modules = [module for run in runs for module in run.vae.modules()]
+    attributes = [vars(owner) for owner in (*modules, *(run.objective for run in runs))]
+    attributes += [held for m in modules for held in (m._parameters, m._buffers)]
+    known = [dict(own) for own in attributes]
+    # State dicts lack buffers that are not persistent.
+    tensors = [t for run in runs for t in (*run.vae.buffers(), *tensors_of(run.objective))]
     copies = [tensor.detach().clone() for tensor in tensors]
 
     @torch.no_grad()
     def put_back() -> None:
-        for own, known in attributes:
+        for own, before in zip(attributes, known, strict=True):
             own.clear()
-            own.update(known)
+            own.update(before)
         for tensor, copy_of in zip(tensors, copies, strict=True):
             tensor.copy_(copy_of)
         for (run, state), generator in zip(states, generators, strict=True):

@@ -91,7 +91,10 @@ class ManySteps:
 
     def facts(self, i: int) -> list[Facts]:
         """Returns what the graph holds of one VAE, objective and optimizer for good."""
-        return [facts_of(owner) for owner in self.crowd[i]]
+        vae, objective, _ = self.crowd[i]
+        named = (*vae.named_parameters(), *vae.named_buffers(), *vars(objective).items())
+        which = {name: id(value) for name, value in named if isinstance(value, Tensor)}
+        return [*map(facts_of, self.crowd[i]), which]
 
     def changed(self, i: int) -> str | None:
         """Returns the name of something that the graph holds for good and that is another now."""
