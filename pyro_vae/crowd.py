@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.compiled.alike import tensors_of
+from pyro_vae.compiled.alike import look_at, tensors_of
 from pyro_vae.compiled.graph import NotCapturedError
+from pyro_vae.compiled.look import kept
 from pyro_vae.compiled.many import ManySteps
 from pyro_vae.epochs import (
     MakeOptimizer,
@@ -19,102 +21,95 @@ from pyro_vae.epochs import (
     NotFiniteError,
     Training,
     batches,
+    copied,
     in_tensors,
     own_randomness,
 )
 from pyro_vae.training import FitResult, result_of
 
-__all__ = ["started", "together"]
+__all__ = ["State", "started", "together"]
 
 
-def started(
-    run: Training, make: MakeOptimizer, lr_schedule: MakeSchedule | None
-) -> torch.Generator:
-    """Starts a training and returns where its noise comes from."""
-    device = run.train.x.device
-    with own_randomness(device, run.seed):
-        run.start(make, lr_schedule)
-        generator = torch.Generator()
-        generator.set_state(torch.get_rng_state())
-        return generator
+State = dict[str, Any]
+"""All that a step of one VAE changes."""
+
+
+def started(run: Training, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> State:
+    """Starts a training, and returns the state from which its steps start."""
+    with own_randomness(run.train.x.device, run.seed):
+        run.start(partial(with_own_numbers, make), lr_schedule)
+        return run.capture()
+
+
+def with_own_numbers(
+    make: MakeOptimizer, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Makes an optimizer whose numbers, where they are tensors, are no other optimizer's."""
+    optimizer = make(parameters)
+    for group in getattr(optimizer, "param_groups", ()):
+        numbers = {name: value for name, value in group.items() if name != "params"}
+        group.update(copied(numbers))
+    return optimizer
 
 
 def together(
-    runs: Sequence[Training],
-    generators: Sequence[torch.Generator],
-    epochs: int,
-    patience: int | None,
+    runs: Sequence[Training], states: Sequence[State], epochs: int, patience: int | None
 ) -> list[FitResult]:
     """Trains VAEs by one graph.
 
+    Arguments:
+        runs: The trainings, started.
+        states: The states from which their steps start.
+        epochs: The epochs at most.
+        patience: The epochs without a better one that end a training.
+
     Raises:
-        NotCapturedError: If there is none; all is then as before.
+        NotCapturedError: If there is none, or no longer; all is then as before.
     """
-    put_back = saved(runs, generators)
+    put_back = saved(runs, states)
     try:
-        return trained_together(runs, generators, epochs, patience)
+        return trained_together(runs, states, epochs, patience)
     except NotCapturedError:
         put_back()
         raise
 
 
-def saved(runs: Sequence[Training], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+def saved(runs: Sequence[Training], states: Sequence[State]) -> Callable[[], None]:
     """Returns a function that puts all that training changes back to what it is now."""
-    states = [(run, captured(run, own)) for run, own in zip(runs, generators, strict=True)]
-    modules = [module for run in runs for module in run.vae.modules()]
-    attributes = [vars(owner) for owner in (*modules, *(run.objective for run in runs))]
-    attributes += [held for m in modules for held in (m._parameters, m._buffers)]
-    known = [dict(own) for own in attributes]
+    things = [thing for run in runs for thing in look_at(run.vae, run.objective).things]
     # State dicts lack buffers that are not persistent.
-    tensors = [t for run in runs for t in (*run.vae.buffers(), *tensors_of(run.objective))]
-    copies = [tensor.detach().clone() for tensor in tensors]
+    things += [t for run in runs for t in (*run.vae.buffers(), *tensors_of(run.objective))]
+    put_back_things = kept(things)
+    fields = [{**vars(run), "history": list(run.history)} for run in runs]
 
-    @torch.no_grad()
     def put_back() -> None:
-        for own, before in zip(attributes, known, strict=True):
-            own.clear()
-            own.update(before)
-        for tensor, copy_of in zip(tensors, copies, strict=True):
-            tensor.copy_(copy_of)
-        for (run, state), generator in zip(states, generators, strict=True):
+        put_back_things()
+        for run, state, known in zip(runs, states, fields, strict=True):
+            vars(run).update(known)
             with own_randomness(run.train.x.device, run.seed):
                 run.put_back(state)
-            generator.set_state(state["noise"])
 
     return put_back
 
 
-def captured(run: Training, generator: torch.Generator) -> dict[str, Any]:
-    """Returns a copy of all that a step of one VAE changes."""
-    return {**run.capture(), "noise": generator.get_state()}
-
-
 def trained_together(
-    runs: Sequence[Training],
-    generators: Sequence[torch.Generator],
-    epochs: int,
-    patience: int | None,
+    runs: Sequence[Training], states: Sequence[State], epochs: int, patience: int | None
 ) -> list[FitResult]:
-    """Trains VAEs by one graph, from step to step.
+    """Trains VAEs by one graph, from the first step to the last.
 
     Raises:
-        NotCapturedError: If there is none; within the first epoch.
+        NotCapturedError: If there is none, or no longer.
     """
     began = time.perf_counter()
+    names = numbers_that_differ(runs)
+    generators = [torch.Generator().set_state(state["noise"]) for state in states]
     with ExitStack() as stack:
-        names = numbers_that_differ(runs)
         for run in runs:
             stack.enter_context(in_tensors(run, names))
             run.vae.train()
         crowd = Crowd(runs, generators)
         stack.callback(crowd.end)
-        for _ in tqdm(range(epochs), disable=None, leave=False):
-            crowd.one_epoch()
-            for i in list(crowd.going):
-                if runs[i].waited(patience):
-                    crowd.leave(i)
-            if not crowd.going:
-                break
+        crowd.train(epochs, patience)
         crowd.end()
         for i, run in enumerate(runs):
             run.seconds, run.engine = time.perf_counter() - began, "compiled-many"
@@ -151,44 +146,65 @@ class Crowd:
             generators,
             clip_norm=runs[0].clip_norm,
         )
-        self.going = list(range(len(runs)))
         self.failures: dict[int, str] = {}
         self.orders: dict[int, Tensor] = {}
 
-    def one_epoch(self) -> None:
-        """Passes over the data once with each VAE.
+    @property
+    def going(self) -> list[int]:
+        """Returns the places of those that are not at their end."""
+        return list(self.steps.going)
+
+    def train(self, epochs: int, patience: int | None) -> None:
+        """Passes over the data until all are at their end.
 
         Raises:
-            NotCapturedError: In the first epoch.
+            NotCapturedError: If a step is not, or no longer, what the eager one is.
         """
-        before = {i: captured(self.runs[i], self.generators[i]) for i in self.going}
-        for i in self.going:
+        self.steps.stack()
+        for epoch in tqdm(range(epochs), disable=None, leave=False):
+            # The first, and at doubling distances, since what is part of no graph may change.
+            self.one_epoch(compare=epoch & (epoch - 1) == 0 or epoch == epochs - 1)
+            for i in self.going:
+                if self.runs[i].waited(patience):
+                    self.leave(i)
+            if not self.going:
+                break
+
+    def one_epoch(self, *, compare: bool) -> None:
+        """Passes over the data once with each VAE.
+
+        Arguments:
+            compare: Whether to compare the first step with eager ones.
+        """
+        self.steps.check_settled()
+        going = self.going
+        before = {i: self.captured(i) for i in going}
+        for i in going:
             self.runs[i].vae.train()
-            if name := self.steps.changed(i):
-                raise RuntimeError(
-                    f"Expected settings of VAE {i}, its objective and its optimizer that stay as "
-                    f"they are, but learning rates, betas, momentum and scalars, got another "
-                    f"{name}; train it by fit"
-                )
         parts = [batches(len(r.train.x), r.batch_size, r.order) for r in self.runs]
         totals = torch.zeros(len(self.runs), dtype=torch.float64)
-        for rows in zip(*parts, strict=True):
-            totals -= self.step(rows)
-        for i, total in zip(list(self.going), totals[self.going].tolist(), strict=True):
+        for number, rows in enumerate(zip(*parts, strict=True)):
+            totals -= self.step(rows, compare=compare and number == 0)
+        for i, total in zip(going, totals[going].tolist(), strict=True):
             if self.runs[i].end_of_epoch(total) is None:
                 self.give_up(i, before[i])
 
-    def step(self, rows: Sequence[Tensor]) -> Tensor:
+    def step(self, rows: Sequence[Tensor], *, compare: bool) -> Tensor:
         """Makes a step of each VAE on rows of its own, and returns the losses."""
         for run in self.runs:
             run.set_scheduled()
         batch = [run.presented(index) for run, index in zip(self.runs, rows, strict=True)]
         inputs = [torch.stack([x for x, _ in batch])]
         masks = [mask for _, mask in batch if mask is not None]
-        losses = self.steps(*inputs, torch.stack(masks)) if masks else self.steps(*inputs)
-        for i in self.going:
+        inputs += [torch.stack(masks)] if masks else []
+        losses = self.steps(*inputs, compare=compare)
+        for i in self.steps.going:
             self.runs[i].steps += 1
         return losses
+
+    def captured(self, i: int) -> State:
+        """Returns a copy of all that a step of one VAE changes."""
+        return {**self.runs[i].capture(), "noise": self.generators[i].get_state()}
 
     def give_up(self, i: int, before: dict[str, Any]) -> None:
         """Lets one training end that is no longer finite, and finds out why."""
@@ -202,13 +218,12 @@ class Crowd:
 
     def leave(self, i: int) -> None:
         """Lets one training end; the steps to come no longer change its VAE."""
-        self.going.remove(i)
         self.steps.release(i)
         self.orders[i] = self.runs[i].order.get_state()
 
     def end(self) -> None:
         """Lets all end."""
-        for i in list(self.going):
+        for i in self.going:
             self.leave(i)
         # The steps of others drew on, but a VAE is calibrated on the rows that follow its own.
         for i, state in self.orders.items():
@@ -217,14 +232,17 @@ class Crowd:
 
 def numbers_that_differ(runs: Sequence[Training]) -> list[str]:
     """Returns the names of the objectives' numbers that a graph has to read anew for each."""
+    objectives = [vars(run.objective) for run in runs]
     names = {name for run in runs for name in run.schedules}
-    first, *others = (vars(run.objective) for run in runs)
-    names |= {
-        name
-        for name, value in first.items()
-        if isinstance(value, float)
-        and any(other.get(name) != value for other in others)
-        and all(math.isfinite(other.get(name, value)) for other in (first, *others))
-    }
+    names |= {n for n in objectives[0] if differ([own.get(n) for own in objectives])}
     # Where one has no such number, the objectives differ in more than numbers.
     return sorted(name for name in names if all(hasattr(run.objective, name) for run in runs))
+
+
+def differ(values: Sequence[Any]) -> bool:
+    """Tells whether values are numbers that can be read anew, and not all the same."""
+    numbers = [v.item() if isinstance(v, Tensor) and not v.dim() else v for v in values]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        return False
+    # Whole numbers alone may be sizes, such as the number of particles.
+    return any(isinstance(n, float) for n in numbers) and len(set(numbers)) > 1

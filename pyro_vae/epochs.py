@@ -30,6 +30,7 @@ __all__ = [
     "NotFiniteError",
     "Training",
     "batches",
+    "copied",
     "in_tensors",
     "own_randomness",
     "same_threads",
@@ -76,6 +77,11 @@ class Training:
         seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
         self.vae.initialize(fill(x, seen))
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"Expected optimizer to make a torch.optim.Optimizer, got "
+                f"{type(self.optimizer).__name__}"
+            )
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         self.kept = snapshot(self.vae)
         self.compiled: Step | None = None
@@ -346,7 +352,7 @@ def objective_state(objective: Any) -> dict[str, Tensor]:
 
 
 def copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of the state of an optimizer, in a part of the time of ``deepcopy``."""
+    """Returns a copy of what an optimizer holds, in a part of the time of ``deepcopy``."""
     return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), state)
 
 

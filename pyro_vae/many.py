@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiled.graph import NotCapturedError
-from pyro_vae.crowd import started, together
+from pyro_vae.compiled.look import kept
+from pyro_vae.crowd import State, started, together
 from pyro_vae.data import Rows
-from pyro_vae.epochs import MakeOptimizer, MakeSchedule, Training, batches, own_randomness
+from pyro_vae.epochs import (
+    MakeOptimizer,
+    MakeSchedule,
+    NotFiniteError,
+    Training,
+    batches,
+    own_randomness,
+)
 from pyro_vae.keeper import Keeper
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.training import (
@@ -88,8 +96,7 @@ def fit_many(
     Raises:
         ValueError: If an argument is out of range, there are not as many of one as there are VAEs,
             two VAEs share a parameter, or the data cannot be scored; before anything is changed.
-        RuntimeError: If it is strict, and they cannot be trained at once; or if a setting that the
-            graph holds, such as a weight decay, changes from one epoch to the next.
+        RuntimeError: If it is strict, and they cannot be trained at once.
 
     Example:
         >>> from pyro_vae import data
@@ -120,31 +127,28 @@ def fit_many(
         Training(vae, one, own, train, valid, batch_size, clip_norm, number)
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
     ]
-    generators = list(map(started, runs, makers, lr_makers))
+    put_back = kept(t for vae in vaes for t in (*vae.parameters(), *vae.buffers()))
+    states = list(map(started, runs, makers, lr_makers))
     try:
-        return together(runs, generators, epochs, patience)
+        return together(runs, states, epochs, patience)
     except NotCapturedError as error:
         if strict:
+            put_back()
             raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
         warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=2)
-    return [
-        alone(run, generator, epochs, patience)
-        for run, generator in zip(runs, generators, strict=True)
-    ]
+    return [alone(run, state, epochs, patience) for run, state in zip(runs, states, strict=True)]
 
 
-def alone(
-    run: Training, generator: torch.Generator, epochs: int, patience: int | None
-) -> FitResult:
-    """Trains a VAE that has been started by itself."""
+def alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
+    """Trains a VAE by itself, from the state in which it was started."""
     steps = epochs * len(batches(len(run.train.x), run.batch_size, torch.Generator()))
     rows = min(run.batch_size, len(run.train.x))
     run.engine = choose_engine("auto", run.vae, run.objective, rows, steps)
     with own_randomness(run.train.x.device, run.seed):
-        torch.set_rng_state(generator.get_state())
+        run.put_back(state)
         try:
             return trained(run, Keeper(None, 0.0), epochs, patience)
-        except FloatingPointError as error:
+        except NotFiniteError as error:
             run.vae.eval()
             return result_of(run, str(error))
 

@@ -1,5 +1,6 @@
 """Training: one loop, read from top to bottom, that can be killed and goes on to the same bits."""
 
+import operator
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -250,10 +251,9 @@ def check_objective(
     objective: Any, schedules: Mapping[str, Schedule], steps: int
 ) -> Mapping[str, Schedule]:
     """Returns the schedules, or raises a ``ValueError`` if they or the objective do not fit."""
-    if not hasattr(objective, "differentiable_loss"):
-        raise ValueError(
-            f"Expected an objective with differentiable_loss, got {type(objective).__name__}"
-        )
+    if isinstance(objective, type) or not hasattr(objective, "differentiable_loss"):
+        kind = "a class" if isinstance(objective, type) else type(objective).__name__
+        raise ValueError(f"Expected an objective with differentiable_loss, got {kind}")
     check_size("num_particles", getattr(objective, "num_particles", 1), least=1)
     if not isinstance(schedules, Mapping):
         raise ValueError(f"Expected schedules by name, such as beta, got {schedules!r}")
@@ -284,9 +284,13 @@ def check_makers(make: Any, lr_schedule: Any) -> None:
 
 def check_seed(seed: Any) -> int:
     """Returns a seed as an integer, or raises a ``ValueError`` if PyTorch has none such."""
-    if not hasattr(seed, "__index__") or not -(2**63) <= seed < 2**64:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = 2**64
+    if not -(2**63) <= number < 2**64:
         raise ValueError(f"Expected seed to be an integer of 64 bits, got {seed!r}")
-    return int(seed)
+    return number
 
 
 def check_precision(precision: str, compile: bool | str) -> bool | str:

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
 from pyro_vae import VAE, fit, fit_many, likelihoods, networks, posteriors, priors
 from pyro_vae.compiled import many
@@ -653,14 +653,60 @@ def test_what_stacks_would_spoil_is_refused(as_graph, change, arguments, reason)
     assert [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()] == before
 
 
-def test_a_setting_that_changes_between_epochs_raises(as_graph):
-    class Decay(torch.optim.lr_scheduler.LambdaLR):
-        def step(self, *args):
-            super().step(*args)
-            self.optimizer.param_groups[0]["weight_decay"] = 0.1 * self.last_epoch
+class Decay(LambdaLR):
+    """A scheduler of the weight decay."""
 
-    given = {"optimizer": AdamW, "lr_schedule": partial(Decay, lr_lambda=lambda _: 1.0)}
-    with pytest.raises(
-        RuntimeError, match=r"that stay as they are.*got another weight_decay of group 0;"
-    ):
-        fit_many(made(), rows(), batch_size=BATCH, epochs=3, **given)
+    def step(self, *args):
+        super().step(*args)
+        self.optimizer.param_groups[0]["weight_decay"] = 0.1 * self.last_epoch
+
+
+class Bounds(LambdaLR):
+    """A scheduler that puts other memory under the weights."""
+
+    def step(self, *args):
+        super().step(*args)
+        for parameter in self.optimizer.param_groups[0]["params"]:
+            parameter.data = parameter.data.clamp(-0.2, 0.2)
+
+
+class Loose(LambdaLR):
+    """A scheduler that changes what a network reads, where none can see."""
+
+    def step(self, *args):
+        super().step(*args)
+        DRIFT.append(0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (Decay, "weight_decay of group 0 of VAE 0 is set anew"),
+        (Bounds, "encoder.layers.0.weight of VAE 0 is set anew"),
+        (Loose, "the loss of VAE 0 differs"),
+    ],
+)
+def test_what_changes_between_epochs_makes_them_start_again(as_graph, schedule, reason):
+    vaes = made(encoder=partial(Drifted, hidden=[5]))
+    others = copy.deepcopy(vaes)
+    given = {
+        "optimizer": AdamW, "lr_schedule": partial(schedule, lr_lambda=lambda _: 1.0),
+        "batch_size": BATCH, "epochs": 5, "seed": [3, 4, 5],
+    }  # fmt: skip
+    DRIFT.clear()
+    with pytest.warns(UserWarning, match=reason):
+        found = fit_many(vaes, rows(), **given)
+    if schedule is Loose:
+        return
+    expected = alone(others, rows(), **given)
+    for vae, other in zip(vaes, others, strict=True):
+        torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
+    assert [r.history for r in found] == [r.history for r in expected]
+    assert [r.steps for r in found] == [r.steps for r in expected]
+
+
+class Drifted(networks.MLP):
+    """A network that reads a list of the whole process."""
+
+    def forward(self, x):
+        return super().forward(x * (1 + len(DRIFT)))

@@ -1,63 +1,77 @@
 """What one graph holds of several models for good, and whether it is the same for all."""
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from pyro_vae.compiled.graph import NotCapturedError
+from pyro_vae.compiled.look import Look, held_by
 from pyro_vae.compiled.stand_in import stand_in
-from pyro_vae.compiled.state import OF_ALL, described
 from pyro_vae.compiled.update import Update
 from pyro_vae.vae import VAE
 
-__all__ = ["Facts", "check_alike", "different", "facts_of", "tensors_of"]
+__all__ = [
+    "Facts",
+    "check_alike",
+    "check_facts",
+    "different",
+    "facts_of",
+    "look_at",
+    "of_objective",
+    "of_optimizer",
+    "tensors_of",
+]
 
-Facts = dict[str, Any]
-"""What a graph holds for good, by name."""
+Facts = dict[str, tuple[Hashable, Any]]
+"""What a graph holds for good, by name: what tells it from others, and itself."""
 
-MISSING = object()
-
-OF_EACH_STEP = frozenset({"params", "lr", "initial_lr", "betas", "momentum"})
-"""What the optimizers' groups may differ in: numbers that the graph reads anew."""
+OF_OPTIMIZERS = (
+    "weight_decay", "eps", "nesterov", "decoupled_weight_decay", "amsgrad", "maximize",
+    "differentiable", "dampening",
+)  # fmt: skip
+"""What a graph holds of a group of parameters; other numbers it reads anew, or not at all."""
 
 
 def check_alike(
     vaes: Sequence[VAE], objectives: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Raises a ``NotCapturedError`` for what differs in more than a graph reads anew."""
-    for objective in objectives:
-        check_objective(objective)
-    for vae, optimizer in zip(vaes, optimizers, strict=True):
+    for vae, objective, optimizer in zip(vaes, objectives, optimizers, strict=True):
+        check_kind(objective)
         check_optimizer(vae, optimizer)
     check_memory(vaes, objectives)
-    told = [list(map(facts_of, each)) for each in (vaes, objectives, optimizers)]
-    for what, (first, *others) in zip(("", "objective of ", "optimizer of "), told, strict=True):
-        for i, other in enumerate(others, 1):
-            check_facts(f"the {what}VAE {i}", first, other)
+    check_facts([facts_of(*each) for each in zip(vaes, objectives, optimizers, strict=True)])
 
 
-def check_facts(what: str, first: Facts, other: Facts) -> None:
-    """Raises a ``NotCapturedError`` if one differs from the first, saying in what."""
-    if name := different(first, other):
-        theirs, own = (shown(facts.get(name, "missing")) for facts in (first, other))
-        raise NotCapturedError(f"{what} has {name} {own}, the first has {theirs}")
+def check_facts(facts: Sequence[Facts]) -> None:
+    """Raises a ``NotCapturedError`` if a VAE differs from the first, saying in what."""
+    for i, other in enumerate(facts[1:], 1):
+        if name := different(facts[0], other):
+            own, theirs = (shown(known.get(name)) for known in (other, facts[0]))
+            raise NotCapturedError(f"VAE {i} has {name} {own}, the first has {theirs}")
 
 
 def different(first: Facts, other: Facts) -> str | None:
     """Returns the name of the first fact that differs, if any does."""
+    nothing = (None, None)
     names = {**first, **other}
-    return next((n for n in names if first.get(n, MISSING) != other.get(n, MISSING)), None)
+    return next((n for n in names if first.get(n, nothing)[0] != other.get(n, nothing)[0]), None)
 
 
-def shown(value: Any) -> str:
-    """Returns a value as it is told."""
-    return value.__name__ if isinstance(value, type) else str(value)
+def shown(fact: tuple[Hashable, Any] | None) -> str:
+    """Returns a fact as it is told."""
+    if fact is None:
+        return "missing"
+    value = fact[1]
+    return value.__name__ if isinstance(value, type) else reprlib.repr(value)
 
 
-def check_objective(objective: Any) -> None:
-    """Raises a ``NotCapturedError`` for an objective with more state than scalar tensors."""
+def check_kind(objective: Any) -> None:
+    """Raises a ``NotCapturedError`` for an objective that needs more than one graph."""
     if stand_in(objective) is not objective and objective.vectorize_particles:
         raise NotCapturedError("Pyro's vectorized particles draw noise to find the plates")
     if isinstance(objective, nn.Module):
@@ -80,23 +94,42 @@ def check_memory(vaes: Sequence[VAE], objectives: Sequence[Any]) -> None:
 
     Each tensor becomes a view of a stack; what else looks at its memory would not see it change.
     """
-    owner: dict[int, int] = {}
-    for vae, objective in zip(vaes, objectives, strict=True):
-        plain = [value for module in vae.modules() for value in vars(module).values()]
-        found = [*vae.parameters(), *vae.buffers(), *plain, *vars(objective).values()]
-        for tensor in found:
-            if isinstance(tensor, Tensor) and tensor.numel():
-                place = tensor.untyped_storage().data_ptr()
-                if owner.setdefault(place, id(tensor)) != id(tensor):
-                    raise NotCapturedError("two tensors share memory")
-    tensors = [tensor for objective in objectives for tensor in tensors_of(objective)]
-    if len(set(map(id, tensors))) != len(tensors):
+    owners: dict[int, Tensor] = {}
+    for tensor in (t for vae in vaes for t in (*vae.parameters(), *vae.buffers())):
+        place = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and owners.setdefault(place, tensor) is not tensor:
+            raise NotCapturedError("two tensors share memory")
+    scalars = [tensor for objective in objectives for tensor in tensors_of(objective)]
+    if len({tensor.data_ptr() for tensor in scalars}) != len(scalars):
         raise NotCapturedError("two objectives share a tensor")
-    for vae in vaes:
-        for module in vae.modules():
-            for key, value in vars(module).items():
-                if key not in OF_ALL and isinstance(value, Tensor):
-                    raise NotCapturedError(f"the tensor {key} of a module is no buffer")
+    for tensor in met(vaes, objectives):
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in owners:
+            raise NotCapturedError("two tensors share memory")
+        if tensor.requires_grad:
+            raise NotCapturedError("a module holds a tensor with gradient that is no parameter")
+
+
+def met(vaes: Sequence[VAE], objectives: Sequence[Any]) -> Iterator[Tensor]:
+    """Yields the tensors that can be reached from VAEs but are not their own."""
+    for vae, objective in zip(vaes, objectives, strict=True):
+        yield from (t for t in look_at(vae, objective).things if isinstance(t, Tensor))
+
+
+def look_at(vae: VAE, objective: Any) -> Look:
+    """Returns a look at all that can be reached from a VAE and an objective."""
+    look = Look(names_of(vae, objective))
+    for module in vae.modules():
+        look.told(vars(module))
+    look.told(vars(objective))
+    return look
+
+
+def names_of(vae: VAE, objective: Any) -> Mapping[int, str]:
+    """Returns the names, by identity, of modules and tensors."""
+    named = [*vae.named_modules(remove_duplicate=False), *vae.named_parameters()]
+    named += [*vae.named_buffers(), ("objective", objective)]
+    named += [(name, value) for name, value in vars(objective).items() if isinstance(value, Tensor)]
+    return {id(value): name for name, value in named}
 
 
 def tensors_of(objective: Any) -> list[Tensor]:
@@ -104,46 +137,49 @@ def tensors_of(objective: Any) -> list[Tensor]:
     return [value for _, value in sorted(vars(objective).items()) if isinstance(value, Tensor)]
 
 
-def facts_of(owner: Any) -> Facts:
-    """Returns what a graph holds of a VAE, an objective or an optimizer for good."""
-    if isinstance(owner, VAE):
-        return of_vae(owner)
-    return of_optimizer(owner) if isinstance(owner, torch.optim.Optimizer) else of_objective(owner)
+def facts_of(vae: VAE, objective: Any, optimizer: torch.optim.Optimizer) -> Facts:
+    """Returns what a graph holds of a VAE, its objective and its optimizer for good."""
+    look = Look(names_of(vae, objective))
+    return of_vae(vae, look) | of_objective(objective, look) | of_optimizer(optimizer, look)
 
 
-def of_vae(vae: VAE) -> Facts:
-    """Returns classes, modes, settings and the form of each tensor."""
+def of_vae(vae: VAE, look: Look) -> Facts:
+    """Returns classes, modes, settings and hooks, and the form of each tensor."""
     facts: Facts = {}
     for path, module in vae.named_modules():
         prefix = f"{path}." if path else ""
-        facts[f"{prefix}class"] = type(module)
-        facts[f"{prefix}training"] = module.training
+        kind = type_before_parametrizations(module)
+        facts[f"{prefix}class"] = kind, kind
         for key, value in vars(module).items():
-            if key not in (*OF_ALL, "recipe") and (fixed := described(value)) is not None:
-                facts[f"{prefix}{key}"] = fixed
+            if key == "recipe":
+                continue
+            # Hooks are kept by numbers that are counted through the whole process.
+            seen = list(value.values()) if key.endswith("_hooks") else value
+            facts[f"{prefix}{key}"] = look.told(seen), value
     # In their order, in which they are stacked.
     for i, (name, tensor) in enumerate((*vae.named_parameters(), *vae.named_buffers())):
-        learnt = "learnt" if tensor.requires_grad else "fixed"
-        facts[f"tensor {i}"] = f"{name} {tuple(tensor.shape)} {tensor.dtype} {learnt}"
+        form = (name, tensor.shape, tensor.dtype, tensor.requires_grad)
+        hooks = look.told(list((tensor._backward_hooks or {}).values()))
+        facts[f"tensor {i}"] = (form, hooks), form
     return facts
 
 
-def of_objective(objective: Any) -> Facts:
+def of_objective(objective: Any, look: Look) -> Facts:
     """Returns class and settings, and the form of each tensor."""
-    facts: Facts = {"class": type(objective)}
-    for key, value in vars(objective).items():
-        if isinstance(value, Tensor):
-            facts[key] = f"{tuple(value.shape)} {value.dtype}"
-        elif (fixed := described(value)) is not None:
-            facts[key] = fixed
+    kind: Any = type(objective)
+    facts: Facts = {"class of the objective": (kind, kind)}
+    for key, value in held_by(objective).items():
+        told = (value.shape, value.dtype) if isinstance(value, Tensor) else look.told(value)
+        facts[f"{key} of the objective"] = told, value
     return facts
 
 
-def of_optimizer(optimizer: torch.optim.Optimizer) -> Facts:
+def of_optimizer(optimizer: torch.optim.Optimizer, look: Look) -> Facts:
     """Returns class and settings of each group of parameters."""
-    facts: Facts = {"class": type(optimizer), "groups": len(optimizer.param_groups)}
+    kind: Any = type(optimizer)
+    facts: Facts = {"class of the optimizer": (kind, kind)}
     for i, group in enumerate(optimizer.param_groups):
-        facts[f"parameters of group {i}"] = len(group["params"])
-        facts[f"any momentum of group {i}"] = bool(group.get("momentum"))
-        facts |= {f"{k} of group {i}": v for k, v in group.items() if k not in OF_EACH_STEP}
+        held = {name: group.get(name) for name in OF_OPTIMIZERS}
+        held |= {"parameters": len(group["params"]), "any momentum": bool(group.get("momentum"))}
+        facts |= {f"{name} of group {i}": (look.told(v), v) for name, v in held.items()}
     return facts

@@ -1,18 +1,29 @@
 """One graph for a step of many models that differ in numbers only."""
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.compiled.alike import Facts, check_alike, different, facts_of, tensors_of
+from pyro_vae.compiled.alike import (
+    Facts,
+    check_alike,
+    check_facts,
+    different,
+    facts_of,
+    of_objective,
+    of_optimizer,
+    tensors_of,
+)
 from pyro_vae.compiled.call import Call
 from pyro_vae.compiled.check import check, check_changes
 from pyro_vae.compiled.graph import Captured, NotCapturedError, capture, to_machine_code
-from pyro_vae.compiled.noise import Noise, noise_as_inputs
+from pyro_vae.compiled.look import Look
+from pyro_vae.compiled.noise import noise_as_inputs
 from pyro_vae.compiled.step import Settings, Step
 from pyro_vae.compiled.tensors import copies
 from pyro_vae.compiled.update import Update
@@ -20,7 +31,39 @@ from pyro_vae.vae import VAE
 
 __all__ = ["ManySteps"]
 
+TOLERANCE_AGAIN = 0.01
+"""Up to which part of a norm the results of a later step may differ from the eager ones.
+
+Rounding may switch a unit on or off, of which among many steps there will be some.
+"""
+
 Run = Callable[..., Sequence[Tensor]]
+
+
+class Known(NamedTuple):
+    """A step for inputs of some shapes.
+
+    Attributes:
+        run: The step, called with a batch for each VAE; returns losses and gradients of all.
+        reached: The parameters of the first VAE that the gradients are of.
+    """
+
+    run: Run
+    reached: Sequence[Tensor]
+
+
+class Given(NamedTuple):
+    """What a step of one VAE is made with, to be compared.
+
+    Attributes:
+        noise: The state of its generator.
+        call: Its arguments.
+        least: What part of a norm may differ at least.
+    """
+
+    noise: Tensor
+    call: Call
+    least: float
 
 
 class ManySteps:
@@ -39,6 +82,9 @@ class ManySteps:
         generators: Where the noise of each comes from.
         clip_norm: The norm to which the gradient of each VAE is clipped.
 
+    Attributes:
+        going: The places of the VAEs that have not been released.
+
     Raises:
         NotCapturedError: If there is no such graph.
     """
@@ -55,133 +101,161 @@ class ManySteps:
         check_alike(vaes, objectives, optimizers)
         self.crowd = list(zip(vaes, objectives, optimizers, strict=True))
         self.generators = generators
-        updates = [UpdateOfMany(optimizer, clip_norm) for optimizer in optimizers]
-        self.settings = Settings("mkl", "float32", True, 1.0)
+        self.settings = Settings("mkl", "float32", strict=True, divide_by=1.0)
+        self.updates = [UpdateOfMany(optimizer, clip_norm) for optimizer in optimizers]
         self.steps = [
             Step(objective, vae.model, vae.guide, None, self.settings, update)
-            for vae, objective, update in zip(vaes, objectives, updates, strict=True)
+            for vae, objective, update in zip(vaes, objectives, self.updates, strict=True)
         ]
-        self.updates = updates
-        for vae, update in zip(vaes, updates, strict=True):
+        for vae, update in zip(vaes, self.updates, strict=True):
             update.prepare([p for p in vae.parameters() if p.requires_grad])
         self.weights = [list(vae.parameters()) for vae in vaes]
         self.others = [
             [*vae.buffers(), *tensors_of(objective)]
             for vae, objective in zip(vaes, objectives, strict=True)
         ]
-        self.stacks = {place(stack): stack for stack in self.stacked() if stack.numel()}
-        self.held = [self.facts(i) for i in range(len(vaes))]
-        self.known: dict[Hashable, Run] = {}
-        self.reached: list[Tensor] = []
+        self.going = list(range(len(vaes)))
+        self.stacks: dict[tuple[int, int], Tensor] = {}
+        self.held: dict[int, Facts] = {}
+        self.known: dict[Hashable, Known] = {}
 
     def tensors(self, i: int) -> list[Tensor]:
         """Returns the tensors that a step of one VAE reads or changes; for all in one order."""
         update = self.updates[i]
         return [*self.weights[i], *update.tensors(), *self.others[i], update.scalars]
 
-    def stacked(self) -> list[Tensor]:
-        """Returns stacks of the tensors of all, which become views of them."""
-        alike = list(zip(*map(self.tensors, range(len(self.steps))), strict=True))
+    def stack(self) -> None:
+        """Makes views of stacks of the tensors of all; to be undone by :meth:`release`."""
+        alike = list(zip(*map(self.tensors, self.going), strict=True))
         # Before any tensor is moved, as there may be too little memory.
         stacks = [torch.stack([tensor.detach() for tensor in tensors]) for tensors in alike]
+        self.stacks = {place(stack): stack for stack in stacks if stack.numel()}
         for tensors, stack in zip(alike, stacks, strict=True):
             for tensor, view in zip(tensors, stack, strict=True):
                 tensor.data = view
-        return stacks
-
-    def facts(self, i: int) -> list[Facts]:
-        """Returns what the graph holds of one VAE, objective and optimizer for good."""
-        vae, objective, _ = self.crowd[i]
-        named = (*vae.named_parameters(), *vae.named_buffers(), *vars(objective).items())
-        which = {name: id(value) for name, value in named if isinstance(value, Tensor)}
-        return [*map(facts_of, self.crowd[i]), which]
-
-    def changed(self, i: int) -> str | None:
-        """Returns the name of something that the graph holds for good and that is another now."""
-        pairs = zip(self.held[i], self.facts(i), strict=True)
-        return next(filter(None, (different(held, now) for held, now in pairs)), None)
-
-    def check_settled(self) -> None:
-        """Raises a ``NotCapturedError`` if a step has set something anew that the graph holds."""
-        for i in range(len(self.steps)):
-            if name := self.changed(i):
-                raise NotCapturedError(f"a step of VAE {i} sets {name} anew")
+        self.held = {i: self.settled(i) for i in self.going}
 
     def release(self, i: int) -> None:
         """Gives a VAE tensors of its own again; what the steps to come do, it no longer sees."""
-        for tensor in self.tensors(i):
-            tensor.data = tensor.data.clone()
+        self.going.remove(i)
+        if self.stacks:
+            for tensor in self.tensors(i):
+                tensor.data = tensor.data.clone()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def places(self, i: int) -> Facts:
+        """Returns which tensors one VAE, its objective and its optimizer have, and where."""
+        vae, objective, _ = self.crowd[i]
+        state = ((f"state {k}", tensor) for k, tensor in enumerate(self.updates[i].tensors()))
+        own = (*vae.named_parameters(), *vae.named_buffers(), *vars(objective).items(), *state)
+        return {n: ((id(t), place(t)), t) for n, t in own if isinstance(t, Tensor)}
+
+    def settled(self, i: int) -> Facts:
+        """Returns what stays as it is while one VAE is trained: its tensors, and settings."""
+        _, objective, optimizer = self.crowd[i]
+        look = Look({})
+        return self.places(i) | of_objective(objective, look) | of_optimizer(optimizer, look)
+
+    def check_settled(self) -> None:
+        """Raises a ``NotCapturedError`` if something between two steps has set something anew."""
+        for i in self.going:
+            if name := different(self.held[i], self.settled(i)):
+                raise NotCapturedError(f"{name} of VAE {i} is set anew between two steps")
+
+    @contextmanager
+    def unchanged(self, which: Sequence[int], *, lazily: bool = False) -> Iterator[None]:
+        """Raises a ``NotCapturedError`` if steps within set anew what a graph holds for good.
+
+        Arguments:
+            which: The VAEs that make steps.
+            lazily: Whether settings may change, but not which tensors there are.
+        """
+
+        def seen(i: int) -> Facts:
+            return self.places(i) if lazily else facts_of(*self.crowd[i]) | self.places(i)
+
+        before = {i: seen(i) for i in which}
+        yield
+        for i, known in before.items():
+            if name := different(known, seen(i)):
+                raise NotCapturedError(f"a step of VAE {i} sets {name} anew")
+
+    def __call__(self, *inputs: Tensor, compare: bool = False) -> Tensor:
         """Makes a step of each VAE.
 
         Arguments:
             inputs: A batch for each, ``(vaes, rows, *event_shape)``, and its mask, if there is one.
+            compare: Whether to compare the step with an eager one of each VAE, as the first of its
+                kind always is.
 
         Returns:
             The loss of each, ``(vaes,)``.
 
         Raises:
-            NotCapturedError: In the first step.
+            NotCapturedError: If there is no such graph, or no longer.
         """
         for update in self.updates:
             update.set_scalars()
         key = tuple(tensor.shape for tensor in inputs)
-        if key not in self.known:
+        if compare or key not in self.known:
+            self.settings.divide_by = inputs[0].shape[1]
             # Pyro's checks of model, guide and shapes pay once.
             with pyro.validation_enabled(is_validation_enabled() and not self.known):
-                self.known[key] = self.made(inputs)
+                again = key in self.known
+                known = self.known[key] if again else self.made(inputs)
+                self.verify(known, inputs, TOLERANCE_AGAIN if again else 0.0)
+            self.known[key] = known
         with torch.no_grad():
-            return self.known[key](*inputs)[0]
+            return self.known[key].run(*inputs)[0]
 
-    def made(self, inputs: Sequence[Tensor]) -> Run:
+    def made(self, inputs: Sequence[Tensor]) -> Known:
         """Returns the step for inputs of these shapes: machine code for the first, then the graph.
 
         Batches are all of one size, but for the last of an epoch, which is not worth compiling.
         """
-        self.settings.divide_by = inputs[0].shape[1]
         call = arguments(0, inputs)
-        # What the VAE itself raises is no fault of the graph.
-        self.reached = self.steps[0].tried(call)
-        self.check_settled()
+        # What the VAEs themselves raise is no fault of the graph.
+        self.warm_up(inputs)
+        with self.unchanged([0]):
+            reached = self.steps[0].tried(call)
         try:
-            drawn = self.drawn(call, inputs)
+            return Known(self.mapped(call, reached, inputs), reached)
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise NotCapturedError(reason) from error
-        self.verify(drawn, inputs)
-        self.check_settled()
-        return drawn
 
-    def drawn(self, call: Call, inputs: Sequence[Tensor]) -> Run:
-        """Returns a step that draws the noise of each, given the call of the first."""
-        one = self.steps[0].graph(call, self.reached)
+    def warm_up(self, inputs: Sequence[Tensor]) -> None:
+        """Lets each VAE make what it makes lazily, which has to be alike, too."""
+        with self.unchanged(self.going, lazily=True):
+            for i in self.going:
+                self.steps[i].tried(arguments(i, inputs))
+        check_facts([facts_of(*self.crowd[i]) for i in self.going])
+        self.held = {i: self.settled(i) for i in self.going}
+
+    def mapped(self, call: Call, reached: list[Tensor], inputs: Sequence[Tensor]) -> Run:
+        """Returns the step of all, given the call of the first and what it gives gradients of."""
+        one = self.steps[0].graph(call, reached)
         noises = noise_as_inputs(one)
-        noise = [inputs[0].new_empty(len(self.steps), *n.shape, dtype=n.dtype) for n in noises]
-        mapped = self.mapped(one, [*inputs, *noise])
-        run: Run = mapped.graph if self.known else to_machine_code(mapped, [*inputs, *noise])
+        drawn = [noise.stack(len(self.steps)) for noise in noises]
+        graph = self.over_all(one, [*inputs, *drawn])
+        run: Run = graph.graph if self.known else to_machine_code(graph, [*inputs, *drawn])
 
-        def drawn(*given: Tensor) -> Sequence[Tensor]:
-            self.draw(noises, noise)
-            return run(*mapped.lifted, *given, *noise)
+        def step(*given: Tensor) -> Sequence[Tensor]:
+            for i, generator in enumerate(self.generators):
+                for noise, stack in zip(noises, drawn, strict=True):
+                    noise.fill(stack[i], *noise.numbers, generator=generator)
+            return run(*graph.lifted, *given, *drawn)
 
-        return drawn
+        return step
 
-    def draw(self, noises: Sequence[Noise], stacks: Sequence[Tensor]) -> None:
-        """Draws noise into stacks, for each VAE from its own generator."""
-        for i, generator in enumerate(self.generators):
-            for (fill, _, _, numbers), stack in zip(noises, stacks, strict=True):
-                fill(stack[i], *numbers, generator=generator)
-
-    def mapped(self, one: Captured, inputs: Sequence[Tensor]) -> Captured:
+    def over_all(self, one: Captured, inputs: Sequence[Tensor]) -> Captured:
         """Returns the graph of one VAE, mapped over the tensors of all."""
         tensors = [self.stacks.get(place(tensor), tensor) for tensor in one.lifted]
         dims = [0 if place(tensor) in self.stacks else None for tensor in one.lifted]
-        over_all = torch.func.vmap(one.graph, in_dims=(*dims, *[0] * len(inputs)))
+        each = torch.func.vmap(one.graph, in_dims=(*dims, *[0] * len(inputs)))
         with torch.no_grad():
             before = copies(self.stacks.values())
             try:
-                return capture(lambda *given: over_all(*tensors, *given), inputs)
+                return capture(lambda *given: each(*tensors, *given), inputs)
             finally:
                 self.put_back(before)
 
@@ -191,8 +265,13 @@ class ManySteps:
         for stack, copy in zip(self.stacks.values(), tensors, strict=True):
             stack.copy_(copy)
 
-    def verify(self, run: Run, inputs: Sequence[Tensor]) -> None:
-        """Compares the graph with an eager step of each VAE, and leaves no trace.
+    def verify(self, known: Known, inputs: Sequence[Tensor], least: float) -> None:
+        """Compares a step with an eager one of each VAE, and leaves no trace in tensors.
+
+        Arguments:
+            known: The step.
+            inputs: Its inputs.
+            least: What part of a norm may differ at least.
 
         Raises:
             NotCapturedError: If it gives something else.
@@ -201,11 +280,13 @@ class ManySteps:
         states = [generator.get_state() for generator in self.generators]
         try:
             with torch.no_grad():
-                results = copies(run(*inputs))
+                results = copies(known.run(*inputs))
             found = [copies(self.tensors(i)) for i in range(len(self.steps))]
             self.put_back(before)
-            for i in range(len(self.steps)):
-                self.verify_one(i, states[i], inputs, [r[i] for r in results], found[i])
+            with self.unchanged(self.going):
+                for i in self.going:
+                    given = Given(states[i], arguments(i, inputs), least)
+                    self.verify_one(i, given, known, [r[i] for r in results], found[i])
         finally:
             self.put_back(before)
             for generator, state in zip(self.generators, states, strict=True):
@@ -214,23 +295,22 @@ class ManySteps:
     def verify_one(
         self,
         i: int,
-        noise: Tensor,
-        inputs: Sequence[Tensor],
+        given: Given,
+        known: Known,
         results: Sequence[Tensor],
         found: Sequence[Tensor],
     ) -> None:
         """Compares loss, gradients, buffers and update of one VAE with those of its eager step."""
         start = copies(self.tensors(i))
-        call = arguments(i, inputs)
         with torch.random.fork_rng([]):
-            torch.set_rng_state(noise)
-            loss = self.steps[i].backward(*call.args, **call.kwargs)
-        reached, gradients = self.paired(i, results[1:])
+            torch.set_rng_state(given.noise)
+            loss = self.steps[i].backward(*given.call.args, **given.call.kwargs)
+        reached, gradients = self.paired(i, known, results[1:])
         expected = [torch.as_tensor(parameter.grad) for parameter in reached]
-        check(f"loss of VAE {i}", results[:1], [loss])
-        check(f"gradient of VAE {i}", gradients, expected)
         changed = len(found) - 1 - len(self.others[i])
-        check(f"state of VAE {i}", found[changed:-1], self.others[i])
+        check(f"loss of VAE {i}", results[:1], [loss], given.least)
+        check(f"gradient of VAE {i}", gradients, expected, given.least)
+        check(f"state of VAE {i}", found[changed:-1], self.others[i], given.least)
         for parameter, gradient in zip(reached, gradients, strict=True):
             parameter.grad = gradient
         update = self.updates[i]
@@ -239,15 +319,18 @@ class ManySteps:
         check_changes(f"update of VAE {i}", start[:changed], found[:changed], ended)
         update.optimizer.zero_grad(set_to_none=True)
 
-    def paired(self, i: int, found: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def paired(
+        self, i: int, known: Known, found: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the parameters of one VAE that have a gradient, and what was found for these."""
-        of = dict(zip(map(id, self.reached), found, strict=True))
+        of = dict(zip(map(id, known.reached), found, strict=True))
         reached: list[Tensor] = []
         gradients = []
         for own, first in zip(self.weights[i], self.weights[0], strict=True):
-            if (own.grad is not None) != (id(first) in of):
+            has_gradient = own.requires_grad and own.grad is not None
+            if has_gradient != (id(first) in of):
                 raise NotCapturedError(f"the loss of VAE {i} depends on other parameters")
-            if own.grad is not None:
+            if has_gradient:
                 reached.append(own)
                 gradients.append(of[id(first)])
         return reached, gradients

@@ -1,5 +1,6 @@
 """Noise that a graph draws, as tensors that it is given."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,14 +18,21 @@ class Noise(NamedTuple):
     Attributes:
         fill: Draws it into a tensor, as ``fill(tensor, *numbers, generator=...)``.
         shape: Its shape.
+        strides: How it lies in memory, which tells in what order it is drawn.
         dtype: Its dtype.
         numbers: The numbers of its distribution.
     """
 
     fill: Callable[..., Tensor]
     shape: torch.Size
+    strides: tuple[int, ...]
     dtype: torch.dtype
     numbers: tuple[float, ...]
+
+    def stack(self, count: int) -> Tensor:
+        """Returns where noise is drawn for each of some models."""
+        size = math.prod(self.shape)
+        return torch.empty_strided((count, *self.shape), (size, *self.strides), dtype=self.dtype)
 
 
 FILLS = {
@@ -65,10 +73,22 @@ def draws(target: Any) -> bool:
 def noise_of(node: Any) -> Noise:
     """Returns what noise a node draws."""
     value = node.meta["val"]
-    if node.target in FILLS:
-        return Noise(FILLS[node.target], value.shape, value.dtype, ())
+    form = (value.shape, value.stride(), value.dtype) if is_dense(value) else None
+    if form is not None and node.target in FILLS:
+        return Noise(FILLS[node.target], *form, ())
     into, *numbers = node.args or (None,)
     fresh = str(getattr(into, "target", "")).startswith(("aten.empty", "aten.new_empty"))
-    if not fresh or any(hasattr(number, "op") for number in numbers):
-        raise NotCapturedError(f"the noise of {node.target} depends on the values of tensors")
-    return Noise(node.target, value.shape, value.dtype, tuple(numbers))
+    if form is None or not fresh or node.kwargs or any(hasattr(n, "op") for n in numbers):
+        raise NotCapturedError(
+            f"the noise of {node.target} depends on the values of tensors, or cannot be drawn for "
+            f"each apart"
+        )
+    return Noise(node.target, *form, tuple(numbers))
+
+
+def is_dense(value: Any) -> bool:
+    """Tells whether a result is one tensor whose numbers fill its memory, in whatever order."""
+    if not isinstance(value, Tensor):
+        return False
+    last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    return value.numel() == 0 or last + 1 == value.numel()

@@ -370,6 +370,8 @@ class Step:
 
     def _captured(self, call: Call, reached: list[Tensor]) -> Captured:
         """Returns the graph of a step that sets these gradients; changes what the step does."""
+        if any(parameter._post_accumulate_grad_hooks for parameter in reached):
+            raise NotCapturedError("a parameter has a hook that waits for its gradient to be set")
         loss_of = self._capturable(call)
         return capture(partial(self._results, loss_of, call, reached), call.tensors)
 

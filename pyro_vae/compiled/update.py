@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["Update"]
 
@@ -218,13 +219,12 @@ START: dict[type[Optimizer], Callable[[Tensor, Group], State]] = {
 
 def known(optimizer: Optimizer) -> bool:
     """Tells whether the update of an optimizer can be part of a graph."""
-    hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
     # Elsewhere than on a processor, reading the number of steps would wait for the device.
     if any(p.device.type != "cpu" for group in optimizer.param_groups for p in group["params"]):
         return False
     return (
         type(optimizer) in RULES
-        and not hooks
+        and not is_watched(optimizer)
         and not any(
             # With dampening the first step of momentum is unlike the others.
             group.get(name)
@@ -232,3 +232,17 @@ def known(optimizer: Optimizer) -> bool:
             for name in ("amsgrad", "maximize", "differentiable", "dampening")
         )
     )
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Tells whether a step does more than the update, by hooks or a method put in its place."""
+    hooks = (
+        *optimizer._optimizer_step_pre_hooks,
+        *optimizer._optimizer_step_post_hooks,
+        *_global_optimizer_pre_hooks,
+        *_global_optimizer_post_hooks,
+    )
+    # A scheduler wraps the method, and leaves it as it is.
+    step = vars(optimizer).get("step", type(optimizer).step)
+    own = getattr(step, "__wrapped__", None) if hasattr(step, "_wrapped_by_lr_sched") else step
+    return bool(hooks) or own is not type(optimizer).step

@@ -99,7 +99,7 @@ class Normal(Likelihood):
 
     def _remember(self, variance: Tensor) -> None:
         """Moves the running average of the best variance towards that of a batch."""
-        self.variance.lerp_(variance.to(self.variance.dtype), self.momentum)
+        self.variance.add_(self.momentum * (variance.to(self.variance.dtype) - self.variance))
 
     @torch.no_grad()
     def calibrate(self, variance: Tensor) -> None:

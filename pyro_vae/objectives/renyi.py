@@ -83,6 +83,15 @@ class Renyi(ImportanceWeighted):
         if self._is(-float("inf")):
             return log_weights.amax(0)
         power = self._power(log_weights)
+        if isinstance(self.alpha, Tensor):
+            # Of the two ways each number is computed, and near 1 the first is taken.
+            near = power.abs() < TINY
+            power = torch.where(near, TINY, power)
+            return torch.where(near, log_weights.mean(0), self._power_mean(log_weights, power))
+        return self._power_mean(log_weights, power)
+
+    def _power_mean(self, log_weights: Tensor, power: Tensor) -> Tensor:
+        """Returns the logarithm of the mean of powers that are not zero."""
         # Near alpha = 1 the mean is one plus a small number, whose figures must not be lost.
         most = torch.where(power > 0, log_weights.amax(0), log_weights.amin(0)).detach()
         # A weight of zero needs no shift.
@@ -108,8 +117,7 @@ class Renyi(ImportanceWeighted):
         return self.alpha == value or abs(self.alpha - value) < TINY
 
     def _power(self, log_weights: Tensor) -> Tensor:
-        """Returns 1 - alpha, which is never quite zero for a tensor."""
-        if not isinstance(self.alpha, Tensor):
-            return log_weights.new_full((), 1 - self.alpha)
-        power = 1 - self.alpha.to(log_weights)
-        return torch.where(power.abs() < TINY, TINY, power)
+        """Returns 1 - alpha, a scalar tensor."""
+        if isinstance(self.alpha, Tensor):
+            return 1 - self.alpha.to(log_weights)
+        return log_weights.new_full((), 1 - self.alpha)
