@@ -65,8 +65,9 @@ def fit_many(
     part of the time that the steps of each would take; networks with wide layers gain only the
     compilations. This needs VAEs made by the same code, on a processor, whose noise does not
     depend on values (normal, uniform, or dropout's), an objective that :func:`compile` captures,
-    and Adam, AdamW or SGD. The first step is compared with an eager step of each. Where something
-    is missing they are trained one after another, with a warning that says why.
+    and Adam, AdamW or SGD. The first step is compared with an eager step of each, and so are later
+    ones at doubling distances. Where something is missing or differs they are trained one after
+    another, from the start, with a warning that says why.
 
     The arguments that may differ are one for all, or a sequence of one for each, in which ``None``
     stands for the default.

@@ -244,7 +244,7 @@ class Step:
         return loss.detach()
 
     def tried(self, call: Call) -> list[Tensor]:
-        """Makes a step eagerly, undone but for what it makes lazily.
+        """Makes a step eagerly, undone in tensors and random state.
 
         Returns:
             The parameters that have a gradient.

@@ -1,0 +1,417 @@
+"""VAEs that hold unusual things: trained at once or one after another, each as `fit` does."""
+
+import copy
+import random
+import re
+import threading
+import warnings
+from collections import deque
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.optim import SGD, Adam, RMSprop
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pyro_vae import VAE, fit, fit_many, likelihoods, networks, priors
+from pyro_vae.compiled import many
+from pyro_vae.compiled.graph import NotCapturedError
+from pyro_vae.compiled.look import Look, kept
+from pyro_vae.objectives import ELBO, IWAE, Jackknife, Renyi
+
+SIZE, ROWS, BATCH = 6, 23, 10
+SEEDS = [3, 4, 5]
+FAST = partial(SGD, lr=0.1, momentum=0.9)
+
+narrow = partial(networks.MLP, hidden=[5])
+
+
+@pytest.fixture(autouse=True)
+def as_graph(monkeypatch):
+    monkeypatch.setattr(many, "to_machine_code", lambda captured, inputs: captured.graph)
+
+
+class Net(networks.MLP):
+    """A network that has something, and does something with what it is given."""
+
+    def __init__(self, in_shape, out_shape, made, done=None):
+        super().__init__(in_shape, out_shape, hidden=[5])
+        self.has = made(self)
+        self.done = done
+
+    def forward(self, x):
+        if self.done is None:
+            return super().forward(x)
+        return self.done(self, super().forward(x))
+
+
+class Helper:
+    """An object that is no module."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def count(self):
+        self.value += 1
+        return self.value
+
+
+def of(*made, done=None, size=3):
+    """Returns a maker of VAEs whose decoders have what these make, the last for all others."""
+
+    def vaes():
+        found = []
+        for i in range(size):
+            torch.manual_seed(i)
+            decoder = partial(Net, made=made[min(i, len(made) - 1)], done=done)
+            found.append(VAE((SIZE,), 2, encoder=narrow, decoder=decoder).double())
+        return found
+
+    return vaes
+
+
+def plain(size=3):
+    return of(lambda own: None, size=size)()
+
+
+def changed(change, size=3):
+    def vaes():
+        found = plain(size)
+        for i, vae in enumerate(found):
+            change(i, vae)
+        return found
+
+    return vaes
+
+
+def rows():
+    generator = torch.Generator().manual_seed(9)
+    return torch.rand(ROWS, SIZE, generator=generator, dtype=torch.float64).round()
+
+
+def clamp(own, x):
+    return x.clamp(-own.has, own.has)
+
+
+def counted(own, x):
+    """Counts, and does something else from the twelfth time on."""
+    return x * (1.0 if own.has.count() < 12 else 0.5)
+
+
+def in_list(own, x):
+    own.has[0] = own.has[0] + 1
+    return x * (1.0 if own.has[0] < 12 else 0.5)
+
+
+def averaged(own, x):
+    own.has["mean"] = 0.9 * own.has["mean"] + 0.1 * x.detach().mean()
+    return x - own.has["mean"]
+
+
+def grown(own, x):
+    if not hasattr(own, "extra"):
+        own.extra = nn.Linear(SIZE, SIZE).to(x)
+    return own.extra(x)
+
+
+def watching(own, x):
+    """Counts what is evaluated."""
+    if not own.training:
+        own.has, own.last = own.has + 1, x.detach()
+    return x
+
+
+def bound(i):
+    return (9.0, 0.2, 0.2)[i]
+
+
+def limit(value):
+    return lambda own: np.float64(value)
+
+
+def clamped_forward(i, vae):
+    c = bound(i)
+    vae.decoder.register_forward_hook(lambda module, inputs, out: out.clamp(-c, c))
+
+
+def clamped_gradient(i, vae):
+    for parameter in vae.decoder.parameters():
+        parameter.register_hook(lambda g, c=1.0 / (1 + 20 * i): g.clamp(-c, c))
+
+
+def clamped_after(i, vae):
+    def clamp(parameter):
+        parameter.grad.clamp_(-1.0, 1.0)
+
+    for parameter in vae.decoder.parameters():
+        parameter.register_post_accumulate_grad_hook(clamp)
+
+
+def projected(parameters):
+    parameters = list(parameters)
+    optimizer = FAST(parameters)
+    step = optimizer.step
+
+    def then_project():
+        step()
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.clamp_(-0.2, 0.2)
+
+    optimizer.step = then_project
+    return optimizer
+
+
+def viewing(i, vae):
+    vae.decoder.has = [vae.decoder.layers[0].weight.detach()]
+
+
+def frozen(i, vae):
+    vae.decoder.layers[0].weight.grad = torch.ones_like(vae.decoder.layers[0].weight)
+    vae.decoder.layers[0].weight.requires_grad_(False)
+
+
+def normalized(i, vae):
+    parametrizations.weight_norm(vae.decoder.layers[0])
+
+
+class Recurrent(networks.MLP):
+    """A network that reads its input number by number."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__(in_shape, out_shape, hidden=[5])
+        self.cell = nn.GRU(1, SIZE, batch_first=True)
+
+    def forward(self, x):
+        out, _ = self.cell(x[..., None])
+        return super().forward(out[..., -1, :])
+
+
+def recurrent():
+    found = []
+    for i in range(3):
+        torch.manual_seed(i)
+        found.append(VAE((SIZE,), 2, encoder=Recurrent, decoder=narrow).double())
+    return found
+
+
+def transposed(own, x):
+    return nn.functional.dropout(x.mT, 0.3, own.training).mT
+
+
+LATER = {"epochs": 8, "optimizer": FAST}
+
+
+@pytest.mark.parametrize(
+    ("vaes", "arguments", "reason"),
+    [
+        (of(limit(9.0), limit(1.2), done=clamp), LATER, r"decoder\.has"),
+        (of(lambda own: random.Random(0), lambda own: random.Random(1)), {}, r"decoder\.has"),
+        (of(lambda own: partial(int, base=2), lambda own: partial(int, base=3)), {}, "has"),
+        (of(lambda own: (lambda: 1), lambda own: (lambda: 2)), {}, r"decoder\.has"),
+        (changed(clamped_forward), LATER, r"decoder\._forward_hooks"),
+        (changed(clamped_gradient), LATER, "tensor"),
+        (changed(clamped_after), LATER, "waits for its gradient"),
+        (of(lambda own: Helper(0), done=counted), LATER, r"sets decoder\.has anew"),
+        (of(lambda own: Helper(np.int64(0)), done=counted), LATER, r"sets decoder\.has anew"),
+        (of(lambda own: [0], done=in_list), LATER, r"sets decoder\.has anew"),
+        (of(lambda own: {"mean": torch.zeros(()).double()}, done=averaged), {}, r"decoder\.has"),
+        (of(lambda own: None, done=grown), {}, "decoder"),
+        (plain, {"optimizer": projected, "epochs": 4}, "the update of SGD"),
+        (changed(viewing), LATER, "share memory"),
+        (changed(viewing, size=1), LATER, "share memory"),
+        (plain, {"objective": [Renyi(2, alpha=a) for a in (1.0, 0.5, 0.2)], "epochs": 8}, None),
+        (plain, {"objective": [Jackknife(4, order=1) for _ in range(3)]}, None),
+        (recurrent, {}, None),
+        (changed(normalized), {}, None),
+        (changed(frozen), {}, None),
+        (of(lambda own: float("nan")), {}, None),
+        (of(lambda own: Helper({"a": [1, (2.0, {3})], "b": np.arange(3)})), {}, None),
+        (of(lambda own: torch.arange(6.0), done=lambda own, x: x + own.has), {}, None),
+        (of(lambda own: 0, done=watching), {"valid": True}, None),
+        (of(lambda own: None, done=transposed), {}, None),
+        (
+            plain,
+            {"optimizer": FAST, "lr_schedule": [
+                partial(OneCycleLR, max_lr=lr, total_steps=9) for lr in (0.1, 0.01, 0.02)
+            ]},
+            None,
+        ),
+        (plain, {"objective": [ELBO(beta=b) for b in torch.tensor([0.5, 1, 2]).double()]}, None),
+        (plain, {"objective": [ELBO(beta=b) for b in (1, 0.5, 2)]}, None),
+        (plain, {"objective": [IWAE(2), ELBO(), IWAE(2)]}, "class of the objective"),
+    ],
+)  # fmt: skip
+def test_each_is_trained_as_alone(vaes, arguments, reason):
+    # Copies would have no hooks.
+    vaes, others, x = vaes(), vaes(), rows()
+    arguments = {"epochs": 3, "batch_size": BATCH, **arguments}
+    if arguments.pop("valid", False):
+        arguments["valid"] = x[:5]
+    seeds = SEEDS[: len(vaes)]
+    expected = [
+        fit(
+            other, x, seed=seeds[i], compile=False,
+            **{k: copy.deepcopy(v[i]) if isinstance(v, list) else v for k, v in arguments.items()},
+        )
+        for i, other in enumerate(others)
+    ]  # fmt: skip
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = fit_many(vaes, x, seed=seeds, **arguments)
+    assert [result.engine for result in found] == ["eager" if reason else "compiled-many"] * len(
+        vaes
+    )
+    assert len(told) == bool(reason), [str(warning.message) for warning in told]
+    if reason:
+        assert re.search(reason, str(told[0].message)), str(told[0].message)
+    tolerance = 0 if reason else 1e-9
+    for vae, other, result, of_one in zip(vaes, others, found, expected, strict=True):
+        torch.testing.assert_close(
+            vae.state_dict(), other.state_dict(), atol=tolerance, rtol=tolerance
+        )
+        assert (result.steps, result.best_epoch) == (of_one.steps, of_one.best_epoch)
+
+
+def test_hooks_of_all_optimizers_are_called():
+    calls = []
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: calls.append(optimizer))
+    try:
+        with pytest.warns(UserWarning, match="the update of Adam cannot be part of a graph"):
+            fit_many(plain(), rows(), batch_size=BATCH, epochs=2)
+    finally:
+        handle.remove()
+    assert len(calls) == 3 * 2 * 3
+
+
+def test_a_learning_rate_that_is_a_tensor_is_one_for_each():
+    """Where schedules change it in place, each changes its own."""
+    results = []
+    for at_once in (True, False):
+        make = partial(Adam, lr=torch.tensor(1e-2, dtype=torch.float64), fused=True)
+        vaes, given = plain(), {"lr_schedule": partial(ExponentialLR, gamma=0.5), "epochs": 4}
+        if at_once:
+            found = fit_many(vaes, rows(), optimizer=make, seed=SEEDS, batch_size=BATCH, **given)
+            assert found[0].engine == "compiled-many"
+            assert make.keywords["lr"] == 1e-2
+        else:
+            for vae, seed in zip(vaes, SEEDS, strict=True):
+                fit(
+                    vae, rows(), optimizer=copy.deepcopy(make), seed=seed, batch_size=BATCH,
+                    compile=False, **given,
+                )  # fmt: skip
+        results.append([vae.state_dict() for vae in vaes])
+    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
+
+
+def test_a_strict_refusal_leaves_the_vaes_as_they_were():
+    """Also a prior that starts from the data."""
+    vaes = [VAE((SIZE,), 2, prior=priors.Vamp).double() for _ in range(2)]
+    before = copy.deepcopy([vae.state_dict() for vae in vaes])
+    with pytest.raises(RuntimeError, match="the update of RMSprop"):
+        fit_many(vaes, rows(), optimizer=RMSprop, strict=True)
+    torch.testing.assert_close([vae.state_dict() for vae in vaes], before, atol=0, rtol=0)
+
+
+def test_an_error_of_the_network_is_no_failure():
+    class Raises(networks.MLP):
+        def forward(self, x):
+            raise FloatingPointError("by itself")
+
+    vaes = [VAE((SIZE,), 2, encoder=partial(Raises, hidden=[4])).double() for _ in range(2)]
+    given = {"optimizer": RMSprop, "epochs": 1}
+    with (
+        pytest.warns(UserWarning, match="RMSprop"),
+        pytest.raises(FloatingPointError, match="by itself"),
+    ):
+        fit_many(vaes, rows(), **given)
+
+
+def test_a_running_scale_is_mapped_without_a_word(capfd):
+    likelihood = partial(likelihoods.Normal, scale="optimal")
+    vaes = [VAE((SIZE,), 2, likelihood=likelihood).double() for _ in range(2)]
+    fit_many(vaes, rows(), strict=True, epochs=1, batch_size=BATCH)
+    assert "performance drop" not in capfd.readouterr().err
+
+
+def told(value):
+    return Look({}).told(value)
+
+
+def closure(value):
+    return lambda: value
+
+
+def recursive(value):
+    found = [value]
+    found.append(found)
+    return found
+
+
+ALIKE = [
+    lambda v: v, lambda v: [v], lambda v: {"a": (v, {v})}, np.float64, lambda v: np.array([v]),
+    lambda v: torch.tensor([v]), lambda v: partial(max, v), closure, Helper, recursive,
+    lambda v: Helper(Helper(v)), lambda v: Helper(v).count, lambda v: random.Random(int(v)),
+    lambda v: torch.Generator().manual_seed(int(v)), lambda v: torch.tensor(v).bfloat16(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", ALIKE)
+def test_a_look_tells_things_by_their_content(make):
+    assert told(make(2.0)) == told(make(2.0))
+    assert told(make(2.0)) != told(make(3.0))
+    assert hash(told(make(2.0))) == hash(told(make(2.0)))
+
+
+def test_a_look_tells_types_and_parts_of_a_vae():
+    assert told(1) != told(1.0) != told(True)
+    assert told(float("nan")) == told(float("nan"))
+    own = torch.zeros(2)
+    look = Look({id(own): "weight"})
+    assert look.told([own]) == Look({id(other := torch.ones(2)): "weight"}).told([other])
+    assert look.things == [[own]]
+    assert told(threading.Lock()) != told(threading.Lock())
+
+
+def test_a_look_gives_up_on_too_much():
+    with pytest.raises(NotCapturedError, match="more than 20000 objects"):
+        told([[] for _ in range(20_001)])
+
+
+def test_things_are_put_back_in_their_places():
+    generator, chance = torch.Generator(), random.Random(0)
+    count = 0
+
+    def counter():
+        nonlocal count
+        count += 1
+
+    parts = {
+        "list": [1], "dict": {"a": 1}, "set": {1}, "array": np.zeros(2), "tensor": torch.zeros(2),
+        "deque": deque([1]), "helper": Helper(1), "generator": generator, "chance": chance,
+        "counter": counter,
+    }  # fmt: skip
+    look = Look({})
+    before = look.told(parts)
+    put_back = kept(look.things)
+    parts["list"].append(2)
+    parts["dict"]["b"] = 2
+    parts["set"].add(2)
+    parts["array"] += 1
+    parts["tensor"] += 1
+    parts["deque"].append(2)
+    parts["helper"].count()
+    parts["helper"].other = 1
+    torch.rand(1, generator=generator)
+    chance.random()
+    counter()
+    parts["new"] = None
+    things = dict(parts)
+    assert told(parts) != before
+    put_back()
+    assert told(parts) == before
+    assert all(parts[name] is things[name] for name in parts)
