@@ -200,7 +200,8 @@ def recurrent():
 
 
 def transposed(own, x):
-    return nn.functional.dropout(x.mT, 0.3, own.training).mT
+    """Adds noise that is drawn in another order than it is numbered."""
+    return x + 0.1 * torch.randn_like(x.transpose(0, -1)).transpose(0, -1)
 
 
 LATER = {"epochs": 8, "optimizer": FAST}
