@@ -120,7 +120,9 @@ def look_at(vae: VAE, objective: Any) -> Look:
     look = Look(names_of(vae, objective))
     for module in vae.modules():
         look.told(vars(module))
-    look.told(vars(objective))
+    look.told(held_by(objective))
+    # Less its caches, which may lead to other VAEs, but with which attributes it has.
+    look.things.append(vars(objective))
     return look
 
 
