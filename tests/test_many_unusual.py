@@ -287,6 +287,37 @@ def test_an_objective_that_knows_other_vaes_is_used_again():
     assert len(found) == len(first)
 
 
+class Penalized(ELBO):
+    """An objective that knows the VAE, and keeps what cannot be pickled."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+        self.keeps = Unpickled()
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        loss = super().differentiable_loss(model, guide, *args, **kwargs)
+        return loss + 0.1 * sum(p.square().sum() for p in self.vae.decoder.parameters())
+
+
+class Unpickled(Helper):
+    def __init__(self):
+        super().__init__(1)
+
+    def __getstate__(self):
+        raise TypeError("not to be pickled")
+
+
+def test_an_objective_may_know_its_vae():
+    vaes, others = plain(), plain()
+    given = {"epochs": 4, "batch_size": BATCH}
+    fit_many(vaes, rows(), objective=list(map(Penalized, vaes)), seed=SEEDS, strict=True, **given)
+    for vae, seed in zip(others, SEEDS, strict=True):
+        fit(vae, rows(), objective=Penalized(vae), seed=seed, compile=False, **given)
+    for vae, other in zip(vaes, others, strict=True):
+        torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=1e-9, rtol=1e-9)
+
+
 def test_hooks_of_all_optimizers_are_called():
     calls = []
     handle = register_optimizer_step_post_hook(lambda optimizer, *_: calls.append(optimizer))

@@ -21,6 +21,7 @@ __all__ = [
     "different",
     "facts_of",
     "look_at",
+    "names_of",
     "of_objective",
     "of_optimizer",
     "tensors_of",

@@ -113,20 +113,27 @@ def parts_of(value: Any) -> Iterable[Any] | None:
         return (value(),)
     if hasattr(value, "__dict__"):
         # In the order of names, since two of a kind may have set them in another.
-        return (*slots(value), *(pair for item in sorted(held_by(value).items()) for pair in item))
+        attributes = sorted(held_by(value).items(), key=lambda item: str(item[0]))
+        return (*slots(value), *(part for item in attributes for part in item))
     try:
         reduced = value.__reduce_ex__(4)
     except Exception:
         return None
-    return (
-        None if isinstance(reduced, str) else [*reduced[:3], *map(list, filter(None, reduced[3:5]))]
-    )
+    if isinstance(reduced, str):
+        return None
+    return [*reduced[:3], *map(list, filter(None, reduced[3:5]))]
 
 
 def held_by(value: Any) -> dict[str, Any]:
     """Returns the attributes of an object, less caches that it does not count as its state."""
     own = getattr(type(value), "__getstate__", None)
-    state = value.__getstate__() if own is not getattr(object, "__getstate__", None) else None
+    if own is getattr(object, "__getstate__", None):
+        return vars(value)
+    try:
+        state = value.__getstate__()
+    except Exception:
+        # Some raise rather than be pickled.
+        return vars(value)
     return state if isinstance(state, dict) else vars(value)
 
 

@@ -15,6 +15,7 @@ from pyro_vae.compiled.alike import (
     check_facts,
     different,
     facts_of,
+    names_of,
     of_objective,
     of_optimizer,
     tensors_of,
@@ -151,8 +152,8 @@ class ManySteps:
 
     def settled(self, i: int) -> Facts:
         """Returns what stays as it is while one VAE is trained: its tensors, and settings."""
-        _, objective, optimizer = self.crowd[i]
-        look = Look({})
+        vae, objective, optimizer = self.crowd[i]
+        look = Look(names_of(vae, objective))
         return self.places(i) | of_objective(objective, look) | of_optimizer(optimizer, look)
 
     def check_settled(self) -> None:
