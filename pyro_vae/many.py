@@ -129,7 +129,11 @@ def fit_many(
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
     ]
     put_back = kept(t for vae in vaes for t in (*vae.parameters(), *vae.buffers()))
-    states = list(map(started, runs, makers, lr_makers))
+    try:
+        states = list(map(started, runs, makers, lr_makers))
+    except ValueError:
+        put_back()
+        raise
     try:
         return together(runs, states, epochs, patience)
     except NotCapturedError as error:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -239,7 +240,7 @@ def check_numbers(
     """Raises a ``ValueError`` for a number out of range."""
     check_size("epochs", epochs, least=1)
     check_size("batch_size", batch_size, least=1)
-    if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and clip_norm > 0):
+    if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0):
         raise ValueError(f"Expected clip_norm to be positive, got {clip_norm!r}")
     if patience is not None:
         check_size("patience", patience, least=1)

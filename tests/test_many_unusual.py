@@ -423,6 +423,46 @@ def test_a_look_gives_up_on_too_much():
         told([[] for _ in range(20_001)])
 
 
+class Closed:
+    """An object that does not let itself be looked into."""
+
+    @property
+    def __dict__(self):
+        raise OSError("closed")
+
+
+def deep(own):
+    found = []
+    for _ in range(5000):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("made", [lambda own: Closed(), deep], ids=["closed", "deep"])
+def test_what_cannot_be_looked_into_is_trained_one_after_another(made):
+    vaes, others = of(made)(), plain()
+    with pytest.warns(UserWarning, match="one after another: a .* cannot be looked into"):
+        fit_many(vaes, rows(), batch_size=BATCH, epochs=1, seed=SEEDS)
+    for vae, other, seed in zip(vaes, others, SEEDS, strict=True):
+        fit(other, rows(), batch_size=BATCH, epochs=1, seed=seed, compile=False)
+        torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
+
+
+def test_an_optimizer_that_is_none_leaves_the_vaes_as_they_were():
+    vaes = [VAE((SIZE,), 2, prior=priors.Vamp).double() for _ in range(2)]
+    before = copy.deepcopy([vae.state_dict() for vae in vaes])
+    with pytest.raises(ValueError, match=r"make a torch\.optim\.Optimizer, got NoneType"):
+        fit_many(vaes, rows(), optimizer=lambda parameters: None)
+    torch.testing.assert_close([vae.state_dict() for vae in vaes], before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("clip_norm", [1, np.float32(1.0), np.int64(1)])
+def test_any_real_number_clips(clip_norm):
+    fit_many(plain(), rows(), clip_norm=clip_norm, epochs=1, batch_size=BATCH, strict=True)
+    with pytest.raises(ValueError, match="Expected clip_norm to be positive"):
+        fit_many(plain(), rows(), clip_norm=-clip_norm)
+
+
 def test_things_are_put_back_in_their_places():
     generator, chance = torch.Generator(), random.Random(0)
     count = 0

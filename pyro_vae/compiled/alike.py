@@ -131,7 +131,11 @@ def names_of(vae: VAE, objective: Any) -> Mapping[int, str]:
     """Returns the names, by identity, of modules and tensors."""
     named = [*vae.named_modules(remove_duplicate=False), *vae.named_parameters()]
     named += [*vae.named_buffers(), ("objective", objective)]
-    named += [(name, value) for name, value in vars(objective).items() if isinstance(value, Tensor)]
+    named += [
+        (f"objective.{name}", value)
+        for name, value in vars(objective).items()
+        if isinstance(value, Tensor)
+    ]
     return {id(value): name for name, value in named}
 
 

@@ -46,7 +46,8 @@ class Look:
         """Returns what tells a value from others; equal for two that are alike in all they hold.
 
         Raises:
-            NotCapturedError: If too much can be reached from it.
+            NotCapturedError: If too much can be reached from it, or something does not let itself
+                be looked into.
         """
         if id(value) in self.names:
             return "named", self.names[id(value)]
@@ -60,7 +61,13 @@ class Look:
             raise NotCapturedError(f"more than {MOST} objects can be reached from a module")
         self.met[id(value)] = len(self.met)
         self.things.append(value)
-        return self.content(value)
+        try:
+            return self.content(value)
+        except NotCapturedError:
+            raise
+        except Exception as error:
+            kind = type(value).__name__
+            raise NotCapturedError(f"a {kind} cannot be looked into: {error}") from error
 
     def content(self, value: Any) -> Hashable:
         """Returns what tells the content of a thing."""

@@ -147,7 +147,8 @@ class ManySteps:
         """Returns which tensors one VAE, its objective and its optimizer have, and where."""
         vae, objective, _ = self.crowd[i]
         state = ((f"state {k}", tensor) for k, tensor in enumerate(self.updates[i].tensors()))
-        own = (*vae.named_parameters(), *vae.named_buffers(), *vars(objective).items(), *state)
+        of = ((f"objective.{name}", value) for name, value in vars(objective).items())
+        own = (*vae.named_parameters(), *vae.named_buffers(), *of, *state)
         return {n: ((id(t), place(t)), t) for n, t in own if isinstance(t, Tensor)}
 
     def settled(self, i: int) -> Facts:

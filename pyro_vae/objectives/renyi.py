@@ -84,7 +84,7 @@ class Renyi(ImportanceWeighted):
             return log_weights.amax(0)
         power = self._power(log_weights)
         if isinstance(self.alpha, Tensor):
-            # Of the two ways each number is computed, and near 1 the first is taken.
+            # A graph cannot choose by its value: both are computed, and near 1 the mean is taken.
             near = power.abs() < TINY
             power = torch.where(near, TINY, power)
             return torch.where(near, log_weights.mean(0), self._power_mean(log_weights, power))
