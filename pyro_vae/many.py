@@ -128,7 +128,20 @@ def fit_many(
         Training(vae, one, own, train, valid, batch_size, clip_norm, number)
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
     ]
-    put_back = kept(t for vae in vaes for t in (*vae.parameters(), *vae.buffers()))
+    return trained_all(runs, makers, lr_makers, epochs, patience, strict=strict)
+
+
+def trained_all(
+    runs: Sequence[Training],
+    makers: Sequence[MakeOptimizer],
+    lr_makers: Sequence[MakeSchedule | None],
+    epochs: int,
+    patience: int | None,
+    *,
+    strict: bool,
+) -> list[FitResult]:
+    """Starts trainings and goes on with them to their end: together, or else one after another."""
+    put_back = kept(t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers()))
     try:
         states = list(map(started, runs, makers, lr_makers))
     except ValueError:
@@ -140,7 +153,7 @@ def fit_many(
         if strict:
             put_back()
             raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
-        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=2)
+        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=3)
     return [alone(run, state, epochs, patience) for run, state in zip(runs, states, strict=True)]
 
 
