@@ -105,7 +105,9 @@ class Objective(pyro.infer.ELBO):
             retain_graph=retain_graph,
         )
         self._given_nesting = max_plate_nesting
-        self._layouts: weakref.WeakKeyDictionary[Any, Layout] = weakref.WeakKeyDictionary()
+        self._layouts: weakref.WeakKeyDictionary[Any, dict[Any, Layout]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles without what was found out about models, which are not its own."""
@@ -236,22 +238,28 @@ class Objective(pyro.infer.ELBO):
 
     def _layout(self, run: "_Run") -> Layout:
         """Returns the structure of a model, found once for each."""
+        owner, function = _owner(run.model)
         try:
-            found = self._layouts.get(run.model)
+            found = self._layouts.get(owner, {}).get(function)
         except TypeError:
             found = None
-        given = self._given_nesting != float("inf")
-        if found is None and given and not self._shares:
-            found = Layout(int(self._given_nesting), frozenset())
         if found is None:
             found = layout(run.model, run.guide, run.args, run.kwargs, self._shared)
             self._remember(run, found)
-        return found._replace(nesting=int(self._given_nesting)) if given else found
+        if self._given_nesting == float("inf"):
+            return found
+        return found._replace(nesting=int(self._given_nesting))
 
     def _remember(self, run: "_Run", found: Layout) -> None:
         """Keeps a model's structure for later calls, unless it can have no weak reference."""
+        owner, function = _owner(run.model)
         with suppress(TypeError):
-            self._layouts[run.model] = found
+            self._layouts.setdefault(owner, {})[function] = found
+
+
+def _owner(model: Callable[..., Any]) -> tuple[Any, Any]:
+    """Returns an object that lives as long as a model, which a bound method does not."""
+    return getattr(model, "__self__", model), getattr(model, "__func__", None)
 
 
 class _Run(NamedTuple):

@@ -8,11 +8,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.base import Facts, RunOptions, check_choice, check_scalar
-from pyro_vae.objectives.batch import data_size
+from pyro_vae.objectives.batch import data_size, per_datum
 from pyro_vae.objectives.closed import alike, dimension_terms
 from pyro_vae.objectives.elbo import Additive
 from pyro_vae.objectives.terms import Term, site_term, total
-from pyro_vae.objectives.traces import Pair
+from pyro_vae.objectives.traces import Pair, check_vectorized
 
 __all__ = ["FreeBits"]
 
@@ -130,8 +130,9 @@ class FreeBits(Additive):
         if self.of == "datum":
             above = torch.maximum(rates, torch.as_tensor(self.nats, dtype=rates.dtype))
             return scaled_sum(site_term(pair.guide, term.name, above, term.event_dim)).sum()
-        size = data_size(site, term.frames)
-        mean = scaled_sum(term._replace(value=rates)) / size
+        check_vectorized(term.name, site, "free bits of a batch's mean")
+        size = data_size([site], term.frames)
+        mean = per_datum(scaled_sum(term._replace(value=rates)), size)
         return size * torch.maximum(mean, torch.as_tensor(self.nats, dtype=rates.dtype)).sum()
 
 

@@ -108,7 +108,7 @@ class GECO(Additive):
         # Copied, for it is updated in place before it is needed on the way back.
         loss = batch.size * (batch.rate + self.multiplier.clone() * excess)
         if torch.is_grad_enabled():
-            self._update(excess.detach())
+            self._update(torch.where(batch.size > 0, excess.detach(), torch.nan))
         return loss
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ class GECO(Additive):
         excess = excess.to(self.average.dtype)
         moved = self.momentum * self.average + (1 - self.momentum) * excess
         moved = torch.where(self.average.isnan(), excess, moved)
-        # A loss that is not finite must not outlast its step.
+        # A loss that is not finite, or of no data, must not outlast its step.
         finite = excess.isfinite()
         self.average.copy_(torch.where(finite, moved, self.average))
         grown = self.multiplier * torch.exp(self.step_size * self.average)

@@ -16,7 +16,7 @@ from pyro_vae.objectives.terms import average, gather
 from pyro_vae.objectives.traces import AnyTrace, Pair
 from pyro_vae.objectives.weights import Weights, outer_sites, weigh
 
-__all__ = ["ImportanceWeighted", "log_mean_exp"]
+__all__ = ["ImportanceWeighted", "finite_or_zero", "log_mean_exp"]
 
 
 class Shares(NamedTuple):
@@ -185,3 +185,8 @@ class ImportanceWeighted(Objective):
 def log_mean_exp(log_weights: Tensor) -> Tensor:
     """Returns the logarithm of the mean weight over the first dimension."""
     return log_weights.logsumexp(0) - math.log(log_weights.shape[0])
+
+
+def finite_or_zero(shift: Tensor) -> Tensor:
+    """Returns log weights to shift others by, zero in place of the infinite ones."""
+    return torch.where(shift.isinf(), 0.0, shift)

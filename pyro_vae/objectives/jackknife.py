@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from pyro_vae.conditional import check_size
 from pyro_vae.objectives.base import Facts, RunOptions, check_choice
-from pyro_vae.objectives.importance import ImportanceWeighted, Shares
+from pyro_vae.objectives.importance import ImportanceWeighted, Shares, finite_or_zero
 from pyro_vae.objectives.iwae import spread
 from pyro_vae.objectives.miwae import MIWAE
 
@@ -97,9 +97,11 @@ class Jackknife(ImportanceWeighted):
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """Returns the sum over orders of the mean bound of all subsets of that size."""
-        total = torch.zeros_like(log_weights[0])
+        # The factors, which are large and sum to one, would magnify the rounding of a common part.
+        largest = finite_or_zero(log_weights.amax(0)).detach()
+        total = largest
         for factor, subsets in self.levels:
-            chosen = log_weights[subsets.to(log_weights.device)]
+            chosen = (log_weights - largest)[subsets.to(log_weights.device)]
             level = chosen.logsumexp(1).mean(0) - math.log(subsets.shape[1])
             total = total + factor * level
         return total

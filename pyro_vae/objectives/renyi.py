@@ -7,7 +7,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.base import Facts, RunOptions, check_scalar
-from pyro_vae.objectives.importance import ImportanceWeighted
+from pyro_vae.objectives.importance import (
+    ImportanceWeighted,
+    finite_or_zero,
+    log_mean_exp,
+)
 from pyro_vae.objectives.iwae import spread
 
 __all__ = ["Renyi"]
@@ -92,12 +96,14 @@ class Renyi(ImportanceWeighted):
 
     def _power_mean(self, log_weights: Tensor, power: Tensor) -> Tensor:
         """Returns the logarithm of the mean of powers that are not zero."""
-        # Near alpha = 1 the mean is one plus a small number, whose figures must not be lost.
         most = torch.where(power > 0, log_weights.amax(0), log_weights.amin(0)).detach()
-        # A weight of zero needs no shift.
-        most = torch.where(most.isinf(), 0.0, most)
-        excess = torch.expm1(power * (log_weights - most)).mean(0)
-        return most + torch.log1p(excess) / power
+        most = finite_or_zero(most)
+        powers = power * (log_weights - most)
+        # Near alpha = 1 the mean is one plus a small number, whose figures must not be lost; where
+        # few of many weights count it is near zero, and the small number near minus one.
+        excess = torch.expm1(powers).mean(0)
+        near_one = torch.log1p(excess.clamp(min=-0.5))
+        return most + torch.where(excess > -0.5, near_one, log_mean_exp(powers)) / power
 
     def slope(self, log_weights: Tensor) -> Tensor:
         """Returns the normalized powers of the weights."""

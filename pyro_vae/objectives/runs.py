@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.kl import layers
+from pyro_vae.objectives.support import check_fixed_support
 from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, is_point, sites
 from pyro_vae.scope import remove
 
@@ -34,6 +34,9 @@ __all__ = [
 
 OF_A_SAMPLE = "_pyro_vae_sample"
 """Marks the leaves that hold samples, which are no parameters."""
+
+UNQUANTIZED = "_unquantize"
+"""Pyro's mark on a straight-through sample: the relaxed sample, which the log density needs."""
 
 
 class Cut(Messenger):
@@ -58,8 +61,14 @@ class Cut(Messenger):
         # A point mass is a function of parameters and earlier samples, and has no score.
         if not is_drawn(msg) or msg["name"] in self.kept or is_point(msg["fn"]):
             return
-        check_support(msg)
         value: Any = msg["value"]
+        if hasattr(value, UNQUANTIZED):
+            raise ValueError(
+                f"Expected sites whose log density depends on their value alone for estimators "
+                f"other than 'standard', got {msg['name']!r} from {type(msg['fn']).__name__}, "
+                f"whose density is that of the relaxed sample: use estimator='standard'"
+            )
+        check_fixed_support(msg["name"], msg["fn"])
         # What has no derivative is refused later, by a check that names the way out.
         if value.is_floating_point():
             self.drawn[msg["name"]] = value
@@ -67,15 +76,12 @@ class Cut(Messenger):
             setattr(msg["value"], OF_A_SAMPLE, True)
 
 
-def check_support(site: Any) -> None:
-    """Raises a ``ValueError`` where the support, and with it the score, hangs on parameters."""
-    core = layers(site["fn"])[-1]
-    if isinstance(core, (dist.Uniform, dist.Pareto)):
-        raise ValueError(
-            f"Expected sites of a support that does not depend on parameters for estimators other "
-            f"than 'standard', got {site['name']!r} from {type(core).__name__}: the mean of its "
-            f"score is not zero"
-        )
+class Both(NamedTuple):
+    """The traces of the model run against the guide and of the guide, and the sites of plates."""
+
+    model: AnyTrace
+    guide: AnyTrace
+    subsampled: dict[str, Any]
 
 
 class Layout(NamedTuple):
@@ -102,21 +108,23 @@ def run_pair(
         ValueError: If the two do not suit the objective, which is named.
     """
     both = run_both(model, guide, args, kwargs, cut)
-    model_trace, guide_trace = map(without_deterministic, both)
-    subsampled = {
-        name: site for trace in both for name, site in sites(trace) if site_is_subsample(site)
-    }
+    model_trace, guide_trace = without_deterministic(both.model), without_deterministic(both.guide)
     pair = Pair(
         prune_subsample_sites(model_trace),
         prune_subsample_sites(guide_trace),
         {} if cut is None else cut.drawn,
-        subsampled,
+        both.subsampled,
     )
     pair.check(objective)
-    if is_validation_enabled():
+    validated = is_validation_enabled()
+    if validated:
         check_model_guide_match(model_trace, guide_trace, nesting)
-    for trace in (pair.model, pair.guide):
-        compute(trace, nesting)
+    try:
+        for trace in (pair.model, pair.guide):
+            compute(trace, nesting, validated)
+    except (KeyError, NotImplementedError):
+        check_invertible(pair)
+        raise
     return pair
 
 
@@ -126,18 +134,39 @@ def run_both(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     cut: Cut | None = None,
-) -> tuple[AnyTrace, AnyTrace]:
-    """Returns the trace of the model run against the guide, and that of the guide."""
+) -> Both:
+    """Runs the guide, and the model against it."""
     messenger = poutine.unwrap(guide)
     # Outermost, so that traces too hold what the program goes on with.
     with nullcontext() if cut is None else cut:
         if isinstance(messenger, GuideMessenger):
             # An effectful guide runs the model itself.
             guide(*args, **kwargs)
-            return messenger.get_traces()
+            # Pyro removes the sites of plates from the two traces.
+            return Both(*messenger.get_traces(), subsampled(messenger.trace))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
-    return poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    return Both(model_trace, guide_trace, subsampled(model_trace) | subsampled(guide_trace))
+
+
+def subsampled(trace: AnyTrace) -> dict[str, Any]:
+    """Returns the sites of the plates of a trace, which hold the rows of a batch."""
+    return {name: site for name, site in sites(trace) if site_is_subsample(site)}
+
+
+def check_invertible(pair: Pair) -> None:
+    """Raises a ``ValueError`` for a site whose log density needs an inverse that is unknown."""
+    for name in pair.drawn:
+        site = pair.guide.nodes[name]
+        try:
+            site["fn"].log_prob(site["value"])
+        except (KeyError, NotImplementedError) as error:
+            raise ValueError(
+                f"Expected sites whose log density is known at any value for estimators other "
+                f"than 'standard', got {name!r} from {type(site['fn']).__name__}, whose transform "
+                f"cannot be inverted: use estimator='standard'"
+            ) from error
 
 
 def without_deterministic(trace: AnyTrace) -> AnyTrace:
@@ -166,14 +195,20 @@ class Shared(Messenger):
             return
         value = msg["fn"](*msg["args"], **msg["kwargs"])
         axis = self.dim - msg["fn"].event_dim
-        msg["value"] = value.narrow(axis, 0, 1).expand(value.shape)
+        msg["value"] = _repeat_first(value, axis)
+        if hasattr(value, UNQUANTIZED):
+            setattr(msg["value"], UNQUANTIZED, _repeat_first(getattr(value, UNQUANTIZED), axis))
         msg["done"] = True
 
 
-def compute(trace: AnyTrace, nesting: Any) -> None:
-    """Computes the log densities of a trace, and checks their shapes if Pyro is to validate."""
+def _repeat_first(value: Tensor, axis: int) -> Tensor:
+    return value.narrow(axis, 0, 1).expand(value.shape)
+
+
+def compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
+    """Computes the log densities of a trace, and checks their shapes."""
     trace.compute_log_prob()
-    if is_validation_enabled():
+    if check:
         for _, site in sites(trace):
             check_site_shape(site, nesting)
 
@@ -202,11 +237,11 @@ def layout(
     """
     with undisturbed(), poutine.block():
         both = run_both(model, guide, args, kwargs)
-        traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both]
-        if is_validation_enabled():
-            # A batch without a plate goes unnoticed once there are particles to its left.
-            for trace in traces:
-                compute(trace, float("inf"))
+        traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
+        # A batch without a plate goes unnoticed once there are particles to its left, and is
+        # confused with them where there are as many: checked even without Pyro's validation.
+        for trace in traces:
+            compute(trace, float("inf"), True)
     # Deterministic sites included: a plate may hold nothing else.
     dims = [
         frame.dim
@@ -249,8 +284,8 @@ def first_not_finite(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> str:
     """Says at which site of a run the first number that is not finite appears."""
-    model_trace, guide_trace = run_both(model, guide, args, kwargs)
-    for side, trace in (("guide", guide_trace), ("model", model_trace)):
+    both = run_both(model, guide, args, kwargs)
+    for side, trace in (("guide", both.guide), ("model", both.model)):
         trace = prune_subsample_sites(trace)
         trace.compute_log_prob()
         for name, site in sites(trace):

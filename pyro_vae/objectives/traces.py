@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
+import torch
+from pyro.distributions.distribution import Distribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -13,6 +15,7 @@ __all__ = [
     "PARTICLES",
     "AnyTrace",
     "Pair",
+    "check_vectorized",
     "drawn_sites",
     "frames",
     "is_drawn",
@@ -66,6 +69,10 @@ class Pair(NamedTuple):
         """Returns the names of the sites that the model observes, factors included."""
         return [name for name, site in sites(self.model) if name not in self.guide.nodes]
 
+    def site(self, name: str) -> Any:
+        """Returns a site of the model, or of the guide where the model has none of that name."""
+        return (self.model if name in self.model.nodes else self.guide).nodes[name]
+
     def check(self, objective: str) -> None:
         """Raises a ``ValueError`` for a pair whose gradient no reparameterization gives."""
         for name in self.latent():
@@ -110,6 +117,19 @@ class Pair(NamedTuple):
                     f"gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
                     f"discrete site, TraceEnum_ELBO"
                 )
+            if is_partly_reparameterized(fn):
+                raise ValueError(
+                    f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
+                    f"from {type(layers(fn)[-1]).__name__}, whose rsample gives a part of the "
+                    f"gradient only: use pyro.infer.Trace_ELBO, which adds the score term"
+                )
+        for name in self.guide_factors():
+            if not self.guide.nodes[name]["fn"].has_rsample:
+                raise ValueError(
+                    f"Expected factors of the guide that are differentiable functions of its "
+                    f"samples for {objective}, got {name!r} without has_rsample=True: use "
+                    f"pyro.factor(..., has_rsample=True) if it is one, else pyro.infer.Trace_ELBO"
+                )
 
 
 def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
@@ -129,11 +149,30 @@ def is_point(fn: Any) -> bool:
     return isinstance(layers(fn)[-1], dist.Delta)
 
 
+def is_partly_reparameterized(fn: Any) -> bool:
+    """Whether a distribution adds a score term of its own, as ``pyro.distributions.Rejector``."""
+    core = layers(fn)[-1]
+    if isinstance(core, torch.distributions.TransformedDistribution):
+        return is_partly_reparameterized(core.base_dist)
+    default = Distribution.score_parts
+    return getattr(type(core), "score_parts", default) is not default
+
+
 def is_drawn(site: Any) -> bool:
     """Tells whether a site holds a sample, and not an observation, an index or a mere value."""
     return not (
         site["is_observed"] or site_is_subsample(site) or site["infer"].get("_deterministic")
     )
+
+
+def check_vectorized(name: str, site: Any, objective: str) -> None:
+    """Raises a ``ValueError`` for a site in a plate that is run sequentially."""
+    loops = [frame.name for frame in site["cond_indep_stack"] if not frame.vectorized]
+    if loops and PARTICLES not in loops:
+        raise ValueError(
+            f"Expected vectorized plates for {objective}, got {name!r} in the loop over "
+            f"{loops[0]!r}: open it by `with pyro.plate(...)`"
+        )
 
 
 def frames(site: Any) -> frozenset[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """The log weights of each datum, and the terms that all data share."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -7,9 +8,9 @@ from torch import Tensor
 
 from pyro_vae.objectives.terms import Term, average, gather, negative, site_term, total
 from pyro_vae.objectives.traces import (
-    PARTICLES,
     AnyTrace,
     Pair,
+    check_vectorized,
     drawn_sites,
     frames,
     is_point,
@@ -91,9 +92,33 @@ def weigh(pairs: list[Pair], dim: int | None) -> Weights:
 
 def outer_sites(guide_trace: AnyTrace) -> frozenset[str]:
     """Returns the sites that a guide draws outside of plates in which it draws others."""
-    places = {name: frames(guide_trace.nodes[name]) for name in drawn_sites(guide_trace)}
-    data = max(places.values(), key=len, default=frozenset())
-    return frozenset(name for name, place in places.items() if place < data)
+    names = drawn_sites(guide_trace)
+    data = datum_plates(guide_trace, names)
+    return frozenset(name for name in names if frames(guide_trace.nodes[name]) < data)
+
+
+def datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[int, str]]:
+    """Returns the innermost plates in which a guide draws: a datum is an element of them.
+
+    A guide that draws all latent variables jointly, outside of every plate, has point masses alone
+    within. Its particles differ only if the batch is one datum, which a scale forbids.
+    """
+    sites = [guide_trace.nodes[name] for name in names]
+    innermost = max(map(frames, sites), key=len, default=frozenset())
+    random = [frames(site) for site in sites if not is_point(site["fn"])]
+    drawn = max(random, key=len, default=innermost)
+    if not drawn < innermost:
+        return innermost
+    if all(isinstance(site["scale"], (int, float)) and site["scale"] == 1 for site in sites):
+        return drawn
+    inside = next(name for name in names if frames(guide_trace.nodes[name]) == innermost)
+    warnings.warn(
+        f"The guide draws nothing within the plates of {inside!r}, whose sites are scaled: all "
+        f"particles are the same draw, and the bound is that of one. Use ELBO, or a guide that "
+        f"draws each datum",
+        stacklevel=2,
+    )
+    return innermost
 
 
 def divide(pair: Pair) -> Parts:
@@ -106,16 +131,17 @@ def divide(pair: Pair) -> Parts:
     if not latent:
         raise ValueError("Expected a latent site for an importance-weighted bound, got none")
     places = {name: frames(pair.guide.nodes[name]) for name in latent}
-    data = max(places.values(), key=len)
+    data = datum_plates(pair.guide, latent)
     check_nested(places, data)
     observed = pair.observed() + pair.guide_factors()
-    inside = [name for name in observed if data <= frames(site_of(pair, name))]
+    inside = [name for name in observed if data <= frames(pair.site(name))]
+    own = [name for name in latent if data <= places[name]]
     parts = Parts(
         frozenset(dim for dim, _ in data),
-        common_scale(pair, [name for name in latent if places[name] == data] + inside),
-        [name for name in latent if places[name] == data],
+        common_scale(pair, own + inside),
+        own,
         inside,
-        [name for name in latent if places[name] != data],
+        [name for name in latent if name not in own],
         [name for name in observed if name not in inside],
     )
     check_order(pair, parts)
@@ -123,16 +149,11 @@ def divide(pair: Pair) -> Parts:
     return parts
 
 
-def site_of(pair: Pair, name: str) -> Any:
-    """Returns a site of the model, or of the guide where the model has none of that name."""
-    return (pair.model if name in pair.model.nodes else pair.guide).nodes[name]
-
-
 def check_nested(places: dict[str, frozenset], data: frozenset) -> None:
-    """Raises a ``ValueError`` unless one set of plates holds all others."""
-    aside = [name for name, place in places.items() if not place <= data]
+    """Raises a ``ValueError`` unless all sites lie within the data plates or around them."""
+    aside = [name for name, place in places.items() if not (place <= data or data <= place)]
     if aside:
-        inside = [name for name, place in places.items() if place == data]
+        inside = [name for name, place in places.items() if data <= place]
         raise ValueError(
             f"Expected the plates of all latent sites to lie within each other, got {aside} in "
             f"other plates than {inside}: what a datum is cannot be told. Give each its own "
@@ -186,7 +207,7 @@ def common_scale(pair: Pair, names: list[str]) -> float:
         for trace, side in ((pair.model, "model"), (pair.guide, "guide")):
             if name in trace.nodes:
                 scales[f"{name} in the {side}"] = trace.nodes[name]["scale"]
-                check_vectorized(name, trace.nodes[name])
+                check_vectorized(name, trace.nodes[name], "an importance-weighted bound")
     first = next(iter(scales.values()))
     if not all(isinstance(s, (int, float)) and s == first for s in scales.values()):
         raise ValueError(
@@ -195,16 +216,6 @@ def common_scale(pair: Pair, names: list[str]) -> float:
             f"Scale the loss instead, or use ELBO, whose beta weights the KL"
         )
     return float(first)
-
-
-def check_vectorized(name: str, site: Any) -> None:
-    """Raises a ``ValueError`` for a site in a plate that is run sequentially."""
-    loops = [frame.name for frame in site["cond_indep_stack"] if not frame.vectorized]
-    if loops and PARTICLES not in loops:
-        raise ValueError(
-            f"Expected vectorized plates for an importance-weighted bound, got {name!r} in the "
-            f"loop over {loops[0]!r}: open it by `with pyro.plate(...)`"
-        )
 
 
 def densities(

@@ -1,0 +1,131 @@
+"""Whether the support of a distribution depends on parameters."""
+
+import inspect
+import math
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import TransformedDistribution, constraints, transforms
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.kl import layers
+
+__all__ = ["check_fixed_support"]
+
+MOVES = "moves"
+"""A support that depends on a parameter."""
+
+FIXED = "fixed"
+"""A support that depends on no parameter, and of which nothing else is known."""
+
+INVERSE = type(transforms.ExpTransform().inv)
+"""The private class of inverse transforms."""
+
+LINE = (-math.inf, math.inf)
+RAY = (0.0, math.inf)
+
+BOUNDED = (
+    type(constraints.positive),
+    type(constraints.nonnegative),
+    type(constraints.less_than(0.0)),
+    type(constraints.unit_interval),
+    type(constraints.half_open_interval(0.0, 1.0)),
+)
+
+
+def check_fixed_support(name: str, fn: Any) -> None:
+    r"""Raises a ``ValueError`` unless the support of a site depends on no parameter.
+
+    The mean of the score is zero only then:
+    :math:`\mathbb{E}_q[\partial_\phi \log q] = \int \partial_\phi q \, dz`, whose integration domain
+    must not depend on :math:`\phi`.
+    """
+    try:
+        support = _support(fn)
+    except NotImplementedError:
+        raise ValueError(
+            f"Expected sites of a declared support for estimators other than 'standard', got "
+            f"{name!r} from {_name(fn)}, which declares none: give its class a `support`"
+        ) from None
+    if support == MOVES:
+        raise ValueError(
+            f"Expected sites of a support that does not depend on parameters for estimators other "
+            f"than 'standard', got {name!r} from {_name(fn)}: the mean of its score is not zero"
+        )
+
+
+def _name(fn: Any) -> str:
+    return type(layers(fn)[-1]).__name__
+
+
+def _support(fn: Any) -> Any:
+    """Returns :data:`MOVES`, :data:`FIXED`, a pair of bounds, or a class of constraints."""
+    core = layers(fn)[-1]
+    if isinstance(core, TransformedDistribution) and not _declares_support(core):
+        return reduce(_image, core.transforms, _support(core.base_dist))
+    return _describe(core.support)
+
+
+def _declares_support(d: TransformedDistribution) -> bool:
+    # That of the base class is the codomain of the last transform, wherever the sample comes from.
+    inherited = inspect.getattr_static(TransformedDistribution, "support")
+    return inspect.getattr_static(type(d), "support") is not inherited
+
+
+def _describe(constraint: Constraint | None) -> Any:
+    if constraint is None:
+        raise NotImplementedError
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if _learns(vars(constraint).values()):
+        return MOVES
+    if isinstance(constraint, type(constraints.real)):
+        return LINE
+    if isinstance(constraint, BOUNDED):
+        lower = getattr(constraint, "lower_bound", -math.inf)
+        upper = getattr(constraint, "upper_bound", math.inf)
+        # A tensor is not read, for that would wait for a device.
+        return FIXED if isinstance(lower, Tensor) or isinstance(upper, Tensor) else (lower, upper)
+    # That of parts, each of which may have any support.
+    return FIXED if vars(constraint) else type(constraint)
+
+
+def _image(support: Any, transform: Any) -> Any:
+    """Returns the image of a support."""
+    if isinstance(transform, transforms.ComposeTransform):
+        return reduce(_image, transform.parts, support)
+    if isinstance(transform, transforms.IndependentTransform):
+        return _image(support, transform.base_transform)
+    if support in (MOVES, FIXED):
+        return MOVES if support == MOVES or _learns([transform]) else FIXED
+    if support == _describe(transform.domain):
+        return _describe(transform.codomain)
+    if support == RAY and isinstance(transform, transforms.AffineTransform):
+        origin = isinstance(transform.loc, (int, float)) and transform.loc == 0
+        if origin:
+            return RAY
+    return MOVES if _learns([transform]) else FIXED
+
+
+def _learns(values: Iterable[Any]) -> bool:
+    """Whether any of the values is, holds, or may compute a tensor that is learned."""
+    return any(_one_learns(value) for value in values)
+
+
+def _one_learns(value: Any) -> bool:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return False
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, (list, tuple)):
+        return _learns(value)
+    if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
+        return True
+    if isinstance(value, INVERSE):
+        return _one_learns(value.inv)
+    if isinstance(value, (nn.Module, transforms.Transform, Constraint)):
+        return _learns(part for name, part in vars(value).items() if not name.startswith("_"))
+    return not isinstance(value, (torch.dtype, torch.device))
