@@ -168,8 +168,7 @@ def test_a_support_that_a_parameter_moves_is_refused(name):
 
 @pytest.mark.parametrize("name", ["uniform", "pareto", "scaled uniform", "shifted exponential"])
 def test_the_mean_score_is_not_zero_where_the_support_moves(name):
-    mean, error = mean_score(MOVING[name])
-    assert abs(mean) > 0.5
+    assert abs(mean_score(MOVING[name])[0]) > 0.5
 
 
 def test_a_moving_support_is_refused_by_the_estimators_that_drop_the_score():
@@ -219,7 +218,7 @@ def test_a_partly_reparameterized_site_is_refused(wrapped):
 
     pair = over(site, dist.Gamma(2.0, 1.0))
     for objective in (ELBO(), IWAE(3), Capacity(), FreeBits(), ELBO(estimator="stl")):
-        with pytest.raises(ValueError, match="'z' from RejectionGamma, whose rsample gives a part"):
+        with pytest.raises(ValueError, match="whose rsample gives a part of the gradient"):
             objective.loss(*pair)
 
 
@@ -251,7 +250,7 @@ def test_straight_through_samples_are_refused_by_estimators_that_drop_the_score(
         pyro.sample("z", STRAIGHT[kind](torch.tensor(0.5)))
 
     p = torch.nn.Parameter(torch.tensor(0.4))
-    with pytest.raises(ValueError, match="'z' from Relaxed.*StraightThrough, whose density"):
+    with pytest.raises(ValueError, match=r"'z' from Relaxed.*StraightThrough, whose density"):
         objective.differentiable_loss(model, lambda: pyro.sample("z", STRAIGHT[kind](p)))
 
 
@@ -270,15 +269,15 @@ def test_a_shared_straight_through_site_keeps_its_relaxed_sample(kind):
         with pyro.plate("n", 4):
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
-    rates = [
-        torch.stack(
-            [IWAE(3, vectorize_particles=way).values(model, guide).rate["w"] for _ in range(1000)]
-        )
-        for way in (True, False)
-    ]
-    # Of relaxed samples, no two of which are the same; rounded ones have two values.
-    assert rates[0].unique().numel() > 900
-    assert abs(two_sample(*rates)) < SIGMAS
+    (pair,), _ = IWAE(3)._run(model, guide, (), {})
+    site = pair.guide.nodes["w"]
+    relaxed = site["value"]._unquantize
+    assert not torch.equal(relaxed, site["value"])
+    assert torch.equal(relaxed[0], relaxed[2])
+    prior = STRAIGHT[kind](torch.tensor(0.5)).log_prob(relaxed)
+    expected = STRAIGHT[kind](torch.tensor(0.4)).log_prob(relaxed)
+    torch.testing.assert_close(site["unscaled_log_prob"], expected)
+    torch.testing.assert_close(pair.model.nodes["w"]["unscaled_log_prob"], prior)
 
 
 def test_a_flow_without_an_inverse_is_refused_by_name():
@@ -322,12 +321,12 @@ def test_joint_guides_draw_each_particle(name):
     pyro.set_rng_seed(0)
     guide = JOINT[name](nested)
     guide(X)
-    values = [IWAE(20).values(nested, guide, X) for _ in range(300)]
+    values = [IWAE(20).values(nested, guide, X) for _ in range(80)]
     assert values[0].log_weights.shape == (20,)
     assert values[0].log_weights.std() > 1e-3
     ours = torch.stack([value.objective.detach() for value in values])
     theirs = RenyiELBO(0, 20, vectorize_particles=True, max_plate_nesting=1)
-    theirs = -torch.tensor([theirs.loss(nested, guide, X) for _ in range(300)])
+    theirs = -torch.tensor([theirs.loss(nested, guide, X) for _ in range(80)])
     assert abs(two_sample(ours, theirs)) < SIGMAS
 
 

@@ -19,6 +19,9 @@ from pyro_vae.objectives.traces import AnyTrace, Pair
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
 
 
+_Layouts = weakref.WeakKeyDictionary[Any, dict[Any, Layout]]
+
+
 class RunOptions(TypedDict, total=False):
     """How particles are drawn, the same for all objectives; see :class:`Objective`."""
 

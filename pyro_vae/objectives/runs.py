@@ -14,7 +14,6 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_vae.kl import layers
 from pyro_vae.objectives.support import check_fixed_support
 from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, is_point, sites
 from pyro_vae.scope import remove

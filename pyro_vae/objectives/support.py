@@ -39,9 +39,8 @@ BOUNDED = (
 def check_fixed_support(name: str, fn: Any) -> None:
     r"""Raises a ``ValueError`` unless the support of a site depends on no parameter.
 
-    The mean of the score is zero only then:
-    :math:`\mathbb{E}_q[\partial_\phi \log q] = \int \partial_\phi q \, dz`, whose integration domain
-    must not depend on :math:`\phi`.
+    The mean of the score, :math:`\int \partial_\phi q \, dz`, is zero only if the domain of the
+    integral does not depend on :math:`\phi`.
     """
     try:
         support = _support(fn)
