@@ -99,12 +99,12 @@ class Jackknife(ImportanceWeighted):
         """Returns the sum over orders of the mean bound of all subsets of that size."""
         # The factors, which are large and sum to one, would magnify the rounding of a common part.
         largest = finite_or_zero(log_weights.amax(0)).detach()
-        total = largest
+        total = torch.zeros_like(largest)
         for factor, subsets in self.levels:
             chosen = (log_weights - largest)[subsets.to(log_weights.device)]
             level = chosen.logsumexp(1).mean(0) - math.log(subsets.shape[1])
             total = total + factor * level
-        return total
+        return largest + total
 
     def slope(self, log_weights: Tensor) -> Tensor:
         """Returns the normalized weights of all subsets, gathered by particle."""
