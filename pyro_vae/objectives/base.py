@@ -75,6 +75,9 @@ class Values(NamedTuple):
 class Objective(pyro.infer.ELBO):
     """A loss for Pyro models and guides of static structure with reparameterized latent sites.
 
+    A site that is not reparameterized, or only partly, is refused. So is a batch without a plate,
+    at the first call and whatever Pyro's validation setting is.
+
     Arguments:
         num_particles: The number of samples drawn from the guide for each datum.
         max_plate_nesting: How deep the plates of the model are; found by one run if not given.

@@ -20,7 +20,8 @@ class Capacity(Additive):
         \sum_n s_n\, \mathbb{E}_q[\log p(x_n \mid z_n)]
         - \gamma\, N\, \Big| \frac1B \sum_n \mathrm{KL}_n - C \Big|
 
-    with :math:`\mathrm{KL}_n` the sum over the latent sites of a datum, and :math:`N = \sum_n s_n`.
+    with :math:`\mathrm{KL}_n` the sum over the latent sites of a datum, and :math:`N = \sum_n s_n`
+    over the data of which any latent site is observed. A batch without any has a loss of zero.
 
     **Batch dependence.** The absolute value is that of the batch's mean, as in the paper, and not
     of each datum's. A batch's mean scatters about that of the data, so that the expected penalty of
@@ -41,7 +42,7 @@ class Capacity(Additive):
     Raises:
         ValueError: If ``capacity`` or ``gamma`` is negative; when called, as
             :class:`~pyro_vae.objectives.ELBO` does, and if a latent site lies outside of the
-            data plates.
+            data plates, latent sites have different scales, or a plate is sequential.
 
     Example:
         >>> import torch

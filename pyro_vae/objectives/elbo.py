@@ -109,8 +109,9 @@ class ELBO(Additive):
 
     With ``estimator="stl"`` (sticking the landing) the KL is sampled, and the derivative of
     log q by its parameters at a fixed sample, whose expectation is zero, is left out: the gradient
-    stays unbiased, and has no variance where the guide is the posterior. It needs log q at a
-    given sample, which a normalizing flow has to invert for, and a support that no parameter moves.
+    stays unbiased, and has no variance where the guide is the posterior. It needs a support that
+    no parameter moves, and log q at a given sample, for which a normalizing flow has to be
+    inverted; a site without either is refused.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),

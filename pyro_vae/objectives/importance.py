@@ -53,6 +53,11 @@ class ImportanceWeighted(Objective):
     wherever B is a bound for one datum. It takes g to be independent of the samples of a datum
     in guide and model, and so a shared site that comes after such a sample is refused.
 
+    **Joint guides.** A guide that draws all latent variables jointly and has point masses alone
+    within the plates, such as ``AutoMultivariateNormal``, makes the whole batch one datum. Each
+    particle is a draw of its own. Where a plate scales the batch, all particles are the same draw,
+    and a warning says so.
+
     **Estimators of the gradient** by the parameters of the guide. With
     :math:`a_k = \partial B / \partial \log w_k` and
     :math:`h_k = \partial^2 B / \partial (\log w_k)^2`,
@@ -68,8 +73,8 @@ class ImportanceWeighted(Objective):
 
     The last two have no variance where the guide is the posterior. Parameters of the model get
     the same gradient under all, and so do point masses and the sites that data share, which keep
-    the standard one. Both need log q at a given sample, which a normalizing flow has to invert
-    for, and a support that no parameter moves.
+    the standard one. Both need a support that no parameter moves, and log q at a given sample,
+    for which a normalizing flow has to be inverted. Sites without either are refused.
 
     **Nested plates.** A datum is an element of the innermost plate of latent sites. What stands
     outside of it is shared, and gains nothing from more particles; to weigh it too, put
