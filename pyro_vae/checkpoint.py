@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,8 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
     """
     allowed = check_allow(allow)
     path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    path = path / "model.safetensors" if os.path.isdir(path) else path
+    if not os.path.isfile(path):
         raise ValueError(f"Expected a file written by pyro_vae.save or a run's folder, got {path}")
     recipe, weights = _unpacked(read_bytes(path), path)
     unknown = [role for role, part in recipe["parts"].items() if part is None]

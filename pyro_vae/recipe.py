@@ -161,12 +161,19 @@ def _check_weights(vae: VAE, weights: Mapping[str, Tensor]) -> None:
         odd = sorted(own.keys() ^ weights.keys())
         raise ValueError(f"Expected the weights of its parts, got others or none for {odd[:3]}")
     for name, value in weights.items():
-        fits = own[name].dtype == value.dtype or {own[name].dtype, value.dtype} <= set(PRECISIONS)
-        if own[name].shape != value.shape or not fits:
+        if not _fits(own[name], value):
             raise ValueError(
                 f"Expected {name} to be {_form(own[name])}, as its part makes it, got "
                 f"{_form(value)}"
             )
+
+
+def _fits(one: Any, other: Any) -> bool:
+    """Whether a tensor can take the place of another, in whatever precision."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other
+    same = one.dtype == other.dtype or {one.dtype, other.dtype} <= set(PRECISIONS)
+    return same and one.shape == other.shape
 
 
 def _form(value: Any) -> str:
@@ -228,9 +235,9 @@ def _own_differences(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, st
     for kind in ("_parameters", "_buffers"):
         held, made = getattr(one, kind), getattr(other, kind)
         for name in [*held, *(name for name in made if name not in held)]:
-            forms = [_form(tensors.get(name)) for tensors in (held, made)]
-            if name not in made or name not in held or forms[0] != forms[1]:
-                yield name, f"{forms[0]}, where it makes {forms[1]}"
+            a, b = held.get(name), made.get(name)
+            if name not in made or name not in held or not _fits(a, b):
+                yield name, f"{_form(a)}, where it makes {_form(b)}"
     if one._non_persistent_buffers_set != other._non_persistent_buffers_set:
         yield "buffers", "others that a file does not hold than it makes"
     for name in sorted(one._non_persistent_buffers_set & other._non_persistent_buffers_set):
