@@ -179,7 +179,7 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
     except Exception as error:
         raise ValueError(
             f"Expected {path} to describe a VAE that can be made, got {type(error).__name__}: "
-            f"{error}"
+            f"{' '.join(str(error).split())}"
         ) from error
 
 

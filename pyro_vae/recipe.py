@@ -39,14 +39,14 @@ DEEPEST = 4
 
 def check_allow(allow: Sequence[str]) -> frozenset[str]:
     """Returns the names that a user allows, or raises a ``ValueError`` if they are none."""
-    names = () if isinstance(allow, str) or not isinstance(allow, Collection) else tuple(allow)
-    dotted = [isinstance(n, str) and all(p.isidentifier() for p in n.split(".")) for n in names]
-    if names != tuple(allow or ()) or not all(dotted):
+    plain = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
+    names = list(allow) if plain else [None]
+    if not all(isinstance(n, str) and all(map(str.isidentifier, n.split("."))) for n in names):
         raise ValueError(
             f"Expected allow to be a list of dotted names, as in ['my_package.MyPrior'], got "
             f"{allow!r}"
         )
-    return frozenset(names)
+    return frozenset(map(str, names))
 
 
 def check_recipe(recipe: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What every data set is here: tensors, split, named with the protocol that made them."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,10 @@ __all__ = [
     "split",
 ]
 
-FORMAT = "pyro_vae data 1"
+FORMAT = "pyro_vae data 2"
+UNSIGNED = "pyro_vae data 1"
+"""The format before, which has no checksum."""
+
 KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
 LARGEST = 2**28
 """The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
@@ -122,13 +127,14 @@ class Preparation(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Returns the same as plain values for JSON, which gives each number back exactly."""
         scaling = None if self.scaling is None else self.scaling._asdict()
-        return {
+        values = {
             "format": FORMAT,
             "event_shape": list(self.event_shape),
             "binarize": self.binarize,
             "columns": None if self.columns is None else list(self.columns),
             "scaling": scaling and {key: value.tolist() for key, value in scaling.items()},
         }
+        return {**values, "sha256": _checksum(values)}
 
     @classmethod
     def load(cls, run: Path | str) -> "Preparation":
@@ -160,10 +166,13 @@ class Preparation(NamedTuple):
             ValueError: If it is something else.
         """
         form = held.get("format") if isinstance(held, dict) else held
-        if form != FORMAT:
+        if form not in (FORMAT, UNSIGNED):
             raise ValueError(f"Expected the format {FORMAT!r}, got {form!r:.50}")
-        if set(held) != set(KEYS):
+        written = {"sha256"} if form == FORMAT else set()
+        if set(held) != set(KEYS) | written:
             raise ValueError(f"Expected the keys {KEYS}, got {sorted(held)}")
+        if written and held["sha256"] != _checksum({key: held[key] for key in KEYS}):
+            raise ValueError("Expected values that match their checksum, got others")
         shape = held["event_shape"]
         if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
             raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
@@ -180,6 +189,10 @@ class Preparation(NamedTuple):
             None if columns is None else tuple(columns),
             None if held["scaling"] is None else _scaling(held["scaling"], tuple(shape)),
         )
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _is_size(value: Any) -> bool:
