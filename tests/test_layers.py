@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"files"},
+    {"files", "stored"},
     {"conditional", "distributions", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -22,6 +22,7 @@ LAYERS = [
         "evaluate",
         "baseline",
         "checkpoint",
+        "recipe",
         "epochs",
         "keeper",
         "training",
@@ -41,8 +42,9 @@ LAYERS = [
 SAME_LAYER = {
     "kl": {"distributions"},
     "vae": {"sides"},
+    "checkpoint": {"recipe"},
     "epochs": {"checkpoint", "compiled", "evaluate"},
-    "keeper": {"checkpoint", "epochs"},
+    "keeper": {"checkpoint", "epochs", "recipe"},
     "training": {"checkpoint", "compiled", "epochs", "keeper"},
     "crowd": {"compiled", "epochs", "training"},
     "many": {"compiled", "crowd", "epochs", "keeper", "training"},
