@@ -1,0 +1,286 @@
+"""Reads stored yaml and JSON from anyone: plain values only, within limits, one kind of error."""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+__all__ = ["read_bytes", "read_json", "read_yaml"]
+
+LARGEST = 4 * 2**20
+"""The largest file that is read, in bytes."""
+
+DEEPEST = 64
+"""The deepest nesting of lists and mappings."""
+
+MOST = 200_000
+"""The largest number of values in a yaml file."""
+
+LARGEST_INTEGER = 2**64
+LONGEST_NUMBER = 100
+
+# The loader of libyaml is ten times as quick, and not part of every build of PyYAML.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+PREFIX = "tag:yaml.org,2002:"
+PATH = re.compile(PREFIX + r"python/object/apply:pathlib(?:\._local)?\.(Posix|Windows|)Path")
+"""The tag of a path, which OmegaConf writes for a ``pathlib.Path`` in a configuration."""
+
+
+def read_json(path: Path | str, *, largest: int = LARGEST) -> Any:
+    """Returns the values in a JSON file: dict, list, str, int, float, bool and None.
+
+    Arguments:
+        path: The file.
+        largest: The largest size that is read, in bytes.
+
+    Raises:
+        ValueError: If the file cannot be read, is no strict JSON, has a key twice, or exceeds a
+            limit on size, depth or numbers.
+    """
+    content = read_bytes(path, largest=largest)
+    try:
+        values = json.loads(
+            _text(content),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_finite,
+        )
+        _check_depth(values)
+    except RecursionError:
+        raise _damaged(path, "JSON", f"nesting deeper than {DEEPEST}") from None
+    except ValueError as error:
+        raise _damaged(path, "JSON", error) from None
+    return values
+
+
+def read_yaml(path: Path | str, *, largest: int = LARGEST) -> Any:
+    """Returns the values in a yaml file: dict, list, str, int, float, bool and None.
+
+    Scalars are read as OmegaConf reads them. Anchors, aliases and tags are refused, except the tag
+    that OmegaConf writes for a path, which is read as a string.
+
+    Arguments:
+        path: The file.
+        largest: The largest size that is read, in bytes.
+
+    Raises:
+        ValueError: If the file cannot be read, is no single document of plain values, has a key
+            twice, or exceeds a limit on size, depth, numbers or the count of values.
+    """
+    content = read_bytes(path, largest=largest)
+    try:
+        events = yaml.parse(_text(content), Loader=LOADER)
+        return _Document(events).values()
+    except (ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, "yaml", error) from None
+
+
+def read_bytes(path: Path | str, *, largest: int | None = None) -> bytes:
+    """Returns the content of a regular file.
+
+    Arguments:
+        path: The file.
+        largest: The largest size that is read, in bytes; ``None``: any.
+
+    Raises:
+        ValueError: If there is no such file, it is not a regular file, or it is larger.
+    """
+    try:
+        # A pipe would otherwise block for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("something else than a regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(-1 if largest is None else largest + 1)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(
+            f"Expected '{path}' to be a file that can be read, got {_one_line(why)}"
+        ) from None
+    if largest is not None and len(content) > largest:
+        raise ValueError(f"Expected '{path}' to have at most {largest} bytes, got more")
+    return content
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _damaged(path: Path | str, kind: str, why: object) -> ValueError:
+    return ValueError(f"Expected '{path}' to hold {kind} of plain values, got {_one_line(why)}")
+
+
+def _one_line(why: object) -> str:
+    return " ".join(str(why).split())[:500]
+
+
+def _text(content: bytes) -> str:
+    text = content.decode("utf-8-sig")
+    if "\0" in text:
+        raise ValueError("a NUL character")
+    return text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key[:30]!a} twice")
+        values[key] = value
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > LONGEST_NUMBER or abs(value := int(text)) >= LARGEST_INTEGER:
+        raise ValueError(f"the integer {text[:30]}..., of more than 64 bits")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:30]}, too large for double precision")
+    return value
+
+
+def _check_string(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"half of a surrogate pair in {text[:30]!a}") from None
+    if "\0" in text:
+        raise ValueError("a NUL character")
+    return text
+
+
+def _check_depth(values: Any) -> None:
+    """Checks JSON for its depth, and for strings that no file and no terminal takes."""
+    level, depth = [values], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError(f"nesting deeper than {DEEPEST}")
+        below = []
+        for value in level:
+            if isinstance(value, str):
+                _check_string(value)
+            elif isinstance(value, dict):
+                below += [*value, *value.values()]
+            elif isinstance(value, list):
+                below += value
+        level, depth = below, depth + 1
+
+
+_KINDS = ("bool", "float", "int", "null")
+
+
+class _Resolver(yaml.resolver.Resolver):
+    """Resolves plain scalars as OmegaConf does: no dates, and 1e-3 is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, known) for tag, known in found if tag.rpartition(":")[2] in _KINDS]
+        for first, found in yaml.resolver.Resolver.yaml_implicit_resolvers.items()
+    }
+
+
+_Resolver.add_implicit_resolver(
+    f"{PREFIX}float",
+    re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+class _Document:
+    """The only document of a stream of events, built within the limits."""
+
+    def __init__(self, events: Iterator[Any]) -> None:
+        self.events = events
+        self.resolver = _Resolver()
+        self.constructor = yaml.constructor.SafeConstructor()
+        self.count = 0
+
+    def values(self) -> Any:
+        """Returns the values, or ``None`` for an empty file."""
+        next(self.events)
+        if isinstance(next(self.events), yaml.StreamEndEvent):
+            return None
+        values = self.node(next(self.events), 0)
+        next(self.events)
+        if not isinstance(next(self.events), yaml.StreamEndEvent):
+            raise ValueError("more than one document")
+        return values
+
+    def node(self, event: Any, depth: int) -> Any:
+        """Returns the value that begins with an event."""
+        self.count += 1
+        if self.count > MOST or depth > DEEPEST:
+            raise ValueError(f"more than {MOST} values, or nesting deeper than {DEEPEST}")
+        if event.anchor is not None:
+            raise ValueError(f"the anchor or alias {event.anchor!r} in line {_line(event)}")
+        if event.tag is not None:
+            return self.path(event, depth)
+        if isinstance(event, yaml.ScalarEvent):
+            return self.scalar(event)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self.sequence(depth)
+        return self.mapping(depth)
+
+    def sequence(self, depth: int) -> list[Any]:
+        """Returns the list that has begun."""
+        items = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            items.append(self.node(event, depth + 1))
+        return items
+
+    def mapping(self, depth: int) -> dict[str, Any]:
+        """Returns the mapping that has begun."""
+        items: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            key = self.node(event, depth + 1)
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r:.30} in line {_line(event)}, not a string")
+            if key in items:
+                raise ValueError(f"the key {key!r:.30} twice, in line {_line(event)}")
+            items[key] = self.node(next(self.events), depth + 1)
+        return items
+
+    def path(self, event: Any, depth: int) -> str:
+        """Returns the path that a tag announces; any other tag is refused."""
+        kind = PATH.fullmatch(event.tag)
+        if kind is None or not isinstance(event, yaml.SequenceStartEvent):
+            raise ValueError(f"the tag {event.tag!r:.60} in line {_line(event)}")
+        parts = self.sequence(depth)
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"a path of other things than strings in line {_line(event)}")
+        pure = PureWindowsPath if kind[1] == "Windows" else PurePosixPath
+        return str(pure(*parts))
+
+    def scalar(self, event: Any) -> Any:
+        """Returns the value of a scalar."""
+        tag = self.resolver.resolve(yaml.ScalarNode, event.value, event.implicit)
+        kind = tag.removeprefix(PREFIX)
+        if kind == "str":
+            return _check_string(event.value)
+        if len(event.value) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(event.value)} digits in line {_line(event)}")
+        node = yaml.ScalarNode(tag, event.value)
+        value = getattr(self.constructor, f"construct_yaml_{kind}")(node)
+        if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+            raise ValueError(f"an integer of more than 64 bits in line {_line(event)}")
+        return value
+
+
+def _line(event: Any) -> int:
+    return event.start_mark.line + 1
