@@ -80,6 +80,7 @@ def table(
     names = choose(list(frame.columns), wanted, label)
     if wanted is None:
         check_header(file, names, list(frame.columns))
+    check_once(list(frame.columns), names, label)
     values = numbers(frame, names)
     check_integers(file, frame, names, separator)
     observed = check_missing(values, names, missing)
@@ -223,6 +224,11 @@ def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"Expected columns to be some of {known}, got {unknown or names}")
+    return names
+
+
+def check_once(known: list[str], names: list[str], label: str | None) -> None:
+    """Raises a ``ValueError`` for a column that is used and there twice."""
     twice = {name for name in names if names.count(name) + known.count(name) > 2}
     twice |= {label} if label is not None and known.count(label) > 1 else set()
     if twice:
@@ -231,7 +237,6 @@ def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -
             f"Expected each column once, got more of {sorted(twice)}: give each a name of its own in the "
             f"file, or take others (data.columns=[{others}])"
         )
-    return names
 
 
 def numbers(frame: Any, names: list[str]) -> Tensor:
