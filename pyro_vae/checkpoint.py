@@ -1,27 +1,62 @@
 """Files that survive a crash and cannot run code: a VAE's weights, and the state of a training."""
 
-import functools
 import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
-from importlib import import_module
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.files import write_whole
-from pyro_vae.vae import VAE
+from pyro_vae.recipe import advice, check_allow, check_classes, check_recipe, differences, make_vae
+from pyro_vae.stored import parse_json, read_bytes
+from pyro_vae.vae import PARTS, VAE
 
-__all__ = ["fingerprint", "load", "load_state", "save", "save_state", "save_weights"]
+__all__ = [
+    "fingerprint",
+    "load",
+    "load_state",
+    "recipe_to_write",
+    "save",
+    "save_state",
+    "save_weights",
+]
 
-FORMAT = "pyro_vae 1"
-ROOMS = ("priors", "posteriors", "likelihoods", "networks")
+FORMAT = "pyro_vae 2"
+WEIGHTS_ONLY = "pyro_vae 1"
+"""The format before, whose checksum leaves the recipe out."""
+
+UNKNOWN = "0" * 64
+"""What stands in the place of the checksum where it is computed."""
+
+MOST_THREADS = 4096
+
+STATE = b"pyro_vae state 2 "
+
+STATE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "weights": dict,
+    "optimizer": dict,
+    "lr_schedule": (dict, type(None)),
+    "order": Tensor,
+    "noise": Tensor,
+    "steps": int,
+    "fingerprint": dict,
+    "kept": dict,
+    "epoch": int,
+    "seconds": (int, float),
+    "best": (int, float),
+    "best_epoch": int,
+    "history": list,
+    "threads": int,
+}
+"""What the state of a training has to hold, and of which types."""
 
 
 def save(vae: VAE, path: Path | str) -> None:
@@ -33,7 +68,8 @@ def save(vae: VAE, path: Path | str) -> None:
         path: The file, by custom ``*.safetensors``.
 
     Raises:
-        ValueError: If a part was handed over ready-made, so that nothing says how to make it.
+        ValueError: If a part was handed over ready-made, so that nothing says how to make it, or
+            the VAE was changed since it was made, so that a file could not restore it.
 
     Example:
         >>> import tempfile
@@ -51,24 +87,64 @@ def save(vae: VAE, path: Path | str) -> None:
                 f"numbers, strings and lists, which a file can describe, got one made otherwise: "
                 f"save vae.state_dict() instead"
             )
-    write_whole(Path(path), packed(vae, vae.state_dict()))
+    for place, found in differences(vae).items():
+        raise ValueError(
+            f"Expected a VAE as its constructor makes it, got {place}: {found}. {advice(place)}"
+        )
+    write_whole(Path(path), _packed({**vae.recipe, "name": vae.name}, vae.state_dict()))
 
 
-def save_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
-    """Saves weights of a VAE other than those it has now, as :func:`save` does if it can."""
-    write_whole(path, packed(vae, weights))
+def recipe_to_write(vae: VAE) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the recipe for a file, with null for each part that the recipe does not restore.
+
+    Returns:
+        The recipe; and how the VAE differs from the one that its own recipe makes, as
+        :func:`pyro_vae.recipe.differences` returns it.
+    """
+    recipe = {**vae.recipe, "name": vae.name}
+    if None in recipe["parts"].values():
+        return recipe, {}
+    found = differences(vae)
+    changed = {place.partition(".")[0] for place in found}
+    roles = changed if changed <= set(PARTS) else set(PARTS)
+    parts = {role: None if role in roles else part for role, part in recipe["parts"].items()}
+    return {**recipe, "parts": parts}, found
 
 
-def packed(vae: VAE, weights: dict[str, Tensor]) -> bytes:
+def save_weights(
+    vae: VAE, weights: dict[str, Tensor], path: Path, recipe: dict[str, Any] | None = None
+) -> None:
+    """Saves weights of a VAE other than those it has now, as :func:`save` does if it can.
+
+    Arguments:
+        vae: The VAE.
+        weights: The weights.
+        path: The file.
+        recipe: What :func:`recipe_to_write` returned for the VAE; ``None``: it is called here.
+    """
+    write_whole(path, _packed(recipe or recipe_to_write(vae)[0], weights))
+
+
+def _packed(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
     """Returns weights with how the VAE was made, as the content of a file."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    header = {
-        "format": FORMAT,
-        "recipe": {**vae.recipe, "name": vae.name},
-        "sha256": digest(weights),
-    }
-    # One entry, because safetensors writes several in an order that changes from run to run.
-    return to_bytes(weights, {"pyro_vae": json.dumps(header)})
+    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f"Expected weights that are tensors, got others in {odd}")
+    # Cloned, because two weights of one memory are refused by safetensors.
+    own = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
+    # The checksum stands first, so that its place is the first that looks like it. One entry,
+    # because safetensors writes several in an order that changes from run to run.
+    header = {"format": FORMAT, "sha256": UNKNOWN, "recipe": dict(recipe)}
+    content = to_bytes(own, {"pyro_vae": json.dumps(header)})
+    return content.replace(UNKNOWN.encode(), _checksum(content, UNKNOWN).encode(), 1)
+
+
+def _checksum(content: bytes, written: str) -> str:
+    """Returns the SHA-256 of a file's content with zeros in the place of the written checksum."""
+    head = 8 + int.from_bytes(content[:8], "little")
+    sha = hashlib.sha256(content[:head].replace(written.encode(), UNKNOWN.encode(), 1))
+    sha.update(memoryview(content)[head:])
+    return sha.hexdigest()
 
 
 def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
@@ -85,39 +161,62 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
         ValueError: If there is no such file, it is damaged, of another origin, or names a class
             that is not allowed.
     """
+    allowed = check_allow(allow)
     path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    path = path / "model.safetensors" if os.path.isdir(path) else path
+    if not os.path.isfile(path):
         raise ValueError(f"Expected a file written by pyro_vae.save or a run's folder, got {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("pyro_vae", "{}"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"Expected safetensors in {path}, got a damaged file: {error}") from None
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"Expected a file written by pyro_vae.save in {path}, got format "
-            f"{header.get('format')!r}"
-        )
-    if header.get("sha256") != digest(weights):
-        raise ValueError(f"Expected {path} to match its checksum: the file is damaged")
-    recipe = header["recipe"]
+    recipe, weights = _unpacked(read_bytes(path), path)
     unknown = [role for role, part in recipe["parts"].items() if part is None]
     if unknown:
         raise ValueError(
             f"Expected {path} to say how each part is made, got nothing on {unknown}: make the VAE "
             f"yourself, and load the weights by safetensors"
         )
-    parts = {role: part_from(part, role, allow) for role, part in recipe.pop("parts").items()}
-    vae = VAE(**recipe, **parts)
-    # Assigned, not copied, so that a double precision VAE comes back as one.
-    vae.load_state_dict(weights, assign=True)
-    return vae.eval()
+    check_classes(recipe, allowed)
+    try:
+        return make_vae(recipe, weights, allowed).eval()
+    except Exception as error:
+        raise ValueError(
+            f"Expected {path} to describe a VAE that can be made, got {type(error).__name__}: "
+            f"{error}"
+        ) from error
 
 
-def digest(weights: dict[str, Tensor]) -> str:
-    """Returns the SHA-256 of names, shapes and values."""
+def _unpacked(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the recipe and the weights of a file's content, once its checksum is known to hold.
+
+    Raises:
+        ValueError: If it is damaged, or of another origin.
+    """
+    try:
+        size = int.from_bytes(content[:8], "little")
+        tensors = parse_json(content[8 : 8 + size] if 8 < 8 + size <= len(content) else b"")
+        header = parse_json(tensors.get("__metadata__", {}).get("pyro_vae", "{}"), strict=False)
+        form = header.get("format")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected safetensors in {path}, got a damaged file: {error}") from None
+    if form not in (FORMAT, WEIGHTS_ONLY):
+        raise ValueError(f"Expected a file written by pyro_vae.save in {path}, got format {form!r}")
+    damaged = ValueError(f"Expected {path} to match its checksum: the file is damaged")
+    written = header.get("sha256")
+    if not isinstance(written, str) or len(written) != len(UNKNOWN):
+        raise damaged
+    if form == FORMAT and _checksum(content, written) != written:
+        raise damaged
+    try:
+        weights = from_bytes(content)
+        if form == WEIGHTS_ONLY and _weights_checksum(weights) != written:
+            raise damaged
+        return check_recipe(header.get("recipe")), weights
+    except Exception as error:
+        if error is damaged:
+            raise
+        raise ValueError(f"Expected {path} to be whole, got a damaged file: {error}") from None
+
+
+def _weights_checksum(weights: dict[str, Tensor]) -> str:
+    """Returns the SHA-256 of names, shapes and values, as files of the format before hold it."""
     sha = hashlib.sha256()
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
@@ -126,39 +225,12 @@ def digest(weights: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def part_from(described: dict[str, Any], role: str, allow: Sequence[str]) -> Any:
-    """Returns a part as described, if its class is allowed.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    name = described["class"]
-    allowed = {
-        f"pyro_vae.{room}.{member}"
-        for room in ROOMS
-        for member in import_module(f"pyro_vae.{room}").__all__
-    } | set(allow)
-    if name not in allowed:
-        raise ValueError(
-            f"Expected {role} to be a class of pyro_vae, got {name!r}: if you trust the file, "
-            f"load(path, allow=[{name!r}])"
-        )
-    module, _, member = name.rpartition(".")
-    kind = getattr(import_module(module), member, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"Expected {role} to be a class of modules, got {name!r}")
-    return functools.partial(kind, **described["arguments"])
-
-
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Writes the state of a training, with a checksum, readable with ``weights_only=True``."""
     inner = io.BytesIO()
     torch.save(state, inner)
     content = inner.getvalue()
-    payload = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    outer = io.BytesIO()
-    torch.save({"sha256": hashlib.sha256(content).hexdigest(), "payload": payload}, outer)
-    write_whole(path, outer.getvalue())
+    write_whole(path, STATE + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -167,10 +239,11 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is damaged, or of another origin, or would run code.
     """
+    content = read_bytes(path)
     try:
-        outer = torch.load(path, map_location="cpu", weights_only=True)
-        content = outer["payload"].numpy().tobytes()
-        intact = outer["sha256"] == hashlib.sha256(content).hexdigest()
+        written, content = _opened_state(content)
+        intact = written == hashlib.sha256(content).hexdigest()
+        state = _read_plain(content) if intact else {}
     except Exception as error:
         raise ValueError(
             f"Expected the state of a training in {path}, got a damaged or foreign file "
@@ -178,7 +251,38 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from None
     if not intact:
         raise ValueError(f"Expected {path} to match its checksum: the file is damaged")
+    return _check_state(state, path)
+
+
+def _opened_state(content: bytes) -> tuple[str, bytes]:
+    """Returns the checksum of a state, and what it is the checksum of."""
+    if content.startswith(STATE):
+        start = len(STATE) + len(UNKNOWN)
+        if content[start : start + 1] != b"\n":
+            raise ValueError("no checksum")
+        return content[len(STATE) : start].decode(), content[start + 1 :]
+    # The format before: a state within a state.
+    outer = _read_plain(content)
+    return outer["sha256"], outer["payload"].numpy().tobytes()
+
+
+def _read_plain(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _check_state(state: Any, path: Path) -> dict[str, Any]:
+    """Returns the state of a training, or raises a ``ValueError`` if it is that of none."""
+    for key, kind in STATE_KEYS.items():
+        value = state.get(key) if isinstance(state, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(
+                f"Expected the state of a training in {path}, got {value!r:.50} for its {key}"
+            )
+    if not 1 <= state["threads"] <= MOST_THREADS:
+        raise ValueError(
+            f"Expected the state of a training in {path}, got {state['threads']} threads"
+        )
+    return state
 
 
 def fingerprint(x: Tensor, **settings: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The one abstraction of the package: a conditional distribution."""
 
+import copy
 import functools
 import inspect
 import json
@@ -153,7 +154,8 @@ def describe(part: Part) -> dict[str, Any] | None:
     while isinstance(made_by, functools.partial) and not made_by.args:
         arguments = {**made_by.keywords, **arguments}
         made_by = made_by.func
-    if not isinstance(made_by, type) or "<locals>" in made_by.__qualname__:
+    # A class within a class or a function is not found by its name.
+    if not isinstance(made_by, type) or "." in made_by.__qualname__:
         return None
     try:
         json.dumps(arguments)
@@ -163,7 +165,7 @@ def describe(part: Part) -> dict[str, Any] | None:
     package = made_by.__module__.rpartition(".")[0]
     home = package if getattr(sys.modules.get(package), made_by.__name__, None) is made_by else None
     name = f"{home or made_by.__module__}.{made_by.__qualname__}"
-    return {"class": name, "arguments": arguments}
+    return {"class": name, "arguments": copy.deepcopy(arguments)}
 
 
 def check_size(name: str, value: int, *, least: int) -> int:

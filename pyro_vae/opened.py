@@ -1,11 +1,12 @@
 """A finished run, and the rows that it is to be used on, made sure to fit each other."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from pyro_vae import config, data
@@ -13,9 +14,11 @@ from pyro_vae.checkpoint import load
 from pyro_vae.data import Data, Preparation, Split
 from pyro_vae.epochs import own_randomness
 from pyro_vae.likelihoods import Bernoulli
+from pyro_vae.recipe import check_allow
+from pyro_vae.stored import read_yaml
 from pyro_vae.vae import VAE
 
-__all__ = ["Chosen", "choose", "matched", "opened", "preparation", "unsplit"]
+__all__ = ["Chosen", "choose", "matched", "opened", "preparation", "stored_number", "unsplit"]
 
 PARTS = ("train", "valid", "test", "all")
 
@@ -70,7 +73,7 @@ def preparation(run: Path | str, *, allow: Sequence[str] = ()) -> Preparation:
     folder = finished(run)
     if (folder / "data.json").is_file():
         return Preparation.load(folder)
-    return made(own(folder, allow)).preparation
+    return own_data(folder, allow).preparation
 
 
 def opened(
@@ -79,25 +82,26 @@ def opened(
     part: str,
     device: torch.device | str,
     allow: Sequence[str],
-) -> tuple[Chosen, VAE, DictConfig]:
+) -> tuple[Chosen, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
     check_part(part)
     folder = finished(run)
+    cfg = configuration(folder)
     # Making a VAE draws weights, in whose place those of the file come.
     with own_randomness(torch.device("cpu"), 0):
         vae = load(folder, allow=allow).to(device)
     like = preparation(folder, allow=allow)
-    node = own(folder, allow) if source is None else source
-    if isinstance(node, Data):
-        found, seed = node, 0
+    if source is None:
+        found, seed = own_data(folder, allow, like), seed_of(cfg["data"])
+    elif isinstance(source, Data):
+        found, seed = source, 0
     else:
-        found = made(node, like, split=source is None or part != "all")
-        seed = node.get("seed", 0)
+        found, seed = made(source, like, split=part != "all"), seed_of(source)
     found = fixed(found, seed)
     check_form(run, found, like, vae)
     chosen = choose(found, part)
     check_values(vae, chosen)
-    return chosen, vae, configuration(folder)
+    return chosen, vae, cfg
 
 
 def matched(vae: VAE, source: Any, part: str) -> Chosen:
@@ -122,13 +126,13 @@ def check_part(part: str) -> None:
 def finished(run: Path | str) -> Path:
     """Returns the folder of a finished run, or raises a ``ValueError`` that says what it is."""
     folder = Path(str(run)).expanduser()
-    if run is None or not (folder / "config.yaml").is_file():
-        found = "which has no config.yaml" if folder.is_dir() else "which is no folder"
+    if run is None or not os.path.isfile(folder / "config.yaml"):
+        found = "which has no config.yaml" if os.path.isdir(folder) else "which is no folder"
         told = "None" if run is None else f"'{run}', {found}"
         raise ValueError(
             f"Expected run to be the folder of a finished run, as in run=outputs/DATE, got {told}"
         )
-    if not (folder / "metrics.json").is_file():
+    if not os.path.isfile(folder / "metrics.json"):
         raise ValueError(
             f"Expected run to be the folder of a finished run, got '{run}', which has no "
             f"metrics.json: finish it by its own command with out={run} resume=true"
@@ -136,36 +140,118 @@ def finished(run: Path | str) -> Path:
     return folder
 
 
-def configuration(folder: Path) -> DictConfig:
-    """Returns the configuration of a run."""
-    cfg = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+def configuration(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of a run, plain values that refer to nothing.
+
+    Raises:
+        ValueError: If the file is damaged, or refers to values elsewhere: the configuration of a
+            run is resolved when it is written, and a reference could call any function.
+    """
+    path = folder / "config.yaml"
+    cfg = read_yaml(path)
+    if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
+        raise ValueError(f"Expected '{path}' to hold the configuration of a run, got no data in it")
+    for value in strings(cfg):
+        if "${" in value:
+            raise ValueError(
+                f"Expected '{path}' to hold values, as a run writes them, got {value!r:.100}, "
+                f"which refers to others"
+            )
     return cfg
 
 
-def own(folder: Path, allow: Sequence[str]) -> Mapping[str, Any]:
-    """Returns the configuration of a run's own data, if making them runs no foreign code."""
-    node = OmegaConf.to_container(configuration(folder).data)
-    assert isinstance(node, dict)
-    known = {f"pyro_vae.data.{name}" for name in data.__all__} | set(allow)
-    unknown = [name for name in targets(node) if name not in known]
-    if unknown:
-        raise ValueError(
-            f"Expected the data of '{folder}' to be made by pyro_vae.data, got {unknown[0]!r}: if "
-            f"you trust the run, allow=[{unknown[0]}]"
-        )
-    return {str(key): value for key, value in node.items()}
-
-
-def targets(node: Any) -> Iterator[str]:
-    """Yields the names of all that a configuration makes."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
+def strings(node: Any) -> Iterator[str]:
+    """Yields all strings of a configuration, names of settings included."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        yield from node
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from targets(child)
+            yield from strings(child)
+
+
+def stored_number(cfg: Mapping[str, Any], name: str) -> int:
+    """Returns an integer of a run's configuration by its dotted name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    value: Any = cfg
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(
+            f"Expected the run's config.yaml to have an integer {name}, got {value!r:.50}: give "
+            f"{name}"
+        )
+    return value
+
+
+def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None) -> Data:
+    """Returns a run's own data, if making them runs no foreign code.
+
+    Files that are missing are not fetched, whatever the run did.
+
+    Raises:
+        ValueError: If the configuration names functions that are not allowed, or cannot be made.
+    """
+    node = configuration(folder)["data"]
+    check_targets(node, folder, allow)
+    options = node | ({"download": False} if "download" in node else {})
+    try:
+        found = made(options, like)
+    except ValueError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"Expected the data of '{folder}' to be made as its config.yaml says, got "
+            f"{type(cause).__name__}: {cause}"
+        ) from error
+    if not isinstance(found, Data):
+        raise ValueError(
+            f"Expected the data of '{folder}' to be a pyro_vae.data.Data, got "
+            f"{type(found).__name__}"
+        )
+    return found
+
+
+def check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -> None:
+    """Raises a ``ValueError`` unless a stored configuration calls only what is allowed.
+
+    A data set of this package is allowed at the top; what the user allows by name, anywhere.
+    """
+    allowed = check_allow(allow)
+    sets = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
+    if not isinstance(node.get("_target_"), str):
+        raise ValueError(f"Expected the data of '{folder}' to have a _target_, got none")
+    check_node(node, {f"pyro_vae.data.{name}" for name in sets} | allowed, allowed, folder)
+
+
+def check_node(node: Any, known: Collection[str], within: Collection[str], folder: Path) -> None:
+    """Raises a ``ValueError`` for a name that is not known here, or not allowed further within."""
+    for key in node if isinstance(node, dict) else ():
+        value = node[key]
+        if key == "_target_" and not (isinstance(value, str) and value in known):
+            raise ValueError(
+                f"Expected the data of '{folder}' to be made by pyro_vae.data, got {value!r:.100}: "
+                f"if you trust the run, allow=[{value!s:.100}]"
+            )
+        if (key != "_target_" and key.startswith("_") and key.endswith("_")) or value == "???":
+            raise ValueError(
+                f"Expected the data of '{folder}' to be made by settings, got {key}={value!r:.50}"
+            )
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        check_node(child, within, within, folder)
+
+
+def seed_of(node: Mapping[str, Any]) -> int:
+    """Returns the seed in a configuration of data, or 0 where there is none."""
+    seed = node.get("seed", 0)
+    return seed if isinstance(seed, int) else 0
 
 
 def made(node: Mapping[str, Any], like: Preparation | None = None, *, split: bool = True) -> Data:

@@ -1,5 +1,6 @@
 """Finished runs put to use: judged on other data, and their codes written to a file."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyro_vae.epochs import own_randomness
 from pyro_vae.files import strict_json, write_whole
 from pyro_vae.masks import fill
 from pyro_vae.networks import eval_mode
-from pyro_vae.opened import Chosen, matched, opened, preparation, unsplit
+from pyro_vae.opened import Chosen, matched, opened, preparation, stored_number, unsplit
 from pyro_vae.run import scores
 from pyro_vae.vae import VAE
 
@@ -84,10 +85,12 @@ def judge_run(
         "evidence_rows": evidence_rows,
     }
     asked = {
-        name: cfg.evaluate[name] if value is None else check_size(name, value, least=1)
+        name: check_size(
+            name, stored_number(cfg, f"evaluate.{name}") if value is None else value, least=1
+        )
         for name, value in given.items()
     }
-    seed = cfg.seed if seed is None else seed
+    seed = stored_number(cfg, "seed") if seed is None else seed
     weight = next(vae.parameters())
     x, mask = chosen.rows(slice(None), weight)
     with own_randomness(weight.device, seed):
@@ -137,9 +140,19 @@ def write_evaluation(figures: Mapping[str, Any], out: Path | str | None = None) 
 
 
 def beside(run: Path | str, folder: str, name: str, part: str, suffix: str) -> Path:
-    """Returns the path of a file about some data in the folder of a run."""
+    """Returns the path of a file about some data in the folder of a run.
+
+    Raises:
+        ValueError: If a link leads out of the folder.
+    """
     plain = re.sub(r"[^\w.-]+", "_", name).strip("_")
-    return Path(run).expanduser() / folder / f"{plain}-{part}.{suffix}"
+    home = Path(run).expanduser()
+    if not Path(os.path.realpath(home / folder)).is_relative_to(os.path.realpath(home)):
+        raise ValueError(
+            f"Expected '{home / folder}' to lie in the folder of the run, got a link to another "
+            f"folder: name the file by out"
+        )
+    return home / folder / f"{plain}-{part}.{suffix}"
 
 
 def summary(figures: Mapping[str, Any], path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-__all__ = ["read_bytes", "read_json", "read_yaml"]
+__all__ = ["parse_json", "read_bytes", "read_json", "read_yaml"]
 
 LARGEST = 4 * 2**20
 """The largest file that is read, in bytes."""
@@ -46,18 +46,32 @@ def read_json(path: Path | str, *, largest: int = LARGEST) -> Any:
     """
     content = read_bytes(path, largest=largest)
     try:
+        return parse_json(content)
+    except ValueError as error:
+        raise _damaged(path, "JSON", error) from None
+
+
+def parse_json(content: bytes | str, *, strict: bool = True) -> Any:
+    """Returns the values of JSON: dict, list, str, int, float, bool and None.
+
+    Arguments:
+        content: The JSON, as bytes of UTF-8 or as text.
+        strict: Whether NaN and infinity are refused.
+
+    Raises:
+        ValueError: If it is no JSON, has a key twice, or exceeds a limit on depth or numbers.
+    """
+    try:
         values = json.loads(
             _text(content),
             object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
+            parse_constant=_refuse_constant if strict else float,
             parse_int=_integer,
             parse_float=_finite,
         )
-        _check_depth(values)
     except RecursionError:
-        raise _damaged(path, "JSON", f"nesting deeper than {DEEPEST}") from None
-    except ValueError as error:
-        raise _damaged(path, "JSON", error) from None
+        raise ValueError(f"nesting deeper than {DEEPEST}") from None
+    _check_depth(values)
     return values
 
 
@@ -124,8 +138,8 @@ def _one_line(why: object) -> str:
     return " ".join(str(why).split())[:500]
 
 
-def _text(content: bytes) -> str:
-    text = content.decode("utf-8-sig")
+def _text(content: bytes | str) -> str:
+    text = content if isinstance(content, str) else content.decode("utf-8-sig")
     if "\0" in text:
         raise ValueError("a NUL character")
     return text

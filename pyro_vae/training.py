@@ -148,6 +148,7 @@ def fit(
     engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
     strict = compile == "strict"
     keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
+    keeper.describe(vae)
     run = Training(
         vae,
         objective,

@@ -70,12 +70,12 @@ class Mine(Prior):
 
 
 def rewritten(path, change):
-    """Rewrites a file's recipe, as a stranger could."""
+    """Rewrites a file's recipe and its checksum, as a stranger could."""
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["pyro_vae"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(header["recipe"])
-    save_file(weights, path, {"pyro_vae": json.dumps(header)})
+    path.write_bytes(checkpoint._packed(header["recipe"], weights))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,8 @@ def test_damage_is_noticed(tmp_path):
     flipped[-5] ^= 1
     for content, message in [
         (bytes(flipped), "match its checksum"),
-        (whole[: len(whole) // 2], "damaged file"),
+        (whole[: len(whole) // 2], "match its checksum"),
+        (whole[:100], "damaged file"),
         (b"", "damaged file"),
         (pickle.dumps({"a": 1}), "damaged file"),
     ]:

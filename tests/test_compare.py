@@ -291,17 +291,6 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
     assert states["closed"].endswith("cannot be listed: Permission denied")
 
 
-def test_a_lock_that_cannot_be_tried_is_reported(tmp_path, monkeypatch):
-    write(tmp_path / "good")
-    (write(tmp_path / "bad", state="cut off") / ".lock").touch()
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied", ".lock")
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    assert [run.state for run in found_runs.find([tmp_path])] == ["finished", "unreadable"]
-
-
 def test_many_files_and_folders_that_are_no_runs(tmp_path):
     write(tmp_path / "0")
     for index in range(2000):

@@ -22,6 +22,7 @@ LAYERS = [
         "evaluate",
         "baseline",
         "checkpoint",
+        "recipe",
         "epochs",
         "keeper",
         "training",
@@ -41,6 +42,7 @@ LAYERS = [
 SAME_LAYER = {
     "kl": {"distributions"},
     "vae": {"sides"},
+    "checkpoint": {"recipe"},
     "epochs": {"checkpoint", "compiled", "evaluate"},
     "keeper": {"checkpoint", "epochs"},
     "training": {"checkpoint", "compiled", "epochs", "keeper"},

@@ -1,6 +1,5 @@
 """What every data set is here: tensors, split, named with the protocol that made them."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyro_vae.stored import read_json
 
 __all__ = [
     "PROTOCOLS",
@@ -26,6 +27,10 @@ __all__ = [
 ]
 
 FORMAT = "pyro_vae data 1"
+KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
+LARGEST = 2**28
+"""The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
+
 PROTOCOLS = ("none", "threshold", "fixed", "dynamic")
 """How grey values become zeros and ones.
 
@@ -136,16 +141,15 @@ class Preparation(NamedTuple):
             ValueError: If it holds no ``data.json``, or a damaged one.
         """
         path = Path(run).expanduser() / "data.json"
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        if not os.path.exists(path):
             raise ValueError(
                 f"Expected the folder of a run with a data.json, got '{run}' without one"
-            ) from None
-        except (KeyError, TypeError, ValueError) as error:
+            )
+        try:
+            return cls.from_dict(read_json(path, largest=LARGEST))
+        except ValueError as error:
             raise ValueError(
-                f"Expected '{path}' to tell how data were prepared, got a damaged file: "
-                f"{type(error).__name__}: {error}"
+                f"Expected '{path}' to tell how data were prepared, got a damaged file: {error}"
             ) from None
 
     @classmethod
@@ -157,15 +161,46 @@ class Preparation(NamedTuple):
         """
         form = held.get("format") if isinstance(held, dict) else held
         if form != FORMAT:
-            raise ValueError(f"Expected the format {FORMAT!r}, got {form!r}")
-        columns, scaling = held["columns"], held["scaling"]
-        exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in (scaling or {}).items()}
+            raise ValueError(f"Expected the format {FORMAT!r}, got {form!r:.50}")
+        if set(held) != set(KEYS):
+            raise ValueError(f"Expected the keys {KEYS}, got {sorted(held)}")
+        shape = held["event_shape"]
+        if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
+            raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
+        columns = held["columns"]
+        if columns is not None and not (
+            isinstance(columns, list)
+            and [len(columns)] == shape
+            and all(isinstance(name, str) for name in columns)
+        ):
+            raise ValueError(f"Expected columns to be {shape} names, got {columns!r:.50}")
         return cls(
-            tuple(held["event_shape"]),
-            held["binarize"],
+            tuple(shape),
+            check_protocol(held["binarize"]),
             None if columns is None else tuple(columns),
-            Scaling(**exact) if exact else None,
+            None if held["scaling"] is None else _scaling(held["scaling"], tuple(shape)),
         )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _scaling(held: Any, shape: tuple[int, ...]) -> Scaling:
+    """Returns a scaling from plain values, or raises a ``ValueError`` if they are none."""
+    if not isinstance(held, dict) or set(held) != set(Scaling._fields):
+        raise ValueError(f"Expected scaling to be loc and scale, got {held!r:.50}")
+    exact = {}
+    for name, values in held.items():
+        try:
+            exact[name] = torch.tensor(values, dtype=torch.float64)
+        except (OverflowError, TypeError, ValueError, RuntimeError):
+            raise ValueError(f"Expected {name} to be numbers, got {values!r:.50}") from None
+        if exact[name].shape != shape or not bool(exact[name].isfinite().all()):
+            raise ValueError(f"Expected {name} to be finite, of shape {shape}, got {values!r:.50}")
+    if not bool((exact["scale"] > 0).all()):
+        raise ValueError("Expected scale to be positive, got a zero or less")
+    return Scaling(**exact)
 
 
 class Data(NamedTuple):
