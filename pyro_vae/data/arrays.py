@@ -131,11 +131,10 @@ def frey_faces(
 def read(file: Path) -> dict[str, Any]:
     """Returns the arrays of a file by their names; that of an npy file is called ``array``."""
     try:
-        held = np.load(file, allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            return {"array": held}
-        with held:
-            return dict(held)
+        # NumPy leaves a file open that it cannot read.
+        with file.open("rb") as stream:
+            held = np.load(stream, allow_pickle=False)
+            return {"array": held} if isinstance(held, np.ndarray) else dict(held)
     except Exception as error:
         # The reader of zip archives, of headers and of pickles each have errors of their own.
         raise ValueError(

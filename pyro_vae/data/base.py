@@ -1,5 +1,7 @@
 """What every data set is here: tensors, split, named with the protocol that made them."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -120,15 +122,16 @@ class Preparation(NamedTuple):
     scaling: Scaling | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as plain values for JSON, which gives each number back exactly."""
+        """Returns the same as plain values for JSON, with a checksum; each number is exact."""
         scaling = None if self.scaling is None else self.scaling._asdict()
-        return {
+        values = {
             "format": FORMAT,
             "event_shape": list(self.event_shape),
             "binarize": self.binarize,
             "columns": None if self.columns is None else list(self.columns),
             "scaling": scaling and {key: value.tolist() for key, value in scaling.items()},
         }
+        return {**values, "sha256": _checksum(values)}
 
     @classmethod
     def load(cls, run: Path | str) -> "Preparation":
@@ -162,8 +165,12 @@ class Preparation(NamedTuple):
         form = held.get("format") if isinstance(held, dict) else held
         if form != FORMAT:
             raise ValueError(f"Expected the format {FORMAT!r}, got {form!r:.50}")
-        if set(held) != set(KEYS):
+        # Earlier versions wrote no checksum.
+        if set(held) - {"sha256"} != set(KEYS):
             raise ValueError(f"Expected the keys {KEYS}, got {sorted(held)}")
+        written = held.get("sha256")
+        if "sha256" in held and written != _checksum({key: held[key] for key in KEYS}):
+            raise ValueError(f"Expected values that match their checksum, got {written!r:.20}")
         shape = held["event_shape"]
         if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
             raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
@@ -180,6 +187,11 @@ class Preparation(NamedTuple):
             None if columns is None else tuple(columns),
             None if held["scaling"] is None else _scaling(held["scaling"], tuple(shape)),
         )
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Returns the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _is_size(value: Any) -> bool:
