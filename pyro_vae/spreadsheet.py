@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 __all__ = ["protect", "quoting", "restore"]
 
@@ -41,7 +42,7 @@ def restore(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
 
 
-def quoting(cells: Iterable[str]) -> int:
+def quoting(cells: Iterable[str]) -> Literal[0, 2]:
     r"""Returns the quoting of the module ``csv`` that keeps each of these cells in one cell.
 
     Without quotes a carriage return ends a row, and what follows would be a cell of its own.

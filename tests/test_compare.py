@@ -130,8 +130,7 @@ def with_line(line):
 
 
 BOMB = "\n".join(
-    ["a0: &a0 {x: 1}"]
-    + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11)]
+    ["a0: &a0 {x: 1}"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11)]
 )
 DAMAGED = {
     "deep JSON": ("metrics.json", "[" * 100_000 + "]" * 100_000, "deeper than 64"),
@@ -142,11 +141,19 @@ DAMAGED = {
     "a huge number": ("metrics.json", edited(rate=1e300), "rate .* a number of a size up to 1e100"),
     "not finite": ("metrics.json", edited(elbo=math.inf), "Infinity, which is no JSON"),
     "1e400": ("metrics.json", edited().replace("-18.0", "1e400"), "1e400, too large"),
-    "a huge integer": ("metrics.json", edited().replace("1258", "9" * 5000), "of more than 64 bits"),
+    "a huge integer": (
+        "metrics.json",
+        edited().replace("1258", "9" * 5000),
+        "of more than 64 bits",
+    ),
     "data a mapping": ("metrics.json", edited(data={"a": 1}), "data .* to be text, got"),
     "rows of words": ("metrics.json", edited(rows={"a": "b"}), "rows .* numbers by name, got"),
     "grey_scale a word": ("metrics.json", edited(grey_scale="no"), "true or false, got 'no'"),
-    "many figures": ("metrics.json", edited(**{f"f{i}": 1 for i in range(501)}), "most 500 figures"),
+    "many figures": (
+        "metrics.json",
+        edited(**{f"f{i}": 1 for i in range(501)}),
+        "most 500 figures",
+    ),
     "long name": ("metrics.json", edited(**{"f" * 501: 1}), "at most 500 characters"),
     "large": ("metrics.json", " " * 5_000_000, "at most 4194304 bytes, got more"),
     "UTF-16": ("metrics.json", edited().encode("utf-16"), "codec can't decode"),
@@ -159,14 +166,26 @@ DAMAGED = {
     "deep yaml": ("config.yaml", with_line("d: " + "[" * 20_000 + "]" * 20_000), "nesting d"),
     "yaml tag": ("config.yaml", with_line("x: !!python/object/apply:os.getcwd []"), "the tag"),
     "key not text": ("config.yaml", with_line("? [1, 2]\n: 3"), "not a string"),
-    "seed a list": ("config.yaml", with_line("").replace("seed: 0\nstudy", "seed: [0]\nstudy"), "seed"),
-    "target a number": ("config.yaml", with_line("o: {_target_: 3}"), "o._target_ .* to be text, got 3"),
+    "seed a list": (
+        "config.yaml",
+        with_line("").replace("seed: 0\nstudy", "seed: [0]\nstudy"),
+        "seed",
+    ),
+    "target a number": (
+        "config.yaml",
+        with_line("o: {_target_: 3}"),
+        "o._target_ .* to be text, got 3",
+    ),
     "many settings": (
         "config.yaml",
         with_line("m: {" + ", ".join(f"s{i}: {i}" for i in range(501)) + "}"),
         "at most 500 settings, got more",
     ),
-    "long path": ("config.yaml", with_line(f"m: {{_target_: {'a.' * 300}b}}"), "most 500 characters"),
+    "long path": (
+        "config.yaml",
+        with_line(f"m: {{_target_: {'a.' * 300}b}}"),
+        "most 500 characters",
+    ),
     "NUL": ("config.yaml", b"seed: \0", "NUL"),
 }
 

@@ -158,7 +158,11 @@ READERS = {
     "fit(resume=True)": ("trained/resume.pt", resumed, True),
     "Preparation.load": ("run/data.json", lambda p: plain(data.Preparation.load(p.parent)), True),
     "reuse.preparation": ("run/data.json", lambda p: plain(reuse.preparation(p.parent)), True),
-    "judge_run": ("run/config.yaml", lambda path: plain(reuse.judge_run(path.parent, **FEW)), False),
+    "judge_run": (
+        "run/config.yaml",
+        lambda path: plain(reuse.judge_run(path.parent, **FEW)),
+        False,
+    ),
     "embed": (
         "run/config.yaml",
         lambda path: reuse.embed(path.parent, out=path.parent / "new.csv").read_bytes(),
@@ -168,7 +172,11 @@ READERS = {
     "holds": ("named/.job", lambda path: identity.holds(path.parent), False),
     "folder.metrics": ("runs/bad/metrics.json", lambda p: plain(folder.metrics(p.parent)), False),
     "folder.state": ("runs/bad/metrics.json", lambda path: folder.state(path.parent), False),
-    "folder.failure": ("runs/failed/failure.json", lambda p: plain(folder.failure(p.parent)), False),
+    "folder.failure": (
+        "runs/failed/failure.json",
+        lambda p: plain(folder.failure(p.parent)),
+        False,
+    ),
     "compare metrics": ("runs/bad/metrics.json", compared, False),
     "compare config": ("runs/bad/config.yaml", compared, False),
     "compare failure": ("runs/failed/failure.json", compared, False),
@@ -235,9 +243,13 @@ def outcome(name, root, expected):
         with no_hanging():
             found = read(root / file)
     except ValueError as error:
-        assert type(error) is ValueError, f"{type(error).__name__}: {error}"
-        assert str(error).startswith("Expected "), error
-        assert name in ABOUT_VALUES or Path(file).name in str(error), error
+        problem = error
+    else:
+        problem = None
+    if problem is not None:
+        assert type(problem) is ValueError, f"{type(problem).__name__}: {problem}"
+        assert str(problem).startswith("Expected "), problem
+        assert name in ABOUT_VALUES or Path(file).name in str(problem), problem
         return "error"
     assert found == expected or not checked, "a silent difference"
     return "same" if found == expected else "differs"

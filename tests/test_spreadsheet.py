@@ -79,9 +79,25 @@ def test_codes_hold_no_formula_and_their_labels_are_read_back(tmp_path):
 @pytest.mark.skipif(shutil.which("node") is None, reason="no JavaScript")
 def test_the_page_saves_cells_as_the_command_writes_them():
     script = resources.files("pyro_vae.compare").joinpath("page.js").read_text("utf-8")
-    lines = [line for line in script.splitlines() if re.match(r" *const (FORMULA|PLAIN|prot)", line)]
+    lines = [
+        line for line in script.splitlines() if re.match(r" *const (FORMULA|PLAIN|prot)", line)
+    ]
     assert len(lines) == 3
-    texts = ["=1", "'=1", "-1.5", "-1.5 m", "\t1", "\r", "a", "''-1", "'-a", "\uff1d1", " +a", "-", ""]
+    texts = [
+        "=1",
+        "'=1",
+        "-1.5",
+        "-1.5 m",
+        "\t1",
+        "\r",
+        "a",
+        "''-1",
+        "'-a",
+        "\uff1d1",
+        " +a",
+        "-",
+        "",
+    ]
     code = "\n".join(lines) + f"\nconsole.log(JSON.stringify({json.dumps(texts)}.map(protect)))"
     done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [protect(text) for text in texts]

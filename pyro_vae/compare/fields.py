@@ -87,9 +87,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     seed = config.get("seed")
     if isinstance(seed, (dict, list)):
         raise ValueError(f"Expected seed in '{path}' to be a number, got {_shown(seed)}")
-    count = 0
-    for name, value in _leaves(config):
-        count += 1
+    for count, (name, value) in enumerate(_leaves(config), start=1):
         if count > MOST:
             raise ValueError(f"Expected '{path}' to hold at most {MOST} settings, got more")
         is_class = name.endswith("_target_")

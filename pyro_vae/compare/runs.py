@@ -133,7 +133,10 @@ def _below(
         if "config.yaml" in files or "failure.json" in files:
             yield Path(true), ""
     for error in closed:
-        yield Path(os.path.realpath(error.filename)), f"the folder cannot be listed: {error.strerror}"
+        yield (
+            Path(os.path.realpath(error.filename)),
+            f"the folder cannot be listed: {error.strerror}",
+        )
 
 
 def begun(run: Run) -> tuple[float, str]:
@@ -163,7 +166,9 @@ def read(place: Path, base: Path) -> Run | None:
         metrics = (folder.metrics(place) or {}) if state == "finished" else {}
         fields.check_metrics(metrics, place / "metrics.json")
     except (OSError, ValueError) as error:
-        return None if config is None else Run(place, name, "unreadable", config, problem=said(error))
+        return (
+            None if config is None else Run(place, name, "unreadable", config, problem=said(error))
+        )
     if config is None and failure is None:
         return None
     return Run(place, name, state, config or {}, metrics, failure and _shown(failure))

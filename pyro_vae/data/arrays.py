@@ -150,7 +150,7 @@ def rows(values: Any, key: str) -> Tensor:
         raise ValueError(f"Expected {key} to be rows of values, got shape {values.shape}")
     if values.dtype.kind in "ui" and bool(((values > EXACT) | (values < -EXACT)).any()):
         raise ValueError(
-            f"Expected {key} to hold numbers that double precision holds, got integers above 2**53: "
+            f"Expected {key} to be numbers that double precision holds, got integers above 2**53: "
             f"leave identifiers out, or store reals"
         )
     x = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())

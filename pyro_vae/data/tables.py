@@ -234,8 +234,8 @@ def check_once(known: list[str], names: list[str], label: str | None) -> None:
     if twice:
         others = ",".join(name for name in names if name not in twice) or "..."
         raise ValueError(
-            f"Expected each column once, got more of {sorted(twice)}: give each a name of its own in the "
-            f"file, or take others (data.columns=[{others}])"
+            f"Expected each column once, got more of {sorted(twice)}: give each another name "
+            f"in the file, or take others (data.columns=[{others}])"
         )
 
 
