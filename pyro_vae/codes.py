@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.spreadsheet import protect, quoting
+
 __all__ = ["check_path", "writer"]
 
 Piece = Mapping[str, Any]
@@ -67,10 +69,16 @@ def text(path: Path) -> Iterator[Write]:
     import pandas
 
     def write(piece: Piece) -> None:
-        pandas.DataFrame(dict(piece)).to_csv(file, index=False, header=not file.tell())
+        table = pandas.DataFrame({protect(name): _cells(values) for name, values in piece.items()})
+        texts = {text for values in piece.values() if isinstance(values, list) for text in values}
+        table.to_csv(file, index=False, header=not file.tell(), quoting=quoting(texts))
 
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield write
+
+
+def _cells(values: Any) -> Any:
+    return [protect(text) for text in values] if isinstance(values, list) else values
 
 
 @contextmanager

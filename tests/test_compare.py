@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -16,7 +17,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from compare_runs import big, configuration, write
+import yaml
+from compare_runs import CONFIG, METRICS, big, configuration, png, write
 from filelock import FileLock
 
 import pyro_vae.compare
@@ -111,12 +113,245 @@ def test_a_damaged_file_is_a_problem_of_its_run_alone(tmp_path, file, content):
 
 def test_metrics_that_are_no_numbers_are_unknown(tmp_path):
     write(tmp_path / "0", {}, {"log_evidence": None})
-    write(tmp_path / "1", {"seed": 1}, {"log_evidence": "high"})
-    write(tmp_path / "2", {"seed": 2}, {"log_evidence": math.nan})
     found = compare([tmp_path])
     assert found.headline() == "No run has a log evidence yet, so that there is nothing to rank."
-    assert "3 runs ended with a figure that is not finite" in " ".join(found.cautions)
+    assert "1 run ended with a figure that is not finite" in " ".join(found.cautions)
     assert main([str(tmp_path)]) == 0
+
+
+def edited(**changes):
+    """Returns the text of a metrics.json with changes."""
+    return json.dumps(METRICS | changes)
+
+
+def with_line(line):
+    """Returns the text of a config.yaml with a line more."""
+    return f"{yaml.safe_dump(CONFIG)}{line}\n"
+
+
+BOMB = "\n".join(
+    ["a0: &a0 {x: 1}"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11)]
+)
+DAMAGED = {
+    "deep JSON": ("metrics.json", "[" * 100_000 + "]" * 100_000, "deeper than 64"),
+    "no object": ("metrics.json", "[1, 2]", "to hold an object, got list"),
+    "a list": ("metrics.json", edited(log_evidence=[1]), r"log_evidence .* a number .* got \[1\]"),
+    "a word": ("metrics.json", edited(elbo="high"), "elbo .* a number .* got 'high'"),
+    "a truth": ("metrics.json", edited(seconds=True), "seconds .* a number .* got True"),
+    "a huge number": ("metrics.json", edited(rate=1e300), "rate .* a number of a size up to 1e100"),
+    "not finite": ("metrics.json", edited(elbo=math.inf), "Infinity, which is no JSON"),
+    "1e400": ("metrics.json", edited().replace("-18.0", "1e400"), "1e400, too large"),
+    "a huge integer": (
+        "metrics.json",
+        edited().replace("1258", "9" * 5000),
+        "of more than 64 bits",
+    ),
+    "data a mapping": ("metrics.json", edited(data={"a": 1}), "data .* to be text, got"),
+    "rows of words": ("metrics.json", edited(rows={"a": "b"}), "rows .* numbers by name, got"),
+    "grey_scale a word": ("metrics.json", edited(grey_scale="no"), "true or false, got 'no'"),
+    "many figures": (
+        "metrics.json",
+        edited(**{f"f{i}": 1 for i in range(501)}),
+        "most 500 figures",
+    ),
+    "long name": ("metrics.json", edited(**{"f" * 501: 1}), "at most 500 characters"),
+    "large": ("metrics.json", " " * 5_000_000, "at most 4194304 bytes, got more"),
+    "UTF-16": ("metrics.json", edited().encode("utf-16"), "codec can't decode"),
+    "empty": ("metrics.json", "", "Expecting value"),
+    "failure list": ("failure.json", "[]", "to hold an object, got list"),
+    "failure of numbers": ("failure.json", '{"reason": 1}', "something else under reason"),
+    "failure without reason": ("failure.json", '{"command": "x"}', "something else under reason"),
+    "recursive yaml": ("config.yaml", with_line("loop: &a [*a]"), "anchor or alias"),
+    "yaml bomb": ("config.yaml", with_line(BOMB), "anchor or alias"),
+    "deep yaml": ("config.yaml", with_line("d: " + "[" * 20_000 + "]" * 20_000), "nesting d"),
+    "yaml tag": ("config.yaml", with_line("x: !!python/object/apply:os.getcwd []"), "the tag"),
+    "key not text": ("config.yaml", with_line("? [1, 2]\n: 3"), "not a string"),
+    "seed a list": (
+        "config.yaml",
+        with_line("").replace("seed: 0\nstudy", "seed: [0]\nstudy"),
+        "seed",
+    ),
+    "target a number": (
+        "config.yaml",
+        with_line("o: {_target_: 3}"),
+        "o._target_ .* to be text, got 3",
+    ),
+    "many settings": (
+        "config.yaml",
+        with_line("m: {" + ", ".join(f"s{i}: {i}" for i in range(501)) + "}"),
+        "at most 500 settings, got more",
+    ),
+    "long path": (
+        "config.yaml",
+        with_line(f"m: {{_target_: {'a.' * 300}b}}"),
+        "most 500 characters",
+    ),
+    "NUL": ("config.yaml", b"seed: \0", "NUL"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_hostile_file_is_reported_and_the_others_are_compared(tmp_path, capsys, name):
+    file, content, why = DAMAGED[name]
+    write(tmp_path / "good", {"seed": 1})
+    path = write(tmp_path / "bad") / file
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = compare([tmp_path])
+    assert {run.name: run.state for run in found.runs} == {"good": "finished", "bad": "unreadable"}
+    (problem,) = [run.problem for run in found.runs if run.problem]
+    assert str(path) in problem
+    assert re.search(why, problem)
+    page = read_page(tmp_path)
+    assert problem in capsys.readouterr().out
+    assert any(problem in words for words in page.words)
+    assert escaped(problem) in (tmp_path / "comparison.md").read_text()
+
+
+def test_settings_of_odd_kinds_are_levels(tmp_path):
+    odd = "d: 2020-01-01\nn: ~\nf: .inf\nl: [{a: 1}, [2]]\ne: {}\nu: \u00e9"
+    (write(tmp_path / "a") / "config.yaml").write_text(with_line(odd))
+    write(tmp_path / "b", {"vae.latent_dim": [{"a": 1}], "data": None, "seed": None})
+    write(tmp_path / "c", {"vae.likelihood": "x", "objective": 3})
+    found = compare([tmp_path])
+    assert [run.problem for run in found.runs] == [""] * 3
+    assert main([str(tmp_path)]) == 0
+
+
+def test_a_value_that_is_long_gets_a_short_level(tmp_path):
+    names = [[f"column_{i}" for i in range(300)], [f"column_{i}" for i in range(301)]]
+    for place, columns in enumerate(names):
+        write(tmp_path / str(place), {"data.columns": columns})
+    (factor,) = compare([tmp_path]).factors
+    assert len(set(factor.levels)) == 2
+    assert max(map(len, factor.levels)) <= 200
+
+
+def test_a_failure_of_a_later_version_is_read(tmp_path):
+    path = write(tmp_path / "0", state="failed", reason="no luck") / "failure.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "new"}))
+    (run,) = compare([tmp_path]).runs
+    assert (run.state, run.failure.reason) == ("failed", "no luck")
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        ("pyro-vae seed=1 'out=\"a b\"'", True),
+        ("pyro-vae seed=1; curl x", False),
+        ("curl x | sh", False),
+        ("pyro-vae $(id)", False),
+        ("pyro-vae seed=1\ncurl x", False),
+        ("pyro-vae 'seed=1", False),
+        ("pyro-vae " + "a" * 10_000, False),
+    ],
+)
+def test_only_a_plain_command_is_shown_to_be_copied(tmp_path, command, kept):
+    path = write(tmp_path / "0", state="failed", reason="no") / "failure.json"
+    path.write_text(json.dumps({"reason": "r" * 5000, "command": command, "trace": "t" * 10**5}))
+    (run,) = compare([tmp_path]).runs
+    assert run.failure.command == (command if kept else "")
+    assert (len(run.failure.reason), len(run.failure.trace)) == (1000, 20_000)
+
+
+def test_pipes_devices_and_links_to_themselves_do_not_hang(tmp_path):
+    write(tmp_path / "good")
+    for name, file in (("a", "metrics.json"), ("b", "failure.json"), ("c", "config.yaml")):
+        path = write(tmp_path / name) / file
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    path = write(tmp_path / "d") / "metrics.json"
+    path.unlink()
+    path.symlink_to(path)
+    path = write(tmp_path / "e") / "config.yaml"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    (write(tmp_path / "f", state="cut off") / ".lock").symlink_to(tmp_path / "good/config.yaml")
+    before = (tmp_path / "good/config.yaml").read_bytes()
+    states = {run.name: run.state for run in compare([tmp_path]).runs}
+    bad = dict.fromkeys("abcde", "unreadable")
+    assert states == {"good": "finished", "f": "cut off"} | bad
+    # The lock of a run may be opened to be emptied.
+    assert (tmp_path / "good/config.yaml").read_bytes() == before
+
+
+def test_a_root_that_links_to_itself_is_one_line(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main([str(tmp_path / "loop")]) == 1
+    assert "Expected FOLDER to be a folder that exists" in capsys.readouterr().err
+
+
+def test_links_lead_to_a_limited_number_of_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(found_runs, "LINKED", 20)
+    write(tmp_path / "runs" / "0")
+    write(tmp_path / "far" / "near")
+    for index in range(30):
+        (tmp_path / "far" / "near" / "deep" / str(index)).mkdir(parents=True)
+    (tmp_path / "runs" / "x").symlink_to(tmp_path / "far")
+    runs = {run.name: run for run in compare([tmp_path / "runs"]).runs}
+    assert {name: run.state for name, run in runs.items()} == {
+        "0": "finished", "../far/near": "finished", "../far": "unreadable",
+    }  # fmt: skip
+    assert "lead to more than 20 folders: give it as FOLDER" in runs["../far"].problem
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
+    write(tmp_path / "good")
+    closed = write(tmp_path / "closed")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    states = {run.name: run.problem for run in found_runs.find([tmp_path])}
+    assert states["good"] == ""
+    assert states["closed"].endswith("cannot be listed: Permission denied")
+
+
+def test_many_files_and_folders_that_are_no_runs(tmp_path):
+    write(tmp_path / "0")
+    for index in range(2000):
+        (tmp_path / f"note{index}").touch()
+    for index in range(300):
+        (tmp_path / "x" / str(index)).mkdir(parents=True)
+        (tmp_path / "x" / str(index) / "config.yaml").write_text("model: {a: &b 1}")
+    assert [run.name for run in found_runs.find([tmp_path])] == ["0"]
+
+
+def test_names_that_would_control_a_terminal_are_shown(tmp_path, capsys):
+    odd = "a\x1b[31m\rb\nc\u202e\udcff"
+    write(tmp_path / odd / odd, {"vae.latent_dim": 3})
+    write(tmp_path / odd / "1", {"vae.latent_dim": "\x1b]0;x\x07"}, {"log_evidence": -1.0})
+    (write(tmp_path / odd / f"bad{odd}") / "metrics.json").write_text("{")
+    assert main([str(tmp_path / odd)]) == 0
+    told = capsys.readouterr().out
+    assert not set(told) & {"\x1b", "\r", "\x07", "\u202e", "\udcff"}
+    assert "\\x1b[31m" in told
+    text = (tmp_path / odd / "comparison.md").read_text()
+    assert not set(text) & {"\x1b", "\r", "\x07", "\u202e"}
+    assert len(text.splitlines()) == text.count("\n")
+
+
+def test_a_terminal_without_the_characters_gets_others(tmp_path):
+    write(tmp_path / "0")
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_vae.compare.command", str(tmp_path)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"log evidence of ?18.00" in done.stdout
+
+
+def test_pictures_that_are_no_pictures_are_left_out(tmp_path):
+    for place, content in enumerate((png(20_000, 1), b"\x89PNG", png() + bytes(5_000_000), png())):
+        folder = write(tmp_path / str(place), {"seed": place}, figures(-20 - place), pictures=True)
+        for file in folder.glob("figures/*"):
+            file.write_bytes(content)
+    for place, shown in enumerate((0, 0, 0, 2)):
+        assert len(read_page(tmp_path / str(place)).all("img")) == shown
 
 
 # ---------------------------------------------------------------------------------------- factors
@@ -433,6 +668,26 @@ def test_the_csv_has_a_row_a_run_and_no_name_twice(tmp_path):
     assert "rows" not in head
 
 
+def test_the_csv_holds_no_formula(tmp_path):
+    from pyro_vae.spreadsheet import restore
+
+    names = ["=1+1", "+1+1", "-1+1", "@a", "\t=a", "x\r=b", "'=c", "-1.5", "a=1"]
+    for place, name in enumerate(names):
+        write(tmp_path / name, {"vae.latent_dim": name, f"vae.{name}": place}, {name: name})
+    text = table(compare([tmp_path]), tmp_path)
+    head, *rows = csv.reader(io.StringIO(text, newline=""))
+    cells = [cell for row in (head, *rows) for cell in row]
+    risky = [c for c in cells if c[:1] in set("=+-@\t\r\n")]
+    assert set(risky) <= {"-1.5", str(METRICS["log_evidence"]), "-18.5", "-21.0"}
+    # Within quotes a carriage return ends no row.
+    assert '"x\r=b"' in text
+    assert [restore(row[0]) for row in rows] == names
+    place = head.index("latent_dim")
+    assert [restore(row[place]) for row in rows] == names
+    assert "" in rows[0]
+    assert "-" not in cells
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [(["nowhere"], "to be a folder that exists, got 'nowhere'"), (["."], "found none in '.'")],
@@ -461,6 +716,8 @@ def test_a_name_that_is_no_unicode_is_linked(tmp_path):
 
 def test_markdown_shows_text_as_it_is():
     assert escaped("a|b_c<d>\n") == "a\\|b\\_c\\<d\\> "
+    assert escaped("&lt;\r\n# x") == "\\&lt; \\# x"
+    assert escaped("\u2028~$") == " \\~\\$"
 
 
 class Page(HTMLParser):

@@ -216,6 +216,103 @@ TABLES = {
 }
 
 
+ROWS = "".join(f"{i},{i % 3},{i % 5}\n" for i in range(20))
+TABLES |= {
+    "index": (
+        ",a,b\n" + ROWS,
+        {},
+        r"name for each column .* 'Unnamed: 0', .*columns=\[a,b\]\), or",
+    ),
+    "read_twice": ("Unnamed: 0,a,b\n" + ROWS, {}, "name for each column .* got 'Unnamed: 0'"),
+    "trailing": ("a,b,\n" + ROWS, {}, "name for each column .* got 'Unnamed: 2'"),
+    "no_header": (
+        ROWS,
+        {"standardize": False},
+        "first line .* to name the columns, got the number 0",
+    ),
+    "no_header_reals": ("0.5,a,b\n" + ROWS, {}, "the number 0.5: write a line of names above it"),
+    "no_header_negative": ("-1,a,b\n" + ROWS, {}, "the number -1"),
+    "no_header_but_a_word": ("5.1,x,y\n" + ROWS, {"label": "y"}, "the number 5.1"),
+    "double": ("a,a,b\n" + ROWS, {}, r"each column once, got more of \['a'\]: give .*=\[b\]"),
+    "double_spaces": ("a, a,b\n" + ROWS, {}, r"each column once, got more of \['a'\]"),
+    "double_chosen": (
+        "a,a,b\n" + ROWS,
+        {"columns": ["a"]},
+        r"each column once, got more of \['a'\]",
+    ),
+    "double_label": ("a,a,b\n" + ROWS, {"label": "a"}, r"each column once, got more of \['a'\]"),
+    "identifiers": (
+        "a,b\n" + "".join(f"{2**60 + i},{i}\n" for i in range(20)),
+        {},
+        r"integers above 2\*\*53 in columns \['a'\], .*columns=\[b\]",
+    ),
+    "identifiers_with_gaps": (
+        "a,b\n,1\n" + "".join(f"{-(2**60) - i},{i}\n" for i in range(20)),
+        {"missing": "nan"},
+        r"integers above 2\*\*53 in columns \['a'\]",
+    ),
+    "huge": (
+        "a,b\n" + "".join(f"{i}e200,{i}\n" for i in range(20)),
+        {},
+        r"squares double precision holds, got larger ones in columns \['a'\]",
+    ),
+    "huge_as_they_are": (
+        "a,b\n" + "".join(f"{i}e200,{i}\n" for i in range(20)),
+        {"standardize": False},
+        r"range of torch.float32, got larger ones in columns \['a'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "columns"),
+    [
+        (",a,b\n" + ROWS, {"columns": ["b", "a"]}, ("b", "a")),
+        (",a,b\n" + ROWS, {"columns": ["Unnamed: 0"]}, ("Unnamed: 0",)),
+        ("0,1,2\n" + ROWS, {}, ("0", "1", "2")),
+        ("2019,2020,2021\n" + ROWS, {"columns": [2019, 2021]}, ("2019", "2021")),
+        ("name,2020,2021\n" + ROWS, {"label": "name"}, ("2020", "2021")),
+        ("a,a,b\n" + ROWS, {"columns": ["b"]}, ("b",)),
+        ("a,b,c\n" + ROWS + f"{2**53},1e300,3\n", {"columns": ["a", "c"]}, ("a", "c")),
+        ("a,b\n" + "".join(f"{i}e20,{i}\n" for i in range(20)), {}, ("a", "b")),
+        ("'=a,'+b,c\n" + ROWS, {}, ("=a", "+b", "c")),
+        ("'=a,=a,c\n" + ROWS, {"columns": ["c"]}, ("c",)),
+    ],
+)
+def test_what_resembles_a_mistake_can_be_read_by_naming_its_columns(
+    tmp_path, text, options, columns
+):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    assert data.table(path, **options).columns == columns
+
+
+def test_formulas_of_a_csv_are_read_as_they_were(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "a,'=b\n" + "".join(f"{i},{('=x', chr(39) + '=x', 'y')[i % 3]}\n" for i in range(30))
+    )
+    assert data.table(path, label="=b").label_names == ("=x", "y")
+    kinds = ["''=x", "'s-Gravenhage", "y"]
+    path.write_text("a,k\n" + "".join(f"{i},{kinds[i % 3]}\n" for i in range(30)))
+    assert data.table(path, label="k").label_names == ("'=x", "'s-Gravenhage", "y")
+
+
+def test_labels_of_64_bits_are_not_wrapped(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,k\n" + "".join(f"{i},{2**64 - 1 - i % 2}\n" for i in range(20)))
+    assert data.table(path, label="k").label_names == (str(2**64 - 2), str(2**64 - 1))
+
+
+def test_integers_of_64_bits_in_arrays_are_refused(tmp_path):
+    ids = np.arange(20, dtype=np.uint64) + np.uint64(2**63)
+    np.savez(tmp_path / "a.npz", rows=np.ones((20, 2)), ids=ids, wide=ids.reshape(10, 2))
+    with pytest.raises(ValueError, match=r"Expected wide to be numbers .* above 2\*\*53"):
+        data.array(tmp_path / "a.npz", key="wide")
+    with pytest.raises(ValueError, match="Expected ids to be integers of 64 bits with a sign"):
+        data.array(tmp_path / "a.npz", key="rows", labels_key="ids")
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_that_are_refused(name, tmp_path):
     text, options, message = TABLES[name]

@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"files", "stored"},
+    {"files", "spreadsheet", "stored"},
     {"conditional", "distributions", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},

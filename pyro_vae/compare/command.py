@@ -4,8 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 __all__ = ["main"]
+
+LISTED = 10
+"""How many unreadable runs the terminal lists; the page lists all."""
 
 EXAMPLES = """\
 examples:
@@ -23,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(arguments)
     try:
-        print(compare(given.folder, given.out, given.against))
+        lines = compare(given.folder, given.out, given.against)
     except (OSError, ValueError) as error:
-        print(f"pyro-vae-compare: {error}", file=sys.stderr)
+        _show([f"pyro-vae-compare: {error}"], sys.stderr)
         return 1
+    _show(lines, sys.stdout)
     return 0
 
 
@@ -60,8 +65,17 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> str:
-    """Writes the comparison of all runs in folders, and returns what a terminal shows.
+def _show(lines: Sequence[str], stream: TextIO) -> None:
+    """Prints lines without what would control the terminal, in the characters that it has."""
+    from pyro_vae.compare.words import visible
+
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    for line in lines:
+        print(visible(line).encode(encoding, "replace").decode(encoding), file=stream)
+
+
+def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> list[str]:
+    """Writes the comparison of all runs in folders, and returns the lines for a terminal.
 
     Arguments:
         folders: Where to look.
@@ -86,8 +100,14 @@ def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> 
     }
     for name, text in texts.items():
         write_whole(place / name, text.encode("utf-8", errors="replace"))
-    lines = [f"{found.states()}.", found.headline(), *(f"- {text}" for text in found.cautions)]
-    return "\n".join([*lines, *(f"{place / name}" for name in texts)])
+    problems = [f"unreadable {run.name}: {run.problem}" for run in found.runs if run.problem]
+    more = [f"and {len(problems) - LISTED} more unreadable"] if len(problems) > LISTED else []
+    return [
+        f"{found.states()}.",
+        found.headline(),
+        *(f"- {text}" for text in [*found.cautions, *problems[:LISTED], *more]),
+        *(f"{place / name}" for name in texts),
+    ]
 
 
 if __name__ == "__main__":

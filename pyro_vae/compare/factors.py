@@ -1,5 +1,6 @@
 """Which settings differ between runs, what they are called, and their levels."""
 
+import hashlib
 import json
 import math
 import re
@@ -18,6 +19,9 @@ ABSENT = "-"
 
 Table = dict[str, str]
 """The settings of a run: dotted paths with their values as text."""
+
+LONGEST = 200
+"""The longest name of a level; that of a longer value ends in a hash of it."""
 
 CLASS = "class "
 """What marks a value as the path of a class."""
@@ -116,11 +120,13 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 def text(value: Any) -> str:
     """Returns a value as a level's name: 1 and 1.0 are one level."""
-    if isinstance(value, str):
-        return value
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.12g}"
-    return json.dumps(value, default=str)
+    name = value if isinstance(value, str) else json.dumps(value, default=str)
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{name[: LONGEST - 20]}... ({digest[:8]})"
 
 
 def ordered(tables: Sequence[Table]) -> list[str]:

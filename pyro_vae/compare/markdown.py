@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pyro_vae.compare.comparison import Comparison, Group
 from pyro_vae.compare.configurations import METRICS
 from pyro_vae.compare.differences import METRICS as COMPARED
-from pyro_vae.compare.words import NAMES, UNITS, written
+from pyro_vae.compare.words import NAMES, UNITS, visible, written
 
 __all__ = ["markdown"]
 
@@ -119,7 +119,7 @@ def listed(texts: Iterable[str]) -> str:
 
 def escaped(text: str) -> str:
     """Returns text that Markdown shows as it is, in one line."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split(" "))).replace("\n", " ")
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", visible(text))
 
 
 def fenced(code: str) -> str:

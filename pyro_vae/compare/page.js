@@ -31,6 +31,11 @@
     return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
   };
 
+  // Like spreadsheet.py: a cell that a spreadsheet would calculate stands behind a quote.
+  const FORMULA = /^'*(?:[\t\r\n]|\s*[-=+@\uFF0B\uFF0D\uFF1D\uFF20])/;
+  const PLAIN = /^'*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$/;
+  const protect = (text) => (FORMULA.test(text) && !PLAIN.test(text) ? `'${text}` : text);
+
   // ---------------------------------------------------------------------------------------- table
 
   const rows = runs.map((run, id) => ({
@@ -43,16 +48,16 @@
   }));
 
   // A select of its own: the texts of Tabulator's list would be read as HTML.
-  const choice = (levels) => (cell, rendered, success) => {
+  const choice = (name, levels) => (cell, rendered, success) => {
     const select = tag("select");
-    select.setAttribute("aria-label", `Filter by ${cell.getColumn().getDefinition().titleDownload}`);
+    select.setAttribute("aria-label", `Filter by ${name}`);
     select.append(new Option("all", "all"), ...levels.map((level) => new Option(level, `=${level}`)));
     select.addEventListener("change", () => success(select.value === "all" ? "" : select.value));
     return select;
   };
-  const typed = () => (cell, rendered, success) => {
+  const typed = (name) => (cell, rendered, success) => {
     const input = tag("input");
-    input.setAttribute("aria-label", `Filter by ${cell.getColumn().getDefinition().titleDownload}`);
+    input.setAttribute("aria-label", `Filter by ${name}`);
     let waiting;
     input.addEventListener("input", () => {
       clearTimeout(waiting);
@@ -79,10 +84,10 @@
     return tests[bound[1]] ?? value >= limit;
   };
 
-  const chooser = (levels) =>
+  const chooser = (name, levels) =>
     levels.length <= LARGEST_CHOICE
-      ? { headerFilter: choice(levels), headerFilterFunc: equal }
-      : { headerFilter: typed(), headerFilterPlaceholder: "contains", headerFilterFunc: contains };
+      ? { headerFilter: choice(name, levels), headerFilterFunc: equal }
+      : { headerFilter: typed(name), headerFilterPlaceholder: "contains", headerFilterFunc: contains };
   // A sort by level: numbers by size, the others as they appeared.
   const byLevel = (levels) => {
     const place = new Map(levels.map((level, index) => [level, index]));
@@ -94,7 +99,8 @@
     return Math.min(most, Math.max(76, 26 + 8 * longest(texts), 46 + 8.6 * longest(title.split(" "))));
   };
   const column = (title, field, more, unit = "") => ({
-    title: escaped(title) + (unit && `<small>${escaped(unit)}</small>`), titleDownload: title, field,
+    title: escaped(title) + (unit && `<small>${escaped(unit)}</small>`), titleDownload: protect(title), field,
+    accessorDownload: (value) => (typeof value === "string" ? protect(value) : value),
     headerSortTristate: false, ...more,
   });
 
@@ -111,27 +117,27 @@
       sorter: "number", sorterParams: { alignEmptyValues: "bottom" },
       headerSortStartingDir: "desc", hozAlign: "right", headerHozAlign: "right",
       minWidth: wide(one.name, rows.map((row) => number(row[one.key], one.decimals))),
-      headerFilter: typed(), headerFilterPlaceholder: "\u2265", headerFilterFunc: within,
+      headerFilter: typed(one.name), headerFilterPlaceholder: "\u2265", headerFilterFunc: within,
     }, one.unit === "nats per datum" ? "nats" : one.unit);
   const count = new Set(runs.map((run) => run.state)).size;
   const columns = [
     column("Run", "name", {
-      formatter: link, headerFilter: typed(), headerFilterPlaceholder: "contains", headerFilterFunc: contains,
+      formatter: link, headerFilter: typed("Run"), headerFilterPlaceholder: "contains", headerFilterFunc: contains,
       frozen: window.innerWidth > 700, minWidth: wide("Run", runs.map((run) => run.name)),
     }),
     ...(figure.log_evidence ? [measure(figure.log_evidence)] : []),
     column("State", "state", {
       formatter: (cell) => tag("span", cell.getValue(), `state ${cell.getValue().replace(" ", "-")}`),
-      ...chooser([...new Set(runs.map((run) => run.state))]), minWidth: 104, visible: count > 1,
+      ...chooser("State", [...new Set(runs.map((run) => run.state))]), minWidth: 104, visible: count > 1,
     }),
     column("Comparable set", "set", {
-      formatter: (cell) => tag("span", cell.getValue()), ...chooser(sets),
+      formatter: (cell) => tag("span", cell.getValue()), ...chooser("Comparable set", sets),
       sorter: byLevel(sets), minWidth: wide("Comparable", sets), visible: sets.length > 1,
     }),
     ...factors.map((factor, place) =>
       column(factor.name, `f${place}`, {
         formatter: (cell) => tag("span", cell.getValue()),
-        sorter: byLevel(factor.levels), ...chooser(factor.levels), minWidth: wide(factor.name, factor.levels),
+        sorter: byLevel(factor.levels), ...chooser(factor.name, factor.levels), minWidth: wide(factor.name, factor.levels),
         headerTooltip: escaped(factor.key),
       })),
     ...figures.filter((one) => one.key !== "log_evidence").map(measure),

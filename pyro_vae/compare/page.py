@@ -22,10 +22,14 @@ from pyro_vae.compare.differences import METRICS as COMPARED
 from pyro_vae.compare.factors import number
 from pyro_vae.compare.runs import Run, seed
 from pyro_vae.files import strict_json
+from pyro_vae.stored import read_bytes
 
 __all__ = ["page"]
 
 PICTURES = ("samples.png", "reconstructions.png")
+
+LARGEST_PICTURE = 4 * 2**20
+WIDEST_PICTURE = 10_000
 
 SHOWN_SETS = 4
 """Of how many comparable sets pictures are shown: each is some tens of kilobytes in the page."""
@@ -195,9 +199,14 @@ def caption(found: Comparison, group: Group, index: int) -> str:
 
 def picture(file: Path, run: str) -> Picture | None:
     """Returns a picture with the size that a PNG file has at its start, or ``None``."""
-    png = file.read_bytes() if file.is_file() else b""
+    try:
+        png = read_bytes(file, largest=LARGEST_PICTURE)
+    except ValueError:
+        return None
     if not png.startswith(b"\x89PNG") or len(png) < 24:
         return None
     width, height = struct.unpack(">II", png[16:24])
+    if not 0 < max(width, height) <= WIDEST_PICTURE:
+        return None
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return Picture(f"{file.stem.capitalize()} of {run}", source, width, height)

@@ -2,13 +2,14 @@
 
 import math
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
+from pyro_vae.compare import fields
+from pyro_vae.stored import read_yaml
 from pyro_vae.sweeps import folder
 from pyro_vae.sweeps.folder import Failure
 
@@ -17,8 +18,15 @@ __all__ = ["STATES", "Run", "find", "seed"]
 STATES = ("finished", "failed", "running", "cut off", "unreadable")
 """What may have become of a run, in the order in which it is told."""
 
-# The loader of libyaml is ten times as quick, and not part of every build of PyYAML.
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+OURS = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")
+"""The files of a run beside its configuration."""
+
+LINKED = 10_000
+"""How many folders are looked into that are reached by symbolic links."""
+
+LONGEST_REASON = 1000
+LONGEST_COMMAND = 10_000
+LONGEST_TRACE = 20_000
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Run:
         config: Its resolved configuration; empty if it cannot be read.
         metrics: The figures of a finished run; empty for any other.
         failure: Why it failed, if it did.
-        problem: What cannot be read, and why; empty if all can.
+        problem: What cannot be read, and why, with the path; empty if all can.
     """
 
     folder: Path
@@ -68,29 +76,67 @@ def find(folders: Sequence[Path | str]) -> list[Run]:
     Raises:
         ValueError: If one is no folder, or there is no run at all.
     """
-    roots = [Path(root).resolve() for root in folders]
+    roots = [Path(os.path.realpath(root)) for root in folders]
     for given, root in zip(folders, roots, strict=True):
         if not root.is_dir():
             raise ValueError(f"Expected FOLDER to be a folder that exists, got '{given}'")
     base = Path(os.path.commonpath(roots)) if roots else Path()
-    found = [run for place in sorted(set(places(roots))) if (run := read(place, base)) is not None]
+    known = dict(sorted(places(roots), key=lambda pair: pair[0]))
+    closed = [Run(p, _name(p, base), "unreadable", problem=why) for p, why in known.items() if why]
+    opened = [read(place, base) for place, why in known.items() if not why]
+    found = closed + [run for run in opened if run is not None]
     if not found:
         shown = ", ".join(f"'{given}'" for given in folders)
         raise ValueError(f"Expected FOLDER to hold runs of pyro-vae, found none in {shown}")
     return sorted(found, key=begun)
 
 
-def places(roots: Sequence[Path]) -> Iterator[Path]:
-    """Yields the folders that may be runs, with symbolic links resolved."""
+def places(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yields the folders that may be runs, with symbolic links resolved.
+
+    Links are followed, but for a number of folders only: one may lead to a whole disk.
+
+    Yields:
+        The folder, and why it cannot be listed; empty if it can.
+    """
     seen: set[str] = set()
+    linked: list[str] = []
     for root in roots:
-        for here, names, files in os.walk(root, followlinks=True):
-            true = os.path.realpath(here)
-            # A link to a folder above would otherwise be followed for ever.
-            names[:] = [] if true in seen else [n for n in names if n[0] != "." and n != "figures"]
-            seen.add(true)
-            if "config.yaml" in files or "failure.json" in files:
-                yield Path(true)
+        yield from _below(str(root), seen, linked, None)
+    last = len(seen) + LINKED
+    while linked:
+        yield from _below(linked.pop(0), seen, linked, last)
+
+
+def _below(
+    root: str, seen: set[str], linked: list[str], last: int | None
+) -> Iterator[tuple[Path, str]]:
+    """Yields the folders from one on that may be runs.
+
+    Arguments:
+        root: Where to begin.
+        seen: All folders so far, which is added to.
+        linked: Where links lead to, which is added to.
+        last: How many folders may be seen; ``None``: any number.
+    """
+    closed: list[OSError] = []
+    for here, names, files in os.walk(root, onerror=closed.append):
+        true = os.path.realpath(here)
+        if last is not None and len(seen) >= last:
+            yield Path(root), f"links lead to more than {LINKED:,} folders: give it as FOLDER"
+            return
+        kept = [] if true in seen else [n for n in names if n[0] != "." and n != "figures"]
+        seen.add(true)
+        links = [n for n in kept if os.path.islink(os.path.join(here, n))]
+        linked += [os.path.realpath(os.path.join(here, n)) for n in links]
+        names[:] = [n for n in kept if n not in links]
+        if "config.yaml" in files or "failure.json" in files:
+            yield Path(true), ""
+    for error in closed:
+        yield (
+            Path(os.path.realpath(error.filename)),
+            f"the folder cannot be listed: {error.strerror}",
+        )
 
 
 def begun(run: Run) -> tuple[float, str]:
@@ -108,51 +154,70 @@ def read(place: Path, base: Path) -> Run | None:
         place: The folder.
         base: What its name is relative to.
     """
-    name = place.name if place == base else os.path.relpath(place, base)
+    name = _name(place, base)
     try:
         config = configuration(place / "config.yaml")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        if not any((place / file).exists() for file in ("metrics.json", "failure.json", ".lock")):
+    except (OSError, ValueError) as error:
+        if not any(os.path.lexists(place / file) for file in OURS):
             return None
-        return Run(place, name, "unreadable", problem=said("config.yaml", error))
+        return Run(place, name, "unreadable", problem=said(error))
     try:
         state, failure = folder.state(place), folder.failure(place)
         metrics = (folder.metrics(place) or {}) if state == "finished" else {}
-        check(metrics, "metrics.json")
-    except (OSError, TypeError, ValueError) as error:
-        problem = said("metrics.json or failure.json", error)
-        return None if config is None else Run(place, name, "unreadable", config, problem=problem)
+        fields.check_metrics(metrics, place / "metrics.json")
+    except (OSError, ValueError) as error:
+        return (
+            None if config is None else Run(place, name, "unreadable", config, problem=said(error))
+        )
     if config is None and failure is None:
         return None
-    return Run(place, name, state, config or {}, metrics, failure)
+    return Run(place, name, state, config or {}, metrics, failure and _shown(failure))
+
+
+def _name(place: Path, base: Path) -> str:
+    return place.name if place == base else os.path.relpath(place, base)
+
+
+def _shown(failure: Failure) -> Failure:
+    """Returns a failure as a page shows it: of a limited size, and with a plain command or none."""
+    return Failure(
+        failure.reason[:LONGEST_REASON],
+        failure.command if _is_plain(failure.command) else "",
+        failure.time,
+        failure.trace[-LONGEST_TRACE:],
+    )
+
+
+def _is_plain(command: str) -> bool:
+    """Whether text to be copied to a terminal runs ``pyro-vae`` and nothing else."""
+    if len(command) > LONGEST_COMMAND or not command.isprintable():
+        return False
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return False
+    return words[:1] == ["pyro-vae"] and shlex.join(words) == command
 
 
 def configuration(path: Path) -> dict[str, Any] | None:
     """Returns the configuration in a file, or ``None`` if there is none, or none of ours.
 
     Raises:
-        ValueError: If it is cut short.
+        ValueError: If it is damaged, or holds a setting that cannot be compared.
     """
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    config = yaml.load(text, Loader=LOADER)
+    config = read_yaml(path)
     if config is None:
-        raise ValueError("it is empty")
+        raise ValueError(f"Expected '{path}' to hold a configuration, got an empty file")
     ours = isinstance(config, dict) and all(
         isinstance(config.get(k), dict) for k in ("vae", "train")
     )
+    if ours:
+        fields.check_config(config, path)
     return config if ours else None
 
 
-def check(values: Any, file: str) -> None:
-    """Raises a ``ValueError`` for JSON that is no object."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds no object but {type(values).__name__}")
-
-
-def said(file: str, error: Exception) -> str:
-    """Returns in one line why a file cannot be read."""
-    why = " ".join(str(error).split())
-    return f"{file} cannot be read: {why}"
+def said(error: Exception) -> str:
+    """Returns in one line why a run cannot be read."""
+    return " ".join(str(error).split())

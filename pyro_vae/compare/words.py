@@ -1,10 +1,11 @@
 """Numbers as they are printed, and the names of figures."""
 
 import math
+import re
 
 from pyro_vae.compare.configurations import Mean
 
-__all__ = ["NAMES", "NBSP", "UNITS", "error", "number", "written"]
+__all__ = ["NAMES", "NBSP", "UNITS", "error", "number", "visible", "written"]
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -28,6 +29,24 @@ UNITS = {
 }
 
 DECIMALS = {"active_units": 1, "seconds": 1}
+
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, turn the direction of writing, or end a line."""
+
+
+def visible(text: str) -> str:
+    r"""Returns text in one line, in which each control character is replaced by its escape.
+
+    Arguments:
+        text: The text, of any origin.
+
+    Example:
+        >>> visible("two\nlines, \x1b[31mred")
+        'two lines, \\x1b[31mred'
+    """
+    line = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
 
 
 def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:

@@ -13,6 +13,9 @@ __all__ = ["array", "frey_faces"]
 
 SCALES = ("open", "closed")
 
+EXACT = 2**53
+"""Above it, double precision does not hold every integer."""
+
 
 def array(
     path: str | Path | None = None,
@@ -128,11 +131,10 @@ def frey_faces(
 def read(file: Path) -> dict[str, Any]:
     """Returns the arrays of a file by their names; that of an npy file is called ``array``."""
     try:
-        held = np.load(file, allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            return {"array": held}
-        with held:
-            return dict(held)
+        # NumPy leaves a file open that it cannot read.
+        with file.open("rb") as stream:
+            held = np.load(stream, allow_pickle=False)
+            return {"array": held} if isinstance(held, np.ndarray) else dict(held)
     except Exception as error:
         # The reader of zip archives, of headers and of pickles each have errors of their own.
         raise ValueError(
@@ -146,6 +148,11 @@ def rows(values: Any, key: str) -> Tensor:
         raise ValueError(f"Expected {key} to be an array of numbers, got dtype {values.dtype}")
     if values.ndim < 2 or 0 in values.shape:
         raise ValueError(f"Expected {key} to be rows of values, got shape {values.shape}")
+    if values.dtype.kind in "ui" and bool(((values > EXACT) | (values < -EXACT)).any()):
+        raise ValueError(
+            f"Expected {key} to be numbers that double precision holds, got integers above 2**53: "
+            f"leave identifiers out, or store reals"
+        )
     x = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     bad = int((~torch.isfinite(x)).sum())
     if bad:
@@ -163,4 +170,6 @@ def integers(values: Any, key: str, size: int) -> Tensor:
             f"Expected {key} to be integers of shape ({size},), got {values.dtype} of shape "
             f"{values.shape}"
         )
+    if bool((values > np.iinfo(np.int64).max).any()):
+        raise ValueError(f"Expected {key} to be integers of 64 bits with a sign, got larger ones")
     return torch.from_numpy(values.astype(np.int64))

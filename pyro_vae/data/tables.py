@@ -1,5 +1,6 @@
 """Tables in csv and parquet files."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,17 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, Preparation, Scaling, Split, existing, numbered, split
+from pyro_vae.spreadsheet import NUMBER, restore
 
 __all__ = ["table"]
 
 MISSING = ("raise", "nan")
+
+UNNAMED = re.compile(r"Unnamed: \d+")
+"""What pandas calls a column without a name."""
+
+EXACT = 2**53
+"""Above it, double precision does not hold every integer."""
 
 
 def table(
@@ -37,7 +45,8 @@ def table(
 
     Arguments:
         path: A csv file, whose first line names the columns, or a parquet file (needs the extra
-            ``parquet``).
+            ``parquet``). In a csv file, the quote before a name or a label that a spreadsheet
+            would calculate, as in ``'=1+1``, is removed.
         columns: The names of the columns to use; by default all but the label. They have to hold
             numbers.
         label: The name of a column to colour pictures by: integers, or any values, which are then
@@ -54,8 +63,9 @@ def table(
         seed: The seed of the split.
 
     Raises:
-        ValueError: If the file is missing, damaged or no table, a column is unknown, categorical
-            or constant, values are missing or infinite, or an argument is out of range.
+        ValueError: If the file is missing, damaged or no table, a column is unknown, unnamed,
+            there twice, categorical, constant or one of integers above 2**53, the first line holds
+            numbers, values are missing or infinite, or an argument is out of range.
     """
     if missing != missing:
         # On a command line nan is read as a number.
@@ -66,8 +76,13 @@ def table(
         like = Preparation.load(like)
     file = existing(path, (".csv", ".parquet"))
     frame = read(file, separator)
-    names = choose(list(frame.columns), same_columns(file, frame, columns, like), label)
+    wanted = same_columns(file, frame, columns, like)
+    names = choose(list(frame.columns), wanted, label)
+    if wanted is None:
+        check_header(file, names, list(frame.columns))
+    check_once(list(frame.columns), names, label)
     values = numbers(frame, names)
+    check_integers(file, frame, names, separator)
     observed = check_missing(values, names, missing)
     parts = split(values, valid=valid, test=test, seed=seed)
     masks = split(observed, valid=valid, test=test, seed=seed)
@@ -79,7 +94,9 @@ def table(
         parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
     dtype = torch.get_default_dtype()
     x = Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
-    codes, kinds = (None, None) if label is None else coded(frame[label], label)
+    check_range(x, names)
+    quoted = file.suffix.lower() != ".parquet"
+    codes, kinds = (None, None) if label is None else coded(frame[label], label, quoted)
     return Data(
         name=file.stem,
         binarize="none",
@@ -105,7 +122,8 @@ def read(file: Path, separator: str) -> Any:
             with warnings.catch_warnings():
                 # A row of more values than names would otherwise lose some of them.
                 warnings.simplefilter("error", pandas.errors.ParserWarning)
-                frame = pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig")
+                frame = read_csv(file, separator)
+                frame.columns = header(file, separator, list(frame.columns))
     except ImportError as error:
         raise ValueError(
             f"Expected the extra parquet for '{file}', got none: pip install 'pyro_vae[parquet]'"
@@ -116,6 +134,8 @@ def read(file: Path, separator: str) -> Any:
             f"{' '.join(str(error).split())}"
         ) from error
     frame.columns = [str(name).strip() for name in frame.columns]
+    if not len(frame.columns):
+        raise ValueError(f"Expected '{file}' to have columns, got none")
     other = next((mark for mark in ";\t|," if mark in frame.columns[0]), None)
     if len(frame.columns) == 1 and other:
         raise ValueError(
@@ -125,6 +145,50 @@ def read(file: Path, separator: str) -> Any:
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
     return frame
+
+
+def read_csv(file: Path, separator: str, **options: Any) -> Any:
+    """Returns a csv file as pandas reads it."""
+    import pandas
+
+    return pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig", **options)
+
+
+def header(file: Path, separator: str, known: list[Any]) -> list[str]:
+    """Returns the names in the first line of a csv file; pandas changes the second of one name.
+
+    Arguments:
+        file: The file.
+        separator: What stands between values.
+        known: The names that pandas gives; a column without a name keeps that one.
+    """
+    options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
+    line = read_csv(file, separator, **options).iloc[0]
+    names = [restore(str(name).strip()) for name in line]
+    if len(names) != len(known):
+        raise ValueError(f"{len(names)} names for {len(known)} columns")
+    return [name or str(other) for name, other in zip(names, known, strict=True)]
+
+
+def check_header(file: Path, names: list[str], known: list[str]) -> None:
+    """Raises a ``ValueError`` for an index of pandas, and for a first line of numbers."""
+    unnamed = [name for name in names if UNNAMED.fullmatch(name)]
+    if unnamed:
+        others = ",".join(name for name in names if name not in unnamed) or "..."
+        raise ValueError(
+            f"Expected a name for each column of '{file}', got {unnamed[0]!r}, which may be an "
+            f"index: give the columns to use (data.columns=[{others}]), or write the file without "
+            f"an index (to_csv(..., index=False))"
+        )
+    numeric = [name for name in names if NUMBER.fullmatch(name)]
+    counted = known == [str(place) for place in range(len(known))]
+    plain = all(name.isdigit() for name in numeric)
+    if numeric and not counted and not (plain and len(numeric) < len(known)):
+        raise ValueError(
+            f"Expected the first line of '{file}' to name the columns, got the number "
+            f"{numeric[0]}: write a line of names above it, or give the columns to use if these "
+            f"are names (data.columns=[{','.join(repr(name) for name in names[:3])},...])"
+        )
 
 
 def same_columns(
@@ -160,10 +224,19 @@ def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"Expected columns to be some of {known}, got {unknown or names}")
-    twice = sorted({name for name in names if names.count(name) + known.count(name) > 2})
-    if twice:
-        raise ValueError(f"Expected each column once, got more of {twice}")
     return names
+
+
+def check_once(known: list[str], names: list[str], label: str | None) -> None:
+    """Raises a ``ValueError`` for a column that is used and there twice."""
+    twice = {name for name in names if names.count(name) + known.count(name) > 2}
+    twice |= {label} if label is not None and known.count(label) > 1 else set()
+    if twice:
+        others = ",".join(name for name in names if name not in twice) or "..."
+        raise ValueError(
+            f"Expected each column once, got more of {sorted(twice)}: give each another name "
+            f"in the file, or take others (data.columns=[{others}])"
+        )
 
 
 def numbers(frame: Any, names: list[str]) -> Tensor:
@@ -188,6 +261,42 @@ def numbers(frame: Any, names: list[str]) -> Tensor:
     )
 
 
+def check_integers(file: Path, frame: Any, names: list[str], separator: str) -> None:
+    """Raises a ``ValueError`` for integers that double precision would change."""
+    large = [n for n in names if ((frame[n] > EXACT) | (frame[n] < -EXACT)).any()]
+    bad = [name for name in large if integers(file, frame, name, separator)]
+    if bad:
+        others = ",".join(name for name in names if name not in bad) or "..."
+        raise ValueError(
+            f"Expected numbers that double precision holds, got integers above 2**53 in columns "
+            f"{bad}, which may be identifiers: leave them out (data.columns=[{others}]), or write "
+            f"them with a decimal point to have them rounded"
+        )
+
+
+def integers(file: Path, frame: Any, name: str, separator: str) -> bool:
+    """Whether a column holds integers, also where a missing value makes pandas read reals."""
+    from pandas.api.types import is_integer_dtype
+
+    if is_integer_dtype(frame[name].dtype) or file.suffix.lower() == ".parquet":
+        return is_integer_dtype(frame[name].dtype)
+    place = list(frame.columns).index(name)
+    column = read_csv(file, separator, usecols=[place], dtype=str).iloc[:, 0]
+    large = (frame[name].abs() > EXACT).to_numpy()
+    return bool(column[large].str.fullmatch(r"\s*[-+]?\d+\s*").any())
+
+
+def check_range(x: Split, names: list[str]) -> None:
+    """Raises a ``ValueError`` for values that overflow in the precision of the data."""
+    whole = torch.stack([part.isfinite().all(0) for part in x]).all(0).tolist()
+    bad = [name for name, finite in zip(names, whole, strict=True) if not finite]
+    if bad:
+        raise ValueError(
+            f"Expected values within the range of {x.train.dtype}, got larger ones in columns "
+            f"{bad}: leave them out by columns, or rescale them"
+        )
+
+
 def check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
     """Returns where values are observed; raises a ``ValueError`` for what may not be."""
     if bool(values.isinf().any()):
@@ -210,6 +319,12 @@ def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     seen = observed.sum(0)
     loc = train.where(observed, 0.0).sum(0) / seen
     scale = ((train - loc).where(observed, 0.0).square().sum(0) / seen).sqrt()
+    huge = [name for name, value in zip(names, scale.tolist(), strict=True) if value == torch.inf]
+    if huge:
+        raise ValueError(
+            f"Expected values whose squares double precision holds, got larger ones in columns "
+            f"{huge}: leave them out by columns, or rescale them"
+        )
     # A constant column has a standard deviation of rounding errors only.
     varies = scale > 1e-12 * loc.abs()
     constant = [name for name, ok in zip(names, varies.tolist(), strict=True) if not ok]
@@ -221,13 +336,21 @@ def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     return Scaling(loc, scale)
 
 
-def coded(column: Any, name: str) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Returns labels: integers as they are, other values by their place in their order, named."""
+def coded(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Returns labels: integers as they are, other values by their place in their order, named.
+
+    Arguments:
+        column: The column.
+        name: Its name.
+        quoted: Whether formulas stand behind a quote, as in a csv file.
+    """
     import pandas
 
     if column.isna().any():
         raise ValueError(f"Expected label {name!r} in each row, got {column.isna().sum()} missing")
-    if pandas.api.types.is_integer_dtype(column.dtype):
+    if pandas.api.types.is_integer_dtype(column.dtype) and column.max() < 2**63:
         return torch.from_numpy(column.to_numpy(dtype="int64", copy=True)), None
+    if quoted and not pandas.api.types.is_numeric_dtype(column.dtype):
+        column = column.map(lambda value: restore(value) if isinstance(value, str) else value)
     codes, kinds = pandas.factorize(column, sort=True)
     return torch.from_numpy(codes.astype("int64")), tuple(map(str, kinds))

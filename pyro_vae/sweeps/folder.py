@@ -3,13 +3,13 @@
 Nothing here needs PyTorch, so that a sweep of finished jobs is passed over at once.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from pyro_vae.files import strict_json, write_whole
+from pyro_vae.stored import read_json
 
 __all__ = ["Failure", "State", "failure", "lock", "metrics", "state", "write_failure"]
 
@@ -39,12 +39,18 @@ def lock(folder: Path) -> FileLock:
 
 
 def state(folder: Path) -> State:
-    """Returns what has become of a job."""
+    """Returns what has become of a job.
+
+    Raises:
+        ValueError: If ``metrics.json`` or ``failure.json`` is damaged.
+    """
     if failure(folder) is not None:
         return "failed"
     if metrics(folder) is not None and (folder / "report.html").is_file():
         return "finished"
-    if not (folder / ".lock").exists():
+    held = folder / ".lock"
+    # Some versions of filelock empty the file that a link leads to.
+    if held.is_symlink() or not held.is_file():
         return "cut off"
     try:
         with lock(folder).acquire(blocking=False):
@@ -54,14 +60,33 @@ def state(folder: Path) -> State:
 
 
 def metrics(folder: Path) -> dict[str, Any] | None:
-    """Returns the figures of a run, or ``None`` if there are none."""
+    """Returns the figures of a run, or ``None`` if there are none.
+
+    Raises:
+        ValueError: If their file is damaged.
+    """
     return read(folder / "metrics.json")
 
 
 def failure(folder: Path) -> Failure | None:
-    """Returns why a job failed, or ``None`` if it did not."""
+    """Returns why a job failed, or ``None`` if it did not.
+
+    What other versions add is left out.
+
+    Raises:
+        ValueError: If its file is damaged.
+    """
     known = read(folder / "failure.json")
-    return None if known is None else Failure(**known)
+    if known is None:
+        return None
+    texts = {name: known.get(name, "") for name in Failure._fields}
+    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+    if wrong or not texts["reason"]:
+        raise ValueError(
+            f"Expected '{folder / 'failure.json'}' to hold text under reason, command, time and "
+            f"trace, got something else under {(wrong or ['reason'])[0]}"
+        )
+    return Failure(**texts)
 
 
 def write_failure(folder: Path, failed: Failure) -> None:
@@ -71,8 +96,13 @@ def write_failure(folder: Path, failed: Failure) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Returns what a file of JSON holds, or ``None`` if there is no such file."""
+    """Returns the object in a file of JSON, or ``None`` if there is no such file."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        values = read_json(path)
+    except ValueError:
+        if path.exists() or path.is_symlink():
+            raise
         return None
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected '{path}' to hold an object, got {type(values).__name__}")
+    return values

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from pyro_vae.stored import read_bytes, read_yaml
 
 __all__ = ["NAME", "UNRELATED", "holds", "register", "run_id"]
 
@@ -76,15 +80,26 @@ def deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 
 
 def holds(folder: Path) -> str | None:
-    """Returns the name of the job whose run a folder holds, or ``None`` if it holds none."""
-    try:
-        return (folder / NAME).read_text().strip()
-    except FileNotFoundError:
-        pass
-    try:
-        return run_id(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
-    except FileNotFoundError:
+    """Returns the name of the job whose run a folder holds, or ``None`` if it holds none.
+
+    Raises:
+        ValueError: If the file with the name or, without it, the configuration is damaged.
+    """
+    if os.path.lexists(folder / NAME):
+        name = read_bytes(folder / NAME, largest=100).strip()
+        if re.fullmatch(rb"[0-9a-f]{12}", name) is None:
+            raise ValueError(
+                f"Expected '{folder / NAME}' to hold the name of a job, 12 hexadecimal digits, got "
+                f"{name[:30]!r}: remove it, or take another folder"
+            )
+        return name.decode()
+    path = folder / "config.yaml"
+    if not os.path.lexists(path):
         return None
+    values = read_yaml(path)
+    if not isinstance(values, dict) or "${" in json.dumps(values):
+        raise ValueError(f"Expected '{path}' to hold settings without references, got others")
+    return run_id(values)
 
 
 def register() -> None:

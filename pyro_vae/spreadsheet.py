@@ -1,0 +1,58 @@
+"""Text in the cells of csv files: no spreadsheet takes it for a formula, and it is read back."""
+
+import csv
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+__all__ = ["protect", "quoting", "restore"]
+
+FORMULA = re.compile(r"[\t\r\n]|\s*[-=+@\uFF0B\uFF0D\uFF1D\uFF20]")
+"""The beginning of a cell that a spreadsheet calculates, full-width signs included."""
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+
+def protect(text: str) -> str:
+    """Returns a text as a cell of a csv file, behind a quote if a spreadsheet would calculate it.
+
+    Plain numbers stay numbers. A text that reads like a protected one gets another quote, so that
+    :func:`restore` returns every text exactly.
+
+    Arguments:
+        text: The text.
+
+    Example:
+        >>> protect("=1+1"), protect("'=1+1"), protect("-1.5"), protect("a=1")
+        ("'=1+1", "''=1+1", '-1.5', 'a=1')
+    """
+    return f"'{text}" if _is_formula(text) else text
+
+
+def restore(cell: str) -> str:
+    """Returns the text that :func:`protect` wrote to a cell.
+
+    Arguments:
+        cell: The cell.
+
+    Example:
+        >>> restore("'=1+1"), restore("'s-Hertogenbosch")
+        ('=1+1', "'s-Hertogenbosch")
+    """
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
+
+
+def quoting(cells: Iterable[str]) -> Literal[0, 2]:
+    r"""Returns the quoting of the module ``csv`` that keeps each of these cells in one cell.
+
+    Without quotes a carriage return ends a row, and what follows would be a cell of its own.
+
+    Arguments:
+        cells: The texts of a file, or of a part of it.
+    """
+    return csv.QUOTE_NONNUMERIC if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
+
+
+def _is_formula(text: str) -> bool:
+    text = text.lstrip("'")
+    return FORMULA.match(text) is not None and NUMBER.fullmatch(text) is None
