@@ -20,7 +20,6 @@ __all__ = [
     "Evidence",
     "active_units",
     "elbo",
-    "estimate_elbo",
     "kl_per_dimension",
     "log_evidence",
     "posterior_means",

@@ -126,21 +126,22 @@ def scores(
     Arguments:
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``.
-        mask: True where a value is observed, of the shape of ``x``, or ``None``.
+        mask: True where a value is observed, of the shape of ``x`` or ``(N,)``, or ``None``.
         num_particles: Samples for each row of the log evidence.
         elbo_particles: Samples for each row of the ELBO.
         evidence_rows: At most so many rows, the first, for the log evidence; ``None``: all.
 
-    Rows that a mask of shape ``(N,)`` takes out are not averaged over.
+    Rows of which nothing is observed are not averaged over.
 
     Raises:
         ValueError: If the mask leaves no row in.
         FloatingPointError: If a figure is not finite.
     """
-    if mask is not None and mask.dim() == 1:
-        if not bool(mask.any()):
+    if mask is not None:
+        seen = mask.reshape(len(mask), -1).any(1)
+        if not bool(seen.any()):
             raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
-        x, mask = x[mask], None
+        x, mask = x[seen], mask[seen]
     few = slice(evidence_rows)
     evidence = evaluate.log_evidence(
         vae,
