@@ -75,6 +75,7 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
     if q.event_shape != p.event_shape:
         return None, f"event shapes differ, {tuple(q.event_shape)} and {tuple(p.event_shape)}"
     doubts = [
+        _doubt_of_batches(q, p),
         doubt(q),
         doubt(p),
         doubt_of_pair(q, p),
@@ -85,7 +86,7 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
         return None, reason
     pair = f"{core_name(q)} and {core_name(p)}"
     formula = full_to_independent if is_full_to_independent(q, p) else _divergence
-    kl = attempt(formula, *_same_batch(q, p))
+    kl = attempt(formula, q, p)
     if kl is None:
         return None, f"no closed form is known for {pair}"
     return kl, f"closed form for {pair}"
@@ -94,7 +95,7 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
 def attempt(formula: Callable[..., Tensor], q: Distribution, p: Distribution) -> Tensor | None:
     """Returns the divergence, or ``None`` where the registry has no formula for this pair."""
     try:
-        return formula(q, p)
+        return formula(*_same_batch(q, p))
     except NotImplementedError:
         return None
 
@@ -199,6 +200,12 @@ def _tensors(part: object) -> Iterator[Tensor]:
 
 def _is_inverse(transform: object) -> bool:
     return type(transform).__name__ == "_InverseTransform"
+
+
+def _doubt_of_batches(q: Distribution, p: Distribution) -> str | None:
+    a, b = tuple(q.batch_shape), tuple(p.batch_shape)
+    fits = all(x == y or 1 in (x, y) for x, y in zip(a[::-1], b[::-1], strict=False))
+    return None if fits else f"batch shapes do not broadcast, {a} and {b}"
 
 
 def _same_batch(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:

@@ -196,6 +196,14 @@ def test_batch_shapes_are_broadcast(first, second, q_values, p_values, swap):
         torch.testing.assert_close(kl[i, j].double(), one.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [dist.Normal, dist.Laplace, dist.StudentT])
+def test_batch_shapes_that_do_not_broadcast_have_no_divergence(kind):
+    p = kind(torch.ones(3, 2), 1.0)
+    kl, reason = closed_form(dist.Normal(torch.zeros(3), 1.0), p)
+    assert kl is None
+    assert reason == "batch shapes do not broadcast, (3,) and (3, 2)"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_discrete_divergences_stay_finite_where_probabilities_round(dtype):
     far = torch.tensor([40.0, 800.0, -800.0], dtype=dtype)
