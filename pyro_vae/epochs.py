@@ -324,7 +324,7 @@ def batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
 def validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
     """Returns the bound on the validation rows, under the same noise at each call."""
     with own_randomness(valid.x.device, seed), pyro.validation_enabled(False):
-        bound = evaluate.elbo(vae, valid.x, mask=valid.mask)
+        bound, _ = evaluate.estimate_elbo(vae, valid.x, mask=valid.mask)
     return {
         "valid_elbo": bound.elbo.mean().item(),
         "valid_rate": bound.rate.mean().item(),

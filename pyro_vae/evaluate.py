@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.conditional import check_size
+from pyro_vae.finite import check_finite, check_weights, joined, not_finite, valid_parameters
 from pyro_vae.kl import closed_form
 from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
@@ -23,6 +24,8 @@ __all__ = [
     "log_evidence",
     "posterior_means",
 ]
+
+LOG_LIKELIHOOD = "log p(x given z)"
 
 MAX_ELEMENTS = 2**22
 """How many numbers of decoder output are held at once: 16 MiB in single precision."""
@@ -71,7 +74,8 @@ class Chunk(NamedTuple):
 
     def log_likelihood(self, vae: VAE, z: Tensor) -> Tensor:
         """Returns log p(x given z), ``(particles, rows)``."""
-        p = vae.decode(z, self.covariates)
+        with valid_parameters("p(x given z)"):
+            p = vae.decode(z, self.covariates)
         if self.elements is not None and (self.rows is None or factorizes(p)):
             p = mask_elements(p, self.elements)
         return self.present(p.log_prob(self.x))
@@ -121,6 +125,7 @@ def log_evidence(
 
     Raises:
         ValueError: If an argument is out of range or the data cannot be scored.
+        FloatingPointError: If the estimate of a row is not finite; names the rows and the term.
 
     Example:
         >>> vae = VAE((1, 8, 8), 2)
@@ -130,41 +135,60 @@ def log_evidence(
     check_size("num_particles", num_particles, least=1)
     if proposal not in ("posterior", "prior"):
         raise ValueError(f"Expected proposal to be 'posterior' or 'prior', got {proposal!r}")
+    check_size("max_elements", max_elements, least=1)
+    check_weights(vae)
     rows = max(1, min(100, max_elements // vae.likelihood.feature_shape.numel()))
     at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
     sums = [
         weight_sums(vae, part, num_particles, at_once, proposal)
         for part in chunks(vae, x, covariates, mask, rows)
     ]
-    log_sum, log_square_sum = (torch.cat(column) for column in zip(*sums, strict=True))
-    estimate = log_sum - math.log(num_particles)
+    columns = list(zip(*sums, strict=True))
+    log_sum, log_square_sum = torch.cat(columns[0]), torch.cat(columns[1])
+    estimate = (log_sum - math.log(num_particles)).to(x.dtype)
+    check_finite("log evidence", estimate, joined(columns[2]))
     if not diagnostics:
         return estimate
-    size = torch.exp(2 * log_sum - log_square_sum)
+    size = torch.exp(2 * log_sum - log_square_sum).clamp(1, num_particles)
     spread = (num_particles / size - 1) / (num_particles - 1)
-    return Evidence(estimate, spread.clamp(min=0).sqrt(), size)
+    return Evidence(estimate, spread.sqrt().to(x.dtype), size.to(x.dtype))
 
 
 def weight_sums(
     vae: VAE, chunk: Chunk, num_particles: int, at_once: int, proposal: str
-) -> tuple[Tensor, Tensor]:
-    """Returns the logarithms of the sum of weights and of the sum of their squares, by row."""
-    log_sum = chunk.x.new_full((len(chunk.x),), -math.inf)
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Returns the logarithms of the sum of weights and of the sum of their squares, by row.
+
+    The third result gives for each term the rows in which it is not finite for some particle.
+    """
+    # Double precision, as twice the logarithms of large weights are subtracted from each other.
+    log_sum = chunk.x.new_full((len(chunk.x),), -math.inf, dtype=torch.float64)
     log_square_sum = log_sum.clone()
+    faults: dict[str, Tensor] = {}
     with eval_mode(vae):
         for start in range(0, num_particles, at_once):
             shape = torch.Size((min(at_once, num_particles - start),))
             if proposal == "posterior":
                 z = chunk.q.sample(shape)
-                log_w = chunk.present(chunk.prior.log_prob(z) - chunk.q.log_prob(z))
+                terms = _rate_terms(chunk, z)
             else:
                 prior = chunk.prior.expand(torch.Size((len(chunk.x),)))
-                z = prior.sample(shape)
-                log_w = z.new_zeros(())
-            log_w = log_w + chunk.log_likelihood(vae, z)
+                z, terms = prior.sample(shape), {}
+            terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
+            for name, bad in not_finite(terms).items():
+                faults[name] = bad | faults.get(name, False)
+            log_w = torch.stack(list(terms.values())).double().sum(0)
             log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
             log_square_sum = torch.logaddexp(log_square_sum, (2 * log_w).logsumexp(0))
-    return log_sum, log_square_sum
+    return log_sum, log_square_sum, faults
+
+
+def _rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
+    """Returns the two terms of minus the sampled rate, ``(particles, rows)``."""
+    return {
+        "log p(z)": chunk.present(chunk.prior.log_prob(z)),
+        "log q(z given x)": -chunk.present(chunk.q.log_prob(z)),
+    }
 
 
 @torch.no_grad()
@@ -190,6 +214,7 @@ def elbo(
 
     Raises:
         ValueError: If an argument is out of range or the data cannot be scored.
+        FloatingPointError: If the bound of a row is not finite; names the rows and the term.
 
     Example:
         >>> vae = VAE((1, 8, 8), 2)
@@ -197,20 +222,52 @@ def elbo(
         True
     """
     check_size("num_particles", num_particles, least=1)
+    check_size("max_elements", max_elements, least=1)
+    check_weights(vae)
+    bound, faults = estimate_elbo(
+        vae,
+        x,
+        num_particles=num_particles,
+        covariates=covariates,
+        mask=mask,
+        max_elements=max_elements,
+    )
+    check_finite("ELBO", bound.elbo, faults)
+    return bound
+
+
+@torch.no_grad()
+def estimate_elbo(
+    vae: VAE,
+    x: Tensor,
+    *,
+    num_particles: int = 1,
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+    max_elements: int = MAX_ELEMENTS,
+) -> tuple[Bound, dict[str, Tensor]]:
+    """Returns the bound of :func:`elbo`, finite or not, and the rows in which terms are not.
+
+    For training, which restores the last good weights before it reports a bound that is not
+    finite. Arguments as in :func:`elbo`.
+    """
     size = max(1, max_elements // (num_particles * vae.likelihood.feature_shape.numel()))
-    rates, distortions, kl = [], [], None
+    rates, distortions, faults, kl = [], [], [], None
     for chunk in chunks(vae, x, covariates, mask, size):
         with eval_mode(vae):
             z = chunk.q.sample(torch.Size((num_particles,)))
             kl, _ = closed_form(chunk.q, chunk.prior)
-            if kl is None:
-                rates.append((chunk.q.log_prob(z) - chunk.prior.log_prob(z)).mean(0))
-            else:
-                rates.append(kl)
-            rates[-1] = chunk.present(rates[-1])
-            distortions.append(-chunk.log_likelihood(vae, z).mean(0))
+            terms = (
+                _rate_terms(chunk, z)
+                if kl is None
+                else {"KL(q(z given x), p(z))": -chunk.present(kl)[None]}
+            )
+            rates.append(-torch.stack(list(terms.values())).sum(0).mean(0))
+            terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
+            distortions.append(-terms[LOG_LIKELIHOOD].mean(0))
+            faults.append(not_finite(terms))
     rate, distortion = torch.cat(rates), torch.cat(distortions)
-    return Bound(-distortion - rate, rate, distortion, kl is not None)
+    return Bound(-distortion - rate, rate, distortion, kl is not None), joined(faults)
 
 
 @torch.no_grad()
@@ -218,7 +275,10 @@ def posterior_means(
     vae: VAE, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """Returns the means of q(z given x), ``(N, latent_dim)``; arguments as in :func:`elbo`."""
-    return torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
+    check_weights(vae)
+    means = torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
+    check_finite("posterior mean", means.sum(-1), {})
+    return means
 
 
 def active_units(
@@ -246,10 +306,20 @@ def active_units(
 
     Returns:
         A boolean tensor of shape ``(latent_dim,)``.
+
+    Raises:
+        ValueError: If there are fewer than two rows, over which nothing can vary.
     """
+    if not threshold >= 0:
+        raise ValueError(f"Expected threshold to be a variance, at least 0, got {threshold!r}")
     means = posterior_means(vae, x, covariates=covariates, mask=mask)
     if mask is not None and mask.dim() == 1:
         means = means[mask]
+    if len(means) < 2:
+        raise ValueError(
+            f"Expected x to have two rows or more that the mask leaves in, got {len(means)}: a "
+            f"unit is active if its posterior mean varies over rows"
+        )
     return means.var(0) > threshold
 
 
@@ -279,19 +349,25 @@ def kl_per_dimension(
         A tensor of shape ``(latent_dim,)``.
 
     Raises:
-        ValueError: If a distribution has no marginals that are known here.
+        ValueError: If a distribution has no marginals that are known here, or the mask takes every
+            row out.
+        FloatingPointError: If the KL of a row is not finite.
     """
-    total, count = torch.zeros(vae.latent_dim, dtype=x.dtype, device=x.device), 0
+    check_size("num_particles", num_particles, least=1)
+    check_weights(vae)
+    kls = []
     for chunk in chunks(vae, x, covariates, mask, 1000):
         q, p = marginals(chunk.q), marginals(chunk.prior)
         kl, _ = closed_form(q, p)
         if kl is None:
             z = q.sample(torch.Size((num_particles,)))
             kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
-        kl = kl if chunk.rows is None else kl[chunk.rows]
-        total += kl.sum(0)
-        count += len(kl)
-    return total / count
+        kls.append(kl if chunk.rows is None else kl[chunk.rows])
+    kl = torch.cat(kls)
+    if not len(kl):
+        raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
+    check_finite("KL by dimension", kl.sum(-1), {})
+    return kl.double().mean(0).to(x.dtype)
 
 
 def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
@@ -319,6 +395,8 @@ def chunks(
             f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
         )
     vae.check(x, mask)
+    if covariates is not None:
+        _check_covariates(covariates, x)
     rows, elements = split_mask(mask, x, vae.event_shape)
     with eval_mode(vae):
         shared = vae.prior_distribution() if covariates is None else None
@@ -327,7 +405,15 @@ def chunks(
         given = None if covariates is None else covariates[some]
         seen = None if elements is None else elements[some]
         present = fill(x[some], seen)
-        with eval_mode(vae):
+        with eval_mode(vae), valid_parameters("q(z given x) or p(z)"):
             q = vae.encode(present, given)
             prior = vae.prior_distribution(given) if shared is None else shared
         yield Chunk(present, given, None if rows is None else rows[some], seen, q, prior)
+
+
+def _check_covariates(covariates: Tensor, x: Tensor) -> None:
+    if not isinstance(covariates, Tensor) or covariates.shape[:1] != x.shape[:1]:
+        got = tuple(covariates.shape) if isinstance(covariates, Tensor) else type(covariates)
+        raise ValueError(f"Expected covariates of {len(x)} rows, as x has, got {got}")
+    if not bool(torch.isfinite(covariates).all()):
+        raise ValueError("Expected covariates to be finite, got NaN or infinite values")

@@ -2,22 +2,52 @@ r"""Closed-form Kullback-Leibler divergences.
 
 PyTorch dispatches :math:`\mathrm{KL}(q \,\|\, p)` by ``isinstance``: a user's subclass of a normal
 that changes its density silently inherits the normal's divergence. :func:`closed_form` trusts a
-formula only for the very classes it was written for, and says why it has none.
+formula only for the very classes it was written for, and says why it has none. Some formulas of
+PyTorch's registry are wrong or not finite for legal parameters, or lose gradients: those are
+refused, each for a reason, or replaced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.kl import kl_divergence, register_kl
+from torch.nn.functional import softplus
 
 from pyro_vae.distributions import FullNormal
 
 __all__ = ["closed_form"]
 
 TRUSTED = ("torch.distributions.", "pyro.distributions.", "pyro_vae.distributions.")
+
+D = torch.distributions
+
+ENDS = "PyTorch's formula is infinite where both supports end at the same point"
+EDGES = "PyTorch's formula is not finite for probabilities of zero and one"
+SLOPE = "the gradient of PyTorch's formula is NaN where both supports end at the same point"
+ZERO = "PyTorch's formula is not the divergence for a rate of zero"
+
+REFUSED: dict[tuple[type[Distribution], type[Distribution]], str] = {
+    (D.Uniform, D.ContinuousBernoulli): ENDS,
+    (D.ContinuousBernoulli, D.Uniform): ENDS,
+    (D.Uniform, D.Beta): SLOPE,
+    (D.Uniform, D.Gamma): SLOPE,
+    (D.Geometric, D.Geometric): EDGES,
+    (D.Binomial, D.Binomial): EDGES,
+    (D.Bernoulli, D.Poisson): ZERO,
+    (D.Poisson, D.Bernoulli): ZERO,
+    (D.Poisson, D.Binomial): ZERO,
+    (D.Wishart, D.Wishart): "PyTorch's formula has no gradient by the first distribution",
+    (dist.Delta, Distribution): "a point mass has no divergence from a density",
+}
+"""Pairs of the registry that are not used, and why."""
+
+GAUSSIAN = (D.Normal, D.MultivariateNormal, D.LowRankMultivariateNormal)
+"""Classes whose formulas broadcast batch shapes."""
 
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
@@ -44,11 +74,18 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
     """
     if q.event_shape != p.event_shape:
         return None, f"event shapes differ, {tuple(q.event_shape)} and {tuple(p.event_shape)}"
-    doubts = [doubt(q), doubt(p), doubt_of_masks(q, p), doubt_of_transforms(q, p)]
+    doubts = [
+        _doubt_of_batches(q, p),
+        doubt(q),
+        doubt(p),
+        doubt_of_pair(q, p),
+        doubt_of_masks(q, p),
+        doubt_of_transforms(q, p),
+    ]
     for reason in filter(None, doubts):
         return None, reason
     pair = f"{core_name(q)} and {core_name(p)}"
-    formula = full_to_independent if is_full_to_independent(q, p) else kl_divergence
+    formula = full_to_independent if is_full_to_independent(q, p) else _divergence
     kl = attempt(formula, q, p)
     if kl is None:
         return None, f"no closed form is known for {pair}"
@@ -58,7 +95,7 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
 def attempt(formula: Callable[..., Tensor], q: Distribution, p: Distribution) -> Tensor | None:
     """Returns the divergence, or ``None`` where the registry has no formula for this pair."""
     try:
-        return formula(q, p)
+        return formula(*_same_batch(q, p))
     except NotImplementedError:
         return None
 
@@ -98,6 +135,15 @@ def doubt(d: Distribution) -> str | None:
     return doubt(core.base_dist)
 
 
+def doubt_of_pair(q: Distribution, p: Distribution) -> str | None:
+    """Returns why the registry's formula for two classes is refused, if it is."""
+    for a, b in _levels(q, p):
+        for (first, second), reason in REFUSED.items():
+            if isinstance(a, first) and isinstance(b, second):
+                return reason
+    return None
+
+
 def doubt_of_masks(q: Distribution, p: Distribution) -> str | None:
     """Returns that the two are masked differently, where the registry would join the masks."""
     masks = [
@@ -111,14 +157,119 @@ def doubt_of_masks(q: Distribution, p: Distribution) -> str | None:
 
 
 def doubt_of_transforms(q: Distribution, p: Distribution) -> str | None:
-    """Returns that a user's transform may only look like the other's, if it may."""
-    chains = [getattr(layers(d)[-1], "transforms", []) for d in (q, p)]
-    for a, b in zip(*chains, strict=False):
-        for transform in (a, b):
-            if a is not b and not trusted(transform):
+    """Returns that a user's transform may only look like the other's, if it may.
+
+    The registry takes transforms of equal values for one map, whose gradient is then zero. That of
+    the divergence is not, unless both are the same object or neither is trained.
+    """
+    for a, b in _levels(q, p):
+        chains = [getattr(d, "transforms", []) for d in (a, b)]
+        for first, second in zip(*chains, strict=False):
+            for transform in (first, second) if first is not second else ():
                 name = type(transform).__name__
-                return f"{name} is a class of its own, whose map may not be its parent's"
+                if not trusted(transform):
+                    return f"{name} is a class of its own, whose map may not be its parent's"
+                if any(value.requires_grad for value in _tensors(transform)):
+                    return f"{name} is trained, and not the same object for both"
     return None
+
+
+def _levels(q: Distribution, p: Distribution) -> Iterator[tuple[Any, Any]]:
+    """Yields the pair inside all wrappers, then those that transforms are applied to."""
+    a, b = layers(q)[-1], layers(p)[-1]
+    yield a, b
+    if isinstance(a, D.TransformedDistribution) and isinstance(b, D.TransformedDistribution):
+        yield from _levels(a.base_dist, b.base_dist)
+
+
+def _tensors(part: object) -> Iterator[Tensor]:
+    """Yields the tensors that a transform is made of."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, torch.nn.Module):
+        yield from part.parameters()
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            yield from _tensors(item)
+    elif isinstance(part, (D.Transform, Distribution)):
+        for name, value in vars(part).items():
+            # The cache holds arguments, and the inverse refers back.
+            if name != "_cached_x_y" and not (name == "_inv" and not _is_inverse(part)):
+                yield from _tensors(value)
+
+
+def _is_inverse(transform: object) -> bool:
+    return type(transform).__name__ == "_InverseTransform"
+
+
+def _doubt_of_batches(q: Distribution, p: Distribution) -> str | None:
+    a, b = tuple(q.batch_shape), tuple(p.batch_shape)
+    fits = all(x == y or 1 in (x, y) for x, y in zip(a[::-1], b[::-1], strict=False))
+    return None if fits else f"batch shapes do not broadcast, {a} and {b}"
+
+
+def _same_batch(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
+    """Returns both with one batch shape, as formulas need that assign by index."""
+    gaussian = all(isinstance(layers(d)[-1], GAUSSIAN) for d in (q, p))
+    if q.batch_shape == p.batch_shape or gaussian:
+        return q, p
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    return q.expand(shape), p.expand(shape)
+
+
+def _divergence(q: Any, p: Any) -> Tensor:
+    """Returns the registry's divergence, with formulas of discrete classes replaced."""
+    if not isinstance(layers(q)[-1], (*OWN, D.OneHotCategorical)):
+        return kl_divergence(q, p)
+    if isinstance(q, D.Independent) and isinstance(p, D.Independent):
+        ndims = q.reinterpreted_batch_ndims
+        if ndims == p.reinterpreted_batch_ndims:
+            return sum_rightmost(_divergence(q.base_dist, p.base_dist), ndims)
+    if isinstance(q, dist.MaskedDistribution) and isinstance(p, dist.MaskedDistribution):
+        return scale_and_mask(_divergence(q.base_dist, p.base_dist), mask=q._mask)
+    if isinstance(q, D.OneHotCategorical) and isinstance(p, D.OneHotCategorical):
+        return _categorical(q._categorical, p._categorical)
+    for kind, formula in OWN.items():
+        if isinstance(q, kind) and isinstance(p, kind):
+            return formula(q, p)
+    return kl_divergence(q, p)
+
+
+def _bernoulli(q: D.Bernoulli, p: D.Bernoulli) -> Tensor:
+    """Returns the divergence by logits, as probabilities round to zero or one."""
+    if _is_given_by_probs(p):
+        return kl_divergence(q, p)
+    log_odds = softplus(-p.logits) - softplus(-q.logits), softplus(p.logits) - softplus(q.logits)
+    return q.probs * log_odds[0] + (1 - q.probs) * log_odds[1]
+
+
+def _categorical(q: D.Categorical, p: D.Categorical) -> Tensor:
+    """Returns the divergence by logits, as probabilities round to zero."""
+    if _is_given_by_probs(p):
+        return kl_divergence(q, p)
+    possible = q.probs > 0
+    terms = q.probs * torch.where(possible, q.logits - p.logits, 0.0)
+    return torch.where(possible, terms, 0.0).sum(-1)
+
+
+def _poisson(q: D.Poisson, p: D.Poisson) -> Tensor:
+    """Returns the divergence, which is also defined for a rate of zero."""
+    positive = q.rate > 0
+    # Safe values, as torch.where hands NaN on to the gradient of what it leaves out.
+    rates = [torch.where(positive, d.rate, torch.ones_like(d.rate)) for d in (q, p)]
+    terms = q.rate * (rates[0].log() - rates[1].log())
+    return terms - q.rate + p.rate
+
+
+def _is_given_by_probs(d: Any) -> bool:
+    return d._param is vars(d).get("probs")
+
+
+OWN: dict[type[Distribution], Callable[[Any, Any], Tensor]] = {
+    D.Bernoulli: _bernoulli,
+    D.Categorical: _categorical,
+    D.Poisson: _poisson,
+}
 
 
 def is_full_to_independent(q: Distribution, p: Distribution) -> bool:

@@ -19,6 +19,7 @@ from pyro_vae.masks import fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.opened import Chosen, matched, opened, preparation, stored_number, unsplit
 from pyro_vae.run import scores
+from pyro_vae.story import active_units
 from pyro_vae.vae import VAE
 
 __all__ = ["embed", "judge_run", "preparation", "summary", "write_evaluation"]
@@ -166,7 +167,7 @@ def summary(figures: Mapping[str, Any], path: Path) -> str:
         f"{figures['effective_sample_size_min']:.1f} of {particles} or more a row",
         f"ELBO          {figures['elbo']:9.3f} (rate {figures['rate']:.3f}, distortion "
         f"{figures['distortion']:.3f})",
-        f"active units  {figures['active_units']:5d} of {figures['latent_dim']}",
+        f"active units  {active_units(figures)}",
         f"evaluation    {path}",
     ]
     return "\n".join(lines)

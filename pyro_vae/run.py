@@ -99,7 +99,7 @@ def judge(made: Run) -> dict[str, Any]:
     with own_randomness(x.device, cfg.seed):
         figures = scores(vae, x, mask, **cfg.evaluate)
     kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
-    return {
+    return finite_figures({
         **figures,
         "objective": held_out_objective(made),
         "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
@@ -108,7 +108,7 @@ def judge(made: Run) -> dict[str, Any]:
         "mixture_components": cfg.evaluate.baseline_components,
         "mixture_rows": min(len(made.data.x.train), cfg.evaluate.baseline_rows),
         **protocol(made),
-    }
+    })  # fmt: skip
 
 
 def scores(
@@ -126,11 +126,22 @@ def scores(
     Arguments:
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``.
-        mask: True where a value is observed, of the shape of ``x``, or ``None``.
+        mask: True where a value is observed, of the shape of ``x`` or ``(N,)``, or ``None``.
         num_particles: Samples for each row of the log evidence.
         elbo_particles: Samples for each row of the ELBO.
         evidence_rows: At most so many rows, the first, for the log evidence; ``None``: all.
+
+    Rows of which nothing is observed are not averaged over.
+
+    Raises:
+        ValueError: If the mask leaves no row in.
+        FloatingPointError: If a figure is not finite.
     """
+    if mask is not None:
+        seen = mask.reshape(len(mask), -1).any(1)
+        if not bool(seen.any()):
+            raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
+        x, mask = x[seen], mask[seen]
     few = slice(evidence_rows)
     evidence = evaluate.log_evidence(
         vae,
@@ -141,7 +152,7 @@ def scores(
     )
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(vae, x, num_particles=elbo_particles, mask=mask)
-    return {
+    return finite_figures({
         "log_evidence": mean(evidence.log_evidence),
         "log_evidence_se": standard_error(evidence.log_evidence),
         "log_evidence_rows": len(evidence.log_evidence),
@@ -155,12 +166,27 @@ def scores(
         "distortion": mean(bound.distortion),
         "active_units": active(vae, x, mask),
         "kl_per_dimension": rates(vae, x, mask),
-    }
+    })  # fmt: skip
 
 
-def active(vae: VAE, x: Tensor, mask: Tensor | None) -> int:
-    """Returns the number of active units, 0 for one row, over which no code varies."""
-    return int(evaluate.active_units(vae, x, mask=mask).sum()) if len(x) > 1 else 0
+def finite_figures(figures: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures, or raises a ``FloatingPointError`` that names one that is not finite.
+
+    Standard errors may be missing, as those of one row or one draw are.
+    """
+    for name, value in figures.items():
+        if isinstance(value, float) and not name.endswith("_se") and not math.isfinite(value):
+            raise FloatingPointError(
+                f"The figure '{name}' of the held-out rows is not finite, got {value}: the weights "
+                f"are those of the last checkpoint; train with a lower learning rate or clip_norm, "
+                f"or in double precision"
+            )
+    return figures
+
+
+def active(vae: VAE, x: Tensor, mask: Tensor | None) -> int | None:
+    """Returns the number of active units, or ``None`` for one row, over which no mean varies."""
+    return int(evaluate.active_units(vae, x, mask=mask).sum()) if len(x) > 1 else None
 
 
 def protocol(made: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a report says of a run: its figures, its warnings, its pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,8 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             "Grey values are scored by a Bernoulli's cross-entropy, which is no likelihood: what "
             "is called evidence here compares with no other likelihood's."
         )
-    collapsed = metrics["latent_dim"] - metrics["active_units"]
+    active = metrics["active_units"]
+    collapsed = 0 if active is None else metrics["latent_dim"] - active
     if collapsed:
         found.append(
             f"{collapsed} of {metrics['latent_dim']} latent dimensions carry nothing about the "
@@ -189,6 +191,13 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     return found
 
 
+def active_units(metrics: Mapping[str, Any]) -> str:
+    """Returns the number of active units as text; one row has none."""
+    if metrics["active_units"] is None:
+        return "    - (two rows or more are needed)"
+    return f"{metrics['active_units']:5d} of {metrics['latent_dim']}"
+
+
 def summary(metrics: dict[str, Any], out: Path) -> str:
     """Returns the figures that a terminal shows at the end of a run."""
     mixture = metrics["mixture_log_evidence"]
@@ -197,7 +206,7 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
         f"per datum, held out",
         f"ELBO          {metrics['elbo']:9.3f} (rate {metrics['rate']:.3f}, distortion "
         f"{metrics['distortion']:.3f})",
-        f"active units  {metrics['active_units']:5d} of {metrics['latent_dim']}",
+        f"active units  {active_units(metrics)}",
         f"training      {metrics['seconds']:7.1f}   s, {metrics['epochs']} epochs",
         f"report        {out / 'report.html'}",
     ]

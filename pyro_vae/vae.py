@@ -271,7 +271,9 @@ class VAE(nn.Module):
                 given = None if covariates is None else covariates[some]
                 error = rows - self.decode(self.encode(rows, given).sample(), given).mean
                 total += (seen[some] * error**2).double().sum()
-        calibrate(total / seen.double().sum())
+        # Where nothing is observed there is nothing to calibrate by.
+        if bool(seen.any()):
+            calibrate(total / seen.double().sum())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a part of model and guide too, so that the three never differ."""

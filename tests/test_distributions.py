@@ -191,6 +191,43 @@ def test_full_normal_draws_and_their_gradient():
     torch.testing.assert_close(by_tril, weight[:, None] * noise.sum(0), rtol=1e-8, atol=1e-8)
 
 
+def test_full_normal_scores_its_last_draw_by_the_noise():
+    size = 400
+    tril = torch.randn(size, size).tril(-1) + torch.eye(size)
+    q = FullNormal(torch.zeros(size), scale_tril=tril)
+    with torch.no_grad():
+        first = q.sample((50,))
+        torch.manual_seed(3)
+        z = q.sample((50,))
+        torch.manual_seed(3)
+        noise = torch.randn(50, size)
+        expected = dist.Normal(0.0, 1.0).log_prob(noise).sum(-1)
+        torch.testing.assert_close(q.log_prob(z), expected)
+        # Solving for the noise overflows, as this factor is singular in single precision.
+        assert not torch.isfinite(q.log_prob(z.clone())).all()
+        assert not torch.isfinite(q.log_prob(first)).all()
+
+
+def test_full_normal_scores_like_its_parent():
+    tril = (torch.randn(3, 4, 4) * 0.3).tril(-1) + torch.eye(4)
+    loc, tril = torch.randn(2, 3, 4).double(), tril.double()
+    leaf = tril.clone().requires_grad_()
+    q = FullNormal(loc, scale_tril=leaf)
+    reference = dist.MultivariateNormal(loc, scale_tril=tril)
+    for shape in ((), (5,), (5, 6)):
+        z = q.rsample(torch.Size(shape))
+        torch.testing.assert_close(q.log_prob(z), reference.log_prob(z))
+        with torch.no_grad():
+            torch.testing.assert_close(q.log_prob(z), reference.log_prob(z))
+            wide = q.expand([*shape, 2, 3])
+            torch.testing.assert_close(wide.log_prob(z), reference.log_prob(z))
+    # The slope of the density at a draw is that at any value, not that of constant noise.
+    z = q.sample()
+    (at_draw,) = torch.autograd.grad(q.log_prob(z).sum(), leaf)
+    (at_value,) = torch.autograd.grad(q.log_prob(z.clone()).sum(), leaf)
+    torch.testing.assert_close(at_draw, at_value)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_profile_normal_is_the_maximum_likelihood_of_the_scale(dtype):
     loc, x = torch.randn(6, 5, dtype=dtype, requires_grad=True), torch.randn(6, 5, dtype=dtype)
@@ -236,6 +273,55 @@ def test_profile_normal_leaves_what_is_masked_out_of_the_scale(inner):
     assert (gradient[~mask] == 0).all()
     (by_hand,) = torch.autograd.grad(alone.sum(), loc)
     torch.testing.assert_close(gradient, by_hand)
+
+
+def by_hand(errors: torch.Tensor) -> torch.Tensor:
+    """Returns the log density of errors under a normal whose variance is their mean square."""
+    return -0.5 * len(errors) * (1 + torch.log(2 * math.pi * errors.square().mean()))
+
+
+ROWS_SEEN = torch.tensor([True, False, True, True])
+MORE_SEEN = torch.tensor([True, True, True, False])
+SEEN = torch.rand(4, 2, 5, generator=torch.Generator().manual_seed(0)) > 0.4
+LINES_SEEN = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
+
+NESTED = {
+    "rows": (lambda d: d.to_event(2).mask(ROWS_SEEN), ROWS_SEEN[:, None, None]),
+    "rows_twice": (
+        lambda d: d.to_event(2).mask(ROWS_SEEN).mask(MORE_SEEN),
+        (ROWS_SEEN & MORE_SEEN)[:, None, None],
+    ),
+    "elements_and_rows": (
+        lambda d: d.mask(SEEN).to_event(2).mask(ROWS_SEEN),
+        SEEN & ROWS_SEEN[:, None, None],
+    ),
+    "in_steps": (lambda d: d.to_event(1).mask(LINES_SEEN).to_event(1), LINES_SEEN[..., None]),
+    "true": (lambda d: d.to_event(2).mask(True).mask(ROWS_SEEN), ROWS_SEEN[:, None, None]),
+    "expanded": (lambda d: d.to_event(2).mask(ROWS_SEEN).expand([4]), ROWS_SEEN[:, None, None]),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_profile_normal_counts_what_masks_around_its_wrappers_leave(name):
+    make, seen = NESTED[name]
+    seen = seen.expand(4, 2, 5)
+    loc, x = torch.randn(4, 2, 5, requires_grad=True), torch.randn(4, 2, 5)
+    x = torch.where(seen, x, 1e3)
+    log_prob = make(ProfileNormal(loc, torch.ones(()))).log_prob(x).sum()
+    expected = by_hand((x - loc)[seen])
+    torch.testing.assert_close(log_prob, expected)
+    (gradient,), (slope,) = (torch.autograd.grad(v, loc) for v in (log_prob, expected))
+    torch.testing.assert_close(gradient, slope)
+
+
+@pytest.mark.parametrize("mask", [False, torch.zeros(4, dtype=torch.bool)])
+def test_profile_normal_keeps_its_scale_where_nothing_is_observed(mask):
+    best: list[torch.Tensor] = []
+    d = ProfileNormal(torch.randn(4, 2), torch.tensor(0.7), observe=best.append)
+    assert d.to_event(1).mask(mask).log_prob(torch.randn(4, 2)).tolist() == [0.0] * 4
+    torch.testing.assert_close(best, [torch.tensor(0.49)] * len(best))
+    d.counting(mask if mask is False else mask[:, None]).log_prob(torch.full((4, 2), 1e9))
+    torch.testing.assert_close(best[-1], torch.tensor(0.49))
 
 
 def test_profile_normal_draws_with_its_fixed_scale():

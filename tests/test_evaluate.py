@@ -1,13 +1,14 @@
 """Evaluation against closed forms."""
 
 import math
+from functools import partial
 
 import pyro.distributions as dist
 import pytest
 import torch
 from tables import EVENT, LIKELIHOODS, POSTERIORS, PRIORS, data_for
 
-from pyro_vae import VAE, evaluate, likelihoods, networks, posteriors, priors
+from pyro_vae import VAE, evaluate, fit, likelihoods, networks, posteriors, priors
 
 
 class Line(torch.nn.Module):
@@ -247,3 +248,183 @@ def test_marginals_of_a_mixture_of_others_are_not_taken_for_normals():
 
     with pytest.raises(ValueError, match="whose marginals are known"):
         evaluate.kl_per_dimension(VAE(EVENT, 2, prior=Laplaces()), data_for("bernoulli"))
+
+
+ALL_OUT = torch.zeros(7, dtype=torch.bool)
+ONE_IN = torch.arange(7) == 3
+
+
+@pytest.mark.parametrize("mask", [None, ALL_OUT, ONE_IN], ids=["one_row", "no_row", "one_left"])
+def test_active_units_need_two_rows(mask):
+    x, _ = line_data()
+    x = x[:1] if mask is None else x
+    left = 1 if mask is None else int(mask.sum())
+    with pytest.raises(ValueError, match=f"two rows or more that the mask leaves in, got {left}:"):
+        evaluate.active_units(line_vae(), x, mask=mask)
+    assert evaluate.active_units(line_vae(), line_data()[0]).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda vae, x: evaluate.kl_per_dimension(vae, x, mask=ALL_OUT), "a row in, got none of 7"),
+        (
+            lambda vae, x: evaluate.kl_per_dimension(vae, x, num_particles=0),
+            "num_particles to be an integer of at least 1, got 0",
+        ),
+        (lambda vae, x: evaluate.active_units(vae, x, threshold=math.nan), "threshold"),
+        (lambda vae, x: evaluate.active_units(vae, x, threshold=-0.1), "threshold"),
+        (lambda vae, x: evaluate.elbo(vae, x, max_elements=0), "max_elements"),
+        (lambda vae, x: evaluate.log_evidence(vae, x, 2, max_elements=-1), "max_elements"),
+        *[
+            (call, "x to have rows, got a tensor of shape")
+            for call in (
+                lambda vae, x: evaluate.log_evidence(vae, x[:0]),
+                lambda vae, x: evaluate.elbo(vae, x[:0]),
+                lambda vae, x: evaluate.posterior_means(vae, x[:0]),
+                lambda vae, x: evaluate.active_units(vae, x[:0]),
+                lambda vae, x: evaluate.kl_per_dimension(vae, x[:0]),
+            )
+        ],
+    ],
+)  # fmt: skip
+def test_what_has_no_value_is_refused(call, message):
+    with pytest.raises(ValueError, match=f"Expected .*{message}"):
+        call(line_vae(), line_data()[0])
+
+
+def test_rows_that_are_all_taken_out_have_no_evidence():
+    x, _ = line_data()
+    found = evaluate.log_evidence(line_vae(), x, 9, mask=ALL_OUT, diagnostics=True)
+    assert found.log_evidence.tolist() == [0.0] * 7
+    assert found.standard_error.tolist() == [0.0] * 7
+    torch.testing.assert_close(found.effective_sample_size, torch.full((7,), 9.0).double())
+    bound = evaluate.elbo(line_vae(), x, mask=ALL_OUT)
+    assert (bound.elbo == 0).all()
+
+
+def test_a_single_particle_has_no_standard_error():
+    found = evaluate.log_evidence(line_vae(1.4), line_data()[0], 1, diagnostics=True)
+    assert found.standard_error.isnan().all()
+    assert found.effective_sample_size.tolist() == [1.0] * 7
+
+
+def test_equal_weights_are_worth_their_number_however_small_they_are():
+    vae = VAE(
+        2000, 1, likelihood=partial(likelihoods.Normal, scale=0.02),
+        encoder=partial(networks.MLP, hidden=[2]), decoder=partial(networks.MLP, hidden=[2]),
+    )  # fmt: skip
+    for value in (*vae.encoder.parameters(), *vae.decoder.parameters()):
+        torch.nn.init.zeros_(value)
+    x = torch.linspace(0.9, 1.1, 20).unsqueeze(1).expand(20, 2000)
+    found = evaluate.log_evidence(vae, x, 340, proposal="prior", diagnostics=True)
+    exact = dist.Normal(0.0, 0.02).log_prob(x).sum(1)
+    assert (exact < -1e6).all()
+    torch.testing.assert_close(found.log_evidence, exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.effective_sample_size, torch.full((20,), 340.0))
+    assert (found.standard_error < 1e-6).all()
+
+
+class Between(likelihoods.Normal):
+    """A likelihood of bounded support, U(z - 1, z + 1)."""
+
+    def forward(self, features):
+        loc = features.select(-2, 0)
+        return dist.Uniform(loc - 1, loc + 1, validate_args=False).to_event(1)
+
+
+def test_draws_of_density_zero_are_legal_as_long_as_others_are_not():
+    vae = VAE(1, 1, likelihood=Between, decoder=Line, encoder=Exact(2.0)).double()
+    x, _ = line_data()
+    found = evaluate.log_evidence(vae, x, 4000, diagnostics=True)
+    z = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
+    inside = (x - 1.5 * z).abs() < 1
+    exact = (dist.Normal(0.0, 1.0).log_prob(z).exp() * 0.5 * inside).sum(1) * 16 / 400_000
+    off = (found.log_evidence - exact.log()) / found.standard_error
+    assert off.abs().max() < 4.5
+    assert (found.effective_sample_size < 4000).all()
+
+
+def test_rows_in_which_every_draw_has_density_zero_are_named():
+    vae = VAE(1, 1, likelihood=Between, decoder=Line, encoder=Exact()).double()
+    x = torch.tensor([[0.0], [400.0], [500.0]], dtype=torch.float64)
+    vae.encoder.gain.data.zero_()
+    with pytest.raises(FloatingPointError) as error:
+        evaluate.log_evidence(vae, x, 5, proposal="prior")
+    assert "log evidence is not finite for 2 of 3 rows, the first of them row 1" in str(error.value)
+    assert "log p(x given z) is not finite for 2 of them" in str(error.value)
+    assert "log q" not in str(error.value)
+    with pytest.raises(FloatingPointError, match="The ELBO is not finite for 2 of 3 rows"):
+        evaluate.elbo(vae, x)
+    with pytest.raises(FloatingPointError, match="row 0"):
+        evaluate.log_evidence(vae, x.flip(0), 5, mask=torch.tensor([True, True, False]))
+    rows = torch.tensor([True, False, False])
+    assert evaluate.log_evidence(vae, x, 5, mask=rows).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vae, x: evaluate.log_evidence(vae, x, 5),
+        evaluate.elbo,
+        evaluate.active_units,
+        evaluate.kl_per_dimension,
+        evaluate.posterior_means,
+    ],
+)
+def test_weights_and_features_that_are_not_finite_are_named(call):
+    x, _ = line_data()
+    vae = line_vae()
+    vae.encoder.gain.data.fill_(math.inf)
+    with pytest.raises(FloatingPointError, match=r"weights .* not finite in encoder\.gain: train"):
+        call(vae, x)
+    vae.encoder.gain.data.fill_(1.0)
+    vae.encoder.register_forward_hook(lambda module, inputs, features: features * math.nan)
+    with pytest.raises(FloatingPointError, match=r"parameters of q\(z given x\) or p\(z\) are not"):
+        call(vae, x)
+
+
+def test_a_rate_that_overflows_is_named():
+    vae = line_vae()
+    vae.encoder.gain.data.fill_(1e200)
+    with pytest.raises(FloatingPointError, match=r"6 of 7 rows, .* row 0: KL\(q.* for 6 of them"):
+        evaluate.elbo(vae, line_data()[0])
+    with pytest.raises(FloatingPointError, match="The KL by dimension is not finite for 6 of 7"):
+        evaluate.kl_per_dimension(vae, line_data()[0])
+
+
+@pytest.mark.parametrize(
+    ("covariates", "message"),
+    [
+        (torch.zeros(6, 3), "Expected covariates of 12 rows, as x has, got"),
+        (torch.zeros(3), "Expected covariates of 12 rows, as x has, got"),
+        (torch.full((12, 3), math.nan), "Expected covariates to be finite"),
+        (None, "Expected covariates of shape"),
+    ],
+)
+def test_covariates_that_do_not_fit_the_rows_are_refused(covariates, message):
+    vae = VAE(EVENT, 2, covariate_dim=3)
+    for call in (evaluate.elbo, evaluate.log_evidence, evaluate.kl_per_dimension):
+        with pytest.raises(ValueError, match=message):
+            call(vae, data_for("bernoulli", 12), covariates=covariates)
+
+
+def test_the_full_posterior_scores_its_draws_in_hundreds_of_dimensions():
+    size = 300
+    vae = VAE(
+        4, size, likelihood=likelihoods.Normal, posterior=posteriors.Full,
+        encoder=partial(networks.MLP, hidden=[16]), decoder=partial(networks.MLP, hidden=[16]),
+    )  # fmt: skip
+    x = torch.randn(50, 4)
+    fit(vae, x, epochs=1, batch_size=25, compile=False)
+    with torch.no_grad():
+        q = vae.encode(x)
+        z = q.sample()
+        # Solving in double precision for the noise of draws in single precision.
+        error = (z - q.mean).double().unsqueeze(-1)
+        noise = torch.linalg.solve_triangular(q.scale_tril.double(), error, upper=False)
+        log_det = q.scale_tril.double().diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        exact = -0.5 * (noise.square().sum((-1, -2)) + size * math.log(2 * math.pi)) - log_det
+        torch.testing.assert_close(q.log_prob(z).double(), exact, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(q.log_prob(z).double(), exact, rtol=1e-4, atol=1e-2)
+    assert evaluate.log_evidence(vae, x, 20).isfinite().all()

@@ -13,7 +13,7 @@ PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
     {"files", "spreadsheet", "stored"},
-    {"conditional", "distributions", "kl", "masks", "networks", "scope"},
+    {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
     {

@@ -1,5 +1,6 @@
 """Missing values: what a mask hides reaches neither value nor gradient."""
 
+import contextlib
 import math
 from functools import partial
 
@@ -106,6 +107,74 @@ def test_masked_elements_are_no_part_of_the_optimal_scale():
     error = ((x - vae.decode(z).mean) ** 2)[mask]
     expected = -0.5 * len(error) * (1 + (2 * math.pi * error.mean()).log())
     assert_same(trace.nodes["vae.x"]["log_prob"].sum(), expected, vae)
+
+
+FIRST = torch.arange(12) < 8
+EVEN = torch.arange(12) % 2 == 0
+
+HANDLERS = {
+    "rows": ([poutine.mask(mask=FIRST)], None, FIRST),
+    "nested": ([poutine.mask(mask=FIRST), poutine.mask(mask=EVEN)], None, FIRST & EVEN),
+    "true": ([poutine.mask(mask=True), poutine.mask(mask=FIRST)], None, FIRST),
+    "own_rows": ([poutine.mask(mask=FIRST)], EVEN, FIRST & EVEN),
+    "own_elements": ([poutine.mask(mask=FIRST)], "elements", FIRST),
+    "false": ([poutine.mask(mask=False)], EVEN, FIRST & False),
+    "scaled": ([poutine.scale(scale=7.0), poutine.mask(mask=FIRST)], None, FIRST),
+    "scaled_rows": ([poutine.scale(scale=torch.arange(12.0) + 1)], None, FIRST | True),
+}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_handlers_that_mask_rows_count_for_the_optimal_scale(name):
+    handlers, own, rows = HANDLERS[name]
+    own = elements() if isinstance(own, str) else own
+    vae, x = made("normal_optimal"), data_for("normal_optimal").clone()
+    seen = rows[:, None, None, None].expand(x.shape)
+    if own is not None and own.dim() == x.dim():
+        seen = seen & own
+    x[~seen] = 100.0
+    before = vae.likelihood.variance.item()
+    with poutine.trace() as tracer, contextlib.ExitStack() as stack:
+        for handler in handlers:
+            stack.enter_context(handler)
+        z = vae.model(x, mask=own)
+    tracer.trace.compute_log_prob()
+    site = tracer.trace.nodes["vae.x"]
+    if not seen.any():
+        assert site["log_prob_sum"] == 0
+        assert vae.likelihood.variance.item() == pytest.approx(before)
+        return
+    error = ((x - vae.decode(z).mean) ** 2)[seen]
+    expected = -0.5 * len(error) * (1 + (2 * math.pi * error.mean()).log())
+    assert_same(site["unscaled_log_prob"][rows].sum(), expected, vae)
+    mean = 0.9 * before + 0.1 * error.mean().item()
+    assert vae.likelihood.variance.item() == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("by_handler", [True, False])
+def test_masks_around_a_likelihood_in_a_program_with_plates(by_handler):
+    vae, x, z = made("normal_optimal"), data_for("normal_optimal").clone(), torch.randn(3, 12, 3)
+    x[~FIRST] = 100.0
+
+    def program():
+        with pyro.plate("particles", 3, dim=-2), pyro.plate("rows", 12, dim=-1):
+            if by_handler:
+                with poutine.mask(mask=FIRST):
+                    pyro.sample("x", vae.decode(z), obs=x)
+            else:
+                pyro.sample("x", vae.decode(z).mask(FIRST), obs=x)
+
+    error = ((x - vae.decode(z).mean) ** 2)[:, FIRST].flatten()
+    expected = -0.5 * len(error) * (1 + (2 * math.pi * error.mean()).log())
+    trace = poutine.trace(program).get_trace()
+    torch.testing.assert_close(trace.log_prob_sum(), expected)
+
+
+def test_calibration_without_any_observed_value_changes_nothing():
+    vae, x = made("normal_optimal"), data_for("normal_optimal")
+    before = vae.likelihood.variance.clone()
+    vae.calibrate(x, mask=torch.zeros(12, dtype=torch.bool))
+    assert torch.equal(vae.likelihood.variance, before)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

@@ -244,10 +244,45 @@ def test_full_posterior_reads_each_cell_from_a_feature_of_its_own():
     owners = set()
     for row, column in torch.tril_indices(4, 4).T.tolist():
         (gradient,) = torch.autograd.grad(tril[0, row, column], features, retain_graph=True)
-        (owner,) = gradient[0].nonzero().flatten().tolist()
-        owners.add(owner)
+        owner = set(gradient[0].nonzero().flatten().tolist())
+        # The scale of the row is the unit of what is below the diagonal.
+        assert len(owner) == 1 + (column < row)
+        owners |= owner - {4 + row} if column < row else owner
     assert owners == set(range(4, 14))
     assert part.feature_shape == (14,)
+
+
+def test_full_posterior_is_the_documented_factor():
+    part, d = posteriors.Full(4, min_scale=0.01), 4
+    features = torch.randn(5, *part.feature_shape)
+    scale = torch.nn.functional.softplus(features[:, d : 2 * d]) + 0.01
+    below = torch.zeros(5, d, d)
+    rows, columns = torch.tril_indices(d, d, -1)
+    below[:, rows, columns] = features[:, 2 * d :]
+    q = part(features)
+    torch.testing.assert_close(q.mean, features[:, :d])
+    expected = scale.diag_embed() @ (torch.eye(d) + below / math.sqrt(d))
+    torch.testing.assert_close(q.scale_tril, expected)
+    # Weights of earlier versions say nothing of their meaning, and keep it when saved again.
+    part.load_state_dict({})
+    torch.testing.assert_close(part(features).scale_tril, scale.diag_embed() + below)
+    again = posteriors.Full(4, min_scale=0.01)
+    again.load_state_dict(part.state_dict())
+    torch.testing.assert_close(again(features).scale_tril, part(features).scale_tril)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100, 300])
+def test_full_posterior_is_well_conditioned_in_many_dimensions(size):
+    part = posteriors.Full(size)
+    features = torch.randn(3, *part.feature_shape)
+    features[0, size : 2 * size] = -20.0
+    q, noise = part(features), torch.randn(3, size)
+    z = q.mean + (q.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    log_det = q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    exact = dist.Normal(0.0, 1.0).log_prob(noise).sum(-1) - log_det
+    torch.testing.assert_close(q.log_prob(z)[1:], exact[1:], rtol=1e-3, atol=0.05)
+    # A value near 1 is rounded to a thousandth of the least scale.
+    torch.testing.assert_close(q.log_prob(z)[0], exact[0], rtol=0.05, atol=0.05)
 
 
 def test_full_posterior_without_correlation_is_the_diagonal_one():

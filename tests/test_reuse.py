@@ -239,7 +239,7 @@ def test_a_second_run_is_not_written_over_the_first(digits_run, tmp_path):
 def test_few_rows_and_columns_that_do_not_vary_are_judged_all_the_same(table_run, tmp_path):
     people(1, 5).to_csv(tmp_path / "one.csv", index=False)
     found = reuse.judge_run(table_run, table(tmp_path / "one.csv"), part="all")
-    assert (found["rows"], found["active_units"]) == ({"all": 1}, 0)
+    assert (found["rows"], found["active_units"]) == ({"all": 1}, None)
     path = reuse.write_evaluation(found, tmp_path / "new" / "one.json")
     assert json.loads(path.read_text())["log_evidence_se"] is None
     assert "1 rows of one (all)" in reuse.summary(found, path)

@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO
 from tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
 from truths import SIGMAS, z_score
 
-from pyro_vae import VAE, likelihoods, networks, priors
+from pyro_vae import VAE, likelihoods, load, networks, posteriors, priors, save
 
 ROLES = ("prior", "posterior", "likelihood", "encoder", "decoder")
 
@@ -53,7 +53,7 @@ def trained(vae: VAE, x: torch.Tensor, steps: int = 2) -> VAE:
 def test_the_state_dict_holds_everything_once():
     vae = made()
     keys = list(vae.state_dict())
-    assert {key.split(".")[0] for key in keys} == set(ROLES) - {"posterior"}
+    assert {key.split(".")[0] for key in keys} == set(ROLES)
     tensors = [*vae.parameters(), *vae.buffers()]
     assert len({id(t) for t in tensors}) == len(tensors)
     assert {id(t) for t in tensors} >= {id(t) for t in vae.state_dict(keep_vars=True).values()}
@@ -287,3 +287,27 @@ def test_the_event_may_have_any_shape(event_shape):
     assert vae.event_shape == shape
     assert isinstance(losses(vae, x), float)
     assert vae.sample(2).shape == (2, *shape)
+
+
+def test_weights_of_an_earlier_full_posterior_keep_their_meaning(tmp_path):
+    kinds = {
+        "posterior": partial(posteriors.Full, min_scale=0.01),
+        "likelihood": likelihoods.Normal,
+    }
+    vae, x = VAE(4, 3, **kinds), torch.randn(5, 4)
+    # Weights that say nothing of how the factor is read off the features, as before.
+    weights = {name: w for name, w in vae.state_dict().items() if name != "posterior.relative"}
+    assert len(weights) == len(vae.state_dict()) - 1
+    old = VAE(4, 3, name="old", **kinds)
+    old.load_state_dict(weights)
+    features = vae.encoder(x)
+    below = torch.zeros(5, 3, 3)
+    below[:, [1, 2, 2], [0, 0, 1]] = features[:, 6:]
+    scale = torch.nn.functional.softplus(features[:, 3:6]) + 0.01
+    expected = scale.diag_embed() + below
+    torch.testing.assert_close(old.encode(x).scale_tril, expected)
+    assert not torch.allclose(vae.encode(x).scale_tril, expected)
+    for source in (old, vae):
+        save(source, tmp_path / "vae.safetensors")
+        copied = load(tmp_path / "vae.safetensors")
+        assert torch.equal(copied.encode(x).scale_tril, source.encode(x).scale_tril)

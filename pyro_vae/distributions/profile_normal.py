@@ -4,21 +4,40 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution, TorchDistribution, constraints
+from pyro.distributions import Independent, MaskedDistribution, TorchDistribution, constraints
 from torch import Tensor
 from torch.types import _size
 
 __all__ = ["ProfileNormal"]
 
 
-class ProfileNormal(TorchDistribution):
+class _Maskable:
+    """A profile normal, or a wrapper of one, that reports masks to it."""
+
+    def mask(self, mask: Tensor | bool) -> MaskedDistribution:
+        """Masks the log density, and keeps hidden elements out of the scale too."""
+        return _ProfileMasked(_counting(self, mask), mask)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
+        """Returns the distribution with rightmost batch dimensions as event dimensions."""
+        d: Any = super().to_event(reinterpreted_batch_ndims)  # type: ignore[misc]
+        if type(d) is Independent:
+            return _ProfileEvent(d.base_dist, d.reinterpreted_batch_ndims)
+        return d
+
+
+class ProfileNormal(_Maskable, TorchDistribution):
     r"""A normal with the scale that maximizes the likelihood of the values given to ``log_prob``.
 
     .. math:: \sigma^{*2} = \max(\mathrm{floor}^2, \mathrm{mean}\,(x - \mu)^2)
 
-    The mean runs over everything scored in one call, so that this is a training objective, not a
-    density: at evaluation a fixed scale must take its place. Where the floor does not bind, the
+    The mean runs over all observed elements of one call, so that this is a training objective, not
+    a density: at evaluation a fixed scale must take its place. Where the floor does not bind, the
     gradient is that of :math:`\tfrac{D}{2} \log \mathrm{MSE}`.
+
+    Elements that :meth:`mask` hides are not observed, nor are those that ``observed`` excludes.
+    Every other element counts once, whatever the scale of its site. Without any observed element
+    :math:`\sigma^*` is ``scale``.
 
     References:
         | Simple and effective VAE training with calibrated decoders (Rybkin, Daniilidis and
@@ -29,6 +48,7 @@ class ProfileNormal(TorchDistribution):
         scale: The scale that ``sample`` uses, a scalar.
         floor: The least scale.
         observe: Called with each :math:`\sigma^{*2}`, detached, that is found.
+        observed: True where an element counts, broadcastable to ``loc``; or ``None`` for all.
     """
 
     arg_constraints = {"loc": constraints.real}  # noqa: RUF012
@@ -42,13 +62,14 @@ class ProfileNormal(TorchDistribution):
         *,
         floor: float = 1e-3,
         observe: Callable[[Tensor], None] | None = None,
+        observed: Tensor | bool | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.loc = loc
         self.scale = scale
         self.floor = floor
         self.observe = observe
-        self.weight: Tensor | None = None
+        self.observed = None if observed is None else self._as_mask(observed)
         super().__init__(loc.shape, validate_args=validate_args)
 
     def expand(
@@ -58,16 +79,20 @@ class ProfileNormal(TorchDistribution):
         new: Any = self._get_checked_instance(ProfileNormal, _instance)
         new.loc = self.loc.expand(batch_shape)
         new.scale, new.floor, new.observe = self.scale, self.floor, self.observe
-        new.weight = self.weight
+        new.observed = self.observed
         super(ProfileNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
-    def mask(self, mask: Tensor | bool) -> MaskedDistribution:
-        """Masks the log density, and keeps what is masked out of the scale too."""
+    def counting(self, mask: Tensor | bool) -> "ProfileNormal":
+        """Returns the distribution whose scale leaves out what ``mask`` hides."""
         new = self.expand(self.batch_shape)
-        new.weight = torch.as_tensor(mask, device=self.loc.device).to(self.loc.dtype)
-        return MaskedDistribution(new, torch.as_tensor(mask, device=self.loc.device))
+        seen = self._as_mask(mask)
+        new.observed = seen if self.observed is None else self.observed & seen
+        return new
+
+    def _as_mask(self, mask: Tensor | bool) -> Tensor:
+        return torch.as_tensor(mask, device=self.loc.device).bool()
 
     @property
     def mean(self) -> Tensor:
@@ -84,18 +109,42 @@ class ProfileNormal(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         error = (value - self.loc) ** 2
-        if self.weight is None:
-            best = error.mean()
-        else:
-            weight = self.weight.expand(error.shape)
-            best = (error * weight).sum() / weight.sum().clamp(min=1)
-        best = best.clamp(min=self.floor**2)
+        best = self._mean_over_observed(error).clamp(min=self.floor**2)
         if self.observe is not None:
             self.observe(best.detach())
         return -0.5 * (error / best + torch.log(2 * torch.pi * best))
+
+    def _mean_over_observed(self, error: Tensor) -> Tensor:
+        if self.observed is None:
+            return error.mean()
+        error, seen = torch.broadcast_tensors(error, self.observed)
+        count = seen.sum()
+        # What is hidden may be NaN, which a weight of zero would keep.
+        total = torch.where(seen, error, 0.0).sum()
+        return torch.where(count > 0, total / count.clamp(min=1), self.scale.to(error) ** 2)
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws with the fixed scale."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self.scale * noise
+
+
+class _ProfileMasked(_Maskable, MaskedDistribution):
+    pass
+
+
+class _ProfileEvent(_Maskable, Independent):  # type: ignore[override]
+    pass
+
+
+def _counting(d: Any, mask: Tensor | bool) -> Any:
+    """Returns a wrapped profile normal whose scale leaves out what a mask of its batch hides."""
+    if isinstance(d, _ProfileMasked):
+        return _ProfileMasked(_counting(d.base_dist, mask), d._mask)
+    if isinstance(d, _ProfileEvent):
+        ndims = d.reinterpreted_batch_ndims
+        if isinstance(mask, Tensor):
+            mask = mask[(..., *(None,) * ndims)]
+        return _ProfileEvent(_counting(d.base_dist, mask), ndims)
+    return d.counting(mask)

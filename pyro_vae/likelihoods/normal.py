@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine import get_mask
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Likelihood, positive
@@ -26,8 +27,10 @@ class Normal(Likelihood):
     - ``"element"``: one for each element, learned;
     - ``"network"``: given by the decoder;
     - ``"optimal"``: in training the best for each batch in closed form, the root mean square
-      error (the sigma-VAE); in evaluation mode that of the training data, which
-      :meth:`pyro_vae.VAE.calibrate` sets and a running average approximates until then.
+      error (the sigma-VAE) of the observed elements; in evaluation mode that of the training data,
+      which :meth:`pyro_vae.VAE.calibrate` sets and a running average approximates until then.
+      Elements are hidden by the VAE's ``mask=``, by ``pyro.poutine.mask`` around the likelihood,
+      and by ``mask`` of the distribution; ``pyro.poutine.scale`` does not weigh them.
 
     References:
         | Simple and effective VAE training with calibrated decoders (Rybkin, Daniilidis and
@@ -81,11 +84,22 @@ class Normal(Likelihood):
         loc = features.select(dim, 0)
         if self.scale == "optimal" and self.training:
             base = ProfileNormal(
-                loc, self.variance.sqrt(), floor=self.min_scale, observe=self._remember
+                loc,
+                self.variance.sqrt(),
+                floor=self.min_scale,
+                observe=self._remember,
+                observed=self._observed(),
             )
         else:
             base = dist.Normal(loc, self._scale(features, dim))
         return base.to_event(len(self.event_shape))
+
+    def _observed(self) -> Tensor | bool | None:
+        # Handlers mask the site after its distribution is made: it never hears of their masks.
+        mask = get_mask()
+        if isinstance(mask, Tensor):
+            return mask[(..., *(None,) * len(self.event_shape))]
+        return None if mask is None or mask else False
 
     def _scale(self, features: Tensor, dim: int) -> Tensor:
         """Returns the scale for these features."""

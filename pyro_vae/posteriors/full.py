@@ -1,5 +1,8 @@
 """The full-covariance normal posterior."""
 
+import math
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -13,14 +16,21 @@ __all__ = ["Full"]
 class Full(Posterior):
     r"""A normal posterior with an amortized Cholesky factor.
 
-    .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), L(x) L(x)^\top)
+    .. math::
+        q(z \mid x) = \mathcal{N}(z \mid \mu(x), L(x) L(x)^\top), \qquad
+        L(x) = S(x) \left(I + B(x) / \sqrt{D}\right)
 
-    :math:`L` is lower triangular with a positive diagonal. The KL to a diagonal normal prior is in
-    closed form.
+    :math:`S` is diagonal and positive, and :math:`B` is strictly lower triangular. Without the
+    factor :math:`1 / \sqrt{D}` the condition number of :math:`L` grows exponentially with the
+    number of dimensions :math:`D`; without :math:`S` before :math:`B` it grows as :math:`S`
+    shrinks. The KL to a diagonal normal prior is in closed form.
+
+    Files of earlier versions hold weights of :math:`L = S + B`. The buffer ``relative`` is false
+    for them, and they keep their meaning.
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        min_scale: The least element of the diagonal of :math:`L`.
+        min_scale: The least element of :math:`S`, the diagonal of :math:`L`.
 
     Raises:
         ValueError: If a size or ``min_scale`` is not positive.
@@ -32,6 +42,8 @@ class Full(Posterior):
     """
 
     cells: Tensor
+    rows: Tensor
+    relative: Tensor
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
         super().__init__()
@@ -48,11 +60,22 @@ class Full(Posterior):
         rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
         cells[rows, columns] = latent_dim + torch.arange(below)
         self.register_buffer("cells", cells.flatten(), persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("relative", torch.tensor(True))
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the posterior for features of shape ``(*batch, *feature_shape)``."""
         d = self.latent_dim
         loc, raw_scale, below = features[..., :d], features[..., d : 2 * d], features[..., 2 * d :]
-        entries = [positive(raw_scale, self.min_scale), below, torch.zeros_like(loc[..., :1])]
+        scale = positive(raw_scale, self.min_scale)
+        unit = torch.where(self.relative, scale / math.sqrt(d), torch.ones_like(scale))
+        entries = [scale, below * unit[..., self.rows], torch.zeros_like(loc[..., :1])]
         tril = torch.cat(entries, -1)[..., self.cells].unflatten(-1, (d, d))
         return FullNormal(loc, scale_tril=tril)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Earlier versions wrote no such entry, and their weights mean L = S + B.
+        state_dict.setdefault(f"{prefix}relative", torch.tensor(False))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,62 @@
+"""Figures that are not finite, reported with the rows and the term that cause it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_finite", "check_weights", "joined", "not_finite", "valid_parameters"]
+
+
+def not_finite(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns for each term the rows in which it is not finite for some particle."""
+    return {name: ~value.isfinite().all(0) for name, value in terms.items()}
+
+
+def joined(faults: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the rows of all parts of the data, in which a term is not finite."""
+    return {name: torch.cat([part[name] for part in faults]) for name in faults[0]}
+
+
+def check_finite(figure: str, values: Tensor, faults: Mapping[str, Tensor]) -> None:
+    """Raises a ``FloatingPointError`` that names rows and terms unless all rows are finite."""
+    bad = ~values.isfinite()
+    if not bool(bad.any()):
+        return
+    counts = {name: int((rows & bad).sum()) for name, rows in faults.items()}
+    causes = [
+        f"{name} is not finite for {count} of them" for name, count in counts.items() if count
+    ]
+    raise FloatingPointError(
+        f"The {figure} is not finite for {int(bad.sum())} of {len(bad)} rows, the first of them "
+        f"row {int(bad.nonzero()[0])}"
+        + (f": {', '.join(causes)}" if causes else "")
+        + ". Evaluate in double precision (vae.double(), x.double()); more particles help where "
+        "every draw has density zero"
+    )
+
+
+def check_weights(vae: nn.Module) -> None:
+    """Raises a ``FloatingPointError`` that names weights and buffers that are not finite."""
+    names = [name for name, value in vae.state_dict().items() if not bool(value.isfinite().all())]
+    if names:
+        raise FloatingPointError(
+            f"The weights of the VAE are not finite in {', '.join(names[:3])}"
+            + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+            + ": train again with a lower learning rate or clip_norm"
+        )
+
+
+@contextmanager
+def valid_parameters(name: str) -> Iterator[None]:
+    """Names the distribution whose parameters overflow, where PyTorch shows the tensor alone."""
+    try:
+        yield
+    except ValueError as error:
+        # PyTorch has no class for this error.
+        if not str(error).startswith("Expected parameter"):
+            raise
+        raise FloatingPointError(
+            f"The parameters of {name} are not finite or not valid: {str(error).splitlines()[0]}"
+        ) from error
