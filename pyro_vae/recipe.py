@@ -111,8 +111,11 @@ def make_vae(
         vae = _construct(recipe)
     _check_weights(vae, weights)
     _set_precision(vae, weights)
-    # Assigned, not copied, so that a double precision VAE comes back as one.
-    vae.load_state_dict(dict(weights), assign=True)
+    # Assigned, not copied, so that a double precision VAE comes back as one. A part may supply an
+    # entry that files of earlier versions do not have.
+    missing = vae.load_state_dict(dict(weights), strict=False, assign=True).missing_keys
+    if missing:
+        raise ValueError(f"Expected the weights of its parts, got none for {missing[:3]}")
     return vae
 
 
@@ -192,11 +195,11 @@ def _class(name: str, role: str) -> type[nn.Module]:
 
 
 def _check_weights(vae: VAE, weights: Mapping[str, Tensor]) -> None:
-    """Raises a ``ValueError`` unless names, shapes and kinds of numbers are those of a VAE."""
+    """Raises a ``ValueError`` for a weight that a VAE has not, or has in another form."""
     own = vae.state_dict()
-    if own.keys() != weights.keys():
-        odd = sorted(own.keys() ^ weights.keys())
-        raise ValueError(f"Expected the weights of its parts, got others or none for {odd[:3]}")
+    odd = sorted(weights.keys() - own.keys())
+    if odd:
+        raise ValueError(f"Expected the weights of its parts, got others, {odd[:3]}")
     for name, value in weights.items():
         if not _fits(own[name], value):
             raise ValueError(
