@@ -204,6 +204,7 @@ def test_a_vae_that_differs_in_numbers_and_places_only_is_saved(tmp_path, module
         assert again.name == vae.name
         for name, value in vae.named_buffers():
             assert torch.equal(dict(again.named_buffers())[name], value)
+            assert dict(again.named_buffers())[name].dtype == value.dtype
 
 
 def test_a_trained_vae_is_saved(tmp_path, module):
