@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.conditional import check_size
+from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
 from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
@@ -81,6 +82,7 @@ class Chunk(NamedTuple):
         return value if self.rows is None else torch.where(self.rows, value, 0.0)
 
 
+@guard_process_state
 @torch.no_grad()
 def log_evidence(
     vae: VAE,
@@ -167,6 +169,7 @@ def weight_sums(
     return log_sum, log_square_sum
 
 
+@guard_process_state
 @torch.no_grad()
 def elbo(
     vae: VAE,
@@ -213,6 +216,7 @@ def elbo(
     return Bound(-distortion - rate, rate, distortion, kl is not None)
 
 
+@guard_process_state
 @torch.no_grad()
 def posterior_means(
     vae: VAE, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None
@@ -221,6 +225,7 @@ def posterior_means(
     return torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
 
 
+@guard_process_state
 def active_units(
     vae: VAE,
     x: Tensor,
@@ -253,6 +258,7 @@ def active_units(
     return means.var(0) > threshold
 
 
+@guard_process_state
 @torch.no_grad()
 def kl_per_dimension(
     vae: VAE,

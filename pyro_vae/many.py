@@ -21,6 +21,7 @@ from pyro_vae.epochs import (
     batches,
     own_randomness,
 )
+from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.training import (
@@ -40,6 +41,7 @@ from pyro_vae.vae import VAE
 __all__ = ["fit_many"]
 
 
+@guard_process_state
 def fit_many(
     vaes: Sequence[VAE],
     train: Tensor | Rows,
@@ -153,7 +155,7 @@ def trained_all(
         if strict:
             put_back()
             raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
-        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=3)
+        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=4)
     return [alone(run, state, epochs, patience) for run, state in zip(runs, states, strict=True)]
 
 

@@ -25,6 +25,7 @@ from pyro_vae.epochs import (
     own_randomness,
     same_threads,
 )
+from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
@@ -63,6 +64,7 @@ class FitResult(NamedTuple):
     failure: str | None = None
 
 
+@guard_process_state
 def fit(
     vae: VAE,
     train: Tensor | Rows,
