@@ -1,6 +1,9 @@
 """Checkpoints of a training as it goes on."""
 
 import time
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pyro_vae import checkpoint
@@ -12,15 +15,24 @@ __all__ = ["Keeper"]
 class Keeper:
     """Writes checkpoints of a training to a folder, not more often than is worth it.
 
+    A file that cannot be written does not end the training. It gives a warning, once, and the next
+    checkpoint tries again. No reader needs two files of one checkpoint: ``resume.pt`` holds
+    all that a resumed training reads, the best weights included, and each file of weights is whole.
+
     Arguments:
         folder: The folder, or ``None`` to write nothing.
         every: The least time between two checkpoints, in seconds.
+
+    Attributes:
+        failed: By name of a file, why it could not be written the last time.
     """
 
     def __init__(self, folder: Path | None, every: float) -> None:
         self.folder = folder
         self.every = every
         self.written = time.perf_counter()
+        self.failed: dict[str, str] = {}
+        self._warned = False
 
     def restore(self, run: Training) -> None:
         """Goes on from what is in the folder, if there is anything."""
@@ -32,14 +44,44 @@ class Keeper:
         """Writes the state to go on from, the last weights and the best, if it is time."""
         if self.folder is None or not (now or time.perf_counter() - self.written >= self.every):
             return
-        checkpoint.save_state(run.state(), self.folder / "resume.pt")
-        checkpoint.save_weights(run.vae, run.vae.state_dict(), self.folder / "last.safetensors")
-        checkpoint.save_weights(run.vae, run.kept, self.folder / "model.safetensors")
+        last = run.vae.state_dict()
+        self._write("resume.pt", partial(checkpoint.save_state, run.state()))
+        self._write("last.safetensors", partial(checkpoint.save_weights, run.vae, last))
+        self._write("model.safetensors", partial(checkpoint.save_weights, run.vae, run.kept))
         self.written = time.perf_counter()
 
     def keep_best(self, run: Training) -> None:
         """Writes the weights as the training leaves them."""
         if self.folder is not None:
-            checkpoint.save_weights(
-                run.vae, run.vae.state_dict(), self.folder / "model.safetensors"
-            )
+            weights = run.vae.state_dict()
+            self._write("model.safetensors", partial(checkpoint.save_weights, run.vae, weights))
+
+    def report_missing(self) -> None:
+        """Warns of files that lack the end of the training."""
+        if not self.failed:
+            return
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in self.failed.items())
+        if "model.safetensors" in self.failed:
+            remedy = "write the weights in memory to another place by pyro_vae.save(vae, path)"
+        else:
+            remedy = "model.safetensors is complete, but resume=True repeats the last epochs"
+        warnings.warn(
+            f"'{self.folder}' lacks the end of this training in {reasons}: {remedy}", stacklevel=5
+        )
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        assert self.folder is not None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
+        except OSError as error:
+            self.failed[name] = error.strerror or str(error)
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"'{self.folder / name}' cannot be written ({self.failed[name]}): the training "
+                    f"continues, and the next checkpoint tries again",
+                    stacklevel=6,
+                )
+        else:
+            self.failed.pop(name, None)
