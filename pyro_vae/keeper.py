@@ -66,7 +66,7 @@ class Keeper:
         else:
             remedy = "model.safetensors is complete, but resume=True repeats the last epochs"
         warnings.warn(
-            f"'{self.folder}' lacks the end of this training in {reasons}: {remedy}", stacklevel=5
+            f"'{self.folder}' lacks the end of this training in {reasons}: {remedy}", stacklevel=6
         )
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:

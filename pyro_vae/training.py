@@ -30,6 +30,7 @@ from pyro_vae.epochs import (
 from pyro_vae.files import hold_folder, remove_partial
 from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
+from pyro_vae.networks import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
 
@@ -359,6 +360,8 @@ def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, step
 
 def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) -> None:
     """Raises a ``ValueError`` for data that cannot be trained on."""
+    for role in ("encoder", "decoder"):
+        check_channels_first(role, getattr(vae, role), vae.event_shape)
     if patience is not None and valid is None:
         raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
     if valid is not None and valid.dynamic:
