@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae import (
     VAE,
@@ -71,7 +72,7 @@ def trained(vae, digits, **options):
     # The third epoch goes uphill, so that the best is not the last.
     settings = {
         "epochs": 5, "checkpoint_seconds": 0, "batch_size": 40, "compile": False,
-        "lr_schedule": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: [1, 1, -5][min(e, 2)]),
+        "lr_schedule": partial(LambdaLR, lr_lambda=lambda epoch: [1, 1, -5][min(epoch, 2)]),
         "optimizer": partial(torch.optim.Adam, lr=5e-3),
     }  # fmt: skip
     rows = digits.x.train[:200].flatten(1)
