@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from pyro_vae.epochs import (
     in_tensors,
     own_randomness,
 )
-from pyro_vae.training import FitResult, result_of
+from pyro_vae.training import FitResult, result_of, settling
 
 __all__ = ["State", "started", "together"]
 
@@ -103,22 +103,38 @@ def trained_together(
     began = time.perf_counter()
     names = numbers_that_differ(runs)
     generators = [torch.Generator().set_state(state["noise"]) for state in states]
-    with ExitStack() as stack:
-        for run in runs:
-            stack.enter_context(in_tensors(run, names))
-            run.vae.train()
-        crowd = Crowd(runs, generators)
-        stack.callback(crowd.end)
-        crowd.train(epochs, patience)
-        crowd.end()
+    failures: dict[int, str] = {}
+    try:
+        with ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(in_tensors(run, names))
+                run.vae.train()
+            crowd = Crowd(runs, generators, failures)
+            stack.callback(crowd.end)
+            crowd.train(epochs, patience)
         for i, run in enumerate(runs):
             run.seconds, run.engine = time.perf_counter() - began, "compiled-many"
-            if i in crowd.failures:
-                run.vae.eval()
-            else:
-                with own_randomness(run.train.x.device, run.seed):
-                    run.finish()
-    return [result_of(run, crowd.failures.get(i)) for i, run in enumerate(runs)]
+            finish(run, best=i not in failures)
+    except NotCapturedError:
+        raise
+    except BaseException as error:
+        vars(error)["fit_result"] = results_of(runs, failures)
+        for i, run in enumerate(runs):
+            with settling(run):
+                finish(run, best=i not in failures)
+        raise
+    return results_of(runs, failures)
+
+
+def finish(run: Training, *, best: bool) -> None:
+    """Leaves a VAE with the best weights, or the last, calibrated, in evaluation mode."""
+    with own_randomness(run.train.x.device, run.seed):
+        run.finish(best=best)
+
+
+def results_of(runs: Sequence[Training], failures: Mapping[int, str]) -> list[FitResult]:
+    """Returns what each training did."""
+    return [result_of(run, failures.get(i)) for i, run in enumerate(runs)]
 
 
 class Crowd:
@@ -127,16 +143,21 @@ class Crowd:
     Arguments:
         runs: The trainings, started.
         generators: Where the noise of each comes from.
+        failures: Takes, by place, why a training ended before its time.
 
     Attributes:
         going: The places of those that are not at their end.
-        failures: Why others ended before their time.
 
     Raises:
         NotCapturedError: If the optimizers' updates, or what differs, cannot be part of a graph.
     """
 
-    def __init__(self, runs: Sequence[Training], generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Training],
+        generators: Sequence[torch.Generator],
+        failures: dict[int, str],
+    ) -> None:
         self.runs = runs
         self.generators = generators
         self.steps = ManySteps(
@@ -146,7 +167,7 @@ class Crowd:
             generators,
             clip_norm=runs[0].clip_norm,
         )
-        self.failures: dict[int, str] = {}
+        self.failures = failures
         self.orders: dict[int, Tensor] = {}
 
     @property

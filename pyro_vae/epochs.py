@@ -67,6 +67,8 @@ class Training:
     best_epoch: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
     history: list[dict[str, float]] = field(default_factory=list)
+    resumable: bool = True
+    """Whether tensors are those of the end of an epoch, from which a training can be resumed."""
 
     def start(self, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> None:
         """Makes what a first step needs."""
@@ -109,9 +111,31 @@ class Training:
         return self.train.batch(index, self.order)
 
     def one_epoch(self) -> dict[str, float]:
-        """Passes over the data once, and returns its row of the history."""
+        """Passes over the data once, and returns its row of the history.
+
+        An epoch that raises an error, or is interrupted, is undone.
+        """
         began = time.perf_counter()
         before = self.capture()
+        results = self.epoch, self.best, self.best_epoch, self.kept, list(self.history)
+        self.resumable = False
+        try:
+            row = self.whole_epoch(before)
+            self.seconds += time.perf_counter() - began
+        except BaseException:
+            self.put_back(before)
+            self.epoch, self.best, self.best_epoch, self.kept, self.history[:] = results
+            self.resumable = True
+            raise
+        self.resumable = True
+        return row
+
+    def whole_epoch(self, before: dict[str, Any]) -> dict[str, float]:
+        """Passes over the data once.
+
+        Arguments:
+            before: The state from which the epoch starts.
+        """
         self.vae.train()
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         for rows in batches(len(self.train.x), self.batch_size, self.order):
@@ -119,7 +143,6 @@ class Training:
         row = self.end_of_epoch(total.item())
         if row is None:
             self.give_up(before)
-        self.seconds += time.perf_counter() - began
         return row
 
     def end_of_epoch(self, total: float) -> dict[str, float] | None:
@@ -293,14 +316,16 @@ class Training:
         self.products = "onednn" if self.engine == "compiled-onednn" else "mkl"
         self.precision = "bfloat16" if self.engine == "compiled-bfloat16" else "float32"
 
-    def finish(self) -> None:
-        """Leaves the best weights in place, calibrated, in evaluation mode."""
+    def finish(self, *, best: bool = True) -> None:
+        """Leaves the best weights in place, or the last, calibrated, in evaluation mode."""
+        self.resumable = False
+        if best:
+            self.vae.load_state_dict(self.kept)
+        self.vae.eval()
         self.set_scheduled()
-        self.vae.load_state_dict(self.kept)
         seed_device(self.train.x.device, self.seed)
         x, mask = self.presented(slice(None))
         self.vae.calibrate(x, mask=mask)
-        self.vae.eval()
 
 
 def set_scalar(objective: Any, name: str, value: float) -> None:
@@ -381,9 +406,9 @@ def seed_device(device: torch.device, seed: int) -> None:
 def same_threads(run: Training) -> Iterator[None]:
     """Uses the number of threads that the training began with: sums depend on it in their bits."""
     before = torch.get_num_threads()
-    if before != run.threads:
-        torch.set_num_threads(run.threads)
     try:
+        if before != run.threads:
+            torch.set_num_threads(run.threads)
         yield
     finally:
         if before != run.threads:
@@ -398,9 +423,9 @@ def in_tensors(run: Training, names: Iterable[str]) -> Iterator[None]:
     """
     numbers = {name: getattr(run.objective, name) for name in names}
     numbers = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
-    for name, value in numbers.items():
-        setattr(run.objective, name, next(run.vae.parameters()).new_tensor(value))
     try:
+        for name, value in numbers.items():
+            setattr(run.objective, name, next(run.vae.parameters()).new_tensor(value))
         yield
     finally:
         for name, value in numbers.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.conditional import check_size
 from pyro_vae.finite import check_finite, check_weights, joined, not_finite, valid_parameters
+from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
 from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
@@ -85,6 +86,7 @@ class Chunk(NamedTuple):
         return value if self.rows is None else torch.where(self.rows, value, 0.0)
 
 
+@guard_process_state
 @torch.no_grad()
 def log_evidence(
     vae: VAE,
@@ -191,6 +193,7 @@ def _rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
     }
 
 
+@guard_process_state
 @torch.no_grad()
 def elbo(
     vae: VAE,
@@ -270,6 +273,7 @@ def estimate_elbo(
     return Bound(-distortion - rate, rate, distortion, kl is not None), joined(faults)
 
 
+@guard_process_state
 @torch.no_grad()
 def posterior_means(
     vae: VAE, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None
@@ -281,6 +285,7 @@ def posterior_means(
     return means
 
 
+@guard_process_state
 def active_units(
     vae: VAE,
     x: Tensor,
@@ -323,6 +328,7 @@ def active_units(
     return means.var(0) > threshold
 
 
+@guard_process_state
 @torch.no_grad()
 def kl_per_dimension(
     vae: VAE,

@@ -2,8 +2,12 @@
 
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.epochs import Training
@@ -16,9 +20,16 @@ __all__ = ["Keeper"]
 class Keeper:
     """Writes checkpoints of a training to a folder, not more often than is worth it.
 
+    A file that cannot be written does not end the training. It gives a warning, once, and the next
+    checkpoint tries again. No reader needs two files of one checkpoint: ``resume.pt`` holds
+    all that a resumed training reads, the best weights included, and each file of weights is whole.
+
     Arguments:
         folder: The folder, or ``None`` to write nothing.
         every: The least time between two checkpoints, in seconds.
+
+    Attributes:
+        failed: By name of a file, why it could not be written the last time.
     """
 
     def __init__(self, folder: Path | None, every: float) -> None:
@@ -26,6 +37,8 @@ class Keeper:
         self.every = every
         self.written = time.perf_counter()
         self.recipe: dict[str, Any] | None = None
+        self.failed: dict[str, str] = {}
+        self._warned = False
 
     def describe(self, vae: VAE) -> None:
         """Finds out once how files describe a VAE; warns if they cannot, as it was changed."""
@@ -57,15 +70,47 @@ class Keeper:
         """Writes the state to go on from, the last weights and the best, if it is time."""
         if self.folder is None or not (now or time.perf_counter() - self.written >= self.every):
             return
-        checkpoint.save_state(run.state(), self.folder / "resume.pt")
-        last = self.folder / "last.safetensors"
-        checkpoint.save_weights(run.vae, run.vae.state_dict(), last, self.recipe)
-        best = self.folder / "model.safetensors"
-        checkpoint.save_weights(run.vae, run.kept, best, self.recipe)
+        last = run.vae.state_dict()
+        self._write("resume.pt", partial(checkpoint.save_state, run.state()))
+        self._write_weights("last.safetensors", run, last)
+        self._write_weights("model.safetensors", run, run.kept)
         self.written = time.perf_counter()
 
     def keep_best(self, run: Training) -> None:
         """Writes the weights as the training leaves them."""
         if self.folder is not None:
-            best = self.folder / "model.safetensors"
-            checkpoint.save_weights(run.vae, run.vae.state_dict(), best, self.recipe)
+            self._write_weights("model.safetensors", run, run.vae.state_dict())
+
+    def report_missing(self) -> None:
+        """Warns of files that lack the end of the training."""
+        if not self.failed:
+            return
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in self.failed.items())
+        if "model.safetensors" in self.failed:
+            remedy = "write the weights in memory to another place by pyro_vae.save(vae, path)"
+        else:
+            remedy = "model.safetensors is complete, but resume=True repeats the last epochs"
+        warnings.warn(
+            f"'{self.folder}' lacks the end of this training in {reasons}: {remedy}", stacklevel=6
+        )
+
+    def _write_weights(self, name: str, run: Training, weights: dict[str, Tensor]) -> None:
+        save = partial(checkpoint.save_weights, run.vae, weights, recipe=self.recipe)
+        self._write(name, save)
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        assert self.folder is not None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
+        except OSError as error:
+            self.failed[name] = error.strerror or str(error)
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"'{self.folder / name}' cannot be written ({self.failed[name]}): the training "
+                    f"continues, and the next checkpoint tries again",
+                    stacklevel=6,
+                )
+        else:
+            self.failed.pop(name, None)

@@ -21,6 +21,7 @@ from pyro_vae.epochs import (
     batches,
     own_randomness,
 )
+from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.training import (
@@ -40,6 +41,7 @@ from pyro_vae.vae import VAE
 __all__ = ["fit_many"]
 
 
+@guard_process_state
 def fit_many(
     vaes: Sequence[VAE],
     train: Tensor | Rows,
@@ -92,7 +94,8 @@ def fit_many(
         A result for each, in order. Trained at once, ``seconds`` is the time of all together, and
         ``engine`` is ``"compiled-many"``. A training whose objective is no longer finite does not
         stop the others: its weights are those before that epoch, and its ``failure`` says what
-        :func:`fit` would have raised.
+        :func:`fit` would have raised. Any other exception leaves the VAEs as :func:`fit` does, and
+        has the list of results up to there as its attribute ``fit_result``.
 
     Raises:
         ValueError: If an argument is out of range, there are not as many of one as there are VAEs,
@@ -144,7 +147,7 @@ def trained_all(
     put_back = kept(t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers()))
     try:
         states = list(map(started, runs, makers, lr_makers))
-    except ValueError:
+    except BaseException:
         put_back()
         raise
     try:
@@ -153,8 +156,25 @@ def trained_all(
         if strict:
             put_back()
             raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
-        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=3)
-    return [alone(run, state, epochs, patience) for run, state in zip(runs, states, strict=True)]
+        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=4)
+    return one_after_another(runs, states, epochs, patience)
+
+
+def one_after_another(
+    runs: Sequence[Training], states: Sequence[State], epochs: int, patience: int | None
+) -> list[FitResult]:
+    """Trains VAEs by themselves, in order, each from the state in which it was started."""
+    results: list[FitResult] = []
+    try:
+        for run, state in zip(runs, states, strict=True):
+            results.append(alone(run, state, epochs, patience))
+    except BaseException as error:
+        rest = runs[len(results) :]
+        vars(error)["fit_result"] = [*results, *map(result_of, rest)]
+        for run in rest:
+            run.vae.eval()
+        raise
+    return results
 
 
 def alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
@@ -167,7 +187,6 @@ def alone(run: Training, state: State, epochs: int, patience: int | None) -> Fit
         try:
             return trained(run, Keeper(None, 0.0), epochs, patience)
         except NotFiniteError as error:
-            run.vae.eval()
             return result_of(run, str(error))
 
 

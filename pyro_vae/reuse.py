@@ -15,6 +15,7 @@ from pyro_vae.conditional import check_size
 from pyro_vae.data import Data, Split
 from pyro_vae.epochs import own_randomness
 from pyro_vae.files import strict_json, write_whole
+from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.opened import Chosen, matched, opened, preparation, stored_number, unsplit
@@ -25,6 +26,7 @@ from pyro_vae.vae import VAE
 __all__ = ["embed", "judge_run", "preparation", "summary", "write_evaluation"]
 
 
+@guard_process_state
 def judge_run(
     run: Path | str,
     data: Data | Mapping[str, Any] | None = None,
@@ -173,6 +175,7 @@ def summary(figures: Mapping[str, Any], path: Path) -> str:
     return "\n".join(lines)
 
 
+@guard_process_state
 def embed(
     run: Path | str | VAE,
     data: Data | Mapping[str, Any] | None = None,

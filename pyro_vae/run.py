@@ -16,6 +16,7 @@ from pyro_vae.conditional import check_size
 from pyro_vae.data import Data, Rows
 from pyro_vae.epochs import own_randomness
 from pyro_vae.files import strict_json, write_whole
+from pyro_vae.guard import guard_process_state
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
 
@@ -32,6 +33,7 @@ class Run(NamedTuple):
     result: FitResult
 
 
+@guard_process_state
 def run(cfg: DictConfig) -> float:
     """Trains and judges what a configuration describes, and writes it to ``cfg.out``.
 

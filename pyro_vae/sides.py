@@ -12,6 +12,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Likelihood, Posterior, Prior, check_size
+from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, factorizes, fill, mask_elements, masked, split_mask
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.scope import Scope
@@ -218,6 +219,7 @@ class Model(Side):
         if supported is not None:
             supported(x)
 
+    @guard_process_state
     def forward(
         self,
         x: Tensor | None = None,
@@ -251,6 +253,7 @@ class Guide(Side):
         self.encoder = vae.encoder
         self.posterior = vae.posterior
 
+    @guard_process_state
     def forward(
         self,
         x: Tensor | None = None,

@@ -1,7 +1,9 @@
 """Training: one loop, read from top to bottom, that can be killed and goes on to the same bits."""
 
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -25,7 +27,10 @@ from pyro_vae.epochs import (
     own_randomness,
     same_threads,
 )
+from pyro_vae.files import hold_folder, remove_partial
+from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
+from pyro_vae.networks import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
 
@@ -63,6 +68,7 @@ class FitResult(NamedTuple):
     failure: str | None = None
 
 
+@guard_process_state
 def fit(
     vae: VAE,
     train: Tensor | Rows,
@@ -92,7 +98,14 @@ def fit(
     All noise comes from ``seed``; the random state of the caller is left as it was.
 
     With ``out`` the state is written as training goes on, and ``resume`` goes on from it to the
-    same bits as if there had been no break, also with more epochs than before.
+    same bits as if there had been no break, also with more epochs than before. The folder is held
+    until the end, so that no other process writes to it. A file that cannot be written gives a
+    warning; the training continues and tries again at the next checkpoint.
+
+    An exception, such as an interrupt from the keyboard or an error of the tracker, undoes the
+    epoch that it breaks off. The VAE is left in evaluation mode with the best weights so far,
+    the state is written to ``out``, and the attribute ``fit_result`` of the exception holds the
+    result up to there.
 
     Arguments:
         vae: The VAE; left in evaluation mode.
@@ -122,8 +135,8 @@ def fit(
         tracker: Takes each row of the history.
 
     Raises:
-        ValueError: If an argument is out of range, the data cannot be scored, or the state in
-            ``out`` is damaged or that of another training.
+        ValueError: If an argument is out of range, the data cannot be scored, another process
+            writes to ``out``, or the state there is damaged or that of another training.
         FloatingPointError: If the objective is no longer finite, naming step and site; the weights
             are then those before that epoch, and so is the checkpoint.
 
@@ -147,8 +160,7 @@ def fit(
     compile = check_precision(precision, compile)
     engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
     strict = compile == "strict"
-    keeper = Keeper(check_folder(out, resume), checkpoint_seconds)
-    keeper.describe(vae)
+    folder = check_folder(out, resume)
     run = Training(
         vae,
         objective,
@@ -162,7 +174,9 @@ def fit(
         strict,
         precision,
     )
-    with own_randomness(train.x.device, seed):
+    with held(folder), own_randomness(train.x.device, seed):
+        keeper = Keeper(folder, checkpoint_seconds)
+        keeper.describe(vae)
         run.start(make, lr_schedule)
         if resume:
             keeper.restore(run)
@@ -178,6 +192,8 @@ def trained(
 ) -> FitResult:
     """Goes on with a training to its end.
 
+    An exception leaves the VAE as :func:`fit` describes it.
+
     Arguments:
         run: The training, started; the random state is its own.
         keeper: Who keeps its state.
@@ -186,19 +202,45 @@ def trained(
         tracker: Takes each row of the history.
     """
     run.prepare()
-    with same_threads(run), in_tensors(run, run.schedules if run.compiled else ()):
+    with same_threads(run):
         try:
-            for row in rows_until(run, epochs, patience):
-                if tracker is not None:
-                    tracker.log(row, run.epoch)
-                keeper.keep(run)
-        except NotFiniteError:
-            keeper.keep(run, now=True)
+            with in_tensors(run, run.schedules if run.compiled else ()):
+                for row in rows_until(run, epochs, patience):
+                    if tracker is not None:
+                        tracker.log(row, run.epoch)
+                    keeper.keep(run)
+            end(run, keeper)
+        except BaseException as error:
+            # Not by setattr, which an exception may forbid.
+            vars(error)["fit_result"] = result_of(run)
+            with settling(run):
+                end(run, keeper, best=not isinstance(error, NotFiniteError))
             raise
-        keeper.keep(run, now=True)
-        run.finish()
-    keeper.keep_best(run)
     return result_of(run)
+
+
+def end(run: Training, keeper: Keeper, *, best: bool = True) -> None:
+    """Writes the state of a training, then leaves the VAE with the best weights, or the last."""
+    if run.resumable:
+        keeper.keep(run, now=True)
+    run.finish(best=best)
+    if best:
+        keeper.keep_best(run)
+    keeper.report_missing()
+
+
+@contextmanager
+def settling(run: Training) -> Iterator[None]:
+    """Leaves a VAE in evaluation mode, and warns of an error that stands behind another one."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(
+            f"The VAE cannot be left as at the end of a training: {type(error).__name__}: {error}",
+            stacklevel=6,
+        )
+    finally:
+        run.vae.eval()
 
 
 def result_of(run: Training, failure: str | None = None) -> FitResult:
@@ -319,6 +361,8 @@ def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, step
 
 def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) -> None:
     """Raises a ``ValueError`` for data that cannot be trained on."""
+    for role in ("encoder", "decoder"):
+        check_channels_first(role, getattr(vae, role), vae.event_shape)
     if patience is not None and valid is None:
         raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
     if valid is not None and valid.dynamic:
@@ -338,5 +382,29 @@ def check_folder(out: Path | str | None, resume: bool) -> Path | None:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected out to be a folder, got the file {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raises a ``ValueError`` for a folder that cannot be made or written to."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"Expected out to be a folder that can be written to, got '{folder}': "
+            f"{error.strerror or error}"
+        ) from error
+
+
+@contextmanager
+def held(folder: Path | None) -> Iterator[None]:
+    """Holds a folder for this process, and removes what killed processes left there."""
+    with ExitStack() as stack:
+        if folder is not None:
+            with writable(folder):
+                stack.enter_context(hold_folder(folder))
+                remove_partial(folder)
+        yield

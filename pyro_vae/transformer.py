@@ -16,6 +16,7 @@ from pyro_vae import evaluate, likelihoods, networks, posteriors, priors
 from pyro_vae.conditional import Part
 from pyro_vae.data import Rows, Scaling
 from pyro_vae.epochs import own_randomness
+from pyro_vae.guard import guard_process_state
 from pyro_vae.networks import eval_mode
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
@@ -106,6 +107,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.num_particles = num_particles
         self.random_state = random_state
 
+    @guard_process_state
     def fit(self, X: Array, y: object = None) -> "VAETransformer":
         """Trains a VAE.
 
@@ -130,11 +132,13 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         )
         return self
 
+    @guard_process_state
     def transform(self, X: Array) -> Array:
         """Returns the means of q(z given x), of shape ``(N, latent_dim)``."""
         x, mask = self._given(X)
         return evaluate.posterior_means(self.vae_, x, mask=mask).numpy()
 
+    @guard_process_state
     @torch.no_grad()
     def inverse_transform(self, X: Array) -> Array:
         """Returns the means of p(x given z), of shape ``(N, columns)``.
@@ -148,6 +152,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             mean = self.vae_.decode(z).mean
         return self.scaling_.undo(mean.flatten(1)).numpy()
 
+    @guard_process_state
     def score_samples(self, X: Array) -> Array:
         """Returns estimates of log p(x) by importance sampling, of shape ``(N,)``, in nats.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, check_size, describe
+from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.scope import Scope
@@ -83,6 +84,7 @@ class VAE(nn.Module):
     encoder: nn.Module
     decoder: nn.Module
 
+    @guard_process_state
     def __init__(
         self,
         event_shape: Sequence[int] | int,
@@ -163,6 +165,7 @@ class VAE(nn.Module):
     def name(self, name: str) -> None:
         self.model.scope.rename(name)
 
+    @guard_process_state
     def encode(self, x: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns q(z given x), of the batch shape of ``x``.
 
@@ -174,6 +177,7 @@ class VAE(nn.Module):
         self.guide.scope.announce(self.guide)
         return self.guide.encode(x, covariates)
 
+    @guard_process_state
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z), of the batch shape of ``z``.
 
@@ -185,11 +189,13 @@ class VAE(nn.Module):
         self.model.scope.announce(self.model)
         return self.model.decode(z, covariates)
 
+    @guard_process_state
     def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z), of batch shape ``()`` or that of ``covariates``."""
         self.guide.scope.announce(self.guide)
         return self.guide.prior_distribution(covariates)
 
+    @guard_process_state
     @torch.no_grad()
     def sample(self, n: int = 1, *, covariates: Tensor | None = None, mean: bool = False) -> Tensor:
         """Draws data from the model, in evaluation mode.
@@ -211,6 +217,7 @@ class VAE(nn.Module):
             p = self.decode(prior.sample(torch.Size((n,))), covariates)
             return p.mean if mean else p.sample()
 
+    @guard_process_state
     @torch.no_grad()
     def reconstruct(
         self, x: Tensor, *, covariates: Tensor | None = None, mean: bool = True
@@ -236,6 +243,7 @@ class VAE(nn.Module):
         """
         self.model.check(x, mask)
 
+    @guard_process_state
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Lets parts that start from training data do so; each does it once in its life."""
@@ -244,6 +252,7 @@ class VAE(nn.Module):
             if start is not None:
                 start(x)
 
+    @guard_process_state
     @torch.no_grad()
     def calibrate(
         self,

@@ -8,7 +8,17 @@ import pyro.infer
 import pytest
 import torch
 
-from pyro_vae import VAE, data, evaluate, fit, likelihoods, networks, objectives, priors
+from pyro_vae import (
+    VAE,
+    data,
+    evaluate,
+    fit,
+    fit_many,
+    likelihoods,
+    networks,
+    objectives,
+    priors,
+)
 from pyro_vae.epochs import batches
 
 
@@ -210,3 +220,62 @@ def test_bad_data_is_refused_before_training(digits):
     broken[5, 0, 2, 2] = math.nan
     with pytest.raises(ValueError, match="no NaN, got 1"):
         fit(small(), broken)
+
+
+CONV = {"channels": [2], "hidden": 4}
+
+
+def images(shape, *, encoder=None, decoder=None):
+    """Returns a VAE and two images."""
+    small = partial(networks.MLP, hidden=[4])
+    vae = VAE(shape, 1, likelihood=likelihoods.Normal, encoder=encoder or small,
+              decoder=decoder or small)  # fmt: skip
+    return vae, torch.zeros(2, *shape)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize("shape", [(32, 24, 3), (28, 28, 1), (8, 16, 4)], ids=str)
+def test_images_with_channels_last_are_refused(shape, side):
+    kind = networks.ConvEncoder if side == "encoder" else networks.ConvDecoder
+    vae, x = images(shape, **{side: partial(kind, **CONV)})
+    height, width, channels = shape
+    found = rf"of the {side}, got event_shape=\({height}, {width}, {channels}\), which looks like"
+    fix = rf"x.permute\(0, 3, 1, 2\) .*event_shape=\({channels}, {height}, {width}\)"
+    for train in (fit, lambda vae, x, epochs: fit_many([vae], x, epochs=epochs)):
+        with pytest.raises(ValueError, match=f"{found}.*{fix}.*{kind.__name__}, channels_first"):
+            train(vae, x, epochs=1)
+    mine = partial(kind, channels_first=True, **CONV)
+    vae, x = images(shape, **{side: mine})
+    fit(vae, x, epochs=1)
+    fit(images(tuple(x.permute(0, 3, 1, 2).shape[1:]), **{side: partial(kind, **CONV)})[0],
+        x.permute(0, 3, 1, 2), epochs=1)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 32, 32), (1, 28, 28), (4, 8, 8), (8, 8, 8), (3, 8, 3), (3, 3, 3), (1, 8, 1), (4, 4, 4),
+     (6, 100, 1), (16, 128, 1), (64, 20, 3), (32, 32, 2), (28, 28), (3, 5)],
+    ids=str,
+)  # fmt: skip
+def test_other_images_train(shape):
+    conv = {
+        "encoder": partial(networks.ConvEncoder, **CONV),
+        "decoder": partial(networks.ConvDecoder, **CONV),
+    }
+    vae, x = images(shape, **conv)
+    fit(vae, x, epochs=1)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (9, 9, 1), (2, 8, 8, 3)], ids=str)
+def test_networks_without_our_convolutions_take_any_shape(shape):
+    class Last(torch.nn.Sequential):
+        def __init__(self, in_shape, out_shape):
+            super().__init__(
+                torch.nn.Flatten(),
+                torch.nn.Linear(math.prod(in_shape), math.prod(out_shape)),
+                torch.nn.Unflatten(1, tuple(out_shape)),
+            )
+
+    for encoder in (None, Last):
+        vae, x = images(shape, encoder=encoder)
+        fit(vae, x, epochs=1)

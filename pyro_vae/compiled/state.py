@@ -50,6 +50,8 @@ class Surroundings:
             torch.get_default_dtype(),
             torch.is_autocast_enabled("cpu"),
             torch.is_autocast_enabled("cuda"),
+            torch.get_autocast_dtype("cpu"),
+            torch.get_autocast_dtype("cuda"),
             *map(described, vars(self.objective).values()),
             *(map(id, pyro.get_param_store()._params.values()) if self.reads_store else ()),
             *chain.from_iterable(facts.key() for facts in self.modules.values()),

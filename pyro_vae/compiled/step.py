@@ -21,6 +21,7 @@ from pyro_vae.compiled.stand_in import stand_in
 from pyro_vae.compiled.state import Surroundings
 from pyro_vae.compiled.tensors import clear, copies, laid_out, leaves, shared
 from pyro_vae.compiled.update import Update
+from pyro_vae.guard import guard_process_state
 
 __all__ = ["Step", "compile"]
 
@@ -178,6 +179,7 @@ class Step:
         self._hopeless = False
         self._warned = False
 
+    @guard_process_state
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Computes the loss, sets the gradient of each parameter, and updates if it is to.
 
@@ -436,4 +438,4 @@ class Step:
             raise RuntimeError(f"Expected a step that can be compiled, but {reason}") from error
         if not self._warned:
             self._warned = True
-            warnings.warn(f"The step is eager, not compiled: {reason}", stacklevel=4)
+            warnings.warn(f"The step is eager, not compiled: {reason}", stacklevel=5)

@@ -32,7 +32,8 @@ def array(
 
     Arguments:
         path: A file, npy or npz. Rows come first; an array ``(N, H, W)`` of pictures is returned
-            as ``(N, 1, H, W)``, any other in its own shape.
+            as ``(N, 1, H, W)``, any other in its own shape. Convolutions need colour images as
+            ``(N, C, H, W)``: store ``np.moveaxis(images, -1, 1)`` where the channels come last.
         key: The name of the array in an npz file; needed only if there are several.
         labels_key: The name of an array of integers ``(N,)`` there: the labels.
         scale: What the values are divided by, 255 for bytes; ``None``: nothing.

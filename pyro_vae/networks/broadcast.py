@@ -24,7 +24,8 @@ def apply_network(
     Particles, enumeration and plates put dimensions to the left of ``x``; convolutions and batch
     norm refuse those. Here all of them are flattened into one before the call and restored after.
     A network with the attribute ``broadcasts = True`` is given them as they are: one whose weights
-    are random has a draw of them for each particle.
+    are random has a draw of them for each particle. Under ``torch.autocast`` the output has the
+    precision of the input, since densities need it.
 
     Arguments:
         network: The network, called as ``network(x)`` or ``network(x, covariates)``.
@@ -47,7 +48,8 @@ def apply_network(
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
     call = on_copies_of_buffers(network) if frozen else network
     if getattr(network, "broadcasts", False):
-        return call(x) if covariates is None else call(x, covariates)
+        out = call(x) if covariates is None else call(x, covariates)
+        return with_precision_of(x, out)
     if covariates is None:
         x = x.reshape(math.prod(batch), *event)
         out = call(x)
@@ -61,7 +63,14 @@ def apply_network(
             f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
             f"got a tensor of shape {tuple(out.shape)}"
         )
-    return out.reshape((*batch, *out.shape[1:]))
+    return with_precision_of(x, out.reshape((*batch, *out.shape[1:])))
+
+
+def with_precision_of(x: Tensor, out: Tensor) -> Tensor:
+    """Returns an output in the precision of its input, which ``torch.autocast`` lowers."""
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        return out.to(x.dtype)
+    return out
 
 
 def on_copies_of_buffers(network: nn.Module) -> Callable[..., Tensor]:

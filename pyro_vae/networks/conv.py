@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from pyro_vae.networks.mlp import activation_module, check_widths
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
+
+COLOURS = (1, 3, 4)
+"""How many channels images have: grey, colour, colour with transparency."""
 
 
 def image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
@@ -21,6 +24,38 @@ def image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
         f"Expected {name} to be an image, (height, width) or (channels, height, width), "
         f"got {tuple(shape)}: a convolution needs an image, an MLP takes any shape"
     )
+
+
+def looks_channels_last(shape: Sequence[int]) -> bool:
+    """Whether a shape is that of an image whose channels come last, and no other plausible one."""
+    if len(shape) != 3:
+        return False
+    height, width, channels = shape
+    small, large = min(height, width), max(height, width)
+    # Longer than 2:1 it may well be a series of several channels.
+    return channels in COLOURS and small >= 8 and large <= 2 * small
+
+
+def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[int]) -> None:
+    """Raises a ``ValueError`` for images ``(H, W, C)``, of which a convolution makes H channels.
+
+    Arguments:
+        role: What the network is for; named in the error.
+        network: Any network; only :class:`ConvEncoder` and :class:`ConvDecoder` are checked.
+        event_shape: The shape of one datum.
+    """
+    if not isinstance(network, (ConvEncoder, ConvDecoder)) or network.channels_first:
+        return
+    if looks_channels_last(event_shape):
+        height, width, channels = event_shape
+        kind = type(network).__name__
+        raise ValueError(
+            f"Expected images (channels, height, width) for the convolutions of the {role}, got "
+            f"event_shape={tuple(event_shape)}, which looks like (height, width, channels): move "
+            f"the channels of the data, x.permute(0, 3, 1, 2) or np.moveaxis(x, -1, 1), and give "
+            f"the VAE event_shape={(channels, height, width)}; if they are {height} channels, make "
+            f"the {role} by functools.partial(networks.{kind}, channels_first=True)"
+        )
 
 
 def halve(size: int) -> int:
@@ -42,6 +77,8 @@ class ConvEncoder(nn.Module):
         activation: As in :class:`~pyro_vae.networks.MLP`.
         batch_norm: Whether a batch norm stands before each activation.
         covariate_dim: The number of covariates, entering as constant channels.
+        channels_first: Whether a shape that looks like ``(height, width, channels)``, which
+            :func:`pyro_vae.fit` refuses, is ``(channels, height, width)`` after all.
 
     Raises:
         ValueError: If ``in_shape`` is not an image.
@@ -62,8 +99,10 @@ class ConvEncoder(nn.Module):
         activation: str = "relu",
         batch_norm: bool = False,
         covariate_dim: int = 0,
+        channels_first: bool = False,
     ) -> None:
         super().__init__()
+        self.channels_first = channels_first
         self.in_shape = torch.Size(in_shape)
         self.out_shape = torch.Size(out_shape)
         fan_in, height, width = image_shape(in_shape, "in_shape")
@@ -110,6 +149,7 @@ class ConvDecoder(nn.Module):
         activation: As in :class:`~pyro_vae.networks.MLP`.
         batch_norm: Whether a batch norm stands before each activation.
         covariate_dim: The number of covariates, concatenated to the input.
+        channels_first: As in :class:`ConvEncoder`.
 
     Raises:
         ValueError: If ``out_shape`` is not an image.
@@ -130,8 +170,10 @@ class ConvDecoder(nn.Module):
         activation: str = "relu",
         batch_norm: bool = False,
         covariate_dim: int = 0,
+        channels_first: bool = False,
     ) -> None:
         super().__init__()
+        self.channels_first = channels_first
         self.in_shape = torch.Size(in_shape)
         self.out_shape = torch.Size(out_shape)
         numbers, image = (out_shape[0], out_shape[1:]) if len(out_shape) == 4 else (1, out_shape)

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives.runs import Cut, Layout, Shared, layout, run_pair, vectorized
 from pyro_vae.objectives.traces import AnyTrace, Pair
 
@@ -172,6 +173,7 @@ class Objective(pyro.infer.ELBO):
         """Returns the sites of a guide that all particles have in common."""
         return frozenset()
 
+    @guard_process_state
     def _run(
         self,
         model: Callable[..., Any],

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
 from pyro_vae.objectives.runs import run_pair, undisturbed
 from pyro_vae.objectives.terms import Term, negative, site_term
@@ -26,6 +27,7 @@ class KLTerm(NamedTuple):
     reason: str
 
 
+@guard_process_state
 def kl_report(
     model: Callable[..., Any],
     guide: Callable[..., Any],
