@@ -15,6 +15,7 @@ UNRELATED = (
     "hydra",
     "out",
     "resume",
+    "overwrite",
     "study",
     "isolate",
     "threads",
