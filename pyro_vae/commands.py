@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "AGAIN",
+    "EXPECTED",
     "Interrupted",
     "check_interrupted",
     "explain",
@@ -184,10 +185,12 @@ def run_process(function: Callable[[], int]) -> int:
         return 128 + _received[0]
 
 
-def explain(error: OSError) -> str:
-    """Returns the error of an operating system with its file and a remedy."""
+def explain(error: Exception) -> str:
+    """Returns the message of an error; of the operating system's with the file and a remedy."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
     file = "" if error.filename is None else f": '{error.filename}'"
-    advice = _ADVICE.get(error.errno or 0)
+    advice = _ADVICE.get(error.errno)
     return f"{error.strerror}{file}{'' if advice is None else f': {advice}'}"
 
 

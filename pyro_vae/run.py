@@ -17,7 +17,7 @@ from pyro_vae.commands import check_interrupted
 from pyro_vae.data import Data, Rows
 from pyro_vae.epochs import own_randomness
 from pyro_vae.files import hold_folder, strict_json, write_whole
-from pyro_vae.run_checks import check_settings, check_training
+from pyro_vae.run_checks import Prepared, check_settings, check_training
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.sweeps.identity import run_id
 from pyro_vae.training import FitResult
@@ -34,17 +34,6 @@ class Run(NamedTuple):
     vae: VAE
     objective: Any
     result: FitResult
-
-
-class Prepared(NamedTuple):
-    """Everything that a run needs, built and checked."""
-
-    cfg: DictConfig
-    data: Data
-    vae: VAE
-    objective: Any
-    optimizer: Any
-    train: Any
 
 
 def run(
@@ -75,19 +64,12 @@ def run(
     )
     folder.check()
     ready = prepare(cfg)
+    check_training(ready, None)
     with hold_folder(folder.out):
         folder.recover()
         # Again, because another process may have been at work.
         folder.check()
-        check_training(
-            ready.train,
-            ready.vae,
-            ready.data,
-            ready.objective,
-            ready.optimizer,
-            cfg.seed,
-            folder.checkpoint,
-        )
+        check_training(ready, folder.checkpoint)
         place = folder.open({**(files or {}), **described(ready)})
         try:
             metrics = written(ready, place)

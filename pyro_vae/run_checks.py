@@ -4,7 +4,7 @@ import copy
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -25,7 +25,7 @@ from pyro_vae.training import (
 )
 from pyro_vae.vae import VAE
 
-__all__ = ["check_settings", "check_training"]
+__all__ = ["Prepared", "check_settings", "check_training"]
 
 _LEAST = {
     "num_particles": 1,
@@ -35,6 +35,17 @@ _LEAST = {
     "baseline_rows": 1,
 }
 """The least value of each setting of ``evaluate``."""
+
+
+class Prepared(NamedTuple):
+    """Everything that a run needs, built."""
+
+    cfg: DictConfig
+    data: Data
+    vae: VAE
+    objective: Any
+    optimizer: Any
+    train: Any
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -66,20 +77,14 @@ def _check_device(device: Any) -> None:
         ) from None
 
 
-def check_training(
-    train: Any, vae: VAE, data: Data, objective: Any, optimizer: Any, seed: int, state: Path | None
-) -> None:
-    """Raises a ``ValueError`` for arguments that :func:`pyro_vae.fit` would refuse.
+def check_training(ready: Prepared, state: Path | None) -> None:
+    """Raises a ``ValueError`` for a training that :func:`pyro_vae.fit` would refuse.
 
     Arguments:
-        train: A partial of :func:`pyro_vae.fit`; anything else is not checked.
-        vae: The VAE.
-        data: The data set.
-        objective: The objective.
-        optimizer: Makes a PyTorch optimizer from parameters.
-        seed: The seed of the training.
+        ready: The run; its training is checked only if it is a partial of :func:`pyro_vae.fit`.
         state: The file of the training to continue, or ``None``.
     """
+    cfg, data, vae, objective, optimizer, train = ready
     if not (isinstance(train, partial) and train.func is fit):
         return
     settings = _bound(train)
@@ -99,8 +104,8 @@ def check_training(
     # Copies, because a restored state changes weights and the objective.
     vae, objective = copy.deepcopy((vae, objective))
     clip = settings["clip_norm"]
-    run = Training(vae, objective, schedules, rows, valid, size, clip, seed, engine)
-    with own_randomness(rows.x.device, seed):
+    run = Training(vae, objective, schedules, rows, valid, size, clip, cfg.seed, engine)
+    with own_randomness(rows.x.device, cfg.seed):
         run.start(optimizer, settings["lr_schedule"])
         _check_state(run, state)
 

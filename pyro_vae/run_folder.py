@@ -76,7 +76,8 @@ class RunFolder:
             )
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"Expected out to be a folder, got the file '{self.out}'")
-        if self.resume or self.overwrite:
+        # Which run the folder holds is open until a replacement that was interrupted is completed.
+        if self.resume or self.overwrite or (self.out / COMPLETE).is_dir():
             return
         if any((self.place / file).exists() for file in CHECKPOINTS):
             self._refuse("an unfinished run")

@@ -13,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from sweeping import JOBLIB, jobs, results
 
-from pyro_vae import config
+from pyro_vae import config, files
+from pyro_vae.files import hold_folder
 from pyro_vae.sweeps import folder, job, journal
 from pyro_vae.sweeps.identity import UNRELATED, holds, run_id
 from pyro_vae.sweeps.isolated import call
@@ -189,7 +191,7 @@ def until(condition, seconds=60):
 
 def test_the_states_of_a_job(tmp_path):
     assert folder.state(tmp_path) == "cut off"
-    with folder.lock(tmp_path):
+    with hold_folder(tmp_path):
         (tmp_path / "metrics.json").write_text("{}")
         assert folder.state(tmp_path) == "running"
         (tmp_path / "report.html").write_text("page")
@@ -358,9 +360,12 @@ def test_a_job_that_lost_its_report_makes_it_again(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_to_a_run_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     cfg = config.compose([*QUICK, f"out={tmp_path}"])
-    with folder.lock(tmp_path), pytest.raises(ValueError, match="no other process writes to"):
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(ValueError, match="no other process writes to"),
+    ):
         job.alone(cfg)
 
 
@@ -397,11 +402,11 @@ def test_a_sweep_without_its_journal_still_runs(tmp_path):
 
 @pytest.mark.parametrize("done", [False, True])
 def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     task = SimpleNamespace(folder=tmp_path, command="pyro-vae")
     before = folder.Failure("OldError: old", "pyro-vae", "2020")
     folder.write_failure(tmp_path, before)
-    with folder.lock(tmp_path):
+    with FileLock(tmp_path / ".lock"):
         assert job.judged(task, -9, before) == ("elsewhere", "")
     if done:
         (tmp_path / "failure.json").unlink()

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyro_vae.commands import explain, stop_at_signals
+
 __all__ = ["main"]
 
 EXAMPLES = """\
@@ -22,12 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands on the command line; by default, that of this process.
     """
     given = parser().parse_args(arguments)
-    try:
-        print(compare(given.folder, given.out, given.against))
-    except (OSError, ValueError) as error:
-        print(f"pyro-vae-compare: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def command() -> int:
+        try:
+            print(compare(given.folder, given.out, given.against))
+        except (OSError, ValueError) as error:
+            print(f"pyro-vae-compare: {explain(error)}", file=sys.stderr)
+            return 1
+        return 0
+
+    return stop_at_signals(command, program="pyro-vae-compare")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -258,8 +258,7 @@ def work(cfg: dict[str, Any], name: str, command: str) -> int:
 
 def _fail(place: Path, error: Exception, command: str) -> int:
     """Notes down why a job failed, as far as files can be written, and returns its exit code."""
-    known = isinstance(error, OSError) and error.errno is not None
-    reason = f"{type(error).__name__}: {explain(cast(OSError, error)) if known else error}"
+    reason = f"{type(error).__name__}: {explain(error)}"
     trace = traceback.format_exc()
     try:
         print(trace, file=sys.stderr, flush=True)
