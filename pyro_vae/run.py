@@ -63,16 +63,17 @@ def run(
         Path(cfg.out), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
     )
     folder.check()
-    ready = prepare(cfg)
-    check_training(ready, None)
+    ready = _prepare(cfg)
+    check_training(ready)
     with hold_folder(folder.out):
         folder.recover()
         # Again, because another process may have been at work.
         folder.check()
-        check_training(ready, folder.checkpoint)
-        place = folder.open({**(files or {}), **described(ready)})
+        if folder.checkpoint is not None:
+            check_training(ready, folder.checkpoint)
+        place = folder.open({**(files or {}), **_first_files(ready)})
         try:
-            metrics = written(ready, place)
+            metrics = _train_and_write(ready, place)
         except BaseException:
             folder.abandon(place)
             raise
@@ -81,7 +82,7 @@ def run(
     return metrics["log_evidence"]
 
 
-def prepare(cfg: DictConfig) -> Prepared:
+def _prepare(cfg: DictConfig) -> Prepared:
     """Builds everything that a run needs, in a process as good as new."""
     pyro.clear_param_store()
     pyro.set_rng_seed(cfg.seed)
@@ -98,7 +99,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     return Prepared(cfg, data, vae, objective, optimizer, config.build(cfg.train))
 
 
-def described(ready: Prepared) -> dict[str, str]:
+def _first_files(ready: Prepared) -> dict[str, str]:
     """Returns the files that describe a run before it begins."""
     return {
         "config.yaml": OmegaConf.to_yaml(config.resolved(ready.cfg)),
@@ -106,7 +107,7 @@ def described(ready: Prepared) -> dict[str, str]:
     }
 
 
-def written(ready: Prepared, place: Path) -> dict[str, Any]:
+def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
     """Trains and judges, writes all results to a folder, and returns the figures."""
     cfg, data, vae, objective, optimizer, train = ready
     result = train(

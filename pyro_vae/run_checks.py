@@ -77,7 +77,7 @@ def _check_device(device: Any) -> None:
         ) from None
 
 
-def check_training(ready: Prepared, state: Path | None) -> None:
+def check_training(ready: Prepared, state: Path | None = None) -> None:
     """Raises a ``ValueError`` for a training that :func:`pyro_vae.fit` would refuse.
 
     Arguments:

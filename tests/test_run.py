@@ -204,10 +204,9 @@ def finished(one_run, tmp_path):
 
 def test_a_run_that_fails_leaves_the_finished_one_as_it_was(finished):
     before = content(finished)
-    diverging = ["optimizer=sgd", "optimizer.lr=1e30", "data.valid=0", "train.patience=null"]
     for extra in ([], ["evaluate.num_particles=7"]):
         with pytest.raises(FloatingPointError):
-            quick(finished, *MOONS, *diverging, "overwrite=true", *extra)
+            quick(finished, "optimizer=sgd", "optimizer.lr=1e30", "overwrite=true", *extra)
         left = content(finished)
         assert {name: left.pop(name) for name in before} == before
         assert all(name.startswith(".unfinished/") for name in left)

@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
@@ -113,6 +114,13 @@ def job(cfg: DictConfig) -> float:
 
 def done(task: Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
+    try:
+        return _done(task)
+    except OSError as error:
+        return "failed", f"{type(error).__name__}: {explain(error)}"
+
+
+def _done(task: Task) -> tuple[str, str]:
     if task.cfg.get("overwrite", False):
         return "failed", (
             "Expected overwrite=true for a single run only, got it for a sweep: delete the folder "
@@ -126,10 +134,7 @@ def done(task: Task) -> tuple[str, str]:
     if folder.state(task.folder) == "finished":
         return "passed over", ""
     task.note("started")
-    try:
-        return attempt(task)
-    except OSError as error:
-        return "failed", f"{type(error).__name__}: {explain(error)}"
+    return attempt(task)
 
 
 def alone(cfg: DictConfig) -> float:
@@ -239,8 +244,9 @@ def work(cfg: dict[str, Any], name: str, command: str) -> int:
     from pyro_vae.run import run
 
     place = Path(cfg["out"])
-    try:
-        with hold_folder(place):
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_folder(place))
             if folder.state(place) == "finished":
                 return 0
             (place / "failure.json").unlink(missing_ok=True)
@@ -249,10 +255,10 @@ def work(cfg: dict[str, Any], name: str, command: str) -> int:
                 write_whole(place / "config.yaml", OmegaConf.to_yaml(cfg).encode())
                 write_whole(place / NAME, name.encode())
             run(OmegaConf.create(cfg | {"resume": True}), name=name)
-    except FolderInUseError:
-        return IN_USE
-    except Exception as error:
-        return _fail(place, error, command)
+        except FolderInUseError:
+            return IN_USE
+        except Exception as error:
+            return _fail(place, error, command)
     return 0
 
 
@@ -260,8 +266,9 @@ def _fail(place: Path, error: Exception, command: str) -> int:
     """Notes down why a job failed, as far as files can be written, and returns its exit code."""
     reason = f"{type(error).__name__}: {explain(error)}"
     trace = traceback.format_exc()
-    try:
+    with suppress(OSError):
         print(trace, file=sys.stderr, flush=True)
+    try:
         folder.write_failure(place, Failure(reason, command, now(), trace))
     except OSError:
         return NOT_WRITTEN
