@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from pyro_vae import baseline, config, evaluate, objectives, report, story
+from pyro_vae.checkpoint import save_weights
 from pyro_vae.commands import check_interrupted
 from pyro_vae.data import Data, Rows
 from pyro_vae.epochs import own_randomness
@@ -122,6 +123,8 @@ def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
     )
     # A training that a signal ended early is not a result.
     check_interrupted()
+    # Once more, because a run whose weights could not be written is not finished.
+    save_weights(vae, vae.state_dict(), place / "model.safetensors")
     write_history(place / "history.csv", result)
     made = Run(cfg, data, vae, objective, result)
     metrics = judge(made)

@@ -306,6 +306,14 @@ def test_what_replaces_a_run_is_continued_after_a_kill(finished, one_run, monkey
     assert set(content(finished)) == set(content(one_run))
 
 
+def test_a_folder_that_is_none_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"Expected out to be a folder, got the file '.*/file'"):
+        quick(tmp_path / "file", *MOONS)
+    with pytest.raises(ValueError, match=r"a folder that can be written to, got '.*/file/run'"):
+        quick(tmp_path / "file" / "run", *MOONS)
+
+
 RUNS = ("metrics.json", "report.html", "figures/latent.png", "history.csv", "resume.pt")
 
 

@@ -41,6 +41,21 @@ def command(*arguments, cwd, **settings):
     )  # fmt: skip
 
 
+@pytest.fixture
+def started():
+    """Starts the command; it is killed at the end also if the test fails."""
+    processes = []
+
+    def start(*arguments, **settings):
+        processes.append(command(*arguments, **settings))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
 def sweep(*arguments, cwd):
     """Runs a quick sweep to its end, and returns its exit code and all that it said."""
     process = command("-m", *QUICK, *arguments, cwd=cwd)
@@ -297,9 +312,9 @@ def test_two_processes_share_the_jobs_of_a_sweep(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
-def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
+def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path, started):
     endless = ["train.epochs=100000,2", "train.patience=null", "train.checkpoint_seconds=0"]
-    process = command("-m", *QUICK, *endless, "seed=0,1", *launcher, cwd=tmp_path)
+    process = started("-m", *QUICK, *endless, "seed=0,1", *launcher, cwd=tmp_path)
     there = tmp_path / "multirun" / "sweep"
     for count in (1, 2):
         until(lambda: kill_endless(there))
@@ -312,9 +327,9 @@ def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
-def test_a_killed_sweep_leaves_no_process_behind(launcher, tmp_path):
+def test_a_killed_sweep_leaves_no_process_behind(launcher, tmp_path, started):
     endless = ["train.epochs=100000", "train.patience=null", "train.checkpoint_seconds=0"]
-    process = command("-m", *QUICK, *endless, "seed=0,1,2", *launcher, cwd=tmp_path)
+    process = started("-m", *QUICK, *endless, "seed=0,1,2", *launcher, cwd=tmp_path)
     until(lambda: list((tmp_path / "multirun").glob("*/*/resume.pt")))
     assert len(living(tmp_path)) >= 2
     process.kill()
