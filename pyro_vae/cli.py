@@ -1,47 +1,68 @@
 """The command ``pyro-vae``. PyTorch is imported where a job begins, so that help is quick."""
 
-import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from pyro_vae import commands
 from pyro_vae.config import APP
 from pyro_vae.sweeps import identity, journal
-from pyro_vae.sweeps.job import alone, job
+from pyro_vae.sweeps.job import alone, continuation, job
 
 __all__ = ["main"]
 
 # Before Hydra composes anything, in each process that imports the command.
 identity.register()
 
+_SAY = [lambda: commands.AGAIN]
+"""Says how to continue after an interruption."""
+
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="pyro_vae")
 def application(cfg: DictConfig) -> float:
     """Runs one job, and returns its held-out log evidence in nats per datum."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return job(cfg)
+    _SAY[0] = continuation(cfg)
     try:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return job(cfg)
         return alone(cfg)
-    except ValueError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        # A user's mistake is told by its message; the way to it is ours, not theirs.
-        raise error.with_traceback(None) from None
+    finally:
+        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
 
-def main() -> None:
-    """Runs the command, and after a sweep tells what became of its jobs."""
-    code = 0
+def _remove_if_empty(folder: Path) -> None:
+    """Removes the folder that Hydra makes for each run, unless the run is in it."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return
+
+
+def _run() -> int:
     try:
         application()
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _command() -> int:
+    """Runs the command, and after a sweep shows the outcome of its jobs."""
+    try:
+        code = commands.show_errors(_run, continuation=lambda: _SAY[0]())
+        return commands.show_errors(lambda: journal.close(code))
     except KeyboardInterrupt:
-        code = 130
-    sys.exit(journal.close(code))
+        journal.forget()
+        raise
+
+
+def main() -> None:
+    """Runs the command, and exits with its code."""
+    sys.exit(commands.stop_at_signals(_command, program="pyro-vae", continuation=lambda: _SAY[0]()))
 
 
 if __name__ == "__main__":

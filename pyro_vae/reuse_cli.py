@@ -4,16 +4,17 @@ PyTorch is imported where the work begins, so that help is quick.
 """
 
 import atexit
-import os
 import shutil
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_vae.commands import EXPECTED, run_command
 from pyro_vae.config import APP
 
 __all__ = ["embed", "evaluate"]
@@ -41,30 +42,36 @@ OmegaConf.register_new_resolver("pyro_vae.options", options, replace=True)
 OmegaConf.register_new_resolver("pyro_vae.scratch", scratch, replace=True, use_cache=True)
 
 
+def evaluate() -> None:
+    """Runs the command ``pyro-vae-evaluate``."""
+    _run("pyro-vae-evaluate", _evaluate)
+
+
+def embed() -> None:
+    """Runs the command ``pyro-vae-embed``."""
+    _run("pyro-vae-embed", _embed)
+
+
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="evaluate")
-def evaluate(cfg: DictConfig) -> float:
-    """Judges a finished run, and returns the log evidence in nats per datum."""
-    return told(judged, cfg)
+def _evaluate(cfg: DictConfig) -> float:
+    return judged(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="embed")
-def embed(cfg: DictConfig) -> None:
-    """Writes the codes of data by a finished run."""
-    told(embedded, cfg)
+def _embed(cfg: DictConfig) -> None:
+    embedded(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
-def told(task: Callable[[Any], Any], cfg: DictConfig) -> Any:
-    """Does what is asked, and lets a mistake be told by its message alone."""
-    try:
-        return task(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
-    except (ValueError, RuntimeError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        # The way to a user's mistake is ours, not theirs.
-        raise error.with_traceback(None) from None
+def _run(program: str, application: Callable[[], Any]) -> NoReturn:
+    def command() -> int:
+        application()
+        return 0
+
+    # A device that does not exist is a RuntimeError of PyTorch.
+    sys.exit(run_command(command, program=program, expected=(*EXPECTED, RuntimeError)))
 
 
-def judged(cfg: DictConfig) -> float:
+def judged(cfg: Any) -> float:
     """Judges a run, and writes and shows the figures."""
     from pyro_vae import reuse
 
@@ -74,7 +81,7 @@ def judged(cfg: DictConfig) -> float:
     return figures["log_evidence"]
 
 
-def embedded(cfg: DictConfig) -> None:
+def embedded(cfg: Any) -> None:
     """Writes the codes, and shows where they are."""
     from pyro_vae import reuse
 

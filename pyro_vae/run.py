@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from pyro_vae import baseline, config, evaluate, objectives, report, story
-from pyro_vae.conditional import check_size
+from pyro_vae.checkpoint import save_weights
+from pyro_vae.commands import check_interrupted
 from pyro_vae.data import Data, Rows
 from pyro_vae.epochs import own_randomness
-from pyro_vae.files import strict_json, write_whole
+from pyro_vae.files import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
+from pyro_vae.run_checks import Prepared, check_settings, check_training
+from pyro_vae.run_folder import RunFolder
+from pyro_vae.sweeps.identity import run_id
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
 
@@ -34,23 +39,58 @@ class Run(NamedTuple):
 
 
 @guard_process_state
-def run(cfg: DictConfig) -> float:
+def run(
+    cfg: DictConfig, *, name: str | None = None, files: Mapping[str, str] | None = None
+) -> float:
     """Trains and judges what a configuration describes, and writes it to ``cfg.out``.
 
     This is a job of a process of its own: Pyro's parameter store is cleared, the random state
-    seeded, and the number of threads set.
+    seeded, and the number of threads set. A finished run in ``cfg.out`` stays as it is until the
+    new results are complete.
 
     Arguments:
         cfg: A composed configuration, ``pyro_vae.config.compose``.
+        name: The name of the configuration; by default :func:`pyro_vae.sweeps.run_id` of it.
+        files: Further texts to write to the folder, by their names.
 
     Returns:
         The held-out log evidence, in nats per datum.
 
     Raises:
-        ValueError: If the configuration describes what cannot be; before any work is done.
+        ValueError: If the configuration describes what cannot be, or ``cfg.out`` holds another run
+            and neither ``cfg.resume`` nor ``cfg.overwrite`` is true; before any work is done.
     """
-    out = Path(cfg.out)
-    start_clean(cfg)
+    check_settings(cfg)
+    name = run_id(cfg) if name is None else name
+    folder = RunFolder(
+        Path(cfg.out), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
+    )
+    folder.check()
+    ready = _prepare(cfg)
+    check_training(ready)
+    with hold_folder(folder.out):
+        folder.recover()
+        # Again, because another process may have been at work.
+        folder.check()
+        if folder.checkpoint is not None:
+            check_training(ready, folder.checkpoint)
+        place = folder.open({**(files or {}), **_first_files(ready)})
+        try:
+            metrics = _train_and_write(ready, place)
+        except BaseException:
+            folder.abandon(place)
+            raise
+        folder.close(place)
+    print(story.summary(metrics, folder.out))
+    return metrics["log_evidence"]
+
+
+def _prepare(cfg: DictConfig) -> Prepared:
+    """Builds everything that a run needs, in a process as good as new."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(cfg.seed)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     data = config.build(cfg.data)
     if not len(data.x.test):
         raise ValueError(
@@ -59,39 +99,41 @@ def run(cfg: DictConfig) -> float:
     vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in ("metrics.json", "report.html"):
-        (out / stale).unlink(missing_ok=True)
-    write(out / "config.yaml", OmegaConf.to_yaml(config.resolved(cfg)))
-    write(out / "data.json", strict_json(data.preparation.to_dict()))
+    return Prepared(cfg, data, vae, objective, optimizer, config.build(cfg.train))
 
-    result = config.build(cfg.train)(
+
+def _first_files(ready: Prepared) -> dict[str, str]:
+    """Returns the files that describe a run before it begins."""
+    return {
+        "config.yaml": OmegaConf.to_yaml(config.resolved(ready.cfg)),
+        "data.json": strict_json(ready.data.preparation.to_dict()),
+    }
+
+
+def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
+    """Trains and judges, writes all results to a folder, and returns the figures."""
+    cfg, data, vae, objective, optimizer, train = ready
+    result = train(
         vae,
         data.train,
         valid=data.valid if len(data.x.valid) else None,
         objective=objective,
         optimizer=optimizer,
         seed=cfg.seed,
-        out=out,
+        out=place,
         resume=cfg.resume,
     )
-    write_history(out / "history.csv", result)
-
+    # A training that a signal ended early is not a result.
+    check_interrupted()
+    # Once more, because a run whose weights could not be written is not finished.
+    save_weights(vae, vae.state_dict(), place / "model.safetensors")
+    write_history(place / "history.csv", result)
     made = Run(cfg, data, vae, objective, result)
     metrics = judge(made)
     # Before the pictures, so that none of them can cost the figures.
-    write(out / "metrics.json", strict_json(metrics))
-    report.write(story.tell(made, metrics), out)
-    print(story.summary(metrics, out))
-    return metrics["log_evidence"]
-
-
-def start_clean(cfg: DictConfig) -> None:
-    """Makes a job independent of what the process did before."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(cfg.seed)
-    if cfg.threads is not None:
-        torch.set_num_threads(check_size("threads", cfg.threads, least=1))
+    write(place / "metrics.json", strict_json(metrics))
+    report.write(story.tell(made, metrics), place)
+    return metrics
 
 
 def judge(made: Run) -> dict[str, Any]:

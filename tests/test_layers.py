@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"files", "guard", "spreadsheet", "stored"},
+    {"commands", "files", "guard", "spreadsheet", "stored"},
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -32,8 +32,8 @@ LAYERS = [
     {"plots", "transformer"},
     {"report"},
     {"config"},
-    {"pictures", "story", "run"},
-    {"codes", "opened", "reuse", "sweeps"},
+    {"pictures", "story", "run", "run_checks", "run_folder", "sweeps"},
+    {"codes", "opened", "reuse"},
     {"compare"},
     {"cli", "reuse_cli"},
     {"__main__"},
@@ -49,7 +49,9 @@ SAME_LAYER = {
     "crowd": {"compiled", "epochs", "training"},
     "many": {"compiled", "crowd", "epochs", "keeper", "training"},
     "story": {"pictures"},
-    "run": {"story"},
+    "run": {"run_checks", "run_folder", "story", "sweeps"},
+    "run_folder": {"sweeps"},
+    "sweeps": {"run", "run_folder"},
     "reuse": {"codes", "opened"},
 }
 """Which neighbours of its own layer a module may see."""

@@ -13,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from sweeping import JOBLIB, jobs, results
 
-from pyro_vae import config
+from pyro_vae import config, files
+from pyro_vae.files import hold_folder
 from pyro_vae.sweeps import folder, job, journal
 from pyro_vae.sweeps.identity import UNRELATED, holds, run_id
 from pyro_vae.sweeps.isolated import call
@@ -37,6 +39,21 @@ def command(*arguments, cwd, **settings):
         [sys.executable, "-m", "pyro_vae", *arguments],
         cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings,
     )  # fmt: skip
+
+
+@pytest.fixture
+def started():
+    """Starts the command; it is killed at the end also if the test fails."""
+    processes = []
+
+    def start(*arguments, **settings):
+        processes.append(command(*arguments, **settings))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def sweep(*arguments, cwd):
@@ -189,7 +206,7 @@ def until(condition, seconds=60):
 
 def test_the_states_of_a_job(tmp_path):
     assert folder.state(tmp_path) == "cut off"
-    with folder.lock(tmp_path):
+    with hold_folder(tmp_path):
         (tmp_path / "metrics.json").write_text("{}")
         assert folder.state(tmp_path) == "running"
         (tmp_path / "report.html").write_text("page")
@@ -295,9 +312,9 @@ def test_two_processes_share_the_jobs_of_a_sweep(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
-def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
+def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path, started):
     endless = ["train.epochs=100000,2", "train.patience=null", "train.checkpoint_seconds=0"]
-    process = command("-m", *QUICK, *endless, "seed=0,1", *launcher, cwd=tmp_path)
+    process = started("-m", *QUICK, *endless, "seed=0,1", *launcher, cwd=tmp_path)
     there = tmp_path / "multirun" / "sweep"
     for count in (1, 2):
         until(lambda: kill_endless(there))
@@ -310,9 +327,9 @@ def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
-def test_a_killed_sweep_leaves_no_process_behind(launcher, tmp_path):
+def test_a_killed_sweep_leaves_no_process_behind(launcher, tmp_path, started):
     endless = ["train.epochs=100000", "train.patience=null", "train.checkpoint_seconds=0"]
-    process = command("-m", *QUICK, *endless, "seed=0,1,2", *launcher, cwd=tmp_path)
+    process = started("-m", *QUICK, *endless, "seed=0,1,2", *launcher, cwd=tmp_path)
     until(lambda: list((tmp_path / "multirun").glob("*/*/resume.pt")))
     assert len(living(tmp_path)) >= 2
     process.kill()
@@ -358,9 +375,12 @@ def test_a_job_that_lost_its_report_makes_it_again(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_to_a_run_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     cfg = config.compose([*QUICK, f"out={tmp_path}"])
-    with folder.lock(tmp_path), pytest.raises(ValueError, match="no other process writes to"):
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(ValueError, match="no other process writes to"),
+    ):
         job.alone(cfg)
 
 
@@ -397,11 +417,11 @@ def test_a_sweep_without_its_journal_still_runs(tmp_path):
 
 @pytest.mark.parametrize("done", [False, True])
 def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     task = SimpleNamespace(folder=tmp_path, command="pyro-vae")
     before = folder.Failure("OldError: old", "pyro-vae", "2020")
     folder.write_failure(tmp_path, before)
-    with folder.lock(tmp_path):
+    with FileLock(tmp_path / ".lock"):
         assert job.judged(task, -9, before) == ("elsewhere", "")
     if done:
         (tmp_path / "failure.json").unlink()

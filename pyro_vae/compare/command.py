@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from pyro_vae.commands import explain, stop_at_signals
+
 __all__ = ["main"]
 
 LISTED = 10
@@ -26,13 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands on the command line; by default, that of this process.
     """
     given = parser().parse_args(arguments)
-    try:
-        lines = compare(given.folder, given.out, given.against)
-    except (OSError, ValueError) as error:
-        _show([f"pyro-vae-compare: {error}"], sys.stderr)
-        return 1
-    _show(lines, sys.stdout)
-    return 0
+
+    def command() -> int:
+        try:
+            lines = compare(given.folder, given.out, given.against)
+        except (OSError, ValueError) as error:
+            _show([f"pyro-vae-compare: {explain(error)}"], sys.stderr)
+            return 1
+        _show(lines, sys.stdout)
+        return 0
+
+    return stop_at_signals(command, program="pyro-vae-compare")
 
 
 def parser() -> argparse.ArgumentParser:

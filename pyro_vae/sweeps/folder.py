@@ -6,12 +6,10 @@ Nothing here needs PyTorch, so that a sweep of finished jobs is passed over at o
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from filelock import FileLock, Timeout
-
-from pyro_vae.files import strict_json, write_whole
+from pyro_vae.files import is_held, strict_json, write_whole
 from pyro_vae.stored import read_json
 
-__all__ = ["Failure", "State", "failure", "lock", "metrics", "state", "write_failure"]
+__all__ = ["Failure", "State", "failure", "metrics", "state", "write_failure"]
 
 State = Literal["finished", "failed", "running", "cut off"]
 """What has become of a job: ``"cut off"`` is one that neither ended nor is at work."""
@@ -33,13 +31,10 @@ class Failure(NamedTuple):
     trace: str = ""
 
 
-def lock(folder: Path) -> FileLock:
-    """Returns the lock of a job, which its process holds as long as it works, and no longer."""
-    return FileLock(folder / ".lock")
-
-
 def state(folder: Path) -> State:
     """Returns what has become of a job.
+
+    One at work counts as cut off where folders cannot be locked.
 
     Raises:
         ValueError: If ``metrics.json`` or ``failure.json`` is damaged.
@@ -48,15 +43,7 @@ def state(folder: Path) -> State:
         return "failed"
     if metrics(folder) is not None and (folder / "report.html").is_file():
         return "finished"
-    held = folder / ".lock"
-    # Some versions of filelock empty the file that a link leads to.
-    if held.is_symlink() or not held.is_file():
-        return "cut off"
-    try:
-        with lock(folder).acquire(blocking=False):
-            return "cut off"
-    except Timeout:
-        return "running"
+    return "running" if is_held(folder) else "cut off"
 
 
 def metrics(folder: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ UNRELATED = (
     "hydra",
     "out",
     "resume",
+    "overwrite",
     "study",
     "isolate",
     "threads",

@@ -9,13 +9,18 @@ import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from pyro_vae.commands import run_process
 
 __all__ = ["call", "end_with"]
 
 PRELOADED = ["pyro_vae.run", "torch._dynamo", "sklearn.manifold"]
 """What takes seconds to import, and starts no threads: done once for all processes."""
 
+
+GRACE = 10.0
+"""Seconds in which an interrupted process may write its last checkpoint."""
 
 ENDING = threading.Event()
 """Set where this process is to end with its parent."""
@@ -43,6 +48,8 @@ def call(function: Callable[..., int], arguments: tuple[Any, ...], *, log: Path)
         process.join()
     finally:
         # On an interrupt, which stops this process and not that one.
+        process.terminate()
+        process.join(GRACE)
         process.kill()
         process.join()
     assert process.exitcode is not None
@@ -62,10 +69,18 @@ def run(function: Callable[..., int], arguments: tuple[Any, ...], log: str) -> N
     """Calls the function, with its output in a file; in the new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    with open(log, "a", buffering=1, encoding="utf-8") as file:
+    with _opened(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        sys.exit(function(*arguments))
+        sys.exit(run_process(lambda: function(*arguments)))
+
+
+def _opened(log: str) -> TextIO:
+    try:
+        return open(log, "a", buffering=1, encoding="utf-8")
+    except OSError:
+        # The function itself will find that nothing can be written, and say so by its code.
+        return open(os.devnull, "w", encoding="utf-8")
 
 
 def end_with(parent: int) -> None:
@@ -77,6 +92,8 @@ def end_with(parent: int) -> None:
     if os.name != "posix" or os.getppid() != parent or ENDING.is_set():
         return
     ENDING.set()
+    # A terminal sends it to all processes; this one ends with its parent, and without a word.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -4,31 +4,36 @@ import logging
 import shlex
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pyro_vae.files import write_whole
+from pyro_vae.commands import AGAIN, explain
+from pyro_vae.files import FolderInUseError, hold_folder, write_whole
+from pyro_vae.run_folder import UNFINISHED
 from pyro_vae.sweeps import folder, journal
 from pyro_vae.sweeps.folder import Failure
 from pyro_vae.sweeps.identity import NAME, holds, run_id
 from pyro_vae.sweeps.isolated import call, end_with
 
-__all__ = ["JobFailed", "Task", "alone", "job", "work"]
+__all__ = ["JobFailed", "Task", "alone", "continuation", "job", "work"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5.0
-"""Seconds for which a lock is waited for, in case its process is just dying."""
-
 IN_USE = 75
 """The exit code of a process that found its job in use: the temporary failure of sysexits.h."""
+
+NOT_WRITTEN = 74
+"""The exit code of a process that could not note down why it failed: EX_IOERR of sysexits.h."""
+
+NOT_WRITTEN_REASON = "files cannot be written to '{}': free space, or change its permissions"
 
 
 class JobFailed(CompactHydraException):
@@ -65,13 +70,17 @@ def quoted(path: Path) -> str:
 
 
 def sources() -> list[str]:
-    """Returns the options that name configuration folders of the user's own."""
-    found = HydraConfig.get().runtime.config_sources
+    """Returns the options that name a configuration of the user's own and its folders."""
+    hydra = HydraConfig.get()
+    name = hydra.job.config_name
     return [
-        word
-        for source in found
-        if source.provider == "command-line"
-        for word in ("--config-dir", str(source.path))
+        *(["--config-name", name] if name not in (None, "pyro_vae") else []),
+        *(
+            word
+            for source in hydra.runtime.config_sources
+            if source.provider == "command-line"
+            for word in ("--config-dir", str(source.path))
+        ),
     ]
 
 
@@ -105,6 +114,18 @@ def job(cfg: DictConfig) -> float:
 
 def done(task: Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
+    try:
+        return _done(task)
+    except OSError as error:
+        return "failed", f"{type(error).__name__}: {explain(error)}"
+
+
+def _done(task: Task) -> tuple[str, str]:
+    if task.cfg.get("overwrite", False):
+        return "failed", (
+            "Expected overwrite=true for a single run only, got it for a sweep: delete the folder "
+            "of a job to run it again"
+        )
     if holds(task.folder) not in (None, task.name):
         return "failed", (
             f"Expected a folder of its own, got '{task.folder}', which holds the run of another "
@@ -124,18 +145,34 @@ def alone(cfg: DictConfig) -> float:
     """
     from pyro_vae.run import run
 
-    place = Path(cfg.out)
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        with folder.lock(place).acquire(timeout=PATIENCE):
-            write_whole(place / NAME, run_id(cfg).encode())
-            value = run(cfg)
-            (place / "failure.json").unlink(missing_ok=True)
-            return value
-    except Timeout:
-        raise ValueError(
-            f"Expected out to be a folder that no other process writes to, got '{place}'"
-        ) from None
+    return run(cfg, name=run_id(cfg), files=_composed(cfg))
+
+
+def continuation(cfg: DictConfig) -> Callable[[], str]:
+    """Returns a function that says how to continue a run once it is interrupted."""
+    given = HydraConfig.get().overrides
+    words = [
+        word
+        for word in [*given.hydra, *given.task]
+        if word.lstrip("+").partition("=")[0] not in ("out", "resume", "overwrite")
+    ]
+    out, name = Path(cfg.out), run_id(cfg)
+    words = ["pyro-vae", *sources(), *words, f"out={quoted(out)}", "resume=true"]
+
+    def say() -> str:
+        begun = (out / UNFINISHED).exists() or not (out / "metrics.json").exists()
+        return f"run: {shlex.join(words)}" if begun or holds(out) == name else AGAIN
+
+    return say
+
+
+def _composed(cfg: DictConfig) -> dict[str, str]:
+    """Returns the files that Hydra itself would write of a job, if Hydra runs it."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    texts = {"config": cfg, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in texts.items()}
 
 
 def evidence(task: Task) -> float:
@@ -154,6 +191,9 @@ def attempt(task: Task) -> tuple[str, str]:
         folder.write_failure(task.folder, Failure(reason, task.command, now()))
         return "failed", reason
     before = folder.failure(task.folder)
+    for name, text in _composed(task.cfg).items():
+        (task.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(task.folder / name, text.encode())
     if task.cfg.isolate:
         code = call(work, (cfg, task.name, task.command), log=task.folder / "job.log")
     else:
@@ -176,51 +216,63 @@ def judged(task: Task, code: int, before: Failure | None) -> tuple[str, str]:
     failed = folder.failure(task.folder)
     if code > 0 and failed is not None and failed != before:
         return "failed", failed.reason
-    failed = Failure(ended_by(code), task.command, now())
+    reason = NOT_WRITTEN_REASON.format(task.folder) if code == NOT_WRITTEN else ended_by(code)
     try:
-        with folder.lock(task.folder).acquire(timeout=PATIENCE):
+        with hold_folder(task.folder):
             # Another command may have done the job by now.
             if folder.state(task.folder) == "finished":
                 return "finished", ""
-            folder.write_failure(task.folder, failed)
-    except Timeout:
+            folder.write_failure(task.folder, Failure(reason, task.command, now()))
+    except FolderInUseError:
         return "elsewhere", ""
-    return "failed", failed.reason
+    except (OSError, ValueError) as error:
+        log.warning("%s: the failure could not be noted down (%s)", task.folder.name, error)
+    return "failed", reason
 
 
 def work(cfg: dict[str, Any], name: str, command: str) -> int:
-    """Does the work of a job, and returns an exit code: 0, 1 if it failed, or :data:`IN_USE`.
+    """Does the work of a job, and returns an exit code.
 
     Arguments:
         cfg: Its resolved configuration.
         name: Its name.
         command: What runs it alone.
+
+    Returns:
+        0, 1 if it failed, :data:`IN_USE`, or :data:`NOT_WRITTEN`.
     """
     from pyro_vae.run import run
 
     place = Path(cfg["out"])
-    place.mkdir(parents=True, exist_ok=True)
-    lock = folder.lock(place)
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        return IN_USE
-    with lock:
-        if folder.state(place) == "finished":
-            return 0
-        (place / "failure.json").unlink(missing_ok=True)
-        # Before anything can fail, so that a failed job is still known by its settings.
-        write_whole(place / "config.yaml", OmegaConf.to_yaml(cfg).encode())
-        write_whole(place / NAME, name.encode())
+    with ExitStack() as held:
         try:
-            run(OmegaConf.create(cfg | {"resume": True}))
+            held.enter_context(hold_folder(place))
+            if folder.state(place) == "finished":
+                return 0
+            (place / "failure.json").unlink(missing_ok=True)
+            if folder.metrics(place) is None:
+                # Before anything can fail, so that a failed job is still known by its settings.
+                write_whole(place / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+                write_whole(place / NAME, name.encode())
+            run(OmegaConf.create(cfg | {"resume": True}), name=name)
+        except FolderInUseError:
+            return IN_USE
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            trace = traceback.format_exc()
-            folder.write_failure(place, Failure(reason, command, now(), trace))
-            print(trace, file=sys.stderr)
-            return 1
+            return _fail(place, error, command)
     return 0
+
+
+def _fail(place: Path, error: Exception, command: str) -> int:
+    """Notes down why a job failed, as far as files can be written, and returns its exit code."""
+    reason = f"{type(error).__name__}: {explain(error)}"
+    trace = traceback.format_exc()
+    with suppress(OSError):
+        print(trace, file=sys.stderr, flush=True)
+    try:
+        folder.write_failure(place, Failure(reason, command, now(), trace))
+    except OSError:
+        return NOT_WRITTEN
+    return 1
 
 
 def ended_by(code: int) -> str:

@@ -1,6 +1,7 @@
 """What a command's jobs came to, told while it runs and at its end."""
 
 import json
+import logging
 import os
 import shlex
 import time
@@ -12,12 +13,19 @@ from typing import Any, NamedTuple
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from pyro_vae.commands import explain
 from pyro_vae.sweeps import folder
 
-__all__ = ["Entry", "Journal", "close", "note", "owner"]
+__all__ = ["Entry", "Journal", "close", "forget", "note", "owner"]
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "PYRO_VAE_JOURNAL"
 """The environment variable that names the journal, for the processes that a launcher starts."""
+
+
+_NOTED: list["Entry"] = []
+"""The entries of this process, in case the file cannot be written."""
 
 
 class Entry(NamedTuple):
@@ -53,15 +61,20 @@ def note(entry: Entry) -> None:
     """Adds a line to the journal of this sweep; several processes may at once."""
     if VARIABLE not in os.environ:
         return
+    _NOTED.append(entry)
     path = Path(os.environ[VARIABLE])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(entry._asdict()) + "\n"
-    # One write to a file opened for appending is not torn by those of other processes.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    # Begins a line too, because the one before may have been cut off by a full disk.
+    line = f"\n{json.dumps(entry._asdict())}\n"
     try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One write to a file opened for appending is not torn by those of other processes.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        log.warning("the journal of the sweep cannot be written: %s", explain(error))
 
 
 def owner() -> int:
@@ -78,17 +91,32 @@ def close(code: int) -> int:
         code: The exit code so far.
     """
     path = Path(os.environ.pop(VARIABLE, ""))
-    if not path.is_file():
+    known = {entry.folder: entry for entry in read(path)}
+    known |= {entry.folder: entry for entry in _NOTED}
+    _NOTED.clear()
+    if not known:
         return code
-    entries = [settle(entry) for entry in read(path)]
+    entries = [settle(entry) for entry in known.values()]
     print(told(entries, path.parent.parent, code), flush=True)
     return code or int(any(entry.outcome == "failed" for entry in entries))
 
 
+def forget() -> None:
+    """Leaves the jobs of an interrupted sweep unmentioned."""
+    os.environ.pop(VARIABLE, None)
+    _NOTED.clear()
+
+
 def read(path: Path) -> list[Entry]:
-    """Returns the last word on each job."""
-    lines = path.read_text().splitlines()
-    return list({e.folder: e for e in (Entry(**json.loads(line)) for line in lines)}.values())
+    """Returns the last word on each job; lines that a full disk cut off are left out."""
+    entries = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            entry = Entry(**json.loads(line))
+        except (TypeError, ValueError):
+            continue
+        entries[entry.folder] = entry
+    return list(entries.values())
 
 
 def settle(entry: Entry) -> Entry:
