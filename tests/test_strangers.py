@@ -372,7 +372,7 @@ def test_no_single_bit_of_a_file_of_weights_changes_unnoticed(tmp_path):
 
 @pytest.mark.long
 def test_much_damage_to_every_kind_of_file(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "COUNT", [10_000])
+    monkeypatch.setattr(sys.modules[__name__], "COUNT", [2_000])
     for number, test in enumerate(
         (
             test_any_damage_to_weights_is_noticed,
