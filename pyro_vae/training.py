@@ -30,7 +30,7 @@ from pyro_vae.epochs import (
 from pyro_vae.files import hold_folder, remove_partial
 from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
-from pyro_vae.networks import check_channels_first
+from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
 

@@ -1,14 +1,7 @@
 """Networks: maps from one shape to another, which know nothing of distributions."""
 
 from pyro_vae.networks.broadcast import apply_network, eval_mode
-from pyro_vae.networks.conv import ConvDecoder, ConvEncoder, check_channels_first
+from pyro_vae.networks.conv import ConvDecoder, ConvEncoder
 from pyro_vae.networks.mlp import MLP
 
-__all__ = [
-    "MLP",
-    "ConvDecoder",
-    "ConvEncoder",
-    "apply_network",
-    "check_channels_first",
-    "eval_mode",
-]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "apply_network", "eval_mode"]
