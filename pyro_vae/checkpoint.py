@@ -173,13 +173,13 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
             f"Expected {path} to say how each part is made, got nothing on {unknown}: make the VAE "
             f"yourself, and load the weights by safetensors"
         )
-    check_classes(recipe, allowed)
+    check_classes(recipe, allowed, path)
     try:
         return make_vae(recipe, weights, allowed).eval()
     except Exception as error:
         raise ValueError(
             f"Expected {path} to describe a VAE that can be made, got {type(error).__name__}: "
-            f"{error}"
+            f"{' '.join(str(error).split())}"
         ) from error
 
 

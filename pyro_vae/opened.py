@@ -202,13 +202,12 @@ def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None
     options = node | ({"download": False} if "download" in node else {})
     try:
         found = made(options, like)
-    except ValueError:
-        raise
     except Exception as error:
-        cause = error.__cause__ or error
+        cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
+        kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         raise ValueError(
-            f"Expected the data of '{folder}' to be made as its config.yaml says, got "
-            f"{type(cause).__name__}: {cause}"
+            f"Expected the data of '{folder}' to be made as its config.yaml says, got an error: "
+            f"{kind}{' '.join(str(cause).split())}"
         ) from error
     if not isinstance(found, Data):
         raise ValueError(

@@ -3,16 +3,20 @@
 import functools
 import inspect
 import json
+import math
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from itertools import chain
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pyro_vae.vae import PARTS, VAE
 
@@ -39,14 +43,14 @@ DEEPEST = 4
 
 def check_allow(allow: Sequence[str]) -> frozenset[str]:
     """Returns the names that a user allows, or raises a ``ValueError`` if they are none."""
-    names = () if isinstance(allow, str) or not isinstance(allow, Collection) else tuple(allow)
-    dotted = [isinstance(n, str) and all(p.isidentifier() for p in n.split(".")) for n in names]
-    if names != tuple(allow or ()) or not all(dotted):
+    plain = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
+    names = list(allow) if plain else [None]
+    if not all(isinstance(n, str) and all(map(str.isidentifier, n.split("."))) for n in names):
         raise ValueError(
             f"Expected allow to be a list of dotted names, as in ['my_package.MyPrior'], got "
             f"{allow!r}"
         )
-    return frozenset(names)
+    return frozenset(map(str, names))
 
 
 def check_recipe(recipe: Any) -> dict[str, Any]:
@@ -66,15 +70,23 @@ def check_recipe(recipe: Any) -> dict[str, Any]:
     return recipe
 
 
-def check_classes(recipe: Mapping[str, Any], allow: Collection[str]) -> None:
-    """Raises a ``ValueError`` unless all classes are of this package or allowed by name."""
+def check_classes(
+    recipe: Mapping[str, Any], allow: Collection[str], file: Path | str = "a file"
+) -> None:
+    """Raises a ``ValueError`` unless all classes are of this package or allowed by name.
+
+    Arguments:
+        recipe: A recipe as :func:`check_recipe` returns it, with all parts.
+        allow: Dotted names of classes of other packages.
+        file: Where the recipe comes from, named in the error.
+    """
     allowed = _own_classes() | set(allow)
     for role, part in recipe["parts"].items():
         name = part["class"]
         if name not in allowed:
             raise ValueError(
-                f"Expected {role} to be a class of pyro_vae, got {name!r}: if you trust the file, "
-                f"load(path, allow=[{name!r}])"
+                f"Expected {role} to be a class of pyro_vae, got {name!r} in {file}: if you trust "
+                f"the file, load(path, allow=[{name!r}])"
             )
 
 
@@ -93,11 +105,9 @@ def make_vae(
     """
     check_classes(recipe, allow)
     own = _own_classes()
-    if all(part["class"] in own for part in recipe["parts"].values()):
-        # Refuses sizes that do not fit the weights before any memory is taken.
-        with torch.device("meta"):
-            _check_weights(_construct(recipe), weights)
-    with torch.device("cpu"):
+    known = all(part["class"] in own for part in recipe["parts"].values())
+    budget = _Budget(sum(value.numel() for value in weights.values()))
+    with torch.device("cpu"), budget if known else nullcontext():
         vae = _construct(recipe)
     _check_weights(vae, weights)
     _set_precision(vae, weights)
@@ -137,6 +147,33 @@ def _own_classes() -> set[str]:
         for package in PACKAGES
         for member in import_module(f"pyro_vae.{package}").__all__
     }
+
+
+FACTORIES = {
+    torch.arange, torch.empty, torch.eye, torch.full, torch.ones, torch.rand, torch.randn,
+    torch.tril_indices, torch.zeros,
+}  # fmt: skip
+
+
+class _Budget(TorchFunctionMode):
+    """Refuses to make more numbers than a VAE of that many weights can need.
+
+    A recipe of a few bytes could otherwise take all memory, or make layers for hours.
+    """
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.left = 16 * numel + 2**24
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in FACTORIES:
+            sizes = args[0] if args and isinstance(args[0], (list, tuple)) else args
+            self.left -= max(4096, math.prod(abs(n) for n in sizes if isinstance(n, int)))
+            if self.left < 0:
+                raise ValueError("Expected parts of the size of the weights, got larger ones")
+        return func(*args, **(kwargs or {}))
 
 
 def _construct(recipe: Mapping[str, Any]) -> VAE:

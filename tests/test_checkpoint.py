@@ -3,17 +3,38 @@
 import json
 import os
 import pickle
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pyro import poutine
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
 
-from pyro_vae import VAE, checkpoint, load, networks, priors, save
+from pyro_vae import (
+    VAE,
+    checkpoint,
+    config,
+    fit,
+    load,
+    networks,
+    priors,
+    reuse,
+    save,
+)
 from pyro_vae.conditional import Prior
+
+FORMAT1 = Path(__file__).parent / "data" / "format1"
+"""Files of the first format, as the code wrote them that knew no other."""
+
+SMALL = {
+    "encoder": partial(networks.MLP, hidden=[3]),
+    "decoder": partial(networks.MLP, hidden=[3]),
+}
 
 
 def rows():
@@ -183,27 +204,66 @@ class Bomb:
         return os.system, (f"touch {self.path}",)
 
 
-def test_state_survives_and_refuses_damage_and_bombs(tmp_path):
+def state_of_a_training(tmp_path):
+    """Returns the state of a short training, and its bytes."""
+    fit(VAE(EVENT, 2, **SMALL), data_for("bernoulli"), epochs=1, out=tmp_path, compile=False)
     path = tmp_path / "resume.pt"
-    checkpoint.save_state({"a": torch.arange(3), "b": [1, 2.5, None]}, path)
+    return checkpoint.load_state(path), path
+
+
+def test_state_survives_and_refuses_damage_and_bombs(tmp_path):
+    state, path = state_of_a_training(tmp_path)
+    checkpoint.save_state(state | {"a": torch.arange(3), "b": [1, 2.5, None]}, path)
     state = checkpoint.load_state(path)
     assert torch.equal(state["a"], torch.arange(3))
     assert state["b"] == [1, 2.5, None]
-    assert torch.load(path, weights_only=True).keys() == {"sha256", "payload"}
 
     whole = path.read_bytes()
     place = whole.index(torch.arange(3).numpy().tobytes())
     flipped = bytearray(whole)
     flipped[place] ^= 1
-    for content in (bytes(flipped), whole[:-100], b"", b"nonsense"):
+    for content in (bytes(flipped), whole[:-100], b"", b"nonsense", whole + b"x", whole[:20]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"checksum|damaged or foreign"):
+        with pytest.raises(ValueError, match=r"checksum|damaged or foreign") as raised:
             checkpoint.load_state(path)
+        assert str(path) in str(raised.value)
     for bomb in (Bomb(tmp_path / "x"), {"sha256": "", "payload": Bomb(tmp_path / "x")}):
         torch.save(bomb, path)
         with pytest.raises(ValueError, match="damaged or foreign"):
             checkpoint.load_state(path)
+        checkpoint.save_state(bomb, path)
+        with pytest.raises(ValueError, match="damaged or foreign"):
+            checkpoint.load_state(path)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*((key, None) for key in checkpoint.STATE_KEYS if key != "lr_schedule"), ("epoch", True),
+     ("threads", 0), ("threads", 10**9), ("history", {}), ("kept", [])],
+)  # fmt: skip
+def test_a_state_without_what_it_needs_is_refused(tmp_path, key, value):
+    state, path = state_of_a_training(tmp_path)
+    checkpoint.save_state(state | {key: value}, path)
+    with pytest.raises(ValueError, match=rf"state of a training in {path}, got .*{key}"):
+        checkpoint.load_state(path)
+    checkpoint.save_state({k: v for k, v in state.items() if k != key}, path)
+    with pytest.raises(ValueError, match=rf"state of a training in {path}, got None"):
+        checkpoint.load_state(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": {}}, {"optimizer": {"state": 1}}, {"order": torch.zeros(2)}, {"weights": {}},
+     {"noise": torch.zeros(5, dtype=torch.uint8)}],
+    ids=str,
+)  # fmt: skip
+def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
+    state, path = state_of_a_training(tmp_path)
+    checkpoint.save_state(state | change, path)
+    again = {"epochs": 2, "out": tmp_path, "resume": True, "compile": False}
+    with pytest.raises(ValueError, match=f"Expected the state of this training in {path}, got one"):
+        fit(VAE(EVENT, 2, **SMALL), data_for("bernoulli"), **again)
 
 
 def test_double_precision_comes_back_as_it_was(tmp_path):
@@ -213,3 +273,49 @@ def test_double_precision_comes_back_as_it_was(tmp_path):
     for name, value in vae.state_dict().items():
         assert torch.equal(copy.state_dict()[name], value)
     assert copy.encode(data_for("bernoulli").double()).mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["default", "vamp", "double"])
+def test_files_of_the_first_format_load(name, tmp_path):
+    vae = load(FORMAT1 / f"{name}.safetensors")
+    like = next(vae.parameters())
+    x = (torch.arange(12.0).reshape(3, 2, 2) / 12).to(like)
+    q = vae.encode(x, torch.ones(3, 2).to(like) if vae.covariate_dim else None)
+    means = json.loads((FORMAT1 / "means.json").read_text())[name]
+    torch.testing.assert_close(q.mean, torch.tensor(means).to(like), rtol=1e-5, atol=1e-6)
+    save(vae, tmp_path / "new.safetensors")
+    assert b"pyro_vae 2" in (tmp_path / "new.safetensors").read_bytes()
+    again = load(tmp_path / "new.safetensors").state_dict()
+    assert all(torch.equal(again[key], value) for key, value in vae.state_dict().items())
+
+
+def test_a_file_of_the_first_format_without_a_recipe_says_so():
+    with pytest.raises(
+        ValueError, match=r"to say how each part is made, got nothing on \['prior'\]"
+    ):
+        load(FORMAT1 / "ready_made.safetensors")
+
+
+def test_a_run_of_the_first_format_is_used_and_gone_on_with(tmp_path, monkeypatch):
+    folder = shutil.copytree(FORMAT1, tmp_path / "old")
+    monkeypatch.chdir(folder)
+    figures = json.loads(Path("run/metrics.json").read_text())
+    assert reuse.judge_run("run")["elbo"] == pytest.approx(figures["elbo"], rel=1e-4)
+    assert reuse.preparation("run").columns == ("height", "weight")
+    reuse.embed("run", out="codes.csv")
+    cfg = OmegaConf.load("run/config.yaml")
+    rows = config.build(cfg.data)
+
+    def trained(epochs, **options):
+        torch.manual_seed(cfg.seed)
+        vae = config.build(cfg.vae, event_shape=rows.event_shape)
+        result = config.build(cfg.train)(
+            vae, rows.train, valid=rows.valid, objective=config.build(cfg.objective),
+            optimizer=config.build(cfg.optimizer), seed=cfg.seed, epochs=epochs, **options,
+        )  # fmt: skip
+        return result.history
+
+    on, whole = trained(4, out="run", resume=True), trained(4)
+    for one, other in zip(on, whole, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    assert checkpoint.load_state(Path("run/resume.pt"))["epoch"] == 4

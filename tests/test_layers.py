@@ -44,7 +44,7 @@ SAME_LAYER = {
     "vae": {"sides"},
     "checkpoint": {"recipe"},
     "epochs": {"checkpoint", "compiled", "evaluate"},
-    "keeper": {"checkpoint", "epochs"},
+    "keeper": {"checkpoint", "epochs", "recipe"},
     "training": {"checkpoint", "compiled", "epochs", "keeper"},
     "crowd": {"compiled", "epochs", "training"},
     "many": {"compiled", "crowd", "epochs", "keeper", "training"},

@@ -453,7 +453,7 @@ def test_runs_that_are_none_are_refused(digits_run, tmp_path):
     with pytest.raises(ValueError, match=r"Expected '.*data.json' to tell .* damaged file"):
         reuse.judge_run(damaged)
     (damaged / "data.json").write_text('{"format": "other"}')
-    with pytest.raises(ValueError, match=r"Expected the format 'pyro_vae data 1', got 'other'"):
+    with pytest.raises(ValueError, match=r"Expected the format 'pyro_vae data 2', got 'other'"):
         reuse.judge_run(damaged)
 
 

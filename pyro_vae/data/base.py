@@ -28,7 +28,10 @@ __all__ = [
     "split",
 ]
 
-FORMAT = "pyro_vae data 1"
+FORMAT = "pyro_vae data 2"
+UNSIGNED = "pyro_vae data 1"
+"""The format before, which has no checksum."""
+
 KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
 LARGEST = 2**28
 """The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
@@ -122,7 +125,7 @@ class Preparation(NamedTuple):
     scaling: Scaling | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as plain values for JSON, with a checksum; each number is exact."""
+        """Returns the same as plain values for JSON, which gives each number back exactly."""
         scaling = None if self.scaling is None else self.scaling._asdict()
         values = {
             "format": FORMAT,
@@ -163,14 +166,13 @@ class Preparation(NamedTuple):
             ValueError: If it is something else.
         """
         form = held.get("format") if isinstance(held, dict) else held
-        if form != FORMAT:
+        if form not in (FORMAT, UNSIGNED):
             raise ValueError(f"Expected the format {FORMAT!r}, got {form!r:.50}")
-        # Earlier versions wrote no checksum.
-        if set(held) - {"sha256"} != set(KEYS):
+        written = {"sha256"} if form == FORMAT else set()
+        if set(held) != set(KEYS) | written:
             raise ValueError(f"Expected the keys {KEYS}, got {sorted(held)}")
-        written = held.get("sha256")
-        if "sha256" in held and written != _checksum({key: held[key] for key in KEYS}):
-            raise ValueError(f"Expected values that match their checksum, got {written!r:.20}")
+        if written and held["sha256"] != _checksum({key: held[key] for key in KEYS}):
+            raise ValueError("Expected values that match their checksum, got others")
         shape = held["event_shape"]
         if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
             raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
@@ -190,7 +192,6 @@ class Preparation(NamedTuple):
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """Returns the SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
