@@ -125,7 +125,7 @@ class Preparation(NamedTuple):
     scaling: Scaling | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as plain values for JSON, with a checksum; each number is exact."""
+        """Returns the same as plain values for JSON, which gives each number back exactly."""
         scaling = None if self.scaling is None else self.scaling._asdict()
         values = {
             "format": FORMAT,
