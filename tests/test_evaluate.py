@@ -317,12 +317,14 @@ def test_equal_weights_are_worth_their_number_however_small_they_are():
     for value in (*vae.encoder.parameters(), *vae.decoder.parameters()):
         torch.nn.init.zeros_(value)
     x = torch.linspace(0.9, 1.1, 20).unsqueeze(1).expand(20, 2000)
-    found = evaluate.log_evidence(vae, x, 340, proposal="prior", diagnostics=True)
+    found = evaluate.log_evidence(
+        vae, x, 330, proposal="prior", diagnostics=True, max_elements=2**26
+    )
     exact = dist.Normal(0.0, 0.02).log_prob(x).sum(1)
     assert (exact < -1e6).all()
     torch.testing.assert_close(found.log_evidence, exact, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.effective_sample_size, torch.full((20,), 340.0))
-    assert (found.standard_error < 1e-6).all()
+    torch.testing.assert_close(found.effective_sample_size, torch.full((20,), 330.0))
+    assert (found.standard_error < 1e-4).all()
 
 
 class Between(likelihoods.Normal):
