@@ -434,6 +434,16 @@ def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monk
         assert job.judged(task, -9, None)[1].startswith("the process was ended by SIGKILL")
 
 
+@pytest.mark.parametrize("name", [".job", "metrics.json", "failure.json"])
+def test_a_damaged_folder_fails_its_job_alone(name, tmp_path):
+    (tmp_path / "report.html").write_text("")
+    (tmp_path / name).write_bytes(b"{\xff")
+    task = SimpleNamespace(folder=tmp_path, name="0" * 12, cfg={})
+    outcome, reason = job.done(task)
+    assert outcome == "failed"
+    assert name in reason
+
+
 def test_a_setting_that_refers_to_nothing_fails_in_its_job(tmp_path):
     code, said = sweep("seed=0", "vae.latent_dim=2,${nowhere}", cwd=tmp_path)
     assert code == 1
@@ -459,11 +469,16 @@ def test_a_job_whose_process_vanished_is_told(tmp_path, monkeypatch, capsys):
         (done / name).write_text("{}")
     journal.note(journal.Entry(str(tmp_path / "gone"), "seed=1", "started", command="pyro-vae"))
     journal.note(journal.Entry(str(done), "seed=2", "elsewhere"))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "failure.json").write_text("[")
+    journal.note(journal.Entry(str(damaged), "seed=3", "started"))
     assert journal.close(0) == 1
     said = capsys.readouterr().out
     assert "why   its process ended before it did" in said
-    assert "2 jobs" in said
-    assert "1 failed, 1 finished" in said
+    assert "damaged/failure.json" in said
+    assert "3 jobs" in said
+    assert "2 failed, 1 finished" in said
     assert journal.VARIABLE not in os.environ
 
 

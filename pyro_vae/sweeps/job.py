@@ -116,7 +116,8 @@ def done(task: Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
     try:
         return _done(task)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # A folder that is full or damaged fails this job alone.
         return "failed", f"{type(error).__name__}: {explain(error)}"
 
 

@@ -124,15 +124,23 @@ def settle(entry: Entry) -> Entry:
     if entry.outcome not in ("elsewhere", "started"):
         return entry
     place = Path(entry.folder)
+    try:
+        outcome, reason = _outcome(place)
+    except ValueError as error:
+        outcome, reason = "failed", str(error)
+    return entry._replace(outcome=outcome, reason=reason)
+
+
+def _outcome(place: Path) -> tuple[str, str]:
+    """Returns the outcome of a job, once no process works on it, and why if it failed."""
     if folder.state(place) == "running":
         print(f"waiting for {place.name}, which another process is at")
     while (now := folder.state(place)) == "running":
         time.sleep(0.5)
     if now == "finished":
-        return entry._replace(outcome="finished")
+        return "finished", ""
     failed = folder.failure(place)
-    reason = failed.reason if failed else "its process ended before it did"
-    return entry._replace(outcome="failed", reason=reason)
+    return "failed", failed.reason if failed else "its process ended before it did"
 
 
 def told(entries: list[Entry], sweep: Path, code: int) -> str:
