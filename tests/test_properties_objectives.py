@@ -148,7 +148,11 @@ class Program:
         plates, previous = self.open_plates(), None
         for site in self.sites:
             loc = self.parameters[f"w_{site.name}"]
-            if site.chained and previous is not None and set(previous[0].plates) <= set(site.plates):
+            if (
+                site.chained
+                and previous is not None
+                and set(previous[0].plates) <= set(site.plates)
+            ):
                 value = previous[1]
                 summary = torch.tanh(
                     value.reshape(value.shape[: value.dim() - len(previous[0].event)] + (-1,))
@@ -173,7 +177,9 @@ class Program:
                     a, b = (rows(self.parameters[f"{n}_{site.name}"]) for n in "ab")
                     value = pyro.sample(site.name, family(site.guide, a, b, site.event))
                     record[site.name] = value.detach()
-        record["index"] = [plate.subsample if hasattr(plate, "subsample") else None for plate in plates]
+        record["index"] = [
+            plate.subsample if hasattr(plate, "subsample") else None for plate in plates
+        ]
         self.records.append(record)
 
     def loss_and_gradients(self, objective, names=None):
@@ -183,7 +189,10 @@ class Program:
         if not (torch.is_tensor(loss) and loss.requires_grad):
             return float(loss.detach()), {n: torch.zeros_like(p) for n, p in leaves.items()}
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        zero = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves.values(), strict=True)]
+        zero = [
+            torch.zeros_like(p) if g is None else g
+            for g, p in zip(gradients, leaves.values(), strict=True)
+        ]
         return float(loss.detach()), dict(zip(leaves, zero, strict=True))
 
 
@@ -384,10 +393,12 @@ def importance(program, particles):
         expected["miwae_2"] = (objectives.MIWAE(k, groups=k // 2, **run), two)
         expected["piwae_2"] = (objectives.PIWAE(k, groups=k // 2, **run), iwae)
     if k > 1:
-        left_out = torch.stack([
-            torch.cat([log_weights[:i], log_weights[i + 1 :]]).logsumexp(0) - math.log(k - 1)
-            for i in range(k)
-        ]).mean(0)
+        left_out = torch.stack(
+            [
+                torch.cat([log_weights[:i], log_weights[i + 1 :]]).logsumexp(0) - math.log(k - 1)
+                for i in range(k)
+            ]
+        ).mean(0)
         expected["jackknife"] = (objectives.Jackknife(k, **run), k * iwae - (k - 1) * left_out)
     for name, (objective, bound) in expected.items():
         loss, _ = program.loss_and_gradients(objective)

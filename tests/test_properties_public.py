@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from pyro_vae import VAE, VAETransformer, data, distributions, evaluate, fit, kl, likelihoods
@@ -22,6 +22,8 @@ from pyro_vae import load, networks, objectives, posteriors, priors, save
 
 QUIET = {"deadline": None, "derandomize": True, "database": None}
 QUIET["suppress_health_check"] = list(HealthCheck)
+# For tests whose examples are small as they are.
+PLAIN = {**QUIET, "phases": [Phase.generate]}
 
 MLP = partial(networks.MLP, hidden=[4])
 
@@ -62,7 +64,9 @@ def both(short, long, **strategies):
     return wrap
 
 
-def make(likelihood="shared", event=(2, 3), latent=2, dtype=torch.float32, covariate_dim=0, **parts):
+def make(
+    likelihood="shared", event=(2, 3), latent=2, dtype=torch.float32, covariate_dim=0, **parts
+):
     torch.manual_seed(0)
     return VAE(
         event,
@@ -93,11 +97,11 @@ def untouched(*tensors):
     """Fails if tensors, the random state or settings of the caller change."""
     copies = [t.detach().clone() for t in tensors]
     grads = [t.requires_grad for t in tensors]
-    dtype, validation = torch.get_default_dtype(), dist.Distribution._validate_args
+    dtype, validation = torch.get_default_dtype(), torch.distributions.Distribution._validate_args
     enabled = torch.is_grad_enabled()
     yield
     assert torch.get_default_dtype() is dtype
-    assert dist.Distribution._validate_args is validation
+    assert torch.distributions.Distribution._validate_args is validation
     assert torch.is_grad_enabled() is enabled
     for tensor, copy, grad in zip(tensors, copies, grads, strict=True):
         assert torch.equal(tensor.detach().nan_to_num(), copy.nan_to_num())
@@ -218,7 +222,7 @@ def hostile_data(name, parts, inputs):
 
 @pytest.mark.parametrize("kind", sorted(HOSTILE))
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-@settings(max_examples=1, **QUIET)
+@settings(max_examples=1, **PLAIN)
 @given(parts=combinations)
 def test_hostile_data(name, kind, parts):
     hostile_data(name, parts, [kind])
@@ -227,10 +231,17 @@ def test_hostile_data(name, kind, parts):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(HOSTILE))
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-@settings(max_examples=40, **QUIET)
+@settings(max_examples=40, **PLAIN)
 @given(parts=combinations)
 def test_hostile_data_long(name, kind, parts):
     hostile_data(name, parts, [kind])
+
+
+@pytest.mark.parametrize("likelihood", ["shared", "optimal", "element"])
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_huge_data(name, likelihood):
+    """Densities overflow in single precision: an error that says so, and no NaN."""
+    hostile_data(name, {"likelihood": likelihood, "dtype": torch.float32}, ["huge"])
 
 
 LATENT_KINDS = sorted(set(HOSTILE) - {"swapped"})
@@ -374,11 +385,11 @@ def masked_values(name, parts, seen, by_row, filler):
     assert all(torch.equal(a, b) for a, b in zip(*answers_of, strict=True))
 
 
+@pytest.mark.parametrize("seen", [0.0, 0.2, 0.7, 1.0])
 @pytest.mark.parametrize("name", sorted(MASKED))
-@settings(max_examples=8, **QUIET)
+@settings(max_examples=4, **QUIET)
 @given(
     parts=combinations,
-    seen=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
     by_row=st.booleans(),
     filler=st.sampled_from([math.nan, math.inf, 1e30, 0.5]),
 )
@@ -417,6 +428,16 @@ WRONG_MASKS = {
 def test_wrong_masks(name, kind):
     vae, x = make().eval(), rows_for("shared")
     answers(lambda mask: MASKED[name](vae, x, mask), WRONG_MASKS[kind](x))
+
+
+def test_calibrate_refuses_negative_batches():
+    """With none taken, the scale would stay as it was."""
+    vae = make("optimal")
+    with contextlib.suppress(ValueError):
+        vae.calibrate(rows_for("optimal"), batch_size=-1)
+        negative = vae.eval().decode(torch.zeros(2)).variance
+        vae.calibrate(rows_for("optimal"), batch_size=ROWS)
+        torch.testing.assert_close(vae.decode(torch.zeros(2)).variance, negative)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -498,9 +519,7 @@ SIZES = {
         make(prior="mixture"), rows_for("shared"), num_particles=n
     ),
     "calibrate": lambda n: make("optimal").calibrate(rows_for("optimal"), batch_size=n),
-    "max_elements": lambda n: evaluate.log_evidence(
-        make(), rows_for("shared"), 3, max_elements=n
-    ),
+    "max_elements": lambda n: evaluate.log_evidence(make(), rows_for("shared"), 3, max_elements=n),
     "ring": data.ring,
     "dims": lambda n: data.collapse(50, dims=n),
     "objective": objectives.ELBO,
@@ -508,7 +527,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
-@settings(max_examples=10, **QUIET)
+@settings(max_examples=10, **PLAIN)
 @given(size=st.sampled_from([0, -1, -3, 1.5, math.nan, math.inf, "2", None, True]))
 def test_sizes_are_positive_integers(name, size):
     with pytest.raises(ValueError, match=r"Expected|must"):
@@ -535,7 +554,7 @@ def scaled(value):
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-@settings(max_examples=10, **QUIET)
+@settings(max_examples=10, **PLAIN)
 @given(value=st.sampled_from([0, -1.0, -1e-30, math.nan, "2", [1.0]]))
 def test_numbers_are_positive(name, value):
     with pytest.raises(ValueError, match="Expected"):
@@ -632,15 +651,18 @@ TABLES = {
 def test_table(kind, missing, standardize, tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("\n".join(["a,b", *TABLES[kind]]))
-    found = answers(
-        lambda path: list(data.table(path, missing=missing, standardize=standardize).x), path
-    )
+
+    def values(path):
+        table = data.table(path, missing=missing, standardize=standardize)
+        return [*table.x, *(table.scaling or ())]
+
+    found = answers(values, path)
     if kind == "legal":
         assert found is not None
 
 
 def array(shape, dtype, options):
-    values = np.random.RandomState(0).rand(*shape) * 200
+    values = np.asarray(np.random.RandomState(0).rand(*shape) * 200)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
         np.save(path, values.astype(dtype), allow_pickle=False)
