@@ -155,7 +155,7 @@ class Program:
             ):
                 value = previous[1]
                 summary = torch.tanh(
-                    value.reshape(value.shape[: value.dim() - len(previous[0].event)] + (-1,))
+                    value.reshape(*value.shape[: value.dim() - len(previous[0].event)], -1)
                 ).sum(-1)
                 loc = loc + summary.reshape(summary.shape + (1,) * len(site.event))
             # Pyro misreads shapes of events that lack a dimension of a plate.
@@ -285,7 +285,7 @@ def nesting_found(program, particles):
     for make in (objectives.ELBO, objectives.FreeBits):
         try:
             stated = program.loss_and_gradients(make(particles, analytic=False, **run))
-        except ValueError:
+        except ValueError:  # noqa: PERF203
             with pytest.raises(ValueError, match="Expected"):
                 program.loss_and_gradients(make(particles, analytic=False))
         else:
@@ -431,7 +431,8 @@ def shared(program, particles):
         scales = {
             terms[name][1] for name, site in sites.items() if set(deepest) <= set(site.plates)
         }
-        assert len(scales) > 1, error
+        if len(scales) == 1:
+            raise AssertionError from error
         return
     terms = log_densities(program, program.records[-1], particles)
     datum, total, scale = 0.0, 0.0, 1.0
@@ -541,8 +542,7 @@ def answers(program, name):
     """Any objective on any program: a finite loss with finite gradients, or a ``ValueError``."""
     try:
         loss, gradients = program.loss_and_gradients(EVERY[name]())
-    except ValueError as error:
-        assert str(error), name
+    except ValueError:
         return
     assert math.isfinite(loss)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
