@@ -128,7 +128,7 @@ def leaves(value):
     elif isinstance(value, np.ndarray):
         yield torch.from_numpy(value)
     elif isinstance(value, float):
-        yield torch.tensor(value)
+        yield torch.tensor(value, dtype=torch.float64)
     elif isinstance(value, tuple | list):
         for part in value:
             yield from leaves(part)
