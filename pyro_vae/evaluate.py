@@ -396,7 +396,7 @@ def chunks(
     vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None, size: int
 ) -> Iterator[Chunk]:
     """Checks the data, then yields them in parts, each encoded once."""
-    if x.dim() != len(vae.event_shape) + 1:
+    if isinstance(x, Tensor) and x.dim() != len(vae.event_shape) + 1:
         raise ValueError(
             f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
         )
@@ -418,8 +418,9 @@ def chunks(
 
 
 def _check_covariates(covariates: Tensor, x: Tensor) -> None:
-    if not isinstance(covariates, Tensor) or covariates.shape[:1] != x.shape[:1]:
-        got = tuple(covariates.shape) if isinstance(covariates, Tensor) else type(covariates)
-        raise ValueError(f"Expected covariates of {len(x)} rows, as x has, got {got}")
+    tensor = isinstance(covariates, Tensor)
+    if not tensor or covariates.dim() != 2 or covariates.shape[:1] != x.shape[:1]:
+        got = tuple(covariates.shape) if tensor else type(covariates)
+        raise ValueError(f"Expected covariates of shape ({len(x)}, covariate_dim), got {got}")
     if not bool(torch.isfinite(covariates).all()):
         raise ValueError("Expected covariates to be finite, got NaN or infinite values")

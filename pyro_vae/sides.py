@@ -20,7 +20,9 @@ from pyro_vae.scope import Scope
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE
 
-__all__ = ["Guide", "Model"]
+__all__ = ["Guide", "Model", "check_input"]
+
+NO_BATCH = torch.Size()
 
 
 class Side(nn.Module):
@@ -52,7 +54,7 @@ class Side(nn.Module):
     ) -> dist.TorchDistribution:
         """Returns q(z given x)."""
         check_trailing("x", x, self.event_shape)
-        self.check_covariates(covariates)
+        self.check_covariates(covariates, x.shape[: x.dim() - len(self.event_shape)])
         features = apply_network(self.encoder, x, len(self.event_shape), covariates, frozen=frozen)
         check_trailing("the encoder's output", features, self.posterior.feature_shape)
         return self.posterior(features)
@@ -70,19 +72,31 @@ class Side(nn.Module):
         needs = getattr(self.prior, "uses_encoder", False)
         return self.prior(covariates, encode=self.encode_in_eval_mode if needs else None)
 
-    def check_covariates(self, covariates: Tensor | None) -> None:
-        """Raises a ``ValueError`` unless there are covariates just where they are expected."""
-        if covariates is None and self.covariate_dim:
-            raise ValueError(
-                f"Expected covariates of shape (batch, {self.covariate_dim}), as covariate_dim="
-                f"{self.covariate_dim} says, got None"
-            )
-        if covariates is not None and (
-            not covariates.dim() or covariates.shape[-1] != self.covariate_dim
-        ):
+    def check_covariates(self, covariates: Tensor | None, batch: torch.Size = NO_BATCH) -> None:
+        """Raises a ``ValueError`` unless there are covariates just where they are expected.
+
+        Arguments:
+            covariates: The covariates, ``(*batch, covariate_dim)``.
+            batch: The shape that their batch shape has to be broadcastable with.
+        """
+        if covariates is None:
+            if self.covariate_dim:
+                raise ValueError(
+                    f"Expected covariates of shape (batch, {self.covariate_dim}), as "
+                    f"covariate_dim={self.covariate_dim} says, got None"
+                )
+            return
+        check_input("covariates", covariates, self)
+        if not covariates.dim() or covariates.shape[-1] != self.covariate_dim:
             raise ValueError(
                 f"Expected covariates to have {self.covariate_dim} features (covariate_dim), got a "
                 f"tensor of shape {tuple(covariates.shape)}"
+            )
+        pairs = zip(reversed(batch), reversed(covariates.shape[:-1]), strict=False)
+        if not all(1 in pair or pair[0] == pair[1] for pair in pairs):
+            raise ValueError(
+                f"Expected covariates of batch shape {tuple(batch)}, got a tensor of shape "
+                f"{tuple(covariates.shape)}"
             )
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -205,7 +219,7 @@ class Model(Side):
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z)."""
         check_trailing("z", z, torch.Size((self.latent_dim,)))
-        self.check_covariates(covariates)
+        self.check_covariates(covariates, z.shape[:-1])
         features = apply_network(self.decoder, z, 1, covariates)
         check_trailing("the decoder's output", features, self.likelihood.feature_shape)
         return self.likelihood(features)
@@ -308,6 +322,20 @@ def told_apart() -> Iterator[None]:
             f"Expected calls of one VAE in one trace to be told apart by suffix=, as in "
             f"vae.model(x, suffix=0), got two alike: {error}"
         ) from error
+
+
+def check_input(name: str, x: Any, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless an input is a tensor with rows, of the weights' dtype."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"Expected {name} to be a torch.Tensor, got {type(x).__name__}")
+    if not x.numel():
+        raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
+    own = next((p.dtype for p in module.parameters()), x.dtype)
+    if x.dtype != own:
+        raise ValueError(
+            f"Expected {name} of the dtype of the VAE's weights, {own}, got {x.dtype}: convert "
+            f"one of them, {name}.to({own}) or vae.to({x.dtype})"
+        )
 
 
 def check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:

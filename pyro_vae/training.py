@@ -1,6 +1,5 @@
 """Training: one loop, read from top to bottom, that can be killed and goes on to the same bits."""
 
-import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from pyro_vae.compiled import worth_compiling
 from pyro_vae.compiled.step import PRECISIONS
-from pyro_vae.conditional import check_size
+from pyro_vae.conditional import check_seed, check_size
 from pyro_vae.data import Rows
 from pyro_vae.epochs import (
     MakeOptimizer,
@@ -234,6 +233,9 @@ def settling(run: Training) -> Iterator[None]:
     """Leaves a VAE in evaluation mode, and warns of an error that stands behind another one."""
     try:
         yield
+    except FloatingPointError:
+        # The error that ended the training is of the same kind.
+        return
     except Exception as error:
         warnings.warn(
             f"The VAE cannot be left as at the end of a training: {type(error).__name__}: {error}",
@@ -270,6 +272,8 @@ def as_rows(name: str, x: Tensor | Rows) -> Rows:
         raise ValueError(
             f"Expected {name} to be a torch.Tensor or Rows of one, got {type(rows.x).__name__}"
         )
+    if not rows.x.dim():
+        raise ValueError(f"Expected {name} to have rows, got a tensor of shape ()")
     return rows
 
 
@@ -324,17 +328,6 @@ def check_makers(make: Any, lr_schedule: Any) -> None:
         raise ValueError(
             f"Expected lr_schedule to make a scheduler from an optimizer, got {lr_schedule!r}"
         )
-
-
-def check_seed(seed: Any) -> int:
-    """Returns a seed as an integer, or raises a ``ValueError`` if PyTorch has none such."""
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = 2**64
-    if not -(2**63) <= number < 2**64:
-        raise ValueError(f"Expected seed to be an integer of 64 bits, got {seed!r}")
-    return number
 
 
 def check_precision(precision: str, compile: bool | str) -> bool | str:

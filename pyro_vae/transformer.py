@@ -230,6 +230,12 @@ def standard(x: Tensor) -> Scaling:
     scale = (torch.where(seen, (x - loc) ** 2, 0.0).sum(0) / count).sqrt()
     # The mean of equal numbers differs from them in the last bits.
     constant = scale <= 1e-12 * loc.abs()
+    if not bool(scale.isfinite().all()):
+        columns = (~scale.isfinite()).nonzero().flatten().tolist()
+        raise ValueError(
+            f"Expected X to have squares within double precision, got larger values in columns "
+            f"{columns}: rescale them"
+        )
     return Scaling(loc, torch.where(constant, 1.0, scale))
 
 

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
-from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, check_size, describe
+from pyro_vae.conditional import (
+    Likelihood,
+    Part,
+    Posterior,
+    Prior,
+    build,
+    check_shape,
+    check_size,
+    describe,
+)
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.scope import Scope
-from pyro_vae.sides import Guide, Model, state_without_store
+from pyro_vae.sides import Guide, Model, check_input, state_without_store
 
 __all__ = ["VAE"]
 
@@ -100,7 +109,7 @@ class VAE(nn.Module):
         covariate_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.event_shape = check_shape(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         if plate not in (True, None):
@@ -172,8 +181,10 @@ class VAE(nn.Module):
         In a Pyro program of your own the parameters are trained as those of :attr:`guide` are.
 
         Raises:
-            ValueError: If ``x`` does not end in the event shape.
+            ValueError: If ``x`` is no tensor of the weights' dtype, has no rows or does not end in
+                the event shape, or the covariates do not fit.
         """
+        check_input("x", x, self.guide)
         self.guide.scope.announce(self.guide)
         return self.guide.encode(x, covariates)
 
@@ -184,8 +195,10 @@ class VAE(nn.Module):
         In a Pyro program of your own the parameters are trained as those of :attr:`model` are.
 
         Raises:
-            ValueError: If ``z`` does not end in ``latent_dim``.
+            ValueError: If ``z`` is no tensor of the weights' dtype, has no rows or does not end in
+                ``latent_dim``, or the covariates do not fit.
         """
+        check_input("z", z, self.model)
         self.model.scope.announce(self.model)
         return self.model.decode(z, covariates)
 
@@ -226,11 +239,21 @@ class VAE(nn.Module):
 
         Arguments:
             x: Data of shape ``(*batch, *event_shape)``.
-            covariates: Covariates.
+            covariates: Covariates, ``(*batch, covariate_dim)``.
             mean: Whether to go by the means of q and p, or to draw from both.
+
+        Raises:
+            ValueError: As :meth:`encode` does, or if covariates have batch dimensions that ``x``
+                has not.
         """
         with eval_mode(self):
             q = self.encode(x, covariates)
+            batch = x.shape[: x.dim() - len(self.event_shape)]
+            if batch and covariates is not None and q.batch_shape != batch:
+                raise ValueError(
+                    f"Expected covariates of shape {(*batch, self.covariate_dim)}, got "
+                    f"{tuple(covariates.shape)}"
+                )
             p = self.decode(q.mean if mean else q.sample(), covariates)
             return p.mean if mean else p.sample()
 
@@ -266,7 +289,13 @@ class VAE(nn.Module):
 
         Hands the likelihood the mean of :math:`\mathbb{E}_{q(z \mid x)} (x_i - \mu_i(z))^2`, if it
         has a method ``calibrate``.
+
+        Raises:
+            ValueError: If the data cannot be scored, or ``batch_size`` is not positive.
+            FloatingPointError: If the mean is not finite.
         """
+        check_size("batch_size", batch_size, least=1)
+        self.check(x, mask)
         calibrate = getattr(self.likelihood, "calibrate", None)
         if calibrate is None:
             return
@@ -282,7 +311,10 @@ class VAE(nn.Module):
                 total += (seen[some] * error**2).double().sum()
         # Where nothing is observed there is nothing to calibrate by.
         if bool(seen.any()):
-            calibrate(total / seen.double().sum())
+            variance = total / seen.double().sum()
+            if not bool(variance.isfinite()):
+                raise FloatingPointError(f"The mean squared error of x is not finite: {variance}")
+            calibrate(variance)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a part of model and guide too, so that the three never differ."""
@@ -303,14 +335,6 @@ class VAE(nn.Module):
             f"event_shape={tuple(self.event_shape)}, latent_dim={self.latent_dim}, "
             f"name={self.name!r}"
         )
-
-
-def check_shape(event_shape: Sequence[int] | int) -> torch.Size:
-    """Returns the event shape, of at least one dimension, or raises a ``ValueError``."""
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"Expected event_shape to be positive integers, got {event_shape!r}")
-    return torch.Size(shape)
 
 
 def check_part(role: str, part: nn.Module, **sizes: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.conditional import check_seed
 from pyro_vae.stored import read_json
 
 __all__ = [
@@ -316,7 +317,7 @@ def make(
     if binarize == "threshold":
         x = x.map(lambda part: (part > 0.5).to(part.dtype))
     elif binarize in ("fixed", "dynamic"):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_seed(seed))
         drawn = x.map(lambda part: torch.bernoulli(part, generator=generator))
         x = drawn if binarize == "fixed" else drawn._replace(train=x.train)
     return Data(name, binarize, x, labels, source, row_numbers=row_numbers)
@@ -356,7 +357,8 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
     """
     if whole(valid, test):
         return Split(tensor, tensor[:0], tensor[:0])
-    order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    order = torch.randperm(len(tensor), generator=generator)
     counts = count("valid", valid, len(tensor)), count("test", test, len(tensor))
     if min(counts) < 1 or sum(counts) >= len(tensor):
         raise ValueError(

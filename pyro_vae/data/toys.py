@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from pyro_vae.conditional import check_size
+from pyro_vae.conditional import check_seed, check_size
 from pyro_vae.data.base import Data, make, numbered, split
 
 __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
@@ -112,7 +112,7 @@ def drawn(
     number = isinstance(noise, (int, float)) and not isinstance(noise, bool)
     if not (number and 0 <= noise < math.inf):
         raise ValueError(f"Expected noise to be a number of at least 0, got {noise!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     x, labels = draw(generator)
     x = x + noise * torch.randn(x.shape, generator=generator)
     return make(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.conditional import check_seed
 from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
@@ -384,5 +385,5 @@ def hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Ten
     whole = isinstance(limit, int) and not isinstance(limit, bool)
     if limit is not None and not (whole and 1 <= limit <= left):
         raise ValueError(f"Expected limit to be an integer from 1 to {left}, got {limit!r}")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(check_seed(seed)))
     return order[:left][:limit], order[left:]

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood
+from pyro_vae.conditional import Likelihood, check_shape
 
 __all__ = ["Bernoulli"]
 
@@ -35,7 +35,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, event_shape: Sequence[int], *, grey_scale: bool = False) -> None:
         super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.feature_shape = torch.Size((1, *event_shape))
         self.grey_scale = grey_scale
 

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood, check_size
+from pyro_vae.conditional import Likelihood, check_shape, check_size
 from pyro_vae.distributions import Levels
 
 __all__ = ["Categorical"]
@@ -34,7 +34,7 @@ class Categorical(Likelihood):
 
     def __init__(self, event_shape: Sequence[int], *, levels: int = 256) -> None:
         super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.levels = check_size("levels", levels, least=2)
         self.feature_shape = torch.Size((levels, *event_shape))
 

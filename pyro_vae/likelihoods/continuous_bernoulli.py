@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.conditional import Likelihood
+from pyro_vae.conditional import Likelihood, check_positive, check_shape
 
 __all__ = ["ContinuousBernoulli"]
 
@@ -38,11 +38,9 @@ class ContinuousBernoulli(Likelihood):
 
     def __init__(self, event_shape: Sequence[int], *, max_logit: float = 20.0) -> None:
         super().__init__()
-        if max_logit <= 0:
-            raise ValueError(f"Expected max_logit to be positive, got {max_logit}")
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.feature_shape = torch.Size((1, *event_shape))
-        self.max_logit = max_logit
+        self.max_logit = check_positive("max_logit", max_logit)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, 1, *event_shape)``."""

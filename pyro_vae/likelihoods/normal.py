@@ -7,7 +7,7 @@ import torch
 from pyro.poutine import get_mask
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Likelihood, positive
+from pyro_vae.conditional import Likelihood, check_positive, check_shape, positive
 from pyro_vae.distributions import ProfileNormal
 
 __all__ = ["Normal"]
@@ -64,14 +64,12 @@ class Normal(Likelihood):
         numeric = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if scale not in KINDS and not (numeric and 0 < float(scale) < float("inf")):
             raise ValueError(f"Expected scale to be positive or one of {KINDS}, got {scale!r}")
-        if min_scale <= 0:
-            raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
         if not 0 < momentum <= 1:
             raise ValueError(f"Expected momentum to lie in (0, 1], got {momentum}")
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.feature_shape = torch.Size((2 if scale == "network" else 1, *event_shape))
         self.scale = scale if scale in KINDS else float(scale)
-        self.min_scale = min_scale
+        self.min_scale = check_positive("min_scale", min_scale)
         self.momentum = momentum
         if scale in ("shared", "element"):
             self.raw_scale = nn.Parameter(torch.zeros(() if scale == "shared" else event_shape))

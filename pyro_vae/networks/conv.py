@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.conditional import check_shape
 from pyro_vae.networks.mlp import activation_module, check_widths
 
 __all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
@@ -103,8 +104,8 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.channels_first = channels_first
-        self.in_shape = torch.Size(in_shape)
-        self.out_shape = torch.Size(out_shape)
+        self.in_shape = check_shape("in_shape", in_shape)
+        self.out_shape = check_shape("out_shape", out_shape)
         fan_in, height, width = image_shape(in_shape, "in_shape")
         check_widths("hidden", [hidden])
         self.image_shape = (fan_in, height, width)
@@ -174,8 +175,8 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.channels_first = channels_first
-        self.in_shape = torch.Size(in_shape)
-        self.out_shape = torch.Size(out_shape)
+        self.in_shape = check_shape("in_shape", in_shape)
+        self.out_shape = check_shape("out_shape", out_shape)
         numbers, image = (out_shape[0], out_shape[1:]) if len(out_shape) == 4 else (1, out_shape)
         planes, height, width = image_shape(image, "out_shape")
         channels = check_widths("channels", channels)

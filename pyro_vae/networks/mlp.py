@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.conditional import check_shape, check_size
+
 __all__ = ["MLP", "activation_module"]
 
 ACTIVATIONS = {
@@ -33,7 +35,8 @@ def activation_module(name: str) -> nn.Module:
 
 def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     """Returns the widths as a tuple of positive integers, or raises a ``ValueError``."""
-    if isinstance(widths, int) or not all(isinstance(w, int) and w > 0 for w in widths):
+    plain = isinstance(widths, Sequence) and not isinstance(widths, str)
+    if not plain or not all(isinstance(w, int) and w is not True and w > 0 for w in widths):
         raise ValueError(f"Expected {name} to be a list of positive integers, got {widths!r}")
     return tuple(widths)
 
@@ -49,6 +52,9 @@ class MLP(nn.Module):
             ``"softplus"`` or ``"tanh"``.
         batch_norm: Whether a batch norm stands before each activation.
         covariate_dim: The number of covariates, concatenated to the input.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or there is no such activation.
 
     Example:
         >>> import torch
@@ -67,9 +73,10 @@ class MLP(nn.Module):
         covariate_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.in_shape = torch.Size(in_shape)
-        self.out_shape = torch.Size(out_shape)
+        self.in_shape = check_shape("in_shape", in_shape)
+        self.out_shape = check_shape("out_shape", out_shape)
         hidden = check_widths("hidden", hidden)
+        check_size("covariate_dim", covariate_dim, least=0)
         widths = [math.prod(in_shape) + covariate_dim, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Posterior, check_size, positive
+from pyro_vae.conditional import Posterior, check_positive, check_size, positive
 from pyro_vae.distributions import FullNormal
 
 __all__ = ["Full"]
@@ -47,10 +47,8 @@ class Full(Posterior):
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        if min_scale <= 0:
-            raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.min_scale = min_scale
+        self.min_scale = check_positive("min_scale", min_scale)
         below = latent_dim * (latent_dim - 1) // 2
         self.feature_shape = torch.Size((2 * latent_dim + below,))
         # Where each cell of L is read from: the diagonal, then what is below it, then a zero.

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Posterior, check_size, positive
+from pyro_vae.conditional import Posterior, check_positive, check_size, positive
 
 __all__ = ["Normal"]
 
@@ -32,10 +32,8 @@ class Normal(Posterior):
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        if min_scale <= 0:
-            raise ValueError(f"Expected min_scale to be positive, got {min_scale}")
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.min_scale = min_scale
+        self.min_scale = check_positive("min_scale", min_scale)
         self.feature_shape = torch.Size((2, latent_dim))
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, check_size, positive
+from pyro_vae.conditional import Prior, check_positive, check_size, positive
 from pyro_vae.priors.normal import FLOOR, inverse
 
 __all__ = ["Mixture"]
@@ -25,7 +25,7 @@ class Mixture(Prior):
         spread: The standard deviation from which the means start.
 
     Raises:
-        ValueError: If ``components`` is not a positive integer.
+        ValueError: If a size or ``spread`` is not positive.
 
     Example:
         >>> Mixture(3, components=10)().sample((5,)).shape
@@ -34,10 +34,12 @@ class Mixture(Prior):
 
     def __init__(self, latent_dim: int, *, components: int = 10, spread: float = 1.0) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.components = check_size("components", components, least=1)
         self.logits = nn.Parameter(torch.zeros(components))
-        self.loc = nn.Parameter(spread * torch.randn(components, latent_dim))
+        self.loc = nn.Parameter(
+            check_positive("spread", spread) * torch.randn(components, latent_dim)
+        )
         self.raw_scale = nn.Parameter(torch.full((components, latent_dim), inverse(1.0, FLOOR)))
 
     def forward(

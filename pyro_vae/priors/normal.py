@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, positive
+from pyro_vae.conditional import Prior, check_size, positive
 from pyro_vae.networks import MLP, apply_network
 
 __all__ = ["Normal"]
@@ -37,7 +37,8 @@ class Normal(Prior):
         hidden: The widths of the hidden layers through which they enter; none makes it linear.
 
     Raises:
-        ValueError: If there are hidden layers, but no learned prior with covariates.
+        ValueError: If a size is out of range, or there are hidden layers, but no learned prior with
+            covariates.
 
     Example:
         >>> Normal(3)().log_prob(torch.zeros(2, 3))
@@ -61,7 +62,8 @@ class Normal(Prior):
                 f"Expected hidden only with learned=True and covariates, got {hidden=} with "
                 f"{learned=}, {covariate_dim=}"
             )
-        self.latent_dim = latent_dim
+        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
+        check_size("covariate_dim", covariate_dim, least=0)
         self.learned = learned
         loc, raw_scale = torch.zeros(latent_dim), torch.full((latent_dim,), inverse(1.0, FLOOR))
         if learned:

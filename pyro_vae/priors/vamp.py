@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, check_size
+from pyro_vae.conditional import Prior, check_shape, check_size
 
 __all__ = ["Vamp"]
 
@@ -29,7 +29,7 @@ class Vamp(Prior):
         components: The number of pseudo-inputs.
 
     Raises:
-        ValueError: If ``components`` is not a positive integer.
+        ValueError: If a size is not a positive integer.
 
     Example:
         >>> from pyro_vae import VAE
@@ -46,9 +46,10 @@ class Vamp(Prior):
         self, latent_dim: int, event_shape: Sequence[int], *, components: int = 50
     ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.components = check_size("components", components, least=1)
-        self.pseudo_inputs = nn.Parameter(torch.rand(components, *event_shape))
+        shape = check_shape("event_shape", event_shape)
+        self.pseudo_inputs = nn.Parameter(torch.rand(components, *shape))
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
