@@ -192,7 +192,8 @@ def check_positive(name: str, value: float) -> float:
     """Returns a positive, finite number, or raises a ``ValueError``."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and 0 < value < float("inf")):
-        raise ValueError(f"Expected {name} to be positive and finite, got {value!r}")
+        wanted = "finite" if number and value > 0 else "positive"
+        raise ValueError(f"Expected {name} to be {wanted}, got {value!r}")
     return value
 
 

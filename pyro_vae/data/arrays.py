@@ -59,6 +59,8 @@ def array(
     if key not in held:
         raise ValueError(f"Expected key to be one of {names}, the arrays of '{file}', got {key!r}")
     x = rows(held[key], key) / (1 if scale is None else scale)
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"Expected scale to keep values finite in {x.dtype}, got {scale!r}")
     if x.dim() == 3:
         x = x.unsqueeze(1)
     labels = None if labels_key is None else integers(held[labels_key], labels_key, len(x))
