@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_vae import distributions, likelihoods
-from pyro_vae.conditional import Likelihood, check_size
+from pyro_vae.conditional import Likelihood
+from pyro_vae.validation import check_size
 
 __all__ = ["MixtureFit", "mixture"]
 

@@ -8,13 +8,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import check_size
 from pyro_vae.finite import check_finite, check_weights, joined, not_finite, valid_parameters
 from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
 from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_size
 
 __all__ = [
     "Bound",

@@ -26,6 +26,9 @@ TRUSTED = ("torch.distributions.", "pyro.distributions.", "pyro_vae.distribution
 
 D = torch.distributions
 
+INVERSE = type(D.ExpTransform().inv)
+"""The private class of inverse transforms, whose name other libraries change."""
+
 ENDS = "PyTorch's formula is infinite where both supports end at the same point"
 EDGES = "PyTorch's formula is not finite for probabilities of zero and one"
 SLOPE = "the gradient of PyTorch's formula is NaN where both supports end at the same point"
@@ -194,12 +197,8 @@ def _tensors(part: object) -> Iterator[Tensor]:
     elif isinstance(part, (D.Transform, Distribution)):
         for name, value in vars(part).items():
             # The cache holds arguments, and the inverse refers back.
-            if name != "_cached_x_y" and not (name == "_inv" and not _is_inverse(part)):
+            if name != "_cached_x_y" and not (name == "_inv" and not isinstance(part, INVERSE)):
                 yield from _tensors(value)
-
-
-def _is_inverse(transform: object) -> bool:
-    return type(transform).__name__ == "_InverseTransform"
 
 
 def _doubt_of_batches(q: Distribution, p: Distribution) -> str | None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae import codes
-from pyro_vae.conditional import check_size
 from pyro_vae.data import Data, Split
 from pyro_vae.epochs import own_randomness
 from pyro_vae.files import strict_json, write_whole
@@ -22,6 +21,7 @@ from pyro_vae.opened import Chosen, matched, opened, preparation, stored_number,
 from pyro_vae.run import scores
 from pyro_vae.story import active_units
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_size
 
 __all__ = ["embed", "judge_run", "preparation", "summary", "write_evaluation"]
 

@@ -104,7 +104,7 @@ def common(cfg: DictConfig) -> dict[str, Any]:
     """Sets the number of threads, and returns what both commands hand on."""
     import torch
 
-    from pyro_vae.conditional import check_size
+    from pyro_vae.validation import check_size
 
     if cfg.threads is not None:
         torch.set_num_threads(check_size("threads", cfg.threads, least=1))

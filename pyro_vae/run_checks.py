@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 
 from pyro_vae.checkpoint import load_state
-from pyro_vae.conditional import check_size
 from pyro_vae.data import Data
 from pyro_vae.epochs import Training, batches, own_randomness
 from pyro_vae.training import (
@@ -24,6 +23,7 @@ from pyro_vae.training import (
     fit,
 )
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_size
 
 __all__ = ["Prepared", "check_settings", "check_training"]
 

@@ -11,11 +11,12 @@ from pyro.poutine.runtime import InferDict
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Likelihood, Posterior, Prior, check_size
+from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, factorizes, fill, mask_elements, masked, split_mask
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.scope import Scope
+from pyro_vae.validation import check_size
 
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from pyro_vae.compiled import worth_compiling
 from pyro_vae.compiled.step import PRECISIONS
-from pyro_vae.conditional import check_seed, check_size
 from pyro_vae.data import Rows
 from pyro_vae.epochs import (
     MakeOptimizer,
@@ -32,6 +31,7 @@ from pyro_vae.keeper import Keeper
 from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_seed, check_size
 
 __all__ = ["FitResult", "Tracker", "fit"]
 

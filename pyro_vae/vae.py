@@ -8,21 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
-from pyro_vae.conditional import (
-    Likelihood,
-    Part,
-    Posterior,
-    Prior,
-    build,
-    check_shape,
-    check_size,
-    describe,
-)
+from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, describe
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.scope import Scope
 from pyro_vae.sides import Guide, Model, check_input, state_without_store
+from pyro_vae.validation import check_shape, check_size
 
 __all__ = ["VAE"]
 

@@ -1,6 +1,7 @@
 """Shared fixtures, and guards that every test passes through."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,9 @@ for _name, _file in (
         _spec.loader.exec_module(sys.modules[_name])
 
 torch.set_num_threads(1)
+# A shell ignores it for what runs in the background, and so would the commands that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

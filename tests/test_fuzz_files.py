@@ -135,6 +135,12 @@ def resumed(path):
     return plain([found.history, made.state_dict()])
 
 
+def without_name(folder):
+    """The name of a run of an earlier version, which left its configuration alone."""
+    (folder / ".job").unlink(missing_ok=True)
+    return identity.holds(folder)
+
+
 def compared(path):
     """Compares a damaged run with a whole one, which has to stay as it is."""
     found = comparison.compare([path.parent.parent])
@@ -168,7 +174,7 @@ READERS = {
         lambda path: reuse.embed(path.parent, out=path.parent / "new.csv").read_bytes(),
         False,
     ),
-    "holds config": ("run/config.yaml", lambda path: identity.holds(path.parent), False),
+    "holds config": ("run/config.yaml", lambda path: without_name(path.parent), False),
     "holds": ("named/.job", lambda path: identity.holds(path.parent), False),
     "folder.metrics": ("runs/bad/metrics.json", lambda p: plain(folder.metrics(p.parent)), False),
     "folder.state": ("runs/bad/metrics.json", lambda path: folder.state(path.parent), False),

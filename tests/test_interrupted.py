@@ -301,10 +301,10 @@ def test_a_folder_that_another_process_holds_is_refused(digits, tmp_path, monkey
 
 
 def test_the_folder_is_held_within_and_free_after(digits, tmp_path):
-    held, real = [], files.FileLock
+    held = []
 
     def look():
-        held.append(real(tmp_path / ".lock", is_singleton=True).is_locked)
+        held.append(files.is_held(tmp_path))
 
     with files.hold_folder(tmp_path):
         # As the command does it.

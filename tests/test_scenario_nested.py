@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from scenarios.nested import SPREAD, Effect, program
 from torch import Tensor
-from truths import SIGMAS, unsoftplus
+from truths import SIGMAS, below_diagonal, unsoftplus
 
 from pyro_vae import VAE, likelihoods, networks, objectives, posteriors
 
@@ -82,7 +82,7 @@ def set_exact(network, posterior, gain: Tensor, covariance: Tensor, given: bool 
     layer.weight[:k] = torch.cat([gain, -gain @ LOADING], 1) if given else gain
     layer.bias[:k] = -gain @ LOC
     layer.bias[k : 2 * k] = unsoftplus(tril.diagonal() - posterior.min_scale)
-    layer.bias[2 * k :] = tril[tuple(torch.tril_indices(k, k, -1))]
+    layer.bias[2 * k :] = below_diagonal(tril)
 
 
 def exact() -> tuple[VAE, Effect, Effect]:

@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 from scenarios.series import JITTER, EachTime, GaussianProcess
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from truths import unsoftplus
+from truths import below_diagonal, unsoftplus
 
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives, posteriors, priors
 
@@ -71,7 +71,7 @@ def exact() -> VAE:
     encoder.weight[:TIMES] = covariance @ DESIGN.T / NOISE**2
     encoder.bias[:TIMES] = 0.0
     encoder.bias[TIMES : 2 * TIMES] = unsoftplus(tril.diagonal() - vae.posterior.min_scale)
-    encoder.bias[2 * TIMES :] = tril[tuple(torch.tril_indices(TIMES, TIMES, -1))]
+    encoder.bias[2 * TIMES :] = below_diagonal(tril)
     return vae
 
 

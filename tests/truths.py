@@ -122,9 +122,15 @@ def exact_vae(truth: LinearGaussian, *, shift=0.0, inflate=1.0, posterior=poster
     encoder.weight[:k] = slope.T
     encoder.bias[:k] = offset[0] + shift
     encoder.bias[k : 2 * k] = unsoftplus(tril.diagonal() - vae.posterior.min_scale)
-    rows, columns = torch.tril_indices(k, k, -1)
-    encoder.bias[2 * k :] = tril[rows, columns]
+    encoder.bias[2 * k :] = below_diagonal(tril)
     return vae
+
+
+def below_diagonal(tril: Tensor) -> Tensor:
+    """The features of ``posteriors.Full`` for what is below the diagonal of a Cholesky factor."""
+    k = len(tril)
+    unit = tril / tril.diagonal()[:, None] * k**0.5
+    return unit[tuple(torch.tril_indices(k, k, -1))]
 
 
 def unsoftplus(value: Tensor) -> Tensor:

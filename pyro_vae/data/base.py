@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import check_seed
 from pyro_vae.stored import read_json
+from pyro_vae.validation import check_seed
 
 __all__ = [
     "PROTOCOLS",

@@ -6,9 +6,9 @@
 import torch
 from torch import Generator, Tensor
 
-from pyro_vae.conditional import check_size
 from pyro_vae.data.base import Data
 from pyro_vae.data.toys import drawn
+from pyro_vae.validation import check_size
 
 __all__ = ["collapse", "manifold", "two_modes"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from pyro_vae.conditional import check_seed, check_size
 from pyro_vae.data.base import Data, make, numbered, split
+from pyro_vae.validation import check_seed, check_size
 
 __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
 

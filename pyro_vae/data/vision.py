@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import check_seed
 from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
+from pyro_vae.validation import check_seed
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
 

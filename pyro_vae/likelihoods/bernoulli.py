@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood, check_shape
+from pyro_vae.conditional import Likelihood
+from pyro_vae.validation import check_shape
 
 __all__ = ["Bernoulli"]
 

@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood, check_shape, check_size
+from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import Levels
+from pyro_vae.validation import check_shape, check_size
 
 __all__ = ["Categorical"]
 

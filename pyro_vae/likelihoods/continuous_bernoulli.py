@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.conditional import Likelihood, check_positive, check_shape
+from pyro_vae.conditional import Likelihood
+from pyro_vae.validation import check_positive, check_shape
 
 __all__ = ["ContinuousBernoulli"]
 

@@ -7,8 +7,9 @@ import torch
 from pyro.poutine import get_mask
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Likelihood, check_positive, check_shape, positive
+from pyro_vae.conditional import Likelihood, positive
 from pyro_vae.distributions import ProfileNormal
+from pyro_vae.validation import check_positive, check_shape
 
 __all__ = ["Normal"]
 

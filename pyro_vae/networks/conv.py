@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import check_shape
 from pyro_vae.networks.mlp import activation_module, check_widths
+from pyro_vae.validation import check_shape
 
 __all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
 

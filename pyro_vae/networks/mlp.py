@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import check_shape, check_size
+from pyro_vae.validation import check_shape, check_size
 
 __all__ = ["MLP", "activation_module"]
 

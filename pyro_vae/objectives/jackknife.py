@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.conditional import check_size
 from pyro_vae.objectives.base import Facts, RunOptions, check_choice
 from pyro_vae.objectives.importance import ImportanceWeighted, Shares, finite_or_zero
 from pyro_vae.objectives.iwae import spread
 from pyro_vae.objectives.miwae import MIWAE
+from pyro_vae.validation import check_size
 
 __all__ = ["Jackknife"]
 

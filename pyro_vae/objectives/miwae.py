@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.conditional import check_size
 from pyro_vae.objectives.base import Facts, RunOptions
 from pyro_vae.objectives.importance import ImportanceWeighted
 from pyro_vae.objectives.iwae import spread
+from pyro_vae.validation import check_size
 
 __all__ = ["MIWAE"]
 

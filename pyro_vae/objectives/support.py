@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution, constraints, transforms
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.kl import layers
+from pyro_vae.kl import INVERSE, layers
 
 __all__ = ["check_fixed_support"]
 
@@ -20,9 +20,6 @@ MOVES = "moves"
 
 FIXED = "fixed"
 """A support that depends on no parameter, and of which nothing else is known."""
-
-INVERSE = type(transforms.ExpTransform().inv)
-"""The private class of inverse transforms."""
 
 LINE = (-math.inf, math.inf)
 RAY = (0.0, math.inf)

@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Posterior, check_positive, check_size, positive
+from pyro_vae.conditional import Posterior, positive
 from pyro_vae.distributions import FullNormal
+from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["Full"]
 

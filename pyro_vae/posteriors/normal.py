@@ -4,7 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.conditional import Posterior, check_positive, check_size, positive
+from pyro_vae.conditional import Posterior, positive
+from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["Normal"]
 

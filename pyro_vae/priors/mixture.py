@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, check_positive, check_size, positive
+from pyro_vae.conditional import Prior, positive
 from pyro_vae.priors.normal import FLOOR, inverse
+from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["Mixture"]
 

@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, check_size, positive
+from pyro_vae.conditional import Prior, positive
 from pyro_vae.networks import MLP, apply_network
+from pyro_vae.validation import check_size
 
 __all__ = ["Normal"]
 

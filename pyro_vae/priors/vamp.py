@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior, check_shape, check_size
+from pyro_vae.conditional import Prior
+from pyro_vae.validation import check_shape, check_size
 
 __all__ = ["Vamp"]
 
