@@ -34,7 +34,7 @@ WEIGHTS_ONLY = "pyro_vae 1"
 """The format before, whose checksum leaves the recipe out."""
 
 UNKNOWN = "0" * 64
-"""What stands in the place of the checksum where it is computed."""
+"""The placeholder of the checksum while it is computed."""
 
 MOST_THREADS = 4096
 
@@ -255,7 +255,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _opened_state(content: bytes) -> tuple[str, bytes]:
-    """Returns the checksum of a state, and what it is the checksum of."""
+    """Returns the checksum of a state and the bytes that it covers."""
     if content.startswith(STATE):
         start = len(STATE) + len(UNKNOWN)
         if content[start : start + 1] != b"\n":

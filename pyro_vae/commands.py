@@ -148,7 +148,7 @@ def show_errors(
             enough.
     """
     full = os.environ.get(FULL)
-    # Hydra would otherwise show a traceback of its own for most errors.
+    # Hydra would otherwise show its traceback for most errors.
     os.environ[FULL] = "1"
     try:
         return command()
@@ -170,7 +170,7 @@ def show_errors(
 
 
 def run_process(function: Callable[[], int]) -> int:
-    """Runs a function in a process of its own, and returns its exit code.
+    """Runs a function in a separate process, and returns its exit code.
 
     A signal ends the process after its cleanup, without a traceback.
     """

@@ -133,7 +133,7 @@ def finish(run: Training, *, best: bool) -> None:
 
 
 def results_of(runs: Sequence[Training], failures: Mapping[int, str]) -> list[FitResult]:
-    """Returns what each training did."""
+    """Returns the result of each training."""
     return [result_of(run, failures.get(i)) for i, run in enumerate(runs)]
 
 

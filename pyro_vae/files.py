@@ -150,7 +150,7 @@ def _unlock(file: int) -> None:
 
 
 def _taken(file: int, folder: Path) -> bool:
-    """Whether a lock could be taken, or there are none."""
+    """Whether a lock could be taken, or the file system has no locks."""
     try:
         _take(file)
     except OSError as error:

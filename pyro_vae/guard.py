@@ -1,4 +1,4 @@
-"""State that belongs to the whole process: Pyro's handlers, random numbers, autocast's cache."""
+"""State of the whole process: the handlers of Pyro, random numbers, the cache of autocast."""
 
 import functools
 import os

@@ -254,7 +254,7 @@ def _categorical(q: D.Categorical, p: D.Categorical) -> Tensor:
 def _poisson(q: D.Poisson, p: D.Poisson) -> Tensor:
     """Returns the divergence, which is also defined for a rate of zero."""
     positive = q.rate > 0
-    # Safe values, as torch.where hands NaN on to the gradient of what it leaves out.
+    # Safe values, as torch.where passes NaN to the gradient of the branch that it drops.
     rates = [torch.where(positive, d.rate, torch.ones_like(d.rate)) for d in (q, p)]
     terms = q.rate * (rates[0].log() - rates[1].log())
     return terms - q.rate + p.rate

@@ -192,7 +192,7 @@ def stored_number(cfg: Mapping[str, Any], name: str) -> int:
 def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None) -> Data:
     """Returns a run's own data, if making them runs no foreign code.
 
-    Files that are missing are not fetched, whatever the run did.
+    Missing files are not fetched, even if the run fetched them.
 
     Raises:
         ValueError: If the configuration names functions that are not allowed, or cannot be made.
@@ -218,7 +218,7 @@ def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None
 
 
 def check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -> None:
-    """Raises a ``ValueError`` unless a stored configuration calls only what is allowed.
+    """Raises a ``ValueError`` unless a stored configuration calls only allowed names.
 
     A data set of this package is allowed at the top; what the user allows by name, anywhere.
     """
@@ -248,7 +248,7 @@ def check_node(node: Any, known: Collection[str], within: Collection[str], folde
 
 
 def seed_of(node: Mapping[str, Any]) -> int:
-    """Returns the seed in a configuration of data, or 0 where there is none."""
+    """Returns the seed in a configuration of data, or 0 if it is missing."""
     seed = node.get("seed", 0)
     return seed if isinstance(seed, int) else 0
 

@@ -35,14 +35,14 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-"""The hooks of a module that can change what it computes, or which weights a file has."""
+"""The hooks of a module that can change its output or the weights in a file."""
 
 INTERNAL = frozenset(vars(nn.Module()))
 DEEPEST = 4
 
 
 def check_allow(allow: Sequence[str]) -> frozenset[str]:
-    """Returns the names that a user allows, or raises a ``ValueError`` if they are none."""
+    """Returns the names that a user allows, or raises a ``ValueError`` for other values."""
     plain = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
     names = list(allow) if plain else [None]
     if not all(isinstance(n, str) and all(map(str.isidentifier, n.split("."))) for n in names):
@@ -125,7 +125,7 @@ def differences(vae: VAE) -> dict[str, str]:
     The values of weights do not count, nor do the mode, the device, and which weights are frozen.
 
     Returns:
-        What is found and what the recipe makes, by dotted path; empty if a file can restore it.
+        The differences, by dotted path; empty if a file can restore the VAE.
     """
     recipe = json.loads(json.dumps({**vae.recipe, "name": vae.name}))
     try:
@@ -138,7 +138,7 @@ def differences(vae: VAE) -> dict[str, str]:
 
 
 def advice(place: str) -> str:
-    """Returns what to do about a place that :func:`differences` found."""
+    """Returns a remedy for a place that :func:`differences` found."""
     role = place.partition(".")[0]
     cure = f"Make the VAE with that part, VAE(..., {role}=...)" if role in PARTS else "Undo this"
     return f"{cure}, or save vae.state_dict() instead"
@@ -209,7 +209,7 @@ def _check_weights(vae: VAE, weights: Mapping[str, Tensor]) -> None:
 
 
 def _fits(one: Any, other: Any) -> bool:
-    """Whether a tensor can take the place of another, in whatever precision."""
+    """Whether a tensor can take the place of another, in any precision."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
     same = one.dtype == other.dtype or {one.dtype, other.dtype} <= set(PRECISIONS)
@@ -223,7 +223,7 @@ def _form(value: Any) -> str:
 
 
 def _set_precision(vae: VAE, weights: Mapping[str, Tensor]) -> None:
-    """Sets the precision of what a file does not hold to that of all weights, if it is one."""
+    """Sets the precision of buffers outside of a file to that of all weights, if it is one."""
     used = {w.dtype for w in weights.values() if isinstance(w, Tensor) and w.is_floating_point()}
     if len(used) == 1:
         vae.to(used.pop())

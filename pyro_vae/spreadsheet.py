@@ -45,7 +45,7 @@ def restore(cell: str) -> str:
 def quoting(cells: Iterable[str]) -> Literal[0, 2]:
     r"""Returns the quoting of the module ``csv`` that keeps each of these cells in one cell.
 
-    Without quotes a carriage return ends a row, and what follows would be a cell of its own.
+    Without quotes a carriage return ends a row, and the rest would be another cell.
 
     Arguments:
         cells: The texts of a file, or of a part of it.

@@ -394,7 +394,7 @@ def writable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def held(folder: Path | None) -> Iterator[None]:
-    """Holds a folder for this process, and removes what killed processes left there."""
+    """Holds a folder for this process, and removes the partial files of killed processes."""
     with ExitStack() as stack:
         if folder is not None:
             with writable(folder):

@@ -1,4 +1,4 @@
-"""Checks of arguments: a ``ValueError`` names the argument, the value and what is expected."""
+"""Checks of arguments: a ``ValueError`` names the argument, the value and the expectation."""
 
 import operator
 from collections.abc import Sequence

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _show(lines: Sequence[str], stream: TextIO) -> None:
-    """Prints lines without what would control the terminal, in the characters that it has."""
+    """Prints lines without control characters, in the encoding of the terminal."""
     from pyro_vae.compare.words import visible
 
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -1,4 +1,4 @@
-"""The fields of a run's files that the comparison uses, and what they have to hold."""
+"""The fields of a run's files that the comparison uses, and their types."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

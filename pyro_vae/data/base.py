@@ -201,7 +201,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _scaling(held: Any, shape: tuple[int, ...]) -> Scaling:
-    """Returns a scaling from plain values, or raises a ``ValueError`` if they are none."""
+    """Returns a scaling from plain values, or raises a ``ValueError`` for other values."""
     if not isinstance(held, dict) or set(held) != set(Scaling._fields):
         raise ValueError(f"Expected scaling to be loc and scale, got {held!r:.50}")
     exact = {}

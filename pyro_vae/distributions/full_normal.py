@@ -49,7 +49,7 @@ class FullNormal(dist.MultivariateNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density, in nats."""
         last = self._last_draw
-        # With gradients the density depends on the value itself, and the noise is no constant.
+        # With gradients the density depends on the value itself, and the noise is not a constant.
         if torch.is_grad_enabled() or last is None or value is not last[0]:
             return super().log_prob(value)
         log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

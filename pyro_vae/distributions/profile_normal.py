@@ -36,7 +36,7 @@ class ProfileNormal(_Maskable, TorchDistribution):
     gradient is that of :math:`\tfrac{D}{2} \log \mathrm{MSE}`.
 
     Elements that :meth:`mask` hides are not observed, nor are those that ``observed`` excludes.
-    Every other element counts once, whatever the scale of its site. Without any observed element
+    Every other element counts once, for any scale of its site. Without any observed element
     :math:`\sigma^*` is ``scale``.
 
     References:
@@ -85,7 +85,7 @@ class ProfileNormal(_Maskable, TorchDistribution):
         return new
 
     def counting(self, mask: Tensor | bool) -> "ProfileNormal":
-        """Returns the distribution whose scale leaves out what ``mask`` hides."""
+        """Returns the distribution whose scale leaves out elements that ``mask`` hides."""
         new = self.expand(self.batch_shape)
         seen = self._as_mask(mask)
         new.observed = seen if self.observed is None else self.observed & seen
@@ -139,7 +139,7 @@ class _ProfileEvent(_Maskable, Independent):  # type: ignore[override]
 
 
 def _counting(d: Any, mask: Tensor | bool) -> Any:
-    """Returns a wrapped profile normal whose scale leaves out what a mask of its batch hides."""
+    """Returns a wrapped profile normal whose scale leaves out masked elements of its batch."""
     if isinstance(d, _ProfileMasked):
         return _ProfileMasked(_counting(d.base_dist, mask), d._mask)
     if isinstance(d, _ProfileEvent):

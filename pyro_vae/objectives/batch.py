@@ -66,7 +66,7 @@ def per_datum(sums: Tensor | float, size: Tensor) -> Tensor:
 
 
 def data_size(sites: list[Any], data: frozenset[tuple[int, str]]) -> Tensor:
-    """Returns how many data the batch of some sites stands for, scale and mask counted.
+    """Returns the number of data in the batch of some sites, with scale and mask.
 
     A datum counts if any of the sites is observed there.
 

@@ -35,7 +35,7 @@ OF_A_SAMPLE = "_pyro_vae_sample"
 """Marks the leaves that hold samples, which are no parameters."""
 
 UNQUANTIZED = "_unquantize"
-"""Pyro's mark on a straight-through sample: the relaxed sample, which the log density needs."""
+"""The attribute of a straight-through sample in which Pyro keeps the relaxed sample."""
 
 
 class Cut(Messenger):
@@ -238,7 +238,7 @@ def layout(
         both = run_both(model, guide, args, kwargs)
         traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
         # A batch without a plate goes unnoticed once there are particles to its left, and is
-        # confused with them where there are as many: checked even without Pyro's validation.
+        # confused with them where there are as many: checked even with validation disabled.
         for trace in traces:
             compute(trace, float("inf"), True)
     # Deterministic sites included: a plate may hold nothing else.

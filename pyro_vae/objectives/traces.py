@@ -150,7 +150,7 @@ def is_point(fn: Any) -> bool:
 
 
 def is_partly_reparameterized(fn: Any) -> bool:
-    """Whether a distribution adds a score term of its own, as ``pyro.distributions.Rejector``."""
+    """Whether a distribution adds a score term, as ``pyro.distributions.Rejector`` does."""
     core = layers(fn)[-1]
     if isinstance(core, torch.distributions.TransformedDistribution):
         return is_partly_reparameterized(core.base_dist)

@@ -32,7 +32,7 @@ class Failure(NamedTuple):
 
 
 def state(folder: Path) -> State:
-    """Returns what has become of a job.
+    """Returns the state of a job.
 
     One at work counts as cut off where folders cannot be locked.
 
@@ -47,7 +47,7 @@ def state(folder: Path) -> State:
 
 
 def metrics(folder: Path) -> dict[str, Any] | None:
-    """Returns the figures of a run, or ``None`` if there are none.
+    """Returns the figures of a run, or ``None`` if they are missing.
 
     Raises:
         ValueError: If their file is damaged.
@@ -83,7 +83,7 @@ def write_failure(folder: Path, failed: Failure) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Returns the object in a file of JSON, or ``None`` if there is no such file."""
+    """Returns the object in a file of JSON, or ``None`` if the file is missing."""
     try:
         values = read_json(path)
     except ValueError:
