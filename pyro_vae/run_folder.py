@@ -134,7 +134,7 @@ class RunFolder:
         self._move_up()
 
     def abandon(self, place: Path) -> None:
-        """Removes the files of :meth:`open` within a finished run, unless training has progressed."""
+        """Removes the files of :meth:`open` within a finished run if training made no progress."""
         if place == self.out or not place.is_dir():
             return
         new, old = place / "resume.pt", self.out / "resume.pt"
