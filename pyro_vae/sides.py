@@ -119,12 +119,7 @@ class Side(nn.Module):
             )
         if bool(torch.isinf(x).any()):
             raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
-        own = next((p.dtype for p in self.parameters()), x.dtype)
-        if x.dtype != own:
-            raise ValueError(
-                f"Expected x of the dtype of the VAE's weights, {own}, got {x.dtype}: convert one "
-                f"of them, x.to({own}) or vae.to({x.dtype})"
-            )
+        check_dtype("x", x, self)
 
     def observed(
         self, x: Tensor | None, mask: Tensor | None
@@ -331,6 +326,11 @@ def check_input(name: str, x: Any, module: nn.Module) -> None:
         raise ValueError(f"Expected {name} to be a torch.Tensor, got {type(x).__name__}")
     if not x.numel():
         raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
+    check_dtype(name, x, module)
+
+
+def check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless a tensor has the dtype of a module's weights."""
     own = next((p.dtype for p in module.parameters()), x.dtype)
     if x.dtype != own:
         raise ValueError(
