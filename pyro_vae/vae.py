@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.conditional import Likelihood, Part, Posterior, Prior, build, describe
+from pyro_vae.finite import valid_parameters
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.networks import eval_mode
@@ -284,7 +285,7 @@ class VAE(nn.Module):
 
         Raises:
             ValueError: If the data cannot be scored, or ``batch_size`` is not positive.
-            FloatingPointError: If the mean is not finite.
+            FloatingPointError: If the mean, or a parameter of a distribution, is not finite.
         """
         check_size("batch_size", batch_size, least=1)
         self.check(x, mask)
@@ -294,7 +295,7 @@ class VAE(nn.Module):
         observed = None if mask is None else expand_mask(mask, x, self.event_shape)
         seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
         total = torch.zeros((), device=x.device, dtype=torch.float64)
-        with eval_mode(self):
+        with eval_mode(self), valid_parameters("q(z given x) or p(x given z)"):
             for start in range(0, len(x), batch_size):
                 some = slice(start, start + batch_size)
                 rows = x[some] if observed is None else fill(x[some], observed[some])
