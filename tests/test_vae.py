@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO
 from tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
 from truths import SIGMAS, z_score
 
-from pyro_vae import VAE, likelihoods, load, networks, posteriors, priors, save
+from pyro_vae import VAE, likelihoods, load, networks, objectives, posteriors, priors, save
 
 ROLES = ("prior", "posterior", "likelihood", "encoder", "decoder")
 
@@ -234,6 +234,25 @@ def test_samples_have_the_moments_of_the_model():
         assert abs(z_score(pixels[:, pixel] - means[:, pixel])) < SIGMAS
     assert vae.sample().shape == (1, *EVENT)
     assert not vae.sample(3, mean=True).requires_grad
+
+
+@pytest.mark.parametrize(
+    "prior", [priors.Normal, partial(priors.Normal, learned=True), priors.Vamp]
+)
+def test_covariates_of_one_dimension_are_those_of_all_rows(prior):
+    vae, x = small(covariate_dim=2, prior=prior).eval(), torch.ones(3, *EVENT)
+    shared = torch.tensor([0.3, -1.2])
+    losses = []
+    for covariates in (shared, shared[None], shared.expand(3, 2)):
+        pyro.set_rng_seed(0)
+        losses.append(objectives.ELBO().loss(vae.model, vae.guide, x, covariates=covariates))
+    torch.testing.assert_close(losses[0], losses[2])
+    torch.testing.assert_close(losses[1], losses[2])
+    assert vae.model(covariates=shared, n=4).shape == (4, vae.latent_dim)
+    assert vae.model(covariates=shared.expand(5, 2)).shape == (5, vae.latent_dim)
+    for wrong in (shared.expand(2, 2), shared.expand(3, 1, 2), shared.expand(1, 3, 2)):
+        with pytest.raises(ValueError, match="Expected covariates of 3 rows"):
+            vae.model(x, covariates=wrong)
 
 
 @pytest.mark.parametrize("prior", ["normal", "normal_learned", "vamp"])
