@@ -430,3 +430,19 @@ def test_the_full_posterior_scores_its_draws_in_hundreds_of_dimensions():
         torch.testing.assert_close(q.log_prob(z).double(), exact, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(q.log_prob(z).double(), exact, rtol=1e-4, atol=1e-2)
     assert evaluate.log_evidence(vae, x, 20).isfinite().all()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 64, 200, 5000])
+@pytest.mark.parametrize("proposal", ["posterior", "prior", "elbo"])
+def test_no_more_elements_are_decoded_at_once_than_allowed(at_once, proposal):
+    (x, _), vae, decoded = line_data(), line_vae(), []
+    vae.decoder.register_forward_hook(lambda module, given, out: decoded.append(out.numel()))
+    size = vae.likelihood.feature_shape.numel()
+    if proposal == "elbo":
+        evaluate.elbo(vae, x, num_particles=4, max_elements=at_once)
+        least = 4 * size
+    else:
+        evaluate.log_evidence(vae, x, 30, proposal=proposal, max_elements=at_once)
+        least = size
+    assert max(decoded) <= max(at_once, least)
+    assert sum(decoded) == 7 * size * (4 if proposal == "elbo" else 30)
