@@ -1,5 +1,6 @@
 """Guides at the edges: moving supports, parts without a gradient, joint draws, drawn rows."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -435,6 +436,28 @@ def test_a_batch_without_a_plate_is_found_at_the_first_call(make, given, validat
 
     with pyro.validation_enabled(validate), pytest.raises(ValueError, match="plate"):
         make(num_particles=6, **given).loss(model, guide)
+
+
+@pytest.mark.parametrize("side", ["model", "guide"])
+def test_a_batch_without_a_plate_on_one_side_is_found_one_by_one(side):
+    x = torch.ones(6)
+
+    def model():
+        with pyro.plate("n", 6) if side == "guide" else nullcontext():
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        if side == "model":
+            pyro.sample("x", dist.Normal(z, 1.0).expand([6]), obs=x)
+
+    def guide():
+        pyro.sample("z", dist.Normal(x if side == "guide" else torch.zeros(()), 1.0))
+
+    name = "x" if side == "model" else "z"
+    objective = IWAE(3, vectorize_particles=False)
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match=f"each batch dimension in a plate .* got '{name}'"),
+    ):
+        objective.loss(model, guide)
 
 
 def test_the_structure_of_a_bound_method_is_found_once():
