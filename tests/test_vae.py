@@ -330,3 +330,21 @@ def test_weights_of_an_earlier_full_posterior_keep_their_meaning(tmp_path):
         save(source, tmp_path / "vae.safetensors")
         copied = load(tmp_path / "vae.safetensors")
         assert torch.equal(copied.encode(x).scale_tril, source.encode(x).scale_tril)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_any_batch_size_calibrates_on_all_rows(batch_size):
+    vae = VAE(
+        2,
+        1,
+        likelihood=partial(likelihoods.Normal, scale="optimal"),
+        encoder=partial(networks.MLP, hidden=[]),
+        decoder=partial(networks.MLP, hidden=[]),
+    )
+    with torch.no_grad():
+        # The decoder gives a mean of zero whatever z is.
+        for parameter in vae.decoder.parameters():
+            parameter.zero_()
+    x = torch.linspace(-1.0, 2.0, 10).reshape(5, 2)
+    vae.calibrate(x, batch_size=batch_size)
+    torch.testing.assert_close(vae.likelihood.variance, (x**2).mean())
