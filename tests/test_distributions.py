@@ -398,3 +398,8 @@ def test_validation_can_be_switched_off(name):
     d = kinds[name](torch.zeros(5), validate_args=False)
     assert torch.isfinite(d.log_prob(torch.tensor(0.25))).all()
     assert torch.isfinite(d.expand([2, *d.batch_shape]).log_prob(torch.tensor(0.26))).all()
+
+
+def test_expanding_does_not_validate_what_was_not_validated():
+    wild = ContinuousBernoulli(torch.tensor(float("nan")), validate_args=False)
+    assert wild.expand([3]).batch_shape == (3,)

@@ -160,3 +160,8 @@ def test_bad_arguments_raise(name):
     make, message = BAD[name]
     with pytest.raises(ValueError, match=f"Expected {message}"):
         make()
+
+
+def test_logits_of_a_continuous_bernoulli_stay_within_the_default_bound():
+    d = likelihoods.ContinuousBernoulli((2,))(torch.tensor([[1e6, -1e6]]))
+    assert d.base_dist.logits.tolist() == [20.0, -20.0]

@@ -384,3 +384,14 @@ def test_parts_that_a_program_calls_by_themselves_are_trained():
     other = made()
     with pytest.raises(ValueError, match="Two VAEs named 'vae' are alive"):
         svi(by_parts(vae)[0], by_parts(other)[1]).step(X)
+
+
+@pytest.mark.parametrize("call", ["encode", "decode"])
+def test_each_call_in_a_program_announces_the_network_that_it_uses(call):
+    vae = VAE(3, 2)
+    with poutine.trace() as traced:
+        getattr(vae, call)(torch.zeros(4, 3 if call == "encode" else 2))
+    names = {n for n, site in traced.trace.nodes.items() if site["type"] == "param"}
+    own, other = ("encoder", "decoder") if call == "encode" else ("decoder", "encoder")
+    assert any(own in name for name in names)
+    assert not any(other in name for name in names)
