@@ -108,6 +108,9 @@ class Pair(NamedTuple):
                     f"function of it, a Delta, got {name!r} without one: nothing in the model pays "
                     f"for its density, and the objective would be no bound"
                 )
+        self._check_reparameterized(objective)
+
+    def _check_reparameterized(self, objective: str) -> None:
         for name in self.latent() + self.auxiliary():
             fn = self.guide.nodes[name]["fn"]
             if not fn.has_rsample:
