@@ -104,6 +104,8 @@ class Training:
             divide_by=self.usual,
             optimizer=self.optimizer,
             clip_norm=self.clip_norm,
+            # The data are checked already, and the loss at the end of each epoch.
+            validate=False,
         )
 
     def presented(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:

@@ -127,11 +127,12 @@ def test_a_training_is_compiled_once(compilations):
 def test_the_graph_has_no_more_operations_than_the_arithmetic_needs(compilations):
     vae = made(decoder=partial(networks.MLP, hidden=[20]))
     optimizer = torch.optim.Adam(vae.parameters(), fused=True)
-    for update in (None, optimizer):
-        pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, optimizer=update, strict=True)(
-            torch.ones(10, 1, 8, 8)
-        )
-    without, whole = (
+    for update, validate in ((None, False), (optimizer, False), (optimizer, True)):
+        pyro_vae.compile(
+            objectives.ELBO(), vae.model, vae.guide, optimizer=update, strict=True,
+            validate=validate,
+        )(torch.ones(10, 1, 8, 8))  # fmt: skip
+    without, whole, checked = (
         Counter(n.target.name() for n in graph.graph.nodes if hasattr(n.target, "name"))
         for graph in compilations
     )
@@ -140,7 +141,10 @@ def test_the_graph_has_no_more_operations_than_the_arithmetic_needs(compilations
     assert layers < without["aten::mm"] + without["aten::addmm"] <= 3 * layers
     # Counted when this was written, before the compiler fuses them.
     assert sum(without.values()) <= 170
-    assert sum((whole - without).values()) <= 18 * len(list(vae.parameters()))
+    parameters = list(vae.parameters())
+    assert sum((whole - without).values()) <= 18 * len(parameters)
+    # A copy, a choice and its place, for each parameter, both moments and the count of steps.
+    assert sum((checked - whole).values()) <= 20 + 16 * len(parameters)
     assert not any(name.startswith("aten::_local_scalar_dense") for name in whole)
 
 

@@ -154,8 +154,8 @@ def test_steps_of_both_kinds_take_turns_and_a_state_can_be_put_back(as_graph):
 def test_an_update_of_something_else_is_not_used(monkeypatch):
     apply = Update.apply
 
-    def wrong(self, parameters, gradients):
-        apply(self, parameters, [1.001 * gradient for gradient in gradients])
+    def wrong(self, parameters, gradients, valid):
+        apply(self, parameters, [1.001 * gradient for gradient in gradients], valid)
 
     monkeypatch.setattr(Update, "apply", wrong)
     vae = made()
@@ -360,8 +360,8 @@ def test_a_changed_buffer_is_compared_too(monkeypatch):
 def test_a_small_update_is_compared_by_its_change(monkeypatch):
     apply = Update.apply
 
-    def wrong(self, parameters, gradients):
-        apply(self, parameters, [1.01 * gradient for gradient in gradients])
+    def wrong(self, parameters, gradients, valid):
+        apply(self, parameters, [1.01 * gradient for gradient in gradients], valid)
 
     monkeypatch.setattr(Update, "apply", wrong)
     vae = made()

@@ -583,6 +583,7 @@ REFUSED = {
     "CIWAE above one": (lambda: CIWAE(beta=1.5), r"beta to be within \[0, 1\], got 1.5"),
     "groups that do not divide": (lambda: MIWAE(8, groups=3), "groups to divide num_particles"),
     "no groups": (lambda: PIWAE(8, groups=0), "groups to be an integer of at least 1, got 0"),
+    "order of none": (lambda: Jackknife(3, order=0), "order to be an integer of at least 1, got 0"),
     "order of all": (lambda: Jackknife(3, order=3), "order to be below num_particles"),
     "guide by another bound": (
         lambda: Jackknife(guide_bound="miwae"),

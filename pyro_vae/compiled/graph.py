@@ -79,7 +79,8 @@ def capture(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor
 def lift(graph: AnyGraph) -> Captured:
     """Makes inputs of the tensors that a graph holds, one for each tensor."""
     nodes = graph.graph.nodes
-    first = next(iter(nodes))
+    # A node that stays: without inputs the first is a tensor that the graph holds.
+    first = next(node for node in nodes if node.op != "get_attr")
     placeholders: dict[int, Any] = {}
     lifted: list[Tensor] = []
     for node in [node for node in nodes if node.op == "get_attr"]:

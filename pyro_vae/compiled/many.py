@@ -102,7 +102,7 @@ class ManySteps:
         check_alike(vaes, objectives, optimizers)
         self.crowd = list(zip(vaes, objectives, optimizers, strict=True))
         self.generators = generators
-        self.settings = Settings("mkl", "float32", strict=True, divide_by=1.0)
+        self.settings = Settings("mkl", "float32", strict=True, divide_by=1.0, validate=False)
         self.updates = [UpdateOfMany(optimizer, clip_norm) for optimizer in optimizers]
         self.steps = [
             Step(objective, vae.model, vae.guide, None, self.settings, update)

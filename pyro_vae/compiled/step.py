@@ -2,23 +2,30 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import is_validation_enabled
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vae.compiled.call import Call
 from pyro_vae.compiled.check import TOLERANCE_OF_BFLOAT16, check, check_changes
+from pyro_vae.compiled.constants import Constants
 from pyro_vae.compiled.cuda import recorded
 from pyro_vae.compiled.graph import Captured, NotCapturedError, capture, to_machine_code
 from pyro_vae.compiled.precision import use_bfloat16
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
+from pyro_vae.compiled.reasons import check_objective, point_masses, reason_of
 from pyro_vae.compiled.stand_in import stand_in
 from pyro_vae.compiled.state import Surroundings
+from pyro_vae.compiled.support import SupportChecks, enabled_checks
 from pyro_vae.compiled.tensors import clear, copies, laid_out, leaves, shared
 from pyro_vae.compiled.update import Update
 from pyro_vae.guard import guard_process_state
@@ -27,6 +34,9 @@ __all__ = ["Step", "compile"]
 
 LIMIT = 16
 """How many graphs a step keeps; more of them mean that something changes with each call."""
+
+VARIANTS = 2
+"""How many graphs a step keeps that differ only in numbers of the user's functions."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -40,6 +50,8 @@ class Known(NamedTuple):
         lifted: The tensors that the step found elsewhere than among its arguments.
         shared: Which of the results are no tensors of their own.
         engine: As :attr:`Step.engine`.
+        constants: The numbers of the user's functions that the graph holds.
+        checked: Whether the last result is whether the step is valid.
     """
 
     run: Callable[..., Sequence[Tensor]] | None = None
@@ -47,6 +59,8 @@ class Known(NamedTuple):
     lifted: Sequence[Tensor] = ()
     shared: Sequence[int] = ()
     engine: str = "eager"
+    constants: Constants = Constants(())
+    checked: bool = False
 
 
 def compile(
@@ -61,6 +75,7 @@ def compile(
     divide_by: float = 1.0,
     optimizer: torch.optim.Optimizer | None = None,
     clip_norm: float | None = None,
+    validate: bool | None = None,
 ) -> "Step":
     r"""Compiles loss and gradients of a Pyro model and guide into one graph of machine code.
 
@@ -77,14 +92,28 @@ def compile(
 
     The first call of each kind compares loss, gradients and changed tensors with the eager
     step's, under the same noise; on a mismatch, where capturing or compiling fails, or without a
-    C++ compiler, that kind of call is eager, with one warning that says why. The comparison
-    leaves no trace. What the graph cannot show: noise from elsewhere than PyTorch, and state of
-    Python objects other than modules and objective, are those of the first call for good.
+    C++ compiler, that kind of call is eager, with one warning that names the reason and the line.
+    The comparison leaves no trace.
+
+    A graph holds the numbers that your functions read from elsewhere than their arguments. Those
+    that the code names are watched: variables of closures and modules, keys of dictionaries,
+    attributes of objects, entries of short lists. If one changes, the step is captured again, and
+    is eager from the third value on. Make a number that changes a scalar tensor, and change it in
+    place: ``beta = torch.tensor(0.0)``, then ``beta.fill_(0.5)``. What a graph keeps without
+    notice are numbers that functions find in another way (``getattr`` with a computed name, a
+    file, NumPy's random numbers), and the side effects of Python code.
+
+    While Pyro's validation is enabled, each call checks that values are in the support of their
+    distributions, that parameters are within their constraints, and that the loss is not NaN. A
+    call that fails changes no parameter and is repeated as an eager step, which raises Pyro's
+    error or warns. On a GPU nothing waits for the result: the loss of such a call is NaN.
 
     Arguments:
         objective: Any with a ``differentiable_loss`` that reads no number off a tensor, as those
             of :mod:`pyro_vae.objectives`; or :class:`pyro.infer.Trace_ELBO` or
             :class:`pyro.infer.TraceMeanField_ELBO`, whose graph is that of our :class:`ELBO`.
+            Pyro's ``RenyiELBO``, ``TraceGraph_ELBO`` and Jit classes are refused, by an error that
+            names what to use.
         model: A Pyro model.
         guide: Its guide.
         parameters: The tensors to differentiate by; by default all on which the loss depends,
@@ -103,9 +132,11 @@ def compile(
             checkpoints and schedules work as ever.
         clip_norm: The norm to which the gradient of all parameters together is clipped before the
             optimizer's step.
+        validate: Whether each call is checked; by default while Pyro's validation is enabled. The
+            first call of each kind follows Pyro's setting alone.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the objective cannot be compiled.
 
     Example:
         >>> from pyro_vae import VAE, objectives
@@ -117,10 +148,7 @@ def compile(
         >>> loss.shape, loss.requires_grad
         (torch.Size([]), False)
     """
-    if not hasattr(objective, "differentiable_loss"):
-        raise ValueError(
-            f"Expected an objective with differentiable_loss, got {type(objective).__name__}"
-        )
+    check_objective(objective)
     if products not in ("auto", "mkl", "onednn"):
         raise ValueError(f"Expected products to be auto, mkl or onednn, got {products!r}")
     if precision not in PRECISIONS:
@@ -132,7 +160,7 @@ def compile(
             f"Expected clip_norm to be positive, and an optimizer that it is for, got {clip_norm}"
         )
     update = None if optimizer is None else Update(optimizer, clip_norm)
-    settings = Settings(products, precision, strict, divide_by)
+    settings = Settings(products, precision, strict, divide_by, validate)
     return Step(objective, model, guide, parameters, settings, update)
 
 
@@ -144,6 +172,11 @@ class Settings:
     precision: str
     strict: bool
     divide_by: float
+    validate: bool | None = None
+
+    def is_validating(self) -> bool:
+        """Tells whether calls are checked."""
+        return bool(is_validation_enabled()) if self.validate is None else self.validate
 
 
 class Step:
@@ -175,7 +208,7 @@ class Step:
         self.parameters = list(self.given or [])
         self.settings = settings
         self.engine: str | None = None
-        self._known: dict[Hashable, Known] = {}
+        self._known: dict[Hashable, list[Known]] = {}
         self._hopeless = False
         self._warned = False
 
@@ -202,12 +235,15 @@ class Step:
             return self._eager(args, kwargs)
         call = Call(args, kwargs)
         try:
-            known = self._known.get(self._key(call))
+            variants = self._variants(call)
         except TypeError as error:
             self._hopeless = True
             self._complain(error)
             return self._eager(args, kwargs)
-        return self._first(call) if known is None else self._again(known, call)
+        for known in variants:
+            if known.constants.current() == known.constants.values:
+                return self._again(known, call)
+        return self._first(call)
 
     def _again(self, known: Known, call: Call) -> Tensor:
         """Makes a step of a kind that is known."""
@@ -220,6 +256,8 @@ class Step:
             results = list(known.run(*known.lifted, *call.tensors))
             for i in known.shared:
                 results[i] = results[i].clone()
+        if known.checked and not results.pop():
+            return self._invalid(call)
         if len(known.reached) < len(self.parameters):
             clear(self.parameters)
         for parameter, gradient in zip(known.reached, results[1:], strict=True):
@@ -227,6 +265,12 @@ class Step:
         if self.update is not None and not self.update.captured:
             self.update.eager()
         return results[0]
+
+    def _invalid(self, call: Call) -> Tensor:
+        """Repeats a call that failed a check; raises Pyro's error, or warns as Pyro does."""
+        loss = self._eager(call.args, call.kwargs)
+        warn_if_nan(loss, "loss")
+        return loss
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Makes an eager step, which may depend on other parameters each time."""
@@ -242,7 +286,8 @@ class Step:
             loss = self.loss(*args, **kwargs)
             reached = self._reached(loss)
             clear(self.parameters)
-            (loss / self.settings.divide_by).backward(inputs=reached)
+            if reached:
+                (loss / self.settings.divide_by).backward(inputs=reached)
         return loss.detach()
 
     def tried(self, call: Call) -> list[Tensor]:
@@ -272,11 +317,14 @@ class Step:
         finally:
             put_back()
 
+    def _variants(self, call: Call) -> Sequence[Known]:
+        """Returns what is known of a kind of call, for numbers of the user's functions each."""
+        return self._known.get(self._key(call), ())
+
     def _key(self, call: Call) -> Hashable:
         """Returns what tells one kind of call from others."""
-        if self.update is None:
-            return call.key, self.surroundings.key()
-        return call.key, self.surroundings.key(), self.update.key()
+        key = call.key, self.surroundings.key(), self.settings.is_validating()
+        return key if self.update is None else (*key, self.update.key())
 
     def _first(self, call: Call) -> Tensor:
         """Makes a step of a kind that is new, compiled if that gives what the eager one gives."""
@@ -284,13 +332,17 @@ class Step:
         # The first run makes what is made lazily, and checks what Pyro is set to check.
         with self.surroundings.undone(), torch.enable_grad():
             reached = self._reached(self.loss(*call.args, **call.kwargs))
+        if not reached:
+            return self._eager(call.args, call.kwargs)
         if self.update is not None:
             self.update.prepare(reached)
+        validating, variants = self.settings.is_validating(), self._variants(call)
         put_back = self.surroundings.save(self._updated())
         known: Known | None = Known()
         try:
             with pyro.validation_enabled(False):
-                known = self._compiled(call, reached, put_back)
+                self._check_limits(variants)
+                known = self._compiled(call, reached, put_back, validating)
         except Exception as error:
             put_back_attributes()
             self._complain(error)
@@ -298,24 +350,18 @@ class Step:
             put_back()
         if known is None:
             return self._eager(call.args, call.kwargs)
-        self._known[self._key(call)] = known
+        self._known.setdefault(self._key(call), []).append(known)
         return self._again(known, call)
 
     def _compiled(
-        self, call: Call, reached: list[Tensor], put_back: Callable[[], None]
+        self, call: Call, reached: list[Tensor], put_back: Callable[[], None], validating: bool
     ) -> Known | None:
         """Captures, compiles and checks a step; ``None`` if there is no number to check by.
 
         Raises:
             NotCapturedError: If it gives something else than the eager step.
         """
-        if len(self._known) >= LIMIT:
-            self._hopeless = True
-            raise NotCapturedError(
-                f"there were {LIMIT} kinds of calls; a number that changes with each call is best "
-                f"a scalar tensor"
-            )
-        key = self.surroundings.key()
+        key, constants = self.surroundings.key(), Constants(self._functions())
         loss = self.backward(*call.args, **call.kwargs)
         # A parameter may have a part in the loss, but none in its gradient.
         reached = [parameter for parameter in reached if parameter.grad is not None]
@@ -326,10 +372,13 @@ class Step:
             raise NotCapturedError(
                 "the objective or a module sets a number or a tensor anew with each call"
             )
+        if name := constants.changed():
+            self._hopeless = True
+            raise NotCapturedError(f"each call changes {name}")
         if not all(bool(value.isfinite().all()) for value in expected):
             return None
         put_back()
-        captured = self._captured(call, reached)
+        captured = self._captured(call, reached, validating)
         engine = self._choose(captured.graph)
         run = to_machine_code(captured, call.tensors)
         run = recorded(run, captured.lifted, call.tensors)
@@ -338,8 +387,11 @@ class Step:
         with torch.no_grad():
             raw = list(run(*inputs))
         results = [result.clone() for result in raw]
+        checked = len(results) > len(expected)
+        if checked and not results.pop():
+            raise NotCapturedError("a check of a value or parameter fails in the graph only")
         least = TOLERANCE_OF_BFLOAT16 if engine == "compiled-bfloat16" else 0.0
-        check("loss", results[:1], expected[:1], least)
+        self._check_loss(call, results[:1], expected[:1], least)
         check("gradient", results[1:], expected[1:], least)
         own = set(map(id, self._updated())) if self.update and self.update.captured else set()
         others = [i for i, t in enumerate(self.surroundings.tensors()) if id(t) not in own]
@@ -347,7 +399,45 @@ class Step:
         check("state of modules", [found[i] for i in others], [changed[i] for i in others], least)
         if own:
             self._check_update(reached, results[1:], put_back)
-        return Known(run, reached, captured.lifted, shared(raw, inputs), engine)
+        of_inputs = shared(raw, inputs)
+        return Known(run, reached, captured.lifted, of_inputs, engine, constants, checked)
+
+    def _check_loss(
+        self, call: Call, found: list[Tensor], expected: list[Tensor], least: float
+    ) -> None:
+        """Raises a ``NotCapturedError`` if the loss differs from the eager one."""
+        try:
+            check("loss", found, expected, least)
+        except NotCapturedError as error:
+            if type(self.objective) is not TraceMeanField_ELBO:
+                raise
+            with self.surroundings.undone():
+                names = point_masses(self.loss.args, call)
+            if not names:
+                raise
+            raise NotCapturedError(
+                f"TraceMeanField_ELBO leaves out the log density of Delta sites, here of "
+                f"{names[0]!r}: use pyro_vae.objectives.ELBO()"
+            ) from error
+
+    def _functions(self) -> list[Any]:
+        """Returns the functions and modules that a step runs."""
+        return [self.objective, *self.loss.args, *self.surroundings.modules]
+
+    def _check_limits(self, variants: Sequence[Known]) -> None:
+        """Raises a ``NotCapturedError`` if there are too many graphs already."""
+        if len(variants) >= VARIANTS:
+            self._hopeless = True
+            raise NotCapturedError(
+                f"{variants[-1].constants.changed()} changes between calls; make it a scalar "
+                f"tensor, and change it in place with fill_"
+            )
+        if sum(map(len, self._known.values())) >= LIMIT:
+            self._hopeless = True
+            raise NotCapturedError(
+                f"there were {LIMIT} kinds of calls; make a number that changes with each call a "
+                f"scalar tensor"
+            )
 
     def _updated(self) -> list[Tensor]:
         """Returns the tensors that an update changes."""
@@ -370,12 +460,20 @@ class Step:
         self.update.eager()
         check_changes("update", before, found, copies(self._updated()))
 
-    def _captured(self, call: Call, reached: list[Tensor]) -> Captured:
+    def _captured(
+        self, call: Call, reached: list[Tensor], validating: bool = False
+    ) -> Captured:
         """Returns the graph of a step that sets these gradients; changes what the step does."""
         if any(parameter._post_accumulate_grad_hooks for parameter in reached):
             raise NotCapturedError("a parameter has a hook that waits for its gradient to be set")
         loss_of = self._capturable(call)
-        return capture(partial(self._results, loss_of, call, reached), call.tensors)
+        enabled = self._enabled_checks(loss_of, call) if validating else None
+        return capture(partial(self._results, loss_of, call, reached, enabled), call.tensors)
+
+    def _enabled_checks(self, loss_of: Callable[..., Tensor], call: Call) -> list[bool]:
+        """Returns which checks of values and parameters belong into the graph."""
+        with self.surroundings.undone(), pyro.validation_enabled(True), torch.enable_grad():
+            return enabled_checks(partial(loss_of, *call.args, **call.kwargs))
 
     def _capturable(self, call: Call) -> Callable[..., Tensor]:
         """Returns the loss as a function that reads no number off a tensor, if there is one."""
@@ -393,18 +491,26 @@ class Step:
         loss_of: Callable[..., Tensor],
         call: Call,
         reached: list[Tensor],
+        enabled: list[bool] | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Returns the loss and the gradients for other tensors."""
+        """Returns the loss and the gradients for other tensors, and whether checks passed."""
         args, kwargs = call.of(tensors)
-        with torch.enable_grad():
+        checks = SupportChecks(enabled)
+        with torch.enable_grad(), nullcontext() if enabled is None else checks:
             loss = loss_of(*args, **kwargs)
             gradients = torch.autograd.grad(loss / self.settings.divide_by, reached)
-        gradients = tuple(map(laid_out, gradients, reached))
+        gradients, loss = tuple(map(laid_out, gradients, reached)), loss.detach()
+        valid = None if enabled is None else checks.all_passed(loss)
         if self.update is not None and self.update.captured:
             with torch.no_grad():
-                self.update.apply(reached, gradients)
-        return (loss.detach(), *gradients)
+                self.update.apply(reached, gradients, valid)
+        if valid is None:
+            return (loss, *gradients)
+        if loss.device.type != "cpu":
+            # Reading whether it is valid would wait for the device.
+            return (torch.where(valid, loss, torch.nan), *gradients)
+        return (loss, *gradients, valid)
 
     def _choose(self, graph: Any) -> str:
         """Sets the library for the products of a graph, and returns the engine's name."""
@@ -424,8 +530,10 @@ class Step:
         if self.given is not None:
             given = set(map(id, self.given))
             found = [leaf for leaf in found if id(leaf) in given]
-        if not found:
-            raise ValueError("Expected a loss that depends on a parameter, got one of none")
+        if not found and self.given:
+            raise ValueError(
+                "Expected a loss that depends on one of the parameters, got a loss of none of them"
+            )
         known = set(map(id, self.parameters))
         self.parameters += [leaf for leaf in found if id(leaf) not in known]
         self.surroundings.note(found)
@@ -433,7 +541,7 @@ class Step:
 
     def _complain(self, error: Exception) -> None:
         """Says why a step is not compiled: once, or by an error if the step is strict."""
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         if self.settings.strict:
             raise RuntimeError(f"Expected a step that can be compiled, but {reason}") from error
         if not self._warned:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from pyro_vae.compiled.tensors import copies
+
 __all__ = ["Update"]
 
 SCALARS = 5
@@ -105,8 +107,20 @@ class Update:
                 rows[place, : len(values)] = values
                 place += 1
 
-    def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Changes the parameters in place."""
+    def apply(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        valid: Tensor | None = None,
+    ) -> None:
+        """Changes the parameters in place, unless ``valid`` is false."""
+        changing = () if valid is None else (*parameters, *self.tensors())
+        before = copies(changing)
+        self._apply(parameters, gradients)
+        for tensor, old in zip(changing, before, strict=True):
+            tensor.copy_(torch.where(valid, tensor, old))
+
+    def _apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         given = dict(zip(map(id, parameters), self.clipped(gradients), strict=True))
         place = 0
         for group in self.optimizer.param_groups:

@@ -1,0 +1,77 @@
+"""Why a step is not compiled, in words that name the line of the user's program."""
+
+import linecache
+import types
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyro import poutine
+
+from pyro_vae.compiled.call import Call
+from pyro_vae.compiled.constants import is_library
+from pyro_vae.objectives.traces import is_point, sites
+
+__all__ = ["check_objective", "point_masses", "reason_of"]
+
+INSTEAD = {
+    "RenyiELBO": "pyro_vae.objectives.Renyi(alpha, num_particles), or IWAE(num_particles) for "
+    "alpha = 0",
+    "TraceGraph_ELBO": "pyro_vae.objectives.ELBO() if all latent sites are reparameterized, else "
+    "Pyro's SVI",
+    "JitTrace_ELBO": "pyro_vae.objectives.ELBO(analytic=False)",
+    "JitTraceMeanField_ELBO": "pyro_vae.objectives.ELBO()",
+    "JitTraceGraph_ELBO": "pyro_vae.objectives.ELBO() if all latent sites are reparameterized",
+    "JitTraceEnum_ELBO": "pyro.infer.TraceEnum_ELBO, which stays eager",
+}
+"""What to compile in place of objectives of Pyro's that compute no differentiable loss."""
+
+
+def check_objective(objective: Any) -> None:
+    """Raises a ``ValueError`` for an objective that cannot be compiled."""
+    name = type(objective).__name__
+    is_pyros = type(objective).__module__.startswith("pyro.")
+    if is_pyros and name in INSTEAD:
+        raise ValueError(
+            f"Expected an objective with a differentiable loss, got {name}: use {INSTEAD[name]}"
+        )
+    if not callable(getattr(objective, "differentiable_loss", None)):
+        raise ValueError(f"Expected an objective with differentiable_loss, got {name}")
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the first line of an error, and the line of the user's program that led to it."""
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return f"{reason}{_line_of(error)}"
+
+
+def point_masses(sides: Iterable[Callable[..., Any]], call: Call) -> list[str]:
+    """Returns the sites with ``Delta`` distributions, which ``TraceMeanField_ELBO`` leaves out."""
+    found = []
+    for side in sides:
+        trace = poutine.trace(side).get_trace(*call.args, **call.kwargs)
+        found += [name for name, site in sites(trace) if is_point(site["fn"])]
+    return found
+
+
+def _line_of(error: BaseException) -> str:
+    """Returns the innermost line of the user's program that led to an error, in brackets."""
+    frames = [frame for frame in _frames(error) if _is_users(frame.tb_frame)]
+    if not frames:
+        return ""
+    path, line = frames[-1].tb_frame.f_code.co_filename, frames[-1].tb_lineno
+    text = linecache.getline(path, line).strip()
+    return f" ({Path(path).name}, line {line}{': ' + text if text else ''})"
+
+
+def _frames(error: BaseException | None) -> Iterator[types.TracebackType]:
+    while error is not None:
+        frame = error.__traceback__
+        while frame is not None:
+            yield frame
+            frame = frame.tb_next
+        error = error.__cause__
+
+
+def _is_users(frame: types.FrameType) -> bool:
+    return not is_library(frame.f_globals.get("__name__"))

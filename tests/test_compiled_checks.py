@@ -1,0 +1,236 @@
+"""A compiled step checks each call as Pyro does, and one that fails changes nothing."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.contrib import gp
+from pyro.infer import SVI, Trace_ELBO
+
+import pyro_vae
+from pyro_vae import VAE, objectives
+from pyro_vae.compiled import step
+
+GOOD = torch.tensor([0.0, 1.0, 1.0, 0.0])
+OUTSIDE = torch.tensor([0.0, 255.0, 1.0, 0.0])
+NAN = torch.tensor([0.0, torch.nan, 1.0, 0.0])
+
+
+@pytest.fixture
+def as_graph(monkeypatch):
+    """Runs captured graphs as they are: what is tested does not depend on the machine code."""
+    monkeypatch.setattr(step, "to_machine_code", lambda captured, inputs: captured.graph)
+
+
+class Coins(torch.nn.Module):
+    """A Bernoulli for each coin, its logit latent; the guide's scale may turn negative."""
+
+    def __init__(self, validate_args=None):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(4))
+        self.scale = torch.nn.Parameter(torch.ones(4))
+        self.validate_args = validate_args
+
+    def model(self, x):
+        with pyro.plate("coins", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            coin = dist.Bernoulli(logits=z, validate_args=self.validate_args)
+            pyro.sample("x", coin, obs=x)
+
+    def guide(self, x):
+        with pyro.plate("coins", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, self.scale))
+
+
+def made(optimizer=None, objective=None, validate=None, **changes):
+    coins = Coins(**changes)
+    update = None if optimizer is None else optimizer(coins.parameters(), lr=0.01)
+    made_step = pyro_vae.compile(
+        objective or objectives.ELBO(), coins.model, coins.guide, optimizer=update,
+        validate=validate,
+    )  # fmt: skip
+    return coins, update, made_step
+
+
+def held(coins, update):
+    states = update.state.values() if update is not None else ()
+    tensors = [value for state in states for value in state.values()]
+    return [torch.as_tensor(t).detach().clone() for t in (*coins.parameters(), *tensors)]
+
+
+def momentum(parameters, lr):
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam, momentum, torch.optim.RMSprop])
+@pytest.mark.parametrize("objective", [objectives.ELBO(), Trace_ELBO()], ids=["ours", "Pyro's"])
+@pytest.mark.parametrize("x", [OUTSIDE, NAN], ids=["outside", "nan"])
+def test_a_call_outside_of_the_support_raises_as_svi_and_changes_nothing(
+    as_graph, x, objective, optimizer
+):
+    coins, update, made_step = made(optimizer, objective)
+    for _ in range(3):
+        made_step(GOOD)
+    assert made_step.engine == "compiled"
+    before = held(coins, update)
+    with pytest.raises(ValueError, match="site 'x'") as ours:
+        made_step(x)
+    with pytest.raises(ValueError, match="site 'x'") as theirs:
+        SVI(coins.model, coins.guide, pyro.optim.Adam({}), Trace_ELBO()).step(x)
+    assert str(ours.value).split("\n")[:2] == str(theirs.value).split("\n")[:2]
+    assert all(map(torch.equal, held(coins, update), before))
+    made_step(GOOD)
+    assert made_step.engine == "compiled"
+
+
+def test_machine_code_checks_too():
+    coins, update, made_step = made(torch.optim.Adam)
+    made_step(GOOD)
+    before = held(coins, update)
+    with pytest.raises(ValueError, match="site 'x'"):
+        made_step(OUTSIDE)
+    assert all(map(torch.equal, held(coins, update), before))
+    made_step(GOOD)
+    assert made_step.engine == "compiled"
+    assert not any(map(torch.equal, held(coins, None), before[:2]))
+
+
+def test_a_parameter_outside_of_its_constraint(as_graph):
+    coins, _, made_step = made()
+    made_step(GOOD)
+    coins.scale.data.fill_(-1.0)
+    with pytest.raises(ValueError, match="parameter scale"):
+        made_step(GOOD)
+
+
+def test_probabilities_above_one_which_have_a_finite_density(as_graph):
+    odds = torch.tensor(0.5, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Bernoulli(odds), obs=x)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda x: None)
+    made_step(GOOD)
+    with torch.no_grad():
+        odds.fill_(1.5)
+    with pytest.raises(ValueError, match="parameter probs"):
+        made_step(GOOD)
+
+
+def test_what_is_not_to_be_validated_is_not_checked(as_graph):
+    _, _, made_step = made(validate_args=False)
+    grey = torch.tensor([0.1, 0.2, 0.7, 0.9])
+    for x in (GOOD, grey, OUTSIDE):
+        made_step(x)
+        assert made_step.engine == "compiled"
+
+
+def test_without_validation_there_are_no_checks(as_graph):
+    _, _, made_step = made(validate=False)
+    made_step(GOOD)
+    assert made_step(NAN).isnan()
+    _, _, made_step = made()
+    with pyro.validation_enabled(False):
+        made_step(GOOD)
+        assert made_step(OUTSIDE).isfinite()
+    made_step(GOOD)
+    with pytest.raises(ValueError, match="site 'x'"):
+        made_step(OUTSIDE)
+
+
+def test_a_loss_of_nan_is_warned_of(as_graph):
+    weight, x = torch.nn.Parameter(torch.ones(())), torch.tensor(1.0)
+
+    def model():
+        pyro.sample("x", dist.Normal(weight, 1.0, validate_args=False), obs=x)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda: None)
+    assert made_step().isfinite()
+    assert made_step.engine == "compiled"
+    x.fill_(torch.nan)
+    with warnings.catch_warnings():
+        # Pyro also warns of the site, before it computes the loss.
+        warnings.filterwarnings("ignore", "Encountered NaN: log_prob_sum")
+        with pytest.warns(UserWarning, match="Encountered NaN: loss"):
+            assert made_step().isnan()
+
+
+def test_the_first_call_of_grey_images_is_refused_as_by_pyro(as_graph):
+    _, _, made_step = made()
+    with pytest.raises(ValueError, match="site 'x'"):
+        made_step(OUTSIDE)
+
+
+@pytest.mark.parametrize("objective", [objectives.ELBO(2), objectives.IWAE(3)])
+def test_the_default_vae_is_checked(as_graph, objective):
+    torch.manual_seed(0)
+    vae = VAE((4,), 2)
+    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    for _ in range(2):
+        made_step(GOOD.repeat(5, 1))
+    with pytest.raises(ValueError, match="Expected x to be zeros and ones"):
+        made_step(OUTSIDE.repeat(5, 1))
+
+
+def test_models_without_arguments_are_compiled():
+    data = torch.tensor(2.0)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+    def guide():
+        loc = pyro.param("loc", torch.tensor(0.5))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Normal(loc, scale))
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, guide, strict=True)
+    for value in (2.0, -1.0):
+        data.fill_(value)
+        for _ in range(2):
+            torch.manual_seed(1)
+            loss = made_step()
+        torch.manual_seed(1)
+        torch.testing.assert_close(loss, objectives.ELBO().differentiable_loss(model, guide))
+    assert made_step.engine == "compiled"
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gaussian_processes_are_compiled(as_graph, sparse):
+    x = torch.linspace(0, 1, 7)
+    y, kernel = torch.sin(6 * x), gp.kernels.RBF(input_dim=1)
+    if sparse:
+        process = gp.models.SparseGPRegression(x, y, kernel, Xu=x[::2].clone(), jitter=1e-4)
+    else:
+        process = gp.models.GPRegression(x, y, kernel, jitter=1e-4)
+    optimizer = torch.optim.Adam(process.parameters(), lr=0.05)
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), process.model, process.guide, optimizer=optimizer, strict=True
+    )
+    losses = [float(made_step()) for _ in range(30)]
+    assert losses[-1] < losses[0] - 1
+    assert made_step.engine == "compiled"
+    expected = objectives.ELBO().differentiable_loss(process.model, process.guide).detach()
+    torch.testing.assert_close(made_step(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_model_without_parameters_gives_its_loss(strict):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    x = torch.ones(3)
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda x: None, strict=strict)
+    expected = SVI(model, lambda x: None, pyro.optim.Adam({}), Trace_ELBO()).step(x)
+    for _ in range(2):
+        assert float(made_step(x)) == pytest.approx(expected)
+    assert made_step.parameters == []
+
+
+def test_an_empty_model_has_no_loss():
+    made_step = pyro_vae.compile(objectives.ELBO(), lambda: None, lambda: None)
+    assert [float(made_step()), float(made_step())] == [0.0, 0.0]
