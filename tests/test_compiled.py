@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -544,6 +545,17 @@ def test_gradients_are_set_in_tensors_of_their_own(as_graph):
         assert torch.equal(guide.one.grad, guide.two.grad)
         guide.one.grad.zero_()
         assert guide.two.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@pytest.mark.parametrize("eager", [False, True])
+def test_samples_that_estimators_cut_are_no_parameters(as_graph, estimator, eager):
+    vae = made()
+    objective = objectives.IWAE(3, estimator=estimator)
+    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    with pyro.poutine.scale(scale=1.0) if eager else nullcontext():
+        made_step(batch())
+    assert set(map(id, made_step.parameters)) == set(map(id, vae.parameters()))
 
 
 def test_within_handlers_it_is_eager(as_graph):

@@ -248,6 +248,17 @@ def test_profile_normal_is_the_maximum_likelihood_of_the_scale(dtype):
     assert others.max() > log_prob - 0.1
 
 
+def test_samples_of_profile_normal_are_reparameterized():
+    loc, scale = torch.zeros(5, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    d = ProfileNormal(loc, scale)
+    assert d.has_rsample
+    assert d.to_event(1).has_rsample
+    value = d.rsample()
+    for_loc, for_scale = torch.autograd.grad(value.sum(), (loc, scale))
+    torch.testing.assert_close(for_loc, torch.ones(5))
+    torch.testing.assert_close(for_scale, (value / scale).detach().sum())
+
+
 def test_profile_normal_at_its_floor_is_a_normal():
     loc = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     x = torch.tensor([1e-4, -2e-4, 0.0], dtype=torch.float64)

@@ -224,3 +224,14 @@ def test_a_network_that_broadcasts_by_itself_is_given_the_batch_as_it_is(covaria
     x = torch.ones(4, 5, 3)
     assert apply_network(Weights(), x, 1, covariates).shape == (7, 4, 5, 3)
     assert shapes == [[(4, 5, 3)] if covariates is None else [(4, 5, 3), (4, 1, 2)]]
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_batch_norm_takes_the_place_of_the_biases_before_it(kind, batch_norm):
+    network = MAKERS[kind][0]((1, 6, 5), (4,), batch_norm=batch_norm)
+    modules = list(network.modules())
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in modules if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    assert batch_norm or not norms
+    assert sum(layer.bias is None for layer in layers) == len(norms)

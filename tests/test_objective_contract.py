@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -333,3 +334,20 @@ def test_copies_and_pickles(objective):
             pyro.set_rng_seed(1)
             losses.append(each.loss(model, guide))
         assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("retain", [None, True])
+def test_the_graph_is_retained_where_it_is_asked_for(retain):
+    loc = torch.zeros((), requires_grad=True)
+    scale = loc.exp()
+
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(0.0, scale))
+
+    objective = ELBO(retain_graph=retain)
+    objective.loss_and_grads(model, guide)
+    with nullcontext() if retain else pytest.raises(RuntimeError, match="second time"):
+        objective.loss_and_grads(model, guide)

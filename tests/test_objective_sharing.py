@@ -684,3 +684,29 @@ def test_what_is_shared_may_change_from_call_to_call(at_once):
         drawn.clear()
         objective.differentiable_loss(program, guide, shared)
         assert len(torch.stack(drawn[-1 if at_once else -4 :]).unique()) == 1
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_an_auxiliary_site_that_data_share_is_drawn_once_for_all_particles(vectorize):
+    draws = []
+
+    def model():
+        w = pyro.sample("w", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(0.0, w))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(4))
+
+    def guide():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        draws.append(a.detach())
+        pyro.sample("w", dist.Delta(a.exp(), log_density=-a))
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    objective = IWAE(3, vectorize_particles=vectorize)
+    objective.differentiable_loss(model, guide)
+    draws.clear()
+    assert objective.differentiable_loss(model, guide).isfinite()
+    values = torch.cat([draw.reshape(-1) for draw in draws])
+    assert len(values) == 3
+    assert torch.equal(values, values[0].expand(3))

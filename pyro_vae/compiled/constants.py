@@ -158,9 +158,7 @@ def _of_function(function: types.FunctionType) -> Iterator[_Place | _Object]:
     yield from _of_names(function.__globals__, _names(code), "{}", code)
 
 
-def _of_object(
-    value: Any, name: str, code: types.CodeType | None
-) -> Iterator[_Place | _Object]:
+def _of_object(value: Any, name: str, code: types.CodeType | None) -> Iterator[_Place | _Object]:
     """Yields attributes that the code or the class names, and the functions of the class."""
     names = set(_names(code)) if code is not None else set()
     whole = isinstance(value, nn.Module) or callable(value)

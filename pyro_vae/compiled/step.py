@@ -460,9 +460,7 @@ class Step:
         self.update.eager()
         check_changes("update", before, found, copies(self._updated()))
 
-    def _captured(
-        self, call: Call, reached: list[Tensor], validating: bool = False
-    ) -> Captured:
+    def _captured(self, call: Call, reached: list[Tensor], validating: bool = False) -> Captured:
         """Returns the graph of a step that sets these gradients; changes what the step does."""
         if any(parameter._post_accumulate_grad_hooks for parameter in reached):
             raise NotCapturedError("a parameter has a hook that waits for its gradient to be set")

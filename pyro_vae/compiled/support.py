@@ -1,6 +1,7 @@
 """Pyro's checks of values and parameters, as one number that a graph can compute."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def _possible_checks(fn: Distribution, value: Tensor) -> Iterator[tuple[Distribu
     """Yields the checks of a value and of the parameters, with the distribution they belong to."""
     support = _support(fn)
     if support is not None and not _only_refuses_nan(support):
-        yield _innermost(fn), lambda: support.check(value)
+        yield _innermost(fn), partial(support.check, value)
     yield from _parameter_checks(fn)
 
 
@@ -80,7 +81,7 @@ def _parameter_checks(fn: Distribution) -> Iterator[tuple[Distribution, _Check]]
         # PyTorch itself checks only the parameters that were given.
         derived = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
         if not derived and not _only_refuses_nan(constraint):
-            yield fn, lambda constraint=constraint, name=name: constraint.check(getattr(fn, name))
+            yield fn, partial(constraint.check, getattr(fn, name))
     for part in vars(fn).values():
         if isinstance(part, Distribution):
             yield from _parameter_checks(part)

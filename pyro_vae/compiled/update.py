@@ -114,7 +114,10 @@ class Update:
         valid: Tensor | None = None,
     ) -> None:
         """Changes the parameters in place, unless ``valid`` is false."""
-        changing = () if valid is None else (*parameters, *self.tensors())
+        if valid is None:
+            self._apply(parameters, gradients)
+            return
+        changing = (*parameters, *self.tensors())
         before = copies(changing)
         self._apply(parameters, gradients)
         for tensor, old in zip(changing, before, strict=True):
