@@ -84,10 +84,18 @@ class Both(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What one run tells of a model and guide: the depth of plates, and what is drawn once."""
+    """The structure of a model and guide.
+
+    Attributes:
+        nesting: The depth of the plates.
+        shared: The sites that are drawn once for all particles.
+        in_loop: Whether they are run once per particle, since a vectorized run has failed; ``None``
+            before the first of them.
+    """
 
     nesting: int
     shared: frozenset[str]
+    in_loop: bool | None = None
 
 
 def run_pair(
@@ -98,10 +106,13 @@ def run_pair(
     kwargs: dict[str, Any],
     nesting: float = float("inf"),
     cut: Cut | None = None,
+    *,
+    check: bool = False,
 ) -> Pair:
     """Runs the guide, then the model against it, checks both, and computes all log densities.
 
     Pyro's own ``get_importance_trace`` warns of what is an error here, before it can be raised.
+    Shapes are checked if ``check`` or Pyro's validation setting says so.
 
     Raises:
         ValueError: If the two do not suit the objective, which is named.
@@ -120,7 +131,7 @@ def run_pair(
         check_model_guide_match(model_trace, guide_trace, nesting)
     try:
         for trace in (pair.model, pair.guide):
-            compute(trace, nesting, validated)
+            compute(trace, nesting, check or validated)
     except (KeyError, NotImplementedError):
         check_invertible(pair)
         raise
@@ -219,24 +230,32 @@ def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable
 
 
 def layout(
+    objective: str,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     shared: Callable[[AnyTrace], frozenset[str]],
 ) -> Layout:
-    """Returns what a run, which leaves no trace of it, tells of a model and guide.
+    """Returns the structure of a model and guide, by one run without side effects.
 
     Arguments:
+        objective: The name of the objective.
         model: The model.
         guide: The guide.
         args: What both are called with.
         kwargs: What both are called with.
         shared: From the trace of the guide to the sites that are drawn once for all particles.
+
+    Raises:
+        ValueError: If the two do not suit the objective, which is named.
     """
     with undisturbed(), poutine.block():
         both = run_both(model, guide, args, kwargs)
         traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
+        # Before particles to the left make such a model fail in a way that does not name it.
+        drawn_or_observed = [without_deterministic(trace) for trace in traces]
+        Pair(drawn_or_observed[0], drawn_or_observed[1], {}, both.subsampled).check(objective)
         # A batch without a plate goes unnoticed once there are particles to its left, and is
         # confused with them where there are as many: checked even with validation disabled.
         for trace in traces:
