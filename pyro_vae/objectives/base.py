@@ -17,7 +17,15 @@ from torch import Tensor
 
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives.fallback import describe_failure, is_captured, undone_on_error
-from pyro_vae.objectives.runs import Cut, Layout, Shared, layout, run_pair, vectorized
+from pyro_vae.objectives.runs import (
+    Cut,
+    Layout,
+    Shared,
+    layout,
+    run_pair,
+    run_undisturbed,
+    vectorized,
+)
 from pyro_vae.objectives.traces import AnyTrace, Pair
 
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
@@ -33,6 +41,7 @@ class RunOptions(TypedDict, total=False):
     vectorize_particles: bool
     retain_graph: bool | None
     strict_enumeration_warning: bool
+    ignore_jit_warnings: bool
 
 
 class Facts(NamedTuple):
@@ -90,8 +99,9 @@ class Objective(pyro.infer.ELBO):
             others, or by one run each. A model that fails with all at once is run once per
             particle from then on, with one warning.
         retain_graph: Passed to ``backward`` by ``loss_and_grads``.
-        strict_enumeration_warning: Accepted as Pyro's objectives do, without effect: a site that
+        strict_enumeration_warning: Without effect, accepted as by Pyro's objectives: a site that
             is enumerated raises an error.
+        ignore_jit_warnings: Without effect, accepted as by Pyro's objectives.
 
     Raises:
         ValueError: If ``num_particles`` is not a positive integer.
@@ -107,6 +117,7 @@ class Objective(pyro.infer.ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
     ) -> None:
         whole = isinstance(num_particles, Integral) and not isinstance(num_particles, bool)
         if not whole or num_particles < 1:
@@ -119,6 +130,7 @@ class Objective(pyro.infer.ELBO):
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
             strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
         )
         self._given_nesting = max_plate_nesting
         self._layouts: weakref.WeakKeyDictionary[Any, dict[Any, Layout]] = (
@@ -294,7 +306,7 @@ class Objective(pyro.infer.ELBO):
         except TypeError:
             found = None
         if found is None:
-            found = layout(*run[:5], self._shared)
+            found = self._find_layout(run)
             self._remember(run, found)
         if self._given_nesting == float("inf"):
             return found
@@ -304,6 +316,16 @@ class Objective(pyro.infer.ELBO):
                 f"plates of the model, got {self._given_nesting}: leave it out to have it found"
             )
         return found._replace(nesting=int(self._given_nesting))
+
+    def _find_layout(self, run: "_Run") -> Layout:
+        """Runs a model without particles; one that needs them may fail if its depth is given."""
+        try:
+            both = run_undisturbed(*run[1:5])
+        except Exception:
+            if self._given_nesting == float("inf"):
+                raise
+            return Layout(int(self._given_nesting), frozenset())
+        return layout(run.objective, both, self._shared)
 
     def _remember(self, run: "_Run", found: Layout) -> None:
         """Keeps a model's structure for later calls, unless it can have no weak reference."""

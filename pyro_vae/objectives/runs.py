@@ -26,6 +26,7 @@ __all__ = [
     "first_not_finite",
     "layout",
     "run_pair",
+    "run_undisturbed",
     "undisturbed",
     "vectorized",
 ]
@@ -229,33 +230,33 @@ def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable
     return pyro.plate(PARTICLES, num_particles, dim=dim)(fn)
 
 
-def layout(
-    objective: str,
+def run_undisturbed(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    shared: Callable[[AnyTrace], frozenset[str]],
-) -> Layout:
-    """Returns the structure of a model and guide, by one run without side effects.
+) -> Both:
+    """Runs the guide, and the model against it, without side effects."""
+    with undisturbed(), poutine.block():
+        return run_both(model, guide, args, kwargs)
+
+
+def layout(objective: str, both: Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
+    """Returns the structure of a model and guide.
 
     Arguments:
         objective: The name of the objective.
-        model: The model.
-        guide: The guide.
-        args: What both are called with.
-        kwargs: What both are called with.
+        both: The traces of a run without particles.
         shared: From the trace of the guide to the sites that are drawn once for all particles.
 
     Raises:
         ValueError: If the two do not suit the objective, which is named.
     """
-    with undisturbed(), poutine.block():
-        both = run_both(model, guide, args, kwargs)
-        traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
-        # Before particles to the left make such a model fail in a way that does not name it.
-        drawn_or_observed = [without_deterministic(trace) for trace in traces]
-        Pair(drawn_or_observed[0], drawn_or_observed[1], {}, both.subsampled).check(objective)
+    traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
+    # Before particles to the left make such a model fail in a way that does not name it.
+    drawn_or_observed = [without_deterministic(trace) for trace in traces]
+    Pair(drawn_or_observed[0], drawn_or_observed[1], {}, both.subsampled).check(objective)
+    with undisturbed():
         # A batch without a plate goes unnoticed once there are particles to its left, and is
         # confused with them where there are as many: checked even with validation disabled.
         for trace in traces:
