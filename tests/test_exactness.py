@@ -74,7 +74,9 @@ class GivenNoise(posteriors.Full):
 
 def over_batches(call, x):
     """The mean over the disjoint batches of x of what is called with each."""
-    return torch.stack([torch.as_tensor(call(rows)) for rows in x.split(BATCH)]).mean()
+    return torch.stack(
+        [torch.as_tensor(call(rows), dtype=x.dtype) for rows in x.split(BATCH)]
+    ).mean()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -163,7 +165,9 @@ def test_independent_dimensions_are_exact_at_the_principal_axes_alone(objective,
             q = vae.encode(x)
             exact = truth.elbo(x, q.mean, torch.diag_embed(q.variance)).sum().item()
         bounds[name] = exact
-        losses = -torch.tensor([objective.loss(vae.model, vae.guide, x) for _ in range(20)])
+        losses = -torch.tensor(
+            [objective.loss(vae.model, vae.guide, x) for _ in range(20)], dtype=x.dtype
+        )
         if losses.std() < 1e-8:
             assert losses.mean().item() == pytest.approx(exact, abs=1e-6)
         else:

@@ -143,7 +143,7 @@ def test_values_tell_what_is_shared():
     pyro.set_rng_seed(3)
     values = IWAE(5).values(shared.model, shared.guide)
     pyro.set_rng_seed(3)
-    loss = IWAE(5).loss(shared.model, shared.guide)
+    loss = IWAE(5).differentiable_loss(shared.model, shared.guide)
     local = (values.log_weights.logsumexp(0) - math.log(5)).sum()
     torch.testing.assert_close(loss, values.rate["w"].sum() - local)
 
@@ -389,12 +389,12 @@ def excess(make, size, repeats=4000):
     """By how much the mean over batches of a size exceeds the loss of all data, per datum."""
     generator = torch.Generator().manual_seed(5)
     loc = torch.randn(10_000, 1, generator=generator, dtype=torch.float64)
-    of_all = make().loss(*rates_model(loc)) / len(loc)
+    of_all = make().differentiable_loss(*rates_model(loc)) / len(loc)
     rates = (loc**2 / 2).squeeze(1)
     index = torch.randint(len(loc), (repeats, size), generator=generator)
     # One batch by the objective itself; the others by its formula, which that one confirms.
     by_formula = penalty_of(make(), rates[index].mean(1))
-    by_objective = make().loss(*rates_model(loc[index[0]])) / size
+    by_objective = make().differentiable_loss(*rates_model(loc[index[0]])) / size
     torch.testing.assert_close(by_objective, by_formula[0])
     return (by_formula.mean() - of_all).item()
 
@@ -464,8 +464,10 @@ def test_geco_follows_the_constraint_it_is_given():
     constraint = 0.5 * math.log(2 * math.pi) + 1.0 - 1.0
     multiplier = 2.0
     for _ in range(3):
-        for loss in (objective.loss(model, guide), objective.differentiable_loss(model, guide)):
-            assert loss.item() == pytest.approx(2 * (0.5 + multiplier * constraint), rel=1e-6)
+        for evaluate in (objective.loss, objective.differentiable_loss):
+            assert float(evaluate(model, guide)) == pytest.approx(
+                2 * (0.5 + multiplier * constraint), rel=1e-6
+            )
         multiplier *= math.exp(0.1 * constraint)
         assert objective.multiplier.item() == pytest.approx(multiplier, rel=1e-6)
     twin = GECO(target=1.0)

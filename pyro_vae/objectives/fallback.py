@@ -1,6 +1,7 @@
 """Undoing a vectorized run that fails, and describing why."""
 
 import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ LIBRARIES = tuple(
         Path(torch.__file__).parent,
         Path(pyro.__file__).parent,
         Path(__file__).parents[1],
+        sysconfig.get_path("stdlib"),
     )
 )
 """The folders whose lines are not the user's."""

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.objectives.support import check_fixed_support
-from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, is_point, sites
+from pyro_vae.objectives.traces import (
+    PARTICLES,
+    AnyTrace,
+    Pair,
+    bare_dims,
+    is_drawn,
+    is_point,
+    sites,
+)
 from pyro_vae.scope import remove
 
 __all__ = [
@@ -113,7 +121,7 @@ def run_pair(
     """Runs the guide, then the model against it, checks both, and computes all log densities.
 
     Pyro's own ``get_importance_trace`` warns of what is an error here, before it can be raised.
-    Shapes are checked if ``check`` or Pyro's validation setting says so.
+    Shapes are checked if Pyro's validation is enabled, and more strictly if ``check``.
 
     Raises:
         ValueError: If the two do not suit the objective, which is named.
@@ -133,6 +141,8 @@ def run_pair(
     try:
         for trace in (pair.model, pair.guide):
             compute(trace, nesting, check or validated)
+            if check:
+                check_plates(trace)
     except (KeyError, NotImplementedError):
         check_invertible(pair)
         raise
@@ -222,6 +232,17 @@ def compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
     if check:
         for _, site in sites(trace):
             check_site_shape(site, nesting)
+
+
+def check_plates(trace: AnyTrace) -> None:
+    """Raises a ``ValueError`` for a batch without a plate, such as particles in a wrong place."""
+    for name, site in sites(trace):
+        if bare := bare_dims(site):
+            shape = tuple(site["unscaled_log_prob"].shape)
+            raise ValueError(
+                f"{name!r} has a log density of shape {shape}, whose dimension {bare[0]} is in no "
+                f"plate"
+            )
 
 
 def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
