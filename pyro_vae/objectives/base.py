@@ -325,7 +325,7 @@ class Objective(pyro.infer.ELBO):
             if self._given_nesting == float("inf"):
                 raise
             return Layout(int(self._given_nesting), frozenset())
-        return layout(run.objective, both, self._shared)
+        return layout(both, self._shared)
 
     def _remember(self, run: "_Run", found: Layout) -> None:
         """Keeps a model's structure for later calls, unless it can have no weak reference."""

@@ -262,21 +262,17 @@ def run_undisturbed(
         return run_both(model, guide, args, kwargs)
 
 
-def layout(objective: str, both: Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
+def layout(both: Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
     """Returns the structure of a model and guide.
 
     Arguments:
-        objective: The name of the objective.
         both: The traces of a run without particles.
         shared: From the trace of the guide to the sites that are drawn once for all particles.
 
     Raises:
-        ValueError: If the two do not suit the objective, which is named.
+        ValueError: If a batch is in no plate.
     """
     traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
-    # Before particles to the left make such a model fail in a way that does not name it.
-    drawn_or_observed = [without_deterministic(trace) for trace in traces]
-    Pair(drawn_or_observed[0], drawn_or_observed[1], {}, both.subsampled).check(objective)
     with undisturbed():
         # A batch without a plate goes unnoticed once there are particles to its left, and is
         # confused with them where there are as many: checked even with validation disabled.
