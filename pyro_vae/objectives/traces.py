@@ -117,8 +117,8 @@ class Pair(NamedTuple):
             if not fn.has_rsample:
                 raise ValueError(
                     f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
-                    f"from {type(fn).__name__}, which has no rsample, so that it would get a "
-                    f"gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
+                    f"from {type(layers(fn)[-1]).__name__}, which has no rsample, so that it would "
+                    f"get a gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
                     f"discrete site, TraceEnum_ELBO"
                 )
             if is_partly_reparameterized(fn):
