@@ -74,7 +74,9 @@ class GivenNoise(posteriors.Full):
 
 def over_batches(call, x):
     """The mean over the disjoint batches of x of what is called with each."""
-    return torch.stack([torch.as_tensor(call(rows)) for rows in x.split(BATCH)]).mean()
+    return torch.stack(
+        [torch.as_tensor(call(rows), dtype=x.dtype) for rows in x.split(BATCH)]
+    ).mean()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -163,7 +165,9 @@ def test_independent_dimensions_are_exact_at_the_principal_axes_alone(objective,
             q = vae.encode(x)
             exact = truth.elbo(x, q.mean, torch.diag_embed(q.variance)).sum().item()
         bounds[name] = exact
-        losses = -torch.stack([objective.loss(vae.model, vae.guide, x) for _ in range(20)])
+        losses = -torch.tensor(
+            [objective.loss(vae.model, vae.guide, x) for _ in range(20)], dtype=x.dtype
+        )
         if losses.std() < 1e-8:
             assert losses.mean().item() == pytest.approx(exact, abs=1e-6)
         else:
@@ -222,7 +226,7 @@ def test_batches_of_a_subsampled_plate_average_to_the_full_data(objective, known
         vae.posterior.noise = part
         losses.append(objective.loss(vae.model, vae.guide, rows, data_size=ROWS))
     assert len(losses) == 10
-    torch.testing.assert_close(torch.stack(losses).mean(), full)
+    assert sum(losses) / 10 == pytest.approx(full, rel=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -321,7 +325,7 @@ def test_site_order_forbids_a_closed_form_that_would_be_wrong():
     assert not report["z2"].closed_form
     assert "'z1'" in report["z2"].reason
     assert report["z1"].closed_form
-    ours = torch.stack([ELBO(1000).loss(model, guide) for _ in range(50)])
+    ours = torch.tensor([ELBO(1000).loss(model, guide) for _ in range(50)])
     assert abs(z_score(ours, -evidence)) < SIGMAS
     stock = TraceMeanField_ELBO(1000, vectorize_particles=True, max_plate_nesting=0)
     with pytest.warns(UserWarning, match="mean field"):
@@ -347,7 +351,7 @@ def test_a_scale_or_mask_in_the_model_only_is_not_the_guides(kind):
     weight = torch.full((3,), 0.1) if kind == "scale" else rows.float()
     expected = (weight * cross - q.entropy()).sum().item()
     assert kind in kl_report(model, guide)["z"].reason
-    losses = torch.stack([ELBO(1000).loss(model, guide) for _ in range(50)])
+    losses = torch.tensor([ELBO(1000).loss(model, guide) for _ in range(50)])
     assert abs(z_score(losses, expected)) < SIGMAS
     with pytest.raises(ValueError, match=r"closed-form KL at every latent site, got 'z'"):
         ELBO(analytic=True).loss(model, guide)

@@ -54,7 +54,8 @@ def test_values_of_a_vae(name, particles, binary):
     for scale, options in ((1, {}), (5, {"data_size": 60})):
         args = (vae.model, vae.guide, binary)
         values, loss = same_noise(
-            partial(objective.values, *args, **options), partial(objective.loss, *args, **options)
+            partial(objective.values, *args, **options),
+            partial(objective.differentiable_loss, *args, **options),
         )
         assert values.objective.shape == (12,)
         assert values.rate.keys() == {"vae.z"}
@@ -69,7 +70,9 @@ def test_values_have_the_shape_of_the_callers_plates(name, particles, binary):
     (number, at_once), vae = PARTICLES[particles], VAE((1, 8, 8), 3, plate=None)
     objective = OBJECTIVES[name](number, vectorize_particles=at_once)
     args = (in_plates(vae, vae.model), in_plates(vae, vae.guide), binary[:6].reshape(2, 3, 1, 8, 8))
-    values, loss = same_noise(partial(objective.values, *args), partial(objective.loss, *args))
+    values, loss = same_noise(
+        partial(objective.values, *args), partial(objective.differentiable_loss, *args)
+    )
     assert values.objective.shape == (2, 3)
     assert values.rate["vae.z"].shape == values.log_likelihood["vae.x"].shape == (2, 3)
     torch.testing.assert_close(-values.objective.sum(), loss)
@@ -126,7 +129,9 @@ def grouped(observe):
 def test_values_stop_at_the_plates_that_all_sites_share():
     args = (partial(grouped, True), partial(grouped, False))
     for objective in (ELBO(), ELBO(4), ELBO(4, vectorize_particles=False)):
-        values, loss = same_noise(partial(objective.values, *args), partial(objective.loss, *args))
+        values, loss = same_noise(
+            partial(objective.values, *args), partial(objective.differentiable_loss, *args)
+        )
         assert values.objective.shape == (2,)
         assert {name: v.shape for name, v in values.rate.items()} == {"u": (2,), "z": (2,)}
         assert values.log_likelihood["x"].shape == (2,)
@@ -142,7 +147,9 @@ def test_values_of_what_is_shared_by_all_data():
                 pyro.sample("x", dist.Normal(z, 1.0), obs=X.flatten())
 
     args = (partial(run, True), partial(run, False))
-    values, loss = same_noise(partial(ELBO(4).values, *args), partial(ELBO(4).loss, *args))
+    values, loss = same_noise(
+        partial(ELBO(4).values, *args), partial(ELBO(4).differentiable_loss, *args)
+    )
     assert values.objective is None
     assert {name: v.shape for name, v in values.rate.items()} == {"w": (), "z": (6,)}
     total = sum(v.sum() for v in values.rate.values()) - values.log_likelihood["x"].sum()
@@ -177,9 +184,9 @@ def test_a_step_reads_no_tensor(prior, posterior, binary):
     made = [ELBO(beta=beta), ELBO(3, beta=beta), ELBO(3, vectorize_particles=False), IWAE(3)]
     with pyro.validation_enabled(False), NoReading():
         for objective in made:
-            for call in (objective.loss_and_grads, objective.values):
-                call(vae.model, vae.guide, binary, data_size=100)
-                call(vae.model, vae.guide, binary, mask=mask)
+            for options in ({"data_size": 100}, {"mask": mask}):
+                objective.differentiable_loss(vae.model, vae.guide, binary, **options).backward()
+                objective.values(vae.model, vae.guide, binary, **options)
     assert all(p.grad is not None for p in vae.parameters())
 
 

@@ -161,7 +161,7 @@ FUNCTIONS = {
     "check": lambda vae, x: vae.check(x),
     "calibrate": lambda vae, x: [vae.calibrate(x), *vae.buffers()],
     "initialize": lambda vae, x: [vae.initialize(x), *vae.parameters()],
-    "loss": lambda vae, x: objectives.ELBO().loss(vae.model, vae.guide, x),
+    "loss": lambda vae, x: objectives.ELBO().differentiable_loss(vae.model, vae.guide, x),
     "fit": trained,
 }
 
@@ -378,8 +378,12 @@ MASKED = {
     "kl_per_dimension": lambda vae, x, m: evaluate.kl_per_dimension(vae, x, mask=m),
     "active_units": lambda vae, x, m: evaluate.active_units(vae, x, mask=m),
     "posterior_means": lambda vae, x, m: evaluate.posterior_means(vae, x, mask=m),
-    "loss": lambda vae, x, m: objectives.ELBO().loss(vae.model, vae.guide, x, mask=m),
-    "iwae": lambda vae, x, m: objectives.IWAE(3).loss(vae.model, vae.guide, x, mask=m),
+    "loss": lambda vae, x, m: objectives.ELBO().differentiable_loss(
+        vae.model, vae.guide, x, mask=m
+    ),
+    "iwae": lambda vae, x, m: objectives.IWAE(3).differentiable_loss(
+        vae.model, vae.guide, x, mask=m
+    ),
 }
 
 
@@ -496,7 +500,9 @@ CONDITIONAL = {
     "active_units": lambda vae, x, c: evaluate.active_units(vae, x, covariates=c),
     "posterior_means": lambda vae, x, c: evaluate.posterior_means(vae, x, covariates=c),
     "reconstruct": lambda vae, x, c: vae.reconstruct(x, covariates=c),
-    "loss": lambda vae, x, c: objectives.ELBO().loss(vae.model, vae.guide, x, covariates=c),
+    "loss": lambda vae, x, c: objectives.ELBO().differentiable_loss(
+        vae.model, vae.guide, x, covariates=c
+    ),
 }
 
 

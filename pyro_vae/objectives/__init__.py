@@ -1,8 +1,9 @@
 """Objectives: subclasses of ``pyro.infer.ELBO`` for any Pyro model and guide.
 
 Each has ``loss``, ``loss_and_grads`` and ``differentiable_loss``, in nats summed over the data, so
-that it serves ``SVI``, ``objective(model, guide)`` with an optimizer of PyTorch's, and a direct
-call. None reads a tensor back to the host.
+that it serves ``SVI``, ``objective(model, guide)`` with a PyTorch optimizer, and a direct call.
+The first two return numbers, as Pyro's do; the last returns a tensor and reads nothing back to the
+host.
 """
 
 from pyro_vae.objectives.base import Facts, Objective, Values

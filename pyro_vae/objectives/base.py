@@ -1,6 +1,7 @@
 """What all objectives share: particles, the three ways to be called, values for each datum."""
 
 import math
+import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
@@ -11,10 +12,20 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 import pyro.infer
 import torch
 from pyro import poutine
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vae.guard import guard_process_state
-from pyro_vae.objectives.runs import Cut, Layout, Shared, layout, run_pair, vectorized
+from pyro_vae.objectives.fallback import describe_failure, is_captured, undone_on_error
+from pyro_vae.objectives.runs import (
+    Cut,
+    Layout,
+    Shared,
+    layout,
+    run_pair,
+    run_undisturbed,
+    vectorized,
+)
 from pyro_vae.objectives.traces import AnyTrace, Pair
 
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
@@ -29,6 +40,8 @@ class RunOptions(TypedDict, total=False):
     max_plate_nesting: float
     vectorize_particles: bool
     retain_graph: bool | None
+    strict_enumeration_warning: bool
+    ignore_jit_warnings: bool
 
 
 class Facts(NamedTuple):
@@ -83,8 +96,12 @@ class Objective(pyro.infer.ELBO):
         num_particles: The number of samples drawn from the guide for each datum.
         max_plate_nesting: How deep the plates of the model are; found by one run if not given.
         vectorize_particles: Whether particles are drawn at once, in a plate to the left of all
-            others, or by one run each.
+            others, or by one run each. A model that fails with all at once is run once per
+            particle from then on, with one warning.
         retain_graph: Passed to ``backward`` by ``loss_and_grads``.
+        strict_enumeration_warning: Without effect, accepted as by Pyro's objectives: a site that
+            is enumerated raises an error.
+        ignore_jit_warnings: Without effect, accepted as by Pyro's objectives.
 
     Raises:
         ValueError: If ``num_particles`` is not a positive integer.
@@ -99,6 +116,8 @@ class Objective(pyro.infer.ELBO):
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
+        strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
     ) -> None:
         whole = isinstance(num_particles, Integral) and not isinstance(num_particles, bool)
         if not whole or num_particles < 1:
@@ -110,6 +129,8 @@ class Objective(pyro.infer.ELBO):
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
+            strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
         )
         self._given_nesting = max_plate_nesting
         self._layouts: weakref.WeakKeyDictionary[Any, dict[Any, Layout]] = (
@@ -145,19 +166,19 @@ class Objective(pyro.infer.ELBO):
 
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Returns the loss without its gradient."""
+    ) -> float:
+        """Returns the loss as a number, without its gradient; warns of NaN, as Pyro does."""
         with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs)
+            return _to_number(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Returns the loss, and adds its gradient to that of every parameter."""
+    ) -> float:
+        """Returns the loss as a number, and adds its gradient to that of every parameter."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return loss.detach()
+        return _to_number(loss.detach())
 
     def _get_trace(
         self,
@@ -197,17 +218,48 @@ class Objective(pyro.infer.ELBO):
                 drawn one by one, as it has for those drawn at once.
         """
         run = _Run(type(self).__name__, model, guide, args, kwargs, cut, same_rows)
-        at_once = self.vectorize_particles and self.num_particles > 1
-        draw = self._at_once if at_once else self._one_by_one
-        if not at_once and not (cut and self._shares):
-            return draw(run, Layout(0, frozenset()))
+        if not self.vectorize_particles or self.num_particles == 1:
+            return self._in_loop(run)
         found = self._layout(run)
+        if found.in_loop:
+            return self._in_loop(run)
+        try:
+            with undone_on_error(enabled=found.in_loop is None):
+                return self._draw(run, found, self._at_once)
+        except Exception as error:
+            # What a graph cannot hold says nothing about the model.
+            if is_captured():
+                raise
+            failure = describe_failure(error)
+        # Outside of the handler, which would keep the tensors of the failed run alive.
+        result = self._in_loop(run)
+        self._remember(run, found._replace(in_loop=True))
+        warnings.warn(
+            f"The model and guide fail with all {self.num_particles} particles at once: {failure}. "
+            f"{run.objective} runs them once per particle instead, which is slower: pass "
+            f"vectorize_particles=False to silence this, or allow for a plate to the left of all "
+            f"others in the model",
+            stacklevel=5,
+        )
+        return result
+
+    def _in_loop(self, run: "_Run") -> tuple[list[Pair], int | None]:
+        """Runs model and guide once per particle."""
+        if run.cut and self._shares:
+            return self._draw(run, self._layout(run), self._one_by_one)
+        return self._one_by_one(run, Layout(0, frozenset()))
+
+    def _draw(self, run: "_Run", found: Layout, draw: "_Draw") -> tuple[list[Pair], int | None]:
+        """Draws the particles; a second time if the sites that they share are others."""
         pairs, dim = draw(run, found)
         shared = self._shared(pairs[0].guide)
-        if shared != found.shared:
-            found = found._replace(shared=shared)
+        changed = shared != found.shared
+        found = found._replace(shared=shared)
+        if changed:
             self._remember(run, found)
             pairs, dim = draw(run, found)
+        if dim is not None and found.in_loop is None:
+            self._remember(run, found._replace(in_loop=False))
         return pairs, dim
 
     @property
@@ -223,7 +275,9 @@ class Objective(pyro.infer.ELBO):
             model=vectorized(run.model, self.num_particles, dim),
             guide=Shared(found.shared, dim)(guide) if found.shared else guide,
         )
-        return [inside.pair(found.shared, -dim)], dim
+        # The first time whatever Pyro's validation setting is: a model that broadcasts particles
+        # over data would go unnoticed.
+        return [inside.pair(found.shared, -dim, check=found.in_loop is None)], dim
 
     def _one_by_one(self, run: "_Run", found: Layout) -> tuple[list[Pair], int | None]:
         """Returns a run for each particle, on the same rows, what is shared replayed."""
@@ -252,11 +306,26 @@ class Objective(pyro.infer.ELBO):
         except TypeError:
             found = None
         if found is None:
-            found = layout(run.model, run.guide, run.args, run.kwargs, self._shared)
+            found = self._find_layout(run)
             self._remember(run, found)
         if self._given_nesting == float("inf"):
             return found
+        if self._given_nesting < found.nesting:
+            raise ValueError(
+                f"Expected max_plate_nesting to be at least {found.nesting}, the depth of the "
+                f"plates of the model, got {self._given_nesting}: leave it out to have it found"
+            )
         return found._replace(nesting=int(self._given_nesting))
+
+    def _find_layout(self, run: "_Run") -> Layout:
+        """Runs a model without particles; one that needs them may fail if its depth is given."""
+        try:
+            both = run_undisturbed(*run[1:5])
+        except Exception:
+            if self._given_nesting == float("inf"):
+                raise
+            return Layout(int(self._given_nesting), frozenset())
+        return layout(both, self._shared)
 
     def _remember(self, run: "_Run", found: Layout) -> None:
         """Keeps a model's structure for later calls, unless it can have no weak reference."""
@@ -281,9 +350,20 @@ class _Run(NamedTuple):
     cut: bool
     same_rows: bool
 
-    def pair(self, shared: frozenset[str], nesting: float = float("inf")) -> Pair:
+    def pair(
+        self, shared: frozenset[str], nesting: float = float("inf"), *, check: bool = False
+    ) -> Pair:
         """Runs both once, all but the shared sites cut if any are."""
-        return run_pair(*self[:5], nesting, Cut(shared) if self.cut else None)
+        return run_pair(*self[:5], nesting, Cut(shared) if self.cut else None, check=check)
+
+
+_Draw = Callable[[_Run, Layout], tuple[list[Pair], int | None]]
+
+
+def _to_number(loss: Tensor) -> float:
+    number = loss.item()
+    warn_if_nan(number, "loss")  # type: ignore[call-overload]
+    return number
 
 
 def check_scalar(

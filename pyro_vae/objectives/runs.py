@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.objectives.support import check_fixed_support
-from pyro_vae.objectives.traces import PARTICLES, AnyTrace, Pair, is_drawn, is_point, sites
+from pyro_vae.objectives.traces import (
+    PARTICLES,
+    AnyTrace,
+    Pair,
+    bare_dims,
+    is_drawn,
+    is_point,
+    sites,
+)
 from pyro_vae.scope import remove
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "first_not_finite",
     "layout",
     "run_pair",
+    "run_undisturbed",
     "undisturbed",
     "vectorized",
 ]
@@ -84,10 +93,18 @@ class Both(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What one run tells of a model and guide: the depth of plates, and what is drawn once."""
+    """The structure of a model and guide.
+
+    Attributes:
+        nesting: The depth of the plates.
+        shared: The sites that are drawn once for all particles.
+        in_loop: Whether they are run once per particle, since a vectorized run has failed; ``None``
+            before the first of them.
+    """
 
     nesting: int
     shared: frozenset[str]
+    in_loop: bool | None = None
 
 
 def run_pair(
@@ -98,10 +115,13 @@ def run_pair(
     kwargs: dict[str, Any],
     nesting: float = float("inf"),
     cut: Cut | None = None,
+    *,
+    check: bool = False,
 ) -> Pair:
     """Runs the guide, then the model against it, checks both, and computes all log densities.
 
     Pyro's own ``get_importance_trace`` warns of what is an error here, before it can be raised.
+    Shapes are checked if Pyro's validation is enabled, and more strictly if ``check``.
 
     Raises:
         ValueError: If the two do not suit the objective, which is named.
@@ -120,7 +140,9 @@ def run_pair(
         check_model_guide_match(model_trace, guide_trace, nesting)
     try:
         for trace in (pair.model, pair.guide):
-            compute(trace, nesting, validated)
+            compute(trace, nesting, check or validated)
+            if check:
+                check_plates(trace)
     except (KeyError, NotImplementedError):
         check_invertible(pair)
         raise
@@ -212,31 +234,46 @@ def compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
             check_site_shape(site, nesting)
 
 
+def check_plates(trace: AnyTrace) -> None:
+    """Raises a ``ValueError`` for a batch without a plate, such as particles in a wrong place."""
+    for name, site in sites(trace):
+        if bare := bare_dims(site):
+            shape = tuple(site["unscaled_log_prob"].shape)
+            raise ValueError(
+                f"{name!r} has a log density of shape {shape}, whose dimension {bare[0]} is in no "
+                f"plate"
+            )
+
+
 def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
     """Returns a Pyro function that runs ``fn`` within a plate of particles."""
     # By the plate itself, which leaves an effectful guide to be recognized.
     return pyro.plate(PARTICLES, num_particles, dim=dim)(fn)
 
 
-def layout(
+def run_undisturbed(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    shared: Callable[[AnyTrace], frozenset[str]],
-) -> Layout:
-    """Returns what a run, which leaves no trace of it, tells of a model and guide.
+) -> Both:
+    """Runs the guide, and the model against it, without side effects."""
+    with undisturbed(), poutine.block():
+        return run_both(model, guide, args, kwargs)
+
+
+def layout(both: Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
+    """Returns the structure of a model and guide.
 
     Arguments:
-        model: The model.
-        guide: The guide.
-        args: What both are called with.
-        kwargs: What both are called with.
+        both: The traces of a run without particles.
         shared: From the trace of the guide to the sites that are drawn once for all particles.
+
+    Raises:
+        ValueError: If a batch is in no plate.
     """
-    with undisturbed(), poutine.block():
-        both = run_both(model, guide, args, kwargs)
-        traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
+    traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
+    with undisturbed():
         # A batch without a plate goes unnoticed once there are particles to its left, and is
         # confused with them where there are as many: checked even with validation disabled.
         for trace in traces:

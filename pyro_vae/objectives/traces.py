@@ -15,6 +15,7 @@ __all__ = [
     "PARTICLES",
     "AnyTrace",
     "Pair",
+    "bare_dims",
     "check_vectorized",
     "drawn_sites",
     "frames",
@@ -116,8 +117,8 @@ class Pair(NamedTuple):
             if not fn.has_rsample:
                 raise ValueError(
                     f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
-                    f"from {type(fn).__name__}, which has no rsample, so that it would get a "
-                    f"gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
+                    f"from {type(layers(fn)[-1]).__name__}, which has no rsample, so that it would "
+                    f"get a gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
                     f"discrete site, TraceEnum_ELBO"
                 )
             if is_partly_reparameterized(fn):
@@ -176,6 +177,13 @@ def check_vectorized(name: str, site: Any, objective: str) -> None:
             f"Expected vectorized plates for {objective}, got {name!r} in the loop over "
             f"{loops[0]!r}: open it by `with pyro.plate(...)`"
         )
+
+
+def bare_dims(site: Any) -> list[int]:
+    """Returns the dimensions of a log density that have several elements and no plate."""
+    shape = site["unscaled_log_prob"].shape
+    held = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    return [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in held]
 
 
 def frames(site: Any) -> frozenset[tuple[int, str]]:

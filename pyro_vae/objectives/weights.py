@@ -10,6 +10,7 @@ from pyro_vae.objectives.terms import Term, average, gather, negative, site_term
 from pyro_vae.objectives.traces import (
     AnyTrace,
     Pair,
+    bare_dims,
     check_vectorized,
     drawn_sites,
     frames,
@@ -165,10 +166,8 @@ def check_shapes(pair: Pair) -> None:
     """Raises a ``ValueError`` for a batch without a plate, whose data would share their weights."""
     for trace in (pair.model, pair.guide):
         for name, site in sites(trace):
-            shape = site["unscaled_log_prob"].shape
-            held = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
-            bare = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in held]
-            if bare:
+            if bare := bare_dims(site):
+                shape = site["unscaled_log_prob"].shape
                 raise ValueError(
                     f"Expected each batch dimension in a plate for an importance-weighted bound, "
                     f"got {name!r} with a log density of shape {tuple(shape)}, whose dimension "

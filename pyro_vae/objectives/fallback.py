@@ -1,0 +1,80 @@
+"""Undoing a vectorized run that fails, and describing why."""
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_vae.scope import remove
+
+__all__ = ["describe_failure", "is_captured", "undone_on_error"]
+
+LIBRARIES = tuple(
+    str(folder) + os.sep
+    for folder in (
+        Path(torch.__file__).parent,
+        Path(pyro.__file__).parent,
+        Path(__file__).parents[1],
+        sysconfig.get_path("stdlib"),
+    )
+)
+"""The folders whose lines are not the user's."""
+
+
+@contextmanager
+def undone_on_error(*, enabled: bool) -> Iterator[None]:
+    """Puts back random state, buffers and Pyro's parameter store if the block raises."""
+    if not enabled:
+        yield
+        return
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    noise = get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    buffers: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def save(module: nn.Module, _: Any) -> None:
+        if module not in buffers:
+            own = {name: b for name, b in module._buffers.items() if b is not None}
+            buffers[module] = {name: (b, b.detach().clone()) for name, b in own.items()}
+
+    # Networks reach a Pyro function by any way, often a closure: a hook meets them all.
+    hook = register_module_forward_pre_hook(save)
+    try:
+        yield
+    except Exception:
+        set_rng_state(noise)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        for module, saved in buffers.items():
+            for name, (buffer, value) in saved.items():
+                with torch.no_grad():
+                    module._buffers[name] = buffer.copy_(value)
+        for name in set(store.keys()) - known:
+            remove(store, name)
+        raise
+    finally:
+        hook.remove()
+
+
+def is_captured() -> bool:
+    """Whether operations are recorded, as a graph is made of them."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def describe_failure(error: Exception) -> str:
+    """Returns type, first line and place in the user's program of an error."""
+    reason = str(error).strip().split("\n")[0]
+    described = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    lines = traceback.extract_tb(error.__traceback__)
+    own = [line for line in lines if not line.filename.startswith(LIBRARIES)]
+    return f"{described} ({own[-1].filename}:{own[-1].lineno})" if own else described
