@@ -84,6 +84,8 @@ class Training:
         self.vae.initialize(fill(x, seen))
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
         check_optimizer(self.optimizer)
+        for group in self.optimizer.param_groups:
+            group.update({name: plain(value) for name, value in group.items() if name != "params"})
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         if not isinstance(self.lr_schedule, (LRScheduler, NoneType)):
             raise ValueError(

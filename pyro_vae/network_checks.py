@@ -48,7 +48,9 @@ def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> 
         batch_size: The number of rows of a batch.
         objective: The objective, whose particles are rows of the decoder.
     """
-    if min(batch_size, len(rows.x)) > 1 or not any(isinstance(m, _BatchNorm) for m in vae.modules()):
+    if min(batch_size, len(rows.x)) > 1 or not any(
+        isinstance(m, _BatchNorm) for m in vae.modules()
+    ):
         return
     x = _present(vae, rows, 1)
     z = x.new_zeros(getattr(objective, "num_particles", 1), 1, vae.latent_dim)

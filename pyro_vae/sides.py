@@ -336,7 +336,9 @@ def check_input(name: str, x: Any, module: nn.Module) -> None:
 def check_place(name: str, x: Tensor, module: nn.Module) -> None:
     """Raises a ``ValueError`` unless a tensor is dense and on the device of a module's weights."""
     if x.layout != torch.strided:
-        raise ValueError(f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()")
+        raise ValueError(
+            f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()"
+        )
     own = next((p.device for p in module.parameters()), x.device)
     if x.device != own:
         raise ValueError(

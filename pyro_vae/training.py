@@ -11,6 +11,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pyro_vae.compiled import worth_compiling
@@ -34,7 +35,6 @@ from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
 from pyro_vae.validation import (
-    check_choice,
     check_flag,
     check_number,
     check_path,
@@ -285,6 +285,8 @@ def as_rows(name: str, x: Tensor | Rows) -> Rows:
     """Returns rows without mask for a tensor, or raises a ``ValueError`` for what is neither."""
     if isinstance(x, Data):
         raise ValueError(f"Expected {name} to be rows, got Data: pass data.{name}")
+    if isinstance(x, (DataLoader, Dataset, tuple)) and not isinstance(x, Rows):
+        raise ValueError(f"Expected {name} to be one tensor of all rows, got {type(x).__name__}")
     rows = x if isinstance(x, Rows) else Rows(x)
     check_tensor(name, rows.x)
     if not rows.x.dim():

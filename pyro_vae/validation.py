@@ -80,12 +80,10 @@ def check_sizes(name: str, values: Any) -> tuple[int, ...]:
 
 def check_shape(name: str, shape: Sequence[int] | int) -> torch.Size:
     """Returns a shape of at least one dimension, or raises a ``ValueError``."""
-    sizes = (shape,) if _is_integer(shape) else shape
-    if not _are_sizes(sizes) or not len(sizes):  # type: ignore[arg-type]
-        raise ValueError(
-            f"Expected {name} to be positive integers, got {describe_value(shape)}"
-        )
-    return torch.Size(int(size) for size in sizes)  # type: ignore[union-attr]
+    sizes: Any = (shape,) if _is_integer(shape) else shape
+    if not _are_sizes(sizes) or not len(sizes):
+        raise ValueError(f"Expected {name} to be positive integers, got {describe_value(shape)}")
+    return torch.Size(int(size) for size in sizes)
 
 
 def check_scalar(

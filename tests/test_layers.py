@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"commands", "files", "guard", "spreadsheet", "stored", "validation"},
+    {"collapse", "commands", "files", "guard", "spreadsheet", "stored", "validation"},
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},

@@ -1,6 +1,5 @@
 """What all objectives share: particles, the three ways to be called, values for each datum."""
 
-import math
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
