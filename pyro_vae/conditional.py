@@ -118,6 +118,8 @@ def build(part: Part, role: str, **sizes: Any) -> Any:
             f"Expected {role} to be a module or a callable that makes one, got "
             f"{describe_value(part)}"
         )
+    if isinstance(part, type) and not issubclass(part, nn.Module):
+        raise ValueError(f"Expected {role} to make a torch.nn.Module, got {describe_value(part)}")
     try:
         parameters = inspect.signature(part).parameters
     except (TypeError, ValueError) as error:

@@ -183,7 +183,7 @@ def check_device(device: Any) -> torch.device:
         # The meta device has no values.
         torch.zeros(1, device=found).item()
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        why = str(error).strip().split("\n")[0]
+        why = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
         raise ValueError(
             f"Expected device to be one of this machine, such as cpu or cuda, got {device!r}: {why}"
         ) from None

@@ -330,7 +330,7 @@ CALLS = [
     ("VAETransformer().set_params(objective__beta=0.5)", "VAETransformer", "'objective__beta'"),
     ("VAETransformer().set_params(latent=2)", "latent", "VAETransformer"),
     ("VAETransformer().transform(T)", "VAETransformer", "fit"),
-    ("VAETransformer().fit(T[0])", "array", "1D"),
+    ("VAETransformer().fit(T[None])", "array", "dim 3"),
     ("VAETransformer().fit(pd.DataFrame({'a': ['x', 'y']}))", "could not convert", "'x'"),
     # Files, finished runs and reports.
     ("save('vae.safetensors', v())", "vae", "'vae.safetensors'"),

@@ -121,7 +121,7 @@ def test_what_is_no_image_is_refused(shape):
 
 
 def test_a_grid_needs_a_column():
-    with pytest.raises(ValueError, match="columns to be positive, got 0"):
+    with pytest.raises(ValueError, match="columns to be a positive integer, got 0"):
         plots.images(X[:3], columns=0)
 
 
