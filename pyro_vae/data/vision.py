@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
-from pyro_vae.validation import check_flag, check_path, check_seed, check_size
+from pyro_vae.validation import check_flag, check_path, check_seed, plain
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
 
@@ -384,8 +384,9 @@ def hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Ten
     if not 0 <= kept < size:
         raise ValueError(f"Expected valid to leave rows for each part of {size}, got {valid!r}")
     left = size - kept
-    limit = None if limit is None else check_size("limit", limit, least=1)
-    if limit is not None and limit > left:
+    limit = plain(limit)
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if limit is not None and not (whole and 1 <= limit <= left):
         raise ValueError(f"Expected limit to be an integer from 1 to {left}, got {limit!r}")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(check_seed(seed)))
     return order[:left][:limit], order[left:]
