@@ -14,6 +14,7 @@ from pyro_vae.masks import masked
 from pyro_vae.networks import eval_mode
 from pyro_vae.sides import told_apart
 from pyro_vae.vae import VAE
+from pyro_vae.validation import describe_value
 
 __all__ = ["AutoVAEGuide"]
 
@@ -91,6 +92,8 @@ class AutoVAEGuide(AutoGuide):
         suffix: str | int | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
+        if not callable(model):
+            raise ValueError(f"Expected model to be callable, got {describe_value(model)}")
         super().__init__(model, create_plates=create_plates)
         if not isinstance(vae, VAE):
             raise ValueError(f"Expected vae to be a VAE, got {type(vae).__name__}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae import distributions, likelihoods
 from pyro_vae.conditional import Likelihood
-from pyro_vae.validation import check_size
+from pyro_vae.validation import check_seed, check_size, check_tensor, describe_value
 
 __all__ = ["MixtureFit", "mixture"]
 
@@ -77,10 +77,22 @@ def mixture(
     Returns:
         The fit, or ``None`` for a likelihood that has no EM step here.
     """
+    if not isinstance(likelihood, Likelihood):
+        raise ValueError(
+            f"Expected likelihood to be a likelihood, got {describe_value(likelihood)}"
+        )
+    components = check_size("components", components, least=1)
+    iterations = check_size("iterations", iterations, least=1)
+    seed = check_seed(seed)
+    for name, x in (("train", train), ("valid", valid), ("test", test)):
+        if check_tensor(name, x).shape[1:] != likelihood.event_shape or not len(x):
+            raise ValueError(
+                f"Expected {name} of shape (N, {', '.join(map(str, likelihood.event_shape))}), got "
+                f"{tuple(x.shape)}"
+            )
     family = family_of(likelihood)
     if family is None:
         return None
-    check_size("components", components, least=1)
     rows = [x.flatten(1).double() for x in (train, valid, test)]
     distinct = len(torch.unique(rows[0], dim=0))
     clusters = KMeans(min(components, distinct), n_init=4, random_state=seed)

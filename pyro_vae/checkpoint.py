@@ -18,6 +18,7 @@ from pyro_vae.files import write_whole
 from pyro_vae.recipe import advice, check_allow, check_classes, check_recipe, differences, make_vae
 from pyro_vae.stored import parse_json, read_bytes
 from pyro_vae.vae import PARTS, VAE
+from pyro_vae.validation import check_path, describe_value
 
 __all__ = [
     "fingerprint",
@@ -80,6 +81,11 @@ def save(vae: VAE, path: Path | str) -> None:
         >>> bool((copy.encoder.layers[0].weight == vae.encoder.layers[0].weight).all())
         True
     """
+    if not isinstance(vae, VAE):
+        raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
+    file = check_path("path", path)
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"Expected path to name a file in a folder that exists, got '{path}'")
     for role, part in vae.recipe["parts"].items():
         if part is None:
             raise ValueError(
@@ -91,7 +97,7 @@ def save(vae: VAE, path: Path | str) -> None:
         raise ValueError(
             f"Expected a VAE as its constructor makes it, got {place}: {found}. {advice(place)}"
         )
-    write_whole(Path(path), _packed({**vae.recipe, "name": vae.name}, vae.state_dict()))
+    write_whole(file, _packed({**vae.recipe, "name": vae.name}, vae.state_dict()))
 
 
 def recipe_to_write(vae: VAE) -> tuple[dict[str, Any], dict[str, str]]:
@@ -162,7 +168,7 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
             that is not allowed.
     """
     allowed = check_allow(allow)
-    path = Path(path)
+    path = check_path("path", path)
     path = path / "model.safetensors" if os.path.isdir(path) else path
     if not os.path.isfile(path):
         raise ValueError(f"Expected a file written by pyro_vae.save or a run's folder, got {path}")

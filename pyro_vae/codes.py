@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import validation
 from pyro_vae.spreadsheet import protect, quoting
 
 __all__ = ["check_path", "writer"]
@@ -24,7 +25,7 @@ def check_path(out: Path | str) -> Path:
         ValueError: If its name ends otherwise than in ``.parquet`` or ``.csv``, or the former
             cannot be written for want of pyarrow.
     """
-    path = Path(out).expanduser()
+    path = validation.check_path("out", out).expanduser()
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"Expected out to name a .parquet or .csv file, got '{out}'")
     if path.suffix == ".parquet":

@@ -13,6 +13,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.validation import describe_value, plain
+
 __all__ = [
     "Conditional",
     "Likelihood",
@@ -113,9 +115,17 @@ def build(part: Part, role: str, **sizes: Any) -> Any:
         return part
     if not callable(part):
         raise ValueError(
-            f"Expected {role} to be a module or a callable that makes one, got {part!r}"
+            f"Expected {role} to be a module or a callable that makes one, got "
+            f"{describe_value(part)}"
         )
-    parameters = inspect.signature(part).parameters
+    if isinstance(part, type) and not issubclass(part, nn.Module):
+        raise ValueError(f"Expected {role} to make a torch.nn.Module, got {describe_value(part)}")
+    try:
+        parameters = inspect.signature(part).parameters
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected {role} to be a callable whose signature names its sizes, got {part!r}"
+        ) from error
     chosen = getattr(part, "keywords", {})
     named = {k: size for k, size in sizes.items() if k in parameters and k not in chosen}
     missing = [
@@ -156,6 +166,7 @@ def describe(part: Part) -> dict[str, Any] | None:
     # A class within a class or a function is not found by its name.
     if not isinstance(made_by, type) or "." in made_by.__qualname__:
         return None
+    arguments = plain(arguments)
     try:
         json.dumps(arguments)
     except TypeError:

@@ -1,6 +1,7 @@
 """The state of a training, and what an epoch does to it."""
 
 import copy
+import inspect
 import json
 import math
 import time
@@ -8,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, NoReturn
 
 import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import _pytree as pytree
 
 from pyro_vae import checkpoint, evaluate
@@ -23,6 +26,7 @@ from pyro_vae.masks import expand_mask, fill
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.runs import first_not_finite
 from pyro_vae.vae import VAE
+from pyro_vae.validation import describe_value, plain
 
 __all__ = [
     "MakeOptimizer",
@@ -79,12 +83,15 @@ class Training:
         seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
         self.vae.initialize(fill(x, seen))
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise ValueError(
-                f"Expected optimizer to make a torch.optim.Optimizer, got "
-                f"{type(self.optimizer).__name__}"
-            )
+        check_optimizer(self.optimizer)
+        for group in self.optimizer.param_groups:
+            group.update({name: plain(value) for name, value in group.items() if name != "params"})
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
+        if not isinstance(self.lr_schedule, (LRScheduler, NoneType)):
+            raise ValueError(
+                f"Expected lr_schedule to make a scheduler of torch.optim.lr_scheduler, got "
+                f"{describe_value(self.lr_schedule)}"
+            )
         self.kept = snapshot(self.vae)
         self.compiled: Step | None = None
 
@@ -153,12 +160,11 @@ class Training:
         Arguments:
             total: The sum of the objective over all rows.
         """
-        if self.lr_schedule is not None:
-            self.lr_schedule.step()
         row = {"epoch": self.epoch + 1, "train_objective": total / len(self.train.x)}
         row |= {name: schedule(self.steps - 1) for name, schedule in self.schedules.items()}
         if math.isfinite(row["train_objective"]) and self.valid is not None:
             row |= validate(self.vae, self.valid, self.seed)
+        step_schedule(self.lr_schedule, row)
         whole = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
         if not bool(whole) or not all(math.isfinite(value) for value in row.values()):
             return None
@@ -276,7 +282,7 @@ class Training:
             validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
-            settings=repr(sorted(self.optimizer.defaults.items())),
+            settings=repr(sorted(plain(self.optimizer.defaults).items())),
             clip_norm=self.clip_norm,
             parameters=[list(p.shape) for p in self.vae.parameters()],
         )
@@ -284,7 +290,8 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Returns all that it takes to go on, in terms that a file without code can hold."""
         return {
-            **self.capture(),
+            # Numbers of NumPy's, such as a learning rate, would make the file one that holds code.
+            **plain(self.capture()),
             "fingerprint": self.fingerprint(),
             "kept": self.kept,
             "epoch": self.epoch,
@@ -328,6 +335,35 @@ class Training:
         seed_device(self.train.x.device, self.seed)
         x, mask = self.presented(slice(None))
         self.vae.calibrate(x, mask=mask)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises a ``ValueError`` for an optimizer that a step of a training cannot use."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"Expected optimizer to make a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    needs = "calls of the loss" if closure and closure.default is closure.empty else ""
+    needs = "sparse gradients" if isinstance(optimizer, torch.optim.SparseAdam) else needs
+    if needs:
+        raise ValueError(
+            f"Expected optimizer to make one that steps by dense gradients alone, such as "
+            f"torch.optim.Adam, got {type(optimizer).__name__}, which needs {needs}"
+        )
+
+
+def step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> None:
+    """Moves the learning rate at the end of an epoch.
+
+    A plateau is one of the validation ELBO, or else of the training objective; ``mode="min"``,
+    PyTorch's default, is given the loss.
+    """
+    if isinstance(schedule, ReduceLROnPlateau):
+        reached = row.get("valid_elbo", row["train_objective"])
+        schedule.step(reached if schedule.mode == "max" else -reached)
+    elif schedule is not None:
+        schedule.step()
 
 
 def set_scalar(objective: Any, name: str, value: float) -> None:

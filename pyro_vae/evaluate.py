@@ -2,19 +2,27 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.finite import check_finite, check_weights, joined, not_finite, valid_parameters
 from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
 from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae import VAE
-from pyro_vae.validation import check_size
+from pyro_vae.validation import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_size,
+    check_tensor,
+    describe_value,
+)
 
 __all__ = [
     "Bound",
@@ -86,6 +94,48 @@ class Chunk(NamedTuple):
         return value if self.rows is None else torch.where(self.rows, value, 0.0)
 
 
+@overload
+def log_evidence(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int = 5000,
+    *,
+    proposal: str = "posterior",
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+    diagnostics: Literal[False] = False,
+    max_elements: int = MAX_ELEMENTS,
+) -> Tensor: ...
+
+
+@overload
+def log_evidence(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int = 5000,
+    *,
+    proposal: str = "posterior",
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+    diagnostics: Literal[True],
+    max_elements: int = MAX_ELEMENTS,
+) -> Evidence: ...
+
+
+@overload
+def log_evidence(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int = 5000,
+    *,
+    proposal: str = "posterior",
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+    diagnostics: bool,
+    max_elements: int = MAX_ELEMENTS,
+) -> Tensor | Evidence: ...
+
+
 @guard_process_state
 @torch.no_grad()
 def log_evidence(
@@ -134,11 +184,11 @@ def log_evidence(
         >>> log_evidence(vae, torch.ones(5, 1, 8, 8), num_particles=100).shape
         torch.Size([5])
     """
-    check_size("num_particles", num_particles, least=1)
-    if proposal not in ("posterior", "prior"):
-        raise ValueError(f"Expected proposal to be 'posterior' or 'prior', got {proposal!r}")
-    check_size("max_elements", max_elements, least=1)
-    check_weights(vae)
+    num_particles = check_size("num_particles", num_particles, least=1)
+    check_choice("proposal", proposal, ("posterior", "prior"))
+    max_elements = check_size("max_elements", max_elements, least=1)
+    diagnostics = check_flag("diagnostics", diagnostics)
+    check_vae(vae)
     rows = max(1, min(100, max_elements // vae.likelihood.feature_shape.numel()))
     at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
     sums = [
@@ -198,8 +248,8 @@ def _rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
 def elbo(
     vae: VAE,
     x: Tensor,
-    *,
     num_particles: int = 1,
+    *,
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
     max_elements: int = MAX_ELEMENTS,
@@ -224,9 +274,9 @@ def elbo(
         >>> elbo(vae, torch.ones(5, 1, 8, 8)).closed_form
         True
     """
-    check_size("num_particles", num_particles, least=1)
-    check_size("max_elements", max_elements, least=1)
-    check_weights(vae)
+    num_particles = check_size("num_particles", num_particles, least=1)
+    max_elements = check_size("max_elements", max_elements, least=1)
+    check_vae(vae)
     bound, faults = estimate_elbo(
         vae,
         x,
@@ -279,7 +329,7 @@ def posterior_means(
     vae: VAE, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """Returns the means of q(z given x), ``(N, latent_dim)``; arguments as in :func:`elbo`."""
-    check_weights(vae)
+    check_vae(vae)
     means = torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
     check_finite("posterior mean", means.sum(-1), {})
     return means
@@ -290,7 +340,7 @@ def active_units(
     vae: VAE,
     x: Tensor,
     *,
-    threshold: float = 0.01,
+    threshold: float = ACTIVE_VARIANCE,
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -315,8 +365,7 @@ def active_units(
     Raises:
         ValueError: If there are fewer than two rows, over which nothing can vary.
     """
-    if not threshold >= 0:
-        raise ValueError(f"Expected threshold to be a variance, at least 0, got {threshold!r}")
+    threshold = check_number("threshold", threshold, least=0.0, infinite=True)
     means = posterior_means(vae, x, covariates=covariates, mask=mask)
     if mask is not None and mask.dim() == 1:
         means = means[mask]
@@ -333,8 +382,8 @@ def active_units(
 def kl_per_dimension(
     vae: VAE,
     x: Tensor,
-    *,
     num_particles: int = 10,
+    *,
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -359,8 +408,8 @@ def kl_per_dimension(
             row out.
         FloatingPointError: If the KL of a row is not finite.
     """
-    check_size("num_particles", num_particles, least=1)
-    check_weights(vae)
+    num_particles = check_size("num_particles", num_particles, least=1)
+    check_vae(vae)
     kls = []
     for chunk in chunks(vae, x, covariates, mask, 1000):
         q, p = marginals(chunk.q), marginals(chunk.prior)
@@ -374,6 +423,13 @@ def kl_per_dimension(
         raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
     check_finite("KL by dimension", kl.sum(-1), {})
     return kl.double().mean(0).to(x.dtype)
+
+
+def check_vae(vae: Any) -> None:
+    """Raises an error unless a VAE with finite weights is given."""
+    if not isinstance(vae, VAE):
+        raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
+    check_weights(vae)
 
 
 def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
@@ -396,7 +452,8 @@ def chunks(
     vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None, size: int
 ) -> Iterator[Chunk]:
     """Checks the data, then yields them in parts, each encoded once."""
-    if isinstance(x, Tensor) and x.dim() != len(vae.event_shape) + 1:
+    check_tensor("x", x)
+    if x.dim() != len(vae.event_shape) + 1:
         raise ValueError(
             f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
         )
@@ -418,9 +475,10 @@ def chunks(
 
 
 def _check_covariates(covariates: Tensor, x: Tensor) -> None:
-    tensor = isinstance(covariates, Tensor)
-    if not tensor or covariates.dim() != 2 or covariates.shape[:1] != x.shape[:1]:
-        got = tuple(covariates.shape) if tensor else type(covariates)
-        raise ValueError(f"Expected covariates of shape ({len(x)}, covariate_dim), got {got}")
+    check_tensor("covariates", covariates)
+    if covariates.dim() != 2 or covariates.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"Expected covariates of shape ({len(x)}, covariate_dim), got {tuple(covariates.shape)}"
+        )
     if not bool(torch.isfinite(covariates).all()):
         raise ValueError("Expected covariates to be finite, got NaN or infinite values")

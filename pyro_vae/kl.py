@@ -19,6 +19,7 @@ from torch.distributions.kl import kl_divergence, register_kl
 from torch.nn.functional import softplus
 
 from pyro_vae.distributions import FullNormal
+from pyro_vae.validation import describe_value
 
 __all__ = ["closed_form"]
 
@@ -75,6 +76,9 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
         >>> closed_form(q, dist.StudentT(4.0, torch.zeros(3), 1.0).to_event(1))
         (None, 'no closed form is known for Normal and StudentT')
     """
+    for name, value in (("q", q), ("p", p)):
+        if not isinstance(value, Distribution):
+            raise ValueError(f"Expected {name} to be a distribution, got {describe_value(value)}")
     if q.event_shape != p.event_shape:
         return None, f"event shapes differ, {tuple(q.event_shape)} and {tuple(p.event_shape)}"
     doubts = [

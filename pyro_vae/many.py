@@ -23,6 +23,7 @@ from pyro_vae.epochs import (
 )
 from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
+from pyro_vae.network_checks import check_single_rows
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.training import (
     FitResult,
@@ -37,6 +38,7 @@ from pyro_vae.training import (
     trained,
 )
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_flag
 
 __all__ = ["fit_many"]
 
@@ -112,7 +114,10 @@ def fit_many(
         [26, 26, 26]
     """
     train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
-    check_numbers(epochs, batch_size, clip_norm, patience)
+    epochs, batch_size, clip_norm, patience, _ = check_numbers(
+        epochs, batch_size, clip_norm, patience
+    )
+    strict = check_flag("strict", strict)
     vaes = checked_vaes(vaes)
     count = len(vaes)
     adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
@@ -127,6 +132,7 @@ def fit_many(
         check_objective(one, own, steps)
         check_makers(make, lr_make)
         check_data(vae, train, valid, patience)
+        check_single_rows(vae, train, batch_size, one)
     runs = [
         Training(vae, one, own, train, valid, batch_size, clip_norm, number)
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)

@@ -17,6 +17,7 @@ from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.recipe import check_allow
 from pyro_vae.stored import read_yaml
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_device, describe_value
 
 __all__ = ["Chosen", "choose", "matched", "opened", "preparation", "stored_number", "unsplit"]
 
@@ -85,11 +86,12 @@ def opened(
 ) -> tuple[Chosen, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
     check_part(part)
+    where = check_device(device)
     folder = finished(run)
     cfg = configuration(folder)
     # Making a VAE draws weights, in whose place those of the file come.
     with own_randomness(torch.device("cpu"), 0):
-        vae = load(folder, allow=allow).to(device)
+        vae = load(folder, allow=allow).to(where)
     like = preparation(folder, allow=allow)
     if source is None:
         found, seed = own_data(folder, allow, like), seed_of(cfg["data"])
@@ -119,8 +121,8 @@ def matched(vae: VAE, source: Any, part: str) -> Chosen:
 
 def check_part(part: str) -> None:
     """Raises a ``ValueError`` if there is no part of that name."""
-    if part not in PARTS:
-        raise ValueError(f"Expected part to be one of {PARTS}, got {part!r}")
+    if not isinstance(part, str) or part not in PARTS:
+        raise ValueError(f"Expected part to be one of {PARTS}, got {describe_value(part)}")
 
 
 def finished(run: Path | str) -> Path:

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_vae import evaluate, plots, report
+from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae import VAE
@@ -44,7 +45,7 @@ def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
     if vae.latent_dim > 2 and len(means) > 3 and bool((means[:TSNE_ROWS].var(0) > 1e-6).any()):
         listed.append(neighbours(means, labels))
     if kl is not None:
-        listed.append(rates(kl))
+        listed.append(rates(kl, active_units(vae, x, mask)))
     most = made.cfg.evaluate.num_particles
     return [*listed, curves(made), proposals(vae, x, mask, most)]
 
@@ -140,10 +141,21 @@ def neighbours(means: Tensor, labels: Any) -> report.Picture:
     return report.Picture("tsne.png", "Latent space by t-SNE", caption, figure_of(ax))
 
 
-def rates(kl: list[float]) -> report.Picture:
-    """Draws the rate of each dimension."""
-    ax = plots.rates(kl, ax=canvas(5.6, 3.2))
-    caption = "KL of each dimension's marginal, in nats; a dimension near zero is not used."
+def active_units(vae: VAE, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Returns which dimensions are active, of rows with a value alone, as metrics count them."""
+    if mask is not None:
+        seen = mask.flatten(1).any(1)
+        x, mask = x[seen], mask[seen]
+    return evaluate.active_units(vae, x, mask=mask).cpu() if len(x) > 1 else None
+
+
+def rates(kl: list[float], active: Tensor | None) -> report.Picture:
+    """Draws the rate of each dimension, and which are active."""
+    ax = plots.rates(kl, active=active, ax=canvas(5.6, 3.2))
+    caption = (
+        f"KL of each dimension's marginal, in nats. A dimension is active if its posterior mean "
+        f"varies over the data by more than {ACTIVE_VARIANCE:g} in variance."
+    )
     return report.Picture("rates.png", "Rate by latent dimension", caption, figure_of(ax))
 
 

@@ -5,6 +5,7 @@ makes a figure of its own: ``plots.samples(x).figure``.
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ def images(x: ArrayLike, *, columns: int | None = None, ax: Axes | None = None) 
     tiles = as_tiles("x", x)
     default = min(len(tiles), int(np.ceil(np.sqrt(1.5 * len(tiles)))))
     columns = default if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"Expected columns to be positive, got {columns}")
+    if not isinstance(columns, Integral) or columns is True or columns < 1:
+        raise ValueError(f"Expected columns to be a positive integer, got {columns!r}")
+    columns = int(columns)
     ax = new_axes(0.7 * columns, 0.7 * -(-len(tiles) // columns)) if ax is None else ax
     ax.imshow(mosaic(tiles, columns))
     ax.set(xticks=[], yticks=[])
@@ -96,7 +98,7 @@ def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None
         >>> latent(np.eye(4, 2), labels=[0, 0, 1, 1]).get_xlabel()
         '$z_1$'
     """
-    z = np.asarray(codes, dtype=float)
+    z = as_numbers("codes", codes)
     if z.ndim != 2 or 0 in z.shape or not np.isfinite(z).all():
         got = f"{z.shape}, {np.count_nonzero(~np.isfinite(z))} values not finite"
         raise ValueError(f"Expected finite codes of shape (N, latent_dim), got {got}")
@@ -123,8 +125,15 @@ def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) ->
     Raises:
         ValueError: If there is no epoch.
     """
-    if not history:
-        raise ValueError("Expected history to have at least one epoch, got none")
+    if not isinstance(history, Sequence) or not history:
+        raise ValueError(
+            f"Expected history to have at least one epoch, got {history if history else 'none'}"
+        )
+    for row in history:
+        if not isinstance(row, Mapping) or not {"epoch", "train_objective"} <= set(row):
+            raise ValueError(
+                f"Expected each row of history to have epoch and train_objective, got {row!r}"
+            )
     ax = new_axes(5.6, 3.6) if ax is None else ax
     epochs = np.array([row["epoch"] for row in history])
     dot = "o" if len(epochs) == 1 else ""
@@ -159,6 +168,8 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
         >>> [line.get_label() for line in lines([1, 2], {"a": [0.0, 1.0], "b": [1.0, 0.0]}).lines]
         ['a', 'b']
     """
+    if not isinstance(series, Mapping):
+        raise ValueError(f"Expected series to be values by name, got {type(series).__name__}")
     ax = new_axes(5.6, 3.6) if ax is None else ax
     for (name, values), colour in zip(series.items(), (BLUE, ORANGE, INK, GREY), strict=False):
         if len(values) != np.size(x):
@@ -168,32 +179,40 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
     return tidy(ax, xlabel="", ylabel="")
 
 
-def rates(kl_per_dimension: ArrayLike, *, threshold: float = 0.01, ax: Axes | None = None) -> Axes:
+def rates(
+    kl_per_dimension: ArrayLike, *, active: ArrayLike | None = None, ax: Axes | None = None
+) -> Axes:
     """Shows the KL of each latent dimension, in nats per datum, the largest first.
 
     Arguments:
         kl_per_dimension: The KL of each dimension, of shape ``(latent_dim,)``.
-        threshold: The KL in nats up to which a dimension counts as not used; its bar is grey.
+        active: Which dimensions are active, as :func:`pyro_vae.evaluate.active_units` returns it;
+            the bars of the others are grey. Default: all bars have one colour.
         ax: Where to draw.
 
     Raises:
         ValueError: If there is no dimension or the shape has more than one axis.
     """
-    kl = np.asarray(kl_per_dimension, dtype=float)
+    kl = as_numbers("kl_per_dimension", kl_per_dimension)
     if kl.ndim != 1 or not kl.size:
         raise ValueError(f"Expected kl_per_dimension of shape (latent_dim,), got {kl.shape}")
     ax = new_axes(5.6, 3.6) if ax is None else ax
     order, place = np.argsort(-kl, kind="stable"), np.arange(len(kl))
-    used = kl[order] > threshold
-    ax.bar(place, kl[order], color=np.where(used, BLUE, GREY))
-    for color, count, word in ((BLUE, used, "more than"), (GREY, ~used, "at most")):
-        label = f"{word} {threshold:g} nats: {count.sum()} of {len(kl)}"
-        ax.scatter([], [], color=color, marker="s", label=label)
-    ax.axhline(threshold, color=ORANGE, linewidth=1, linestyle="--")
+    used = np.ones(len(kl), bool) if active is None else np.asarray(active)
+    if used.shape != kl.shape or used.dtype != bool:
+        raise ValueError(
+            f"Expected active to be booleans of shape {kl.shape}, got {used.dtype} of shape "
+            f"{used.shape}"
+        )
+    ax.bar(place, kl[order], color=np.where(used[order], BLUE, GREY))
     step = -(-len(kl) // 25)
     ax.set_xticks(place[::step], [str(dimension + 1) for dimension in order[::step]])
     ax.set_xlim(-0.7, len(kl) - 0.3)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    if active is not None:
+        for color, count, word in ((BLUE, used, "active"), (GREY, ~used, "not active")):
+            label = f"{word}: {count.sum()} of {len(kl)}"
+            ax.scatter([], [], color=color, marker="s", label=label)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     return tidy(ax, xlabel="latent dimension", ylabel="KL, nats per datum")
 
 
@@ -212,9 +231,19 @@ def tidy(ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
     return ax
 
 
+def as_numbers(name: str, x: ArrayLike) -> Array:
+    """Returns an array of numbers, or raises a ``ValueError``."""
+    try:
+        return np.asarray(x, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected {name} to be an array of numbers, got {type(x).__name__}: {error}"
+        ) from error
+
+
 def as_tiles(name: str, x: ArrayLike) -> Array:
     """Returns images as ``(N, H, W, 3)``, in [0, 1] or NaN."""
-    found = np.asarray(x, dtype=float)
+    found = as_numbers(name, x)
     found = found[:, None] if found.ndim == 3 else found
     if found.ndim != 4 or found.shape[1] not in (1, 3) or 0 in found.shape:
         raise ValueError(f"Expected {name} of shape (N[, 1 or 3], H, W), got {np.shape(x)}")

@@ -94,6 +94,10 @@ def write(report: Report, folder: Path | str) -> Path:
         >>> write(report, tempfile.mkdtemp()).name
         'report.html'
     """
+    if not isinstance(report, Report):
+        raise ValueError(f"Expected report to be a Report, got {type(report).__name__}")
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise ValueError(f"Expected folder to be a path, got {folder!r}")
     check_files([picture.file for picture in report.pictures])
     page = Path(folder) / "report.html"
     (page.parent / "figures").mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from pyro_vae.opened import Chosen, matched, opened, preparation, stored_number,
 from pyro_vae.run import scores
 from pyro_vae.story import active_units
 from pyro_vae.vae import VAE
-from pyro_vae.validation import check_size
+from pyro_vae.validation import check_path, check_seed, check_size
 
 __all__ = ["embed", "judge_run", "preparation", "summary", "write_evaluation"]
 
@@ -81,18 +81,17 @@ def judge_run(
         log evidence ...
         True
     """
-    chosen, vae, cfg = opened(run, data, part, device, allow)
     given = {
         "num_particles": num_particles,
         "elbo_particles": elbo_particles,
         "evidence_rows": evidence_rows,
     }
-    asked = {
-        name: check_size(
-            name, stored_number(cfg, f"evaluate.{name}") if value is None else value, least=1
-        )
-        for name, value in given.items()
-    }
+    asked = {n: check_size(n, v, least=1) for n, v in given.items() if v is not None}
+    seed = None if seed is None else check_seed(seed)
+    chosen, vae, cfg = opened(run, data, part, device, allow)
+    for name in given:
+        if name not in asked:
+            asked[name] = check_size(name, stored_number(cfg, f"evaluate.{name}"), least=1)
     seed = stored_number(cfg, "seed") if seed is None else seed
     weight = next(vae.parameters())
     x, mask = chosen.rows(slice(None), weight)
@@ -134,9 +133,12 @@ def write_evaluation(figures: Mapping[str, Any], out: Path | str | None = None) 
     Returns:
         The file.
     """
+    missing = [key for key in ("run", "data", "part") if key not in figures]
+    if missing:
+        raise ValueError(f"Expected figures as judge_run returns them, got none of {missing}")
     if out is None:
         out = beside(figures["run"], "evaluations", figures["data"], figures["part"], "json")
-    path = Path(out).expanduser()
+    path = check_path("out", out).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, strict_json(dict(figures)).encode())
     return path
@@ -222,7 +224,7 @@ def embed(
         >>> list(table.columns), len(table)
         (['part', 'row', 'label', 'z_mean_0', 'z_scale_0'], 1797)
     """
-    check_size("rows_at_once", rows_at_once, least=1)
+    rows_at_once = check_size("rows_at_once", rows_at_once, least=1)
     if out is not None:
         codes.check_path(out)
     if isinstance(run, VAE):

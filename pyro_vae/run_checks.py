@@ -23,7 +23,7 @@ from pyro_vae.training import (
     fit,
 )
 from pyro_vae.vae import VAE
-from pyro_vae.validation import check_size
+from pyro_vae.validation import check_device, check_size
 
 __all__ = ["Prepared", "check_settings", "check_training"]
 
@@ -62,19 +62,7 @@ def check_settings(cfg: DictConfig) -> None:
     for name in ("resume", "overwrite"):
         if not isinstance(cfg.get(name, False), bool):
             raise ValueError(f"Expected {name} to be true or false, got {cfg[name]!r}")
-    _check_device(cfg.device)
-
-
-def _check_device(device: Any) -> None:
-    """Raises a ``ValueError`` for a device that does not exist here."""
-    try:
-        # The meta device has no values.
-        torch.zeros(1, device=torch.device(device)).item()
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"Expected device to be one of this machine, such as cpu or cuda, got {device!r}: {why}"
-        ) from None
+    check_device(cfg.device)
 
 
 def check_training(ready: Prepared, state: Path | None = None) -> None:

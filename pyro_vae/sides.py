@@ -16,7 +16,7 @@ from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import expand_mask, factorizes, fill, mask_elements, masked, split_mask
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.scope import Scope
-from pyro_vae.validation import check_size
+from pyro_vae.validation import check_size, check_tensor, plain
 
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE
@@ -102,13 +102,15 @@ class Side(nn.Module):
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
-        if not isinstance(x, Tensor):
-            raise ValueError(f"Expected x to be a torch.Tensor, got {type(x).__name__}")
+        check_tensor("x", x)
+        check_place("x", x, self)
         check_trailing("x", x, self.event_shape)
         if x.numel() == 0:
             raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise ValueError(f"Expected x to be a floating-point tensor, got {x.dtype}")
+            raise ValueError(
+                f"Expected x to be a floating-point tensor, got {x.dtype}: convert it, x.float()"
+            )
         if mask is not None:
             x = fill(x, expand_mask(mask, x, self.event_shape))
         missing = torch.isnan(x)
@@ -134,6 +136,7 @@ class Side(nn.Module):
 
     def site(self, role: str, suffix: str | int | None) -> str:
         """Returns the name of a site of one call."""
+        suffix = plain(suffix)
         usable = isinstance(suffix, (str, int)) and not isinstance(suffix, bool) and suffix != ""
         if suffix is not None and not usable:
             raise ValueError(
@@ -151,7 +154,7 @@ class Side(nn.Module):
         suffix: str | int | None,
     ) -> AbstractContextManager:
         """Opens the plate over the batch, or nothing where the caller owns the plates."""
-        check_size("n", n, least=1)
+        n = check_size("n", n, least=1)
         if self.plate is None:
             if data_size is not None or n != 1:
                 raise ValueError(
@@ -163,7 +166,8 @@ class Side(nn.Module):
         name = self.site("data", suffix)
         if data_size is None:
             return pyro.plate(name, size, dim=-1)
-        if check_size("data_size", data_size, least=1) < size:
+        data_size = check_size("data_size", data_size, least=1)
+        if data_size < size:
             raise ValueError(
                 f"Expected data_size to be at least the batch's {size} rows, got {data_size}"
             )
@@ -322,11 +326,25 @@ def told_apart() -> Iterator[None]:
 
 def check_input(name: str, x: Any, module: nn.Module) -> None:
     """Raises a ``ValueError`` unless an input is a tensor with rows, of the weights' dtype."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"Expected {name} to be a torch.Tensor, got {type(x).__name__}")
+    check_tensor(name, x)
     if not x.numel():
         raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
+    check_place(name, x, module)
     check_dtype(name, x, module)
+
+
+def check_place(name: str, x: Tensor, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless a tensor is dense and on the device of a module's weights."""
+    if x.layout != torch.strided:
+        raise ValueError(
+            f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()"
+        )
+    own = next((p.device for p in module.parameters()), x.device)
+    if x.device != own:
+        raise ValueError(
+            f"Expected {name} on the device of the VAE's weights, {own}, got {x.device}: move one "
+            f"of them, {name}.to('{own}') or vae.to('{x.device}')"
+        )
 
 
 def check_dtype(name: str, x: Tensor, module: nn.Module) -> None:

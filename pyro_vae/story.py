@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_vae import pictures, report
+from pyro_vae.collapse import ACTIVE_VARIANCE, is_collapsed
 from pyro_vae.data import Data
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def figures(metrics: dict[str, Any]) -> list[report.Figure]:
     ]
     meaning = (
         f"Of {metrics['latent_dim']} latent dimensions, those whose posterior mean varies over "
-        f"the data by more than 0.01 in variance."
+        f"the data by more than {ACTIVE_VARIANCE:g} in variance. Others are not needed, which is "
+        f"not an error."
     )
     listed.append(report.Figure("Active units", metrics["active_units"], "", None, meaning))
     return listed
@@ -163,12 +165,11 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             "Grey values are scored by a Bernoulli's cross-entropy, which is no likelihood: what "
             "is called evidence here compares with no other likelihood's."
         )
-    active = metrics["active_units"]
-    collapsed = 0 if active is None else metrics["latent_dim"] - active
-    if collapsed:
+    if is_collapsed(metrics["active_units"], metrics["rate"]):
         found.append(
-            f"{collapsed} of {metrics['latent_dim']} latent dimensions carry nothing about the "
-            f"data (posterior collapse)."
+            f"Posterior collapse: the decoder all but ignores the latents (active units: "
+            f"{active_units(metrics).strip()}; rate: {metrics['rate']:.2f} nats per datum). A "
+            f"beta that rises from 0 over the first epochs often helps."
         )
     gap = metrics["gap"]
     if gap > LOOSE * abs(metrics["log_evidence"]):

@@ -4,17 +4,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pyro_vae.compiled import worth_compiling
 from pyro_vae.compiled.step import PRECISIONS
-from pyro_vae.data import Rows
+from pyro_vae.data import Data, Rows
 from pyro_vae.epochs import (
     MakeOptimizer,
     MakeSchedule,
@@ -28,10 +30,20 @@ from pyro_vae.epochs import (
 from pyro_vae.files import hold_folder, remove_partial
 from pyro_vae.guard import guard_process_state
 from pyro_vae.keeper import Keeper
+from pyro_vae.network_checks import check_networks, check_single_rows
 from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.vae import VAE
-from pyro_vae.validation import check_seed, check_size
+from pyro_vae.validation import (
+    check_flag,
+    check_number,
+    check_path,
+    check_positive,
+    check_seed,
+    check_size,
+    check_tensor,
+    describe_value,
+)
 
 __all__ = ["FitResult", "Tracker", "fit"]
 
@@ -115,7 +127,9 @@ def fit(
         optimizer: Makes a PyTorch optimizer from parameters; by default fused Adam at 1e-3.
         epochs: The number of passes over the data, at most.
         batch_size: The number of rows of a batch. A single row left over joins the batch before.
-        lr_schedule: Makes a PyTorch scheduler from the optimizer; stepped once an epoch.
+        lr_schedule: Makes a PyTorch scheduler from the optimizer; stepped once an epoch. A
+            ``ReduceLROnPlateau`` is given the ``valid_elbo``, or else the ``train_objective``:
+            with a minus sign for ``mode="min"``, the default.
         schedules: For names of the objective's scalars, such as ``beta``, their value at each
             step.
         clip_norm: The norm to which the gradient of all parameters together is clipped.
@@ -149,17 +163,21 @@ def fit(
     """
     objective = ELBO() if objective is None else objective
     train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
-    check_numbers(epochs, batch_size, clip_norm, patience, checkpoint_seconds)
+    epochs, batch_size, clip_norm, patience, checkpoint_seconds = check_numbers(
+        epochs, batch_size, clip_norm, patience, checkpoint_seconds
+    )
     steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
     schedules = check_objective(objective, {} if schedules is None else schedules, steps)
     check_data(vae, train, valid, patience)
+    check_single_rows(vae, train, batch_size, objective)
     make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
     check_makers(make, lr_schedule)
     seed = check_seed(seed)
     compile = check_precision(precision, compile)
     engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
     strict = compile == "strict"
-    folder = check_folder(out, resume)
+    check_tracker(tracker)
+    folder = check_folder(out, check_flag("resume", resume))
     run = Training(
         vae,
         objective,
@@ -267,11 +285,12 @@ def rows_until(run: Training, epochs: int, patience: int | None) -> Iterator[dic
 
 def as_rows(name: str, x: Tensor | Rows) -> Rows:
     """Returns rows without mask for a tensor, or raises a ``ValueError`` for what is neither."""
+    if isinstance(x, Data):
+        raise ValueError(f"Expected {name} to be rows, got Data: pass data.{name}")
+    if isinstance(x, (DataLoader, Dataset, tuple)) and not isinstance(x, Rows):
+        raise ValueError(f"Expected {name} to be one tensor of all rows, got {type(x).__name__}")
     rows = x if isinstance(x, Rows) else Rows(x)
-    if not isinstance(rows.x, Tensor):
-        raise ValueError(
-            f"Expected {name} to be a torch.Tensor or Rows of one, got {type(rows.x).__name__}"
-        )
+    check_tensor(name, rows.x)
     if not rows.x.dim():
         raise ValueError(f"Expected {name} to have rows, got a tensor of shape ()")
     return rows
@@ -283,16 +302,15 @@ def check_numbers(
     clip_norm: float | None,
     patience: int | None,
     checkpoint_seconds: float = 0.0,
-) -> None:
-    """Raises a ``ValueError`` for a number out of range."""
-    check_size("epochs", epochs, least=1)
-    check_size("batch_size", batch_size, least=1)
-    if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0):
-        raise ValueError(f"Expected clip_norm to be positive, got {clip_norm!r}")
-    if patience is not None:
-        check_size("patience", patience, least=1)
-    if not checkpoint_seconds >= 0:
-        raise ValueError(f"Expected checkpoint_seconds to be 0 or more, got {checkpoint_seconds}")
+) -> tuple[int, int, float | None, int | None, float]:
+    """Returns plain numbers, or raises a ``ValueError`` for one out of range."""
+    return (
+        check_size("epochs", epochs, least=1),
+        check_size("batch_size", batch_size, least=1),
+        None if clip_norm is None else check_positive("clip_norm", clip_norm),
+        None if patience is None else check_size("patience", patience, least=1),
+        check_number("checkpoint_seconds", checkpoint_seconds, least=0.0, infinite=True),
+    )
 
 
 def check_objective(
@@ -300,15 +318,21 @@ def check_objective(
 ) -> Mapping[str, Schedule]:
     """Returns the schedules, or raises a ``ValueError`` if they or the objective do not fit."""
     if isinstance(objective, type) or not hasattr(objective, "differentiable_loss"):
-        kind = "a class" if isinstance(objective, type) else type(objective).__name__
+        kind = type(objective).__name__
+        if isinstance(objective, type):
+            kind = f"the class {objective.__name__}: pass an instance, {objective.__name__}()"
         raise ValueError(f"Expected an objective with differentiable_loss, got {kind}")
     check_size("num_particles", getattr(objective, "num_particles", 1), least=1)
     if not isinstance(schedules, Mapping):
-        raise ValueError(f"Expected schedules by name, such as beta, got {schedules!r}")
+        raise ValueError(
+            f"Expected schedules by name, such as beta, got {describe_value(schedules)}"
+        )
     for name, schedule in schedules.items():
         if not isinstance(schedule, Schedule):
-            raise ValueError(f"Expected schedules of {name} to be a Schedule, got {schedule!r}")
-        if not hasattr(objective, name):
+            raise ValueError(
+                f"Expected schedules of {name} to be a Schedule, got {describe_value(schedule)}"
+            )
+        if not isinstance(name, str) or not hasattr(objective, name):
             raise ValueError(
                 f"Expected schedules of scalars that {type(objective).__name__} has, got {name!r}"
             )
@@ -321,12 +345,30 @@ def check_objective(
 
 
 def check_makers(make: Any, lr_schedule: Any) -> None:
-    """Raises a ``ValueError`` for what makes no optimizer, or no schedule of one."""
-    if not callable(make):
-        raise ValueError(f"Expected optimizer to make one from parameters, got {make!r}")
+    """Raises a ``ValueError`` unless both make what they are named after."""
+    if not callable(make) or isinstance(make, PyroOptim):
+        raise ValueError(
+            f"Expected optimizer to make one from parameters, got {_maker(make)}: pass a class of "
+            f"torch.optim, or functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
     if lr_schedule is not None and not callable(lr_schedule):
         raise ValueError(
-            f"Expected lr_schedule to make a scheduler from an optimizer, got {lr_schedule!r}"
+            f"Expected lr_schedule to make a scheduler from an optimizer, got "
+            f"{_maker(lr_schedule)}: pass a class of torch.optim.lr_scheduler, or a "
+            f"functools.partial of one"
+        )
+
+
+def _maker(value: Any) -> str:
+    known = isinstance(value, (PyroOptim, LRScheduler))
+    return f"an instance of {type(value).__name__}" if known else describe_value(value)
+
+
+def check_tracker(tracker: Any) -> None:
+    """Raises a ``ValueError`` for a tracker without ``log``."""
+    if tracker is not None and not callable(getattr(tracker, "log", None)):
+        raise ValueError(
+            f"Expected tracker to have a method log(values, step), got {describe_value(tracker)}"
         )
 
 
@@ -343,7 +385,7 @@ def check_precision(precision: str, compile: bool | str) -> bool | str:
 
 def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, steps: int) -> str:
     """Returns how the steps are to be computed, or raises a ``ValueError``."""
-    if compile not in (True, False, "auto", "strict"):
+    if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
         raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
     if compile == "auto":
         weights = sum(p.numel() for p in vae.parameters() if p.requires_grad)
@@ -354,6 +396,13 @@ def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, step
 
 def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) -> None:
     """Raises a ``ValueError`` for data that cannot be trained on."""
+    if not isinstance(vae, VAE):
+        raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
+    if vae.covariate_dim:
+        raise ValueError(
+            f"Expected vae without covariates, got covariate_dim={vae.covariate_dim}: fit passes "
+            f"none; train it by pyro.infer.SVI, svi.step(x, covariates=covariates)"
+        )
     for role in ("encoder", "decoder"):
         check_channels_first(role, getattr(vae, role), vae.event_shape)
     if patience is not None and valid is None:
@@ -363,7 +412,11 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
     for rows in (train,) if valid is None else (train, valid):
         if rows.dynamic and not bool(((rows.x >= 0) & (rows.x <= 1)).all()):
             raise ValueError("Expected x to be probabilities for rows drawn anew, got others")
-        vae.check((rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x, rows.mask)
+        try:
+            vae.check((rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x, rows.mask)
+        except ValueError as error:
+            raise ValueError(f"{error} (in valid)" if rows is valid else str(error)) from error
+    check_networks(vae, train)
 
 
 def check_folder(out: Path | str | None, resume: bool) -> Path | None:
@@ -372,7 +425,7 @@ def check_folder(out: Path | str | None, resume: bool) -> Path | None:
         if resume:
             raise ValueError("Expected out, the folder to resume from, got None")
         return None
-    folder = Path(out)
+    folder = check_path("out", out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected out to be a folder, got the file {folder}")
     with writable(folder):

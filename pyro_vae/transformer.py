@@ -1,5 +1,6 @@
 """A VAE with the interface of scikit-learn: numpy in, numpy out."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from pyro_vae.guard import guard_process_state
 from pyro_vae.networks import eval_mode
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
+from pyro_vae.validation import check_flag, check_shape, check_size
 
 __all__ = ["VAETransformer"]
 
@@ -47,8 +49,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         likelihood: The family of p(x given z).
         encoder: The network from x.
         decoder: The network from z.
-        objective: Makes what is maximized, as in :func:`pyro_vae.fit`: a class such as
-            ``pyro_vae.objectives.IWAE``, or a function; ``None`` stands for the ELBO.
+        objective: As in :func:`pyro_vae.fit`, an instance such as ``objectives.IWAE(5)``, of which
+            each ``fit`` uses a copy; or a class or function that makes one. Default: the ELBO.
         optimizer: Makes a PyTorch optimizer from parameters, as in :func:`pyro_vae.fit`.
         epochs: The number of passes over the data.
         batch_size: The number of rows of a batch.
@@ -84,7 +86,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         likelihood: Part = likelihoods.Normal,
         encoder: Part = networks.MLP,
         decoder: Part = networks.MLP,
-        objective: Callable[[], Any] | None = None,
+        objective: Any = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         epochs: int = 100,
         batch_size: int = 100,
@@ -107,6 +109,16 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.num_particles = num_particles
         self.random_state = random_state
 
+    def set_params(self, **params: Any) -> "VAETransformer":
+        """Sets arguments of the constructor; those of an objective are not reached by ``__``."""
+        nested = [name for name in params if "__" in name]
+        if nested:
+            raise ValueError(
+                f"Expected names of arguments of VAETransformer, got {nested[0]!r}: search over "
+                f"whole objects, as in objective=[ELBO(beta=0.5), ELBO(beta=1.0)]"
+            )
+        return super().set_params(**params)
+
     @guard_process_state
     def fit(self, X: Array, y: object = None) -> "VAETransformer":
         """Trains a VAE.
@@ -115,16 +127,18 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             X: Data of shape ``(N, columns)``.
             y: Not used.
         """
+        check_size("num_particles", self.num_particles, least=1)
+        standardize = check_flag("standardize", self.standardize)
         x = torch.tensor(self._checked(X, reset=True))
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.scaling_ = standard(x) if self.standardize else identity(x)
+        self.scaling_ = standard(x) if standardize else identity(x)
         with own_randomness(x.device, self._seed):
             self.vae_ = self._made(x.shape[1])
         x, mask = self._rows(x)
         self.result_ = fit(
             self.vae_,
             Rows(x, mask),
-            objective=None if self.objective is None else self.objective(),
+            objective=self._make_objective(),
             optimizer=self.optimizer,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -161,7 +175,6 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         x, mask = self._given(X)
         with own_randomness(x.device, self._seed):
             found = evaluate.log_evidence(self.vae_, x, self.num_particles, mask=mask)
-        assert isinstance(found, Tensor)
         unit = self.scaling_.scale.log().expand(len(x), -1)
         seen = unit if mask is None else torch.where(mask.flatten(1), unit, 0.0)
         return (found - seen.sum(1)).numpy()
@@ -193,7 +206,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _made(self, columns: int) -> VAE:
         """Returns a VAE with new weights."""
-        shape = (columns,) if self.event_shape is None else tuple(self.event_shape)
+        given = columns if self.event_shape is None else self.event_shape
+        shape = tuple(check_shape("event_shape", given))
         if math.prod(shape) != columns:
             raise ValueError(
                 f"Expected X to have {math.prod(shape)} columns, as event_shape={shape} says, got "
@@ -208,6 +222,12 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             encoder=self.encoder,
             decoder=self.decoder,
         ).double()
+
+    def _make_objective(self) -> Any:
+        """Returns an objective that no other ``fit`` changes."""
+        if hasattr(self.objective, "differentiable_loss") and not isinstance(self.objective, type):
+            return copy.deepcopy(self.objective)
+        return self.objective() if callable(self.objective) else self.objective
 
     def _given(self, X: Array) -> tuple[Tensor, Tensor | None]:
         """Returns rows and mask for data that come after the fit."""

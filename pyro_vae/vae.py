@@ -15,11 +15,13 @@ from pyro_vae.masks import expand_mask, fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.scope import Scope
 from pyro_vae.sides import Guide, Model, check_input, state_without_store
-from pyro_vae.validation import check_shape, check_size
+from pyro_vae.validation import check_choice, check_shape, check_size
 
 __all__ = ["VAE"]
 
 PARTS = ("prior", "posterior", "likelihood", "encoder", "decoder")
+
+KINDS: dict[type, str] = {Prior: "prior", Posterior: "posterior", Likelihood: "likelihood"}
 
 
 class VAE(nn.Module):
@@ -105,8 +107,7 @@ class VAE(nn.Module):
         self.event_shape = check_shape("event_shape", event_shape)
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
-        if plate not in (True, None):
-            raise ValueError(f"Expected plate to be True or None, got {plate!r}")
+        plate = check_choice("plate", plate, (True, None))
         parts: dict[str, Part] = {
             "prior": prior,
             "posterior": posterior,
@@ -116,15 +117,15 @@ class VAE(nn.Module):
         }
         self.recipe: dict[str, Any] = {
             "event_shape": list(self.event_shape),
-            "latent_dim": latent_dim,
+            "latent_dim": self.latent_dim,
             "plate": plate,
-            "covariate_dim": covariate_dim,
+            "covariate_dim": self.covariate_dim,
             "parts": {role: describe(part) for role, part in parts.items()},
         }
         sizes = {
             "event_shape": self.event_shape,
-            "latent_dim": latent_dim,
-            "covariate_dim": covariate_dim,
+            "latent_dim": self.latent_dim,
+            "covariate_dim": self.covariate_dim,
         }
         self._make_parts(parts, sizes)
         scope = Scope(name)
@@ -151,12 +152,23 @@ class VAE(nn.Module):
             out_shape=self.likelihood.feature_shape,
             covariate_dim=self.covariate_dim,
         )
+        self._check_parts()
 
     def _check_parts(self) -> None:
         """Raises a ``ValueError`` if a part was made for another size."""
         check_part("prior", self.prior, latent_dim=self.latent_dim)
         check_part("posterior", self.posterior, latent_dim=self.latent_dim)
         check_part("likelihood", self.likelihood, event_shape=self.event_shape)
+        for role in ("encoder", "decoder"):
+            if role in self._modules:
+                check_kind(role, self._modules[role])
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Raises a ``ValueError``: a VAE is two programs, of which the caller has to choose one."""
+        raise ValueError(
+            "Expected a call of vae.model or vae.guide, which are Pyro programs, or of "
+            "vae.encode, vae.decode, vae.reconstruct or vae.sample, got a call of the VAE itself"
+        )
 
     @property
     def name(self) -> str:
@@ -214,7 +226,7 @@ class VAE(nn.Module):
         Returns:
             A tensor of shape ``(n, *event_shape)``, or ``(n, *batch, *event_shape)``.
         """
-        check_size("n", n, least=1)
+        n = check_size("n", n, least=1)
         with eval_mode(self):
             prior = self.prior_distribution(covariates)
             if covariates is not None:
@@ -287,7 +299,7 @@ class VAE(nn.Module):
             ValueError: If the data cannot be scored, or ``batch_size`` is not positive.
             FloatingPointError: If the mean, or a parameter of a distribution, is not finite.
         """
-        check_size("batch_size", batch_size, least=1)
+        batch_size = check_size("batch_size", batch_size, least=1)
         self.check(x, mask)
         calibrate = getattr(self.likelihood, "calibrate", None)
         if calibrate is None:
@@ -331,7 +343,8 @@ class VAE(nn.Module):
 
 
 def check_part(role: str, part: nn.Module, **sizes: object) -> None:
-    """Raises a ``ValueError`` if a ready-made part was made for another size."""
+    """Raises a ``ValueError`` if a part is of another kind, or was made for another size."""
+    check_kind(role, part)
     for name, size in sizes.items():
         own = getattr(part, name, size)
         if own != size:
@@ -341,3 +354,12 @@ def check_part(role: str, part: nn.Module, **sizes: object) -> None:
             f"Expected {role} to have a feature_shape, the shape that its network must give, got "
             f"{type(part).__name__} without one"
         )
+
+
+def check_kind(role: str, part: nn.Module | None) -> None:
+    """Raises a ``ValueError`` if a part is one for another role."""
+    for kind, other in KINDS.items():
+        if isinstance(part, kind) and other != role:
+            raise ValueError(
+                f"Expected {role} to be made for that role, got {type(part).__name__}, a {other}"
+            )

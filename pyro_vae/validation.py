@@ -1,45 +1,215 @@
-"""Checks of arguments: a ``ValueError`` names the argument, the value and the expectation."""
+"""Checks of arguments: a ``ValueError`` names the argument, the value and the expectation.
 
-import operator
+NumPy's integers, floats and booleans count as Python's; each check returns a plain Python value.
+"""
+
+import math
+import os
 from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-__all__ = ["check_positive", "check_seed", "check_shape", "check_size"]
+__all__ = [
+    "check_choice",
+    "check_device",
+    "check_flag",
+    "check_number",
+    "check_path",
+    "check_positive",
+    "check_scalar",
+    "check_seed",
+    "check_shape",
+    "check_size",
+    "check_sizes",
+    "check_tensor",
+    "describe_value",
+    "plain",
+]
+
+INFINITY = float("inf")
+
+_LONGEST = 100
+"""The number of characters of a value that an error message shows."""
 
 
-def check_size(name: str, value: int, *, least: int) -> int:
-    """Returns an integer of at least ``least``, or raises a ``ValueError``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"Expected {name} to be an integer of at least {least}, got {value!r}")
+def describe_value(value: Any) -> str:
+    """Returns a value as one short line: arrays, tensors and tables by their type and shape."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if getattr(value, "ndim", 0) and hasattr(value, "shape"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, (nn.Module, torch.optim.Optimizer)):
+        return f"an instance of {type(value).__name__}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def plain(value: Any) -> Any:
+    """Returns a value with Python's numbers in place of NumPy's, also within containers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple, set):
+        return type(value)(map(plain, value))
+    if type(value) is dict:
+        return {key: plain(item) for key, item in value.items()}
     return value
+
+
+def check_size(name: str, value: Any, *, least: int) -> int:
+    """Returns an integer of at least ``least``, or raises a ``ValueError``."""
+    if not _is_integer(value) or value < least:
+        raise ValueError(
+            f"Expected {name} to be an integer of at least {least}, got {describe_value(value)}"
+        )
+    return int(value)
+
+
+def check_sizes(name: str, values: Any) -> tuple[int, ...]:
+    """Returns positive integers, any number of them, or raises a ``ValueError``."""
+    if not _are_sizes(values):
+        raise ValueError(
+            f"Expected {name} to be a list of positive integers, got {describe_value(values)}"
+        )
+    return tuple(int(value) for value in values)
 
 
 def check_shape(name: str, shape: Sequence[int] | int) -> torch.Size:
     """Returns a shape of at least one dimension, or raises a ``ValueError``."""
-    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
-    if not sizes or not whole:
-        raise ValueError(f"Expected {name} to be positive integers, got {shape!r}")
-    return torch.Size(sizes)
+    sizes: Any = (shape,) if _is_integer(shape) else shape
+    if not _are_sizes(sizes) or not len(sizes):
+        raise ValueError(f"Expected {name} to be positive integers, got {describe_value(shape)}")
+    return torch.Size(int(size) for size in sizes)
 
 
-def check_positive(name: str, value: float) -> float:
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    least: float = -INFINITY,
+    most: float = INFINITY,
+    above: float | None = None,
+    infinite: bool = False,
+) -> float | Tensor:
+    """Returns a number or scalar tensor, or raises a ``ValueError`` if it is out of range.
+
+    Arguments:
+        name: The name of the argument.
+        value: Its value.
+        least: The least number allowed.
+        most: The largest number allowed.
+        above: A number that the value has to exceed, or ``None``.
+        infinite: Whether infinity is allowed.
+    """
+    if isinstance(value, Tensor) and value.dim():
+        raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
+    real = isinstance(value, Tensor) and not value.is_complex()
+    real = real or (isinstance(value, Real) and not isinstance(value, bool))
+    number = float(value.detach() if isinstance(value, Tensor) else value) if real else math.nan
+    within = least <= number <= most and (above is None or number > above)
+    if within and (infinite or math.isfinite(number)):
+        return value if isinstance(value, Tensor) else number
+    wanted = _range(number, least, most, above)
+    raise ValueError(f"Expected {name} to be {wanted}, got {describe_value(value)}")
+
+
+def check_number(name: str, value: Any, **limits: Any) -> float:
+    """Returns a number as a float, or raises a ``ValueError``; limits as of :func:`check_scalar`.
+
+    A tensor is not a number.
+    """
+    if isinstance(value, Tensor):
+        raise ValueError(f"Expected {name} to be a number, got {describe_value(value)}")
+    return float(check_scalar(name, value, **limits))
+
+
+def check_positive(name: str, value: Any) -> float:
     """Returns a positive, finite number, or raises a ``ValueError``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 < value < float("inf")):
-        wanted = "finite" if number and value > 0 else "positive"
-        raise ValueError(f"Expected {name} to be {wanted}, got {value!r}")
-    return value
+    return check_number(name, value, above=0.0)
 
 
 def check_seed(seed: Any) -> int:
     """Returns a seed as an integer, or raises a ``ValueError`` if PyTorch does not accept it."""
+    if not _is_integer(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"Expected seed to be an integer of 64 bits, got {describe_value(seed)}")
+    return int(seed)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns a boolean, or raises a ``ValueError``."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"Expected {name} to be True or False, got {describe_value(value)}")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """Returns a choice, or raises a ``ValueError`` if it is none of those."""
+    value = plain(value)
+    if not any(value is c or (isinstance(c, str) and _is_text(value, c)) for c in choices):
+        listed = ", ".join(map(repr, choices[:-1]))
+        raise ValueError(
+            f"Expected {name} to be {listed} or {choices[-1]!r}, got {describe_value(value)}"
+        )
+    return value
+
+
+def check_tensor(name: str, value: Any) -> Tensor:
+    """Returns a tensor, or raises a ``ValueError`` that says how to make one."""
+    if isinstance(value, Tensor):
+        return value
+    cure = ""
+    if isinstance(value, (np.ndarray, list)):
+        cure = f": convert it, torch.as_tensor({name}, dtype=torch.float32)"
+    elif hasattr(value, "to_numpy"):
+        cure = f": convert it, torch.tensor({name}.to_numpy(), dtype=torch.float32)"
+    raise ValueError(f"Expected {name} to be a torch.Tensor, got {type(value).__name__}{cure}")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Returns a path, or raises a ``ValueError`` if the value is not one."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ValueError(f"Expected {name} to be a path, got {describe_value(value)}")
+    return Path(value)
+
+
+def check_device(device: Any) -> torch.device:
+    """Returns a device of this machine, or raises a ``ValueError`` that says why it is not one."""
     try:
-        number = 2**64 if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        number = 2**64
-    if not -(2**63) <= number < 2**64:
-        raise ValueError(f"Expected seed to be an integer of 64 bits, got {seed!r}")
-    return number
+        found = torch.device(device)
+        # The meta device has no values.
+        torch.zeros(1, device=found).item()
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        why = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        raise ValueError(
+            f"Expected device to be one of this machine, such as cpu or cuda, got {device!r}: {why}"
+        ) from None
+    return found
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are_sizes(values: Any) -> bool:
+    vector = isinstance(values, np.ndarray) and values.ndim == 1
+    plain_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    return (vector or plain_list) and all(_is_integer(n) and n > 0 for n in values)
+
+
+def _is_text(value: Any, choice: str) -> bool:
+    return isinstance(value, str) and value == choice
+
+
+def _range(number: float, least: float, most: float, above: float | None) -> str:
+    """Returns a range of numbers in words."""
+    if above is not None:
+        if most < INFINITY:
+            return f"within ({above:g}, {most:g}]"
+        return "finite" if number > above else f"above {above:g}" if above else "positive"
+    if most == INFINITY:
+        return {0.0: "zero or more", -INFINITY: "a number"}.get(least, f"at least {least:g}")
+    return f"within [{least:g}, {most:g}]"

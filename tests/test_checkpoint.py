@@ -147,7 +147,7 @@ def test_a_class_of_another_package_is_made_when_it_is_allowed(tmp_path, monkeyp
     [
         {"prior": priors.Normal(3)},
         {"encoder": lambda in_shape, out_shape: networks.MLP(in_shape, out_shape)},
-        {"prior": partial(priors.Normal, learned=torch.tensor(True))},
+        {"prior": partial(Mine, scale=torch.tensor(3.0))},
     ],
     ids=["ready-made", "lambda", "tensor"],
 )

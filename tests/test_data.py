@@ -126,8 +126,8 @@ def test_labels_are_those_of_their_rows():
     [
         (lambda: data.ring(2), "Expected n to be an integer of at least 3, got 2"),
         (lambda: data.ring(1.5), "Expected n to be an integer of at least 3, got 1.5"),
-        (lambda: data.moons(noise=-1), "Expected noise to be a number of at least 0, got -1"),
-        (lambda: data.moons(noise="a"), "Expected noise to be a number of at least 0, got 'a'"),
+        (lambda: data.moons(noise=-1), "Expected noise to be zero or more, got -1"),
+        (lambda: data.moons(noise="a"), "Expected noise to be zero or more, got 'a'"),
         (lambda: data.collapse(dims=1), "Expected dims to be an integer of at least 2, got 1"),
         (lambda: data.pinwheel(valid="a"), "Expected valid to be a number of rows or a fraction"),
         (lambda: data.ring(10, valid=5, test=5), "leave rows for each part of 10, got valid=5"),

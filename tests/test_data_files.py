@@ -199,7 +199,7 @@ TABLES = {
     "twice": (GOOD, {"columns": ["a", "a"]}, r"each column once, got more of \['a'\]"),
     "label": (GOOD, {"label": "c"}, r"label to be one of \['a', 'b'\], got 'c'"),
     "label_missing": (GOOD + "20,\n", {"label": "b"}, "label 'b' in each row, got 1 m"),
-    "missing_word": (GOOD, {"missing": "drop"}, "missing to be one of .* got 'drop'"),
+    "missing_word": (GOOD, {"missing": "drop"}, "missing to be 'raise' or 'nan', got 'drop'"),
     "constant": ("a,b\n" + "0.1,1\n" * 20, {}, r"columns that vary .* \['a', 'b'\]"),
     "empty_column": (
         "a,b\n" + "".join(f"{i},\n" for i in range(20)),
@@ -375,7 +375,7 @@ ARRAYS = {
     "gaps": ({"key": "gaps"}, "gaps to be finite, got 1 values that are not"),
     "words": ({"key": "words"}, "words to be an array of numbers, got dtype <U1"),
     "vector": ({"key": "vector"}, r"vector to be rows of values, got shape \(20,\)"),
-    "scale": ({"key": "rows", "scale": 0}, "scale to be a positive number, got 0"),
+    "scale": ({"key": "rows", "scale": 0}, "scale to be positive, got 0"),
     "range": ({"key": "rows", "binarize": "fixed"}, r"values in \[0, 1\] for .* from 0 to 59"),
     "protocol": ({"key": "rows", "binarize": "dither"}, "binarize to be one of .* got 'dither'"),
 }
@@ -431,7 +431,7 @@ def test_frey_faces_that_are_refused(tmp_path, monkeypatch):
         ({}, r"name a file, got '.*frey_faces\.npz', which is none"),
         ({"path": tmp_path / "f.npz"}, r"images, bytes of .* got uint8 of shape \(10, 20, 28\)"),
         ({"path": tmp_path / "g.npz"}, "images, bytes of shape .* got none"),
-        ({"scale": "half"}, "scale to be one of .* got 'half'"),
+        ({"scale": "half"}, "scale to be 'open' or 'closed', got 'half'"),
     ):
         with pytest.raises(ValueError, match=message):
             data.frey_faces(**options)

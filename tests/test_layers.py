@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"commands", "files", "guard", "spreadsheet", "stored", "validation"},
+    {"collapse", "commands", "files", "guard", "spreadsheet", "stored", "validation"},
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -25,6 +25,7 @@ LAYERS = [
         "recipe",
         "epochs",
         "keeper",
+        "network_checks",
         "training",
         "crowd",
         "many",
@@ -45,9 +46,10 @@ SAME_LAYER = {
     "checkpoint": {"recipe"},
     "epochs": {"checkpoint", "compiled", "evaluate"},
     "keeper": {"checkpoint", "epochs", "recipe"},
-    "training": {"checkpoint", "compiled", "epochs", "keeper"},
+    "network_checks": {"epochs"},
+    "training": {"checkpoint", "compiled", "epochs", "keeper", "network_checks"},
     "crowd": {"compiled", "epochs", "training"},
-    "many": {"compiled", "crowd", "epochs", "keeper", "training"},
+    "many": {"compiled", "crowd", "epochs", "keeper", "network_checks", "training"},
     "story": {"pictures"},
     "run": {"run_checks", "run_folder", "story", "sweeps"},
     "run_folder": {"sweeps"},

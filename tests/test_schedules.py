@@ -55,9 +55,9 @@ def test_constant_is_constant():
     ("call", "message"),
     [
         (lambda: Linear(0.0, 1.0, -1), "steps to be an integer of at least 0, got -1"),
-        (lambda: Linear(0.0, math.nan, 1), "start and end to be finite"),
-        (lambda: Cyclical(0.0, 1.0, 8, cycles=0), "cycles to be positive"),
-        (lambda: Cyclical(0.0, 1.0, 8, ratio=0.0), "ratio within"),
+        (lambda: Linear(0.0, math.nan, 1), "Expected end to be a number, got nan"),
+        (lambda: Cyclical(0.0, 1.0, 8, cycles=0), "cycles to be an integer of at least 1, got 0"),
+        (lambda: Cyclical(0.0, 1.0, 8, ratio=0.0), r"ratio to be within \(0, 1\], got 0.0"),
     ],
 )
 def test_what_is_no_schedule_is_refused(call, message):

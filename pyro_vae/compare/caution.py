@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from pyro_vae.collapse import LEAST_RATE, is_collapsed
 from pyro_vae.compare.protocol import ComparableSet
 from pyro_vae.compare.runs import STATES, Run, seed
 
@@ -80,15 +81,13 @@ def infinite(finished: Sequence[Run]) -> str:
 
 
 def collapsed(finished: Sequence[Run]) -> str:
-    """Says where latent dimensions carry nothing."""
-    known = [r for r in finished if r.number("active_units") is not None]
-    whole = sum(r.number("active_units") == 0 for r in known)
-    part = sum(0 < (r.number("active_units") or 0) < (r.number("latent_dim") or 0) for r in known)
-    if whole:
-        also = f", and in {part} more some carry nothing" if part else ""
-        return f"Posterior collapse: in {runs_of(whole)} no latent dimension is active{also}."
-    return f"Posterior collapse: in {runs_of(part)} some latent dimensions carry nothing." * (
-        part > 0
+    """Says where latents carry nothing."""
+    count = sum(is_collapsed(run.number("active_units"), run.number("rate")) for run in finished)
+    if not count:
+        return ""
+    return (
+        f"Posterior collapse: in {runs_of(count)} no latent dimension is active, or the rate is "
+        f"below {LEAST_RATE:g} nats per datum."
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, check_protocol, existing, folder, make, numbered, split
+from pyro_vae.validation import check_choice, check_positive
 
 __all__ = ["array", "frey_faces"]
 
@@ -47,8 +48,7 @@ def array(
             numbers, or an argument is out of range.
     """
     check_protocol(binarize)
-    if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < float("inf")):
-        raise ValueError(f"Expected scale to be a positive number, got {scale!r}")
+    scale = None if scale is None else check_positive("scale", scale)
     file = existing(path, (".npy", ".npz"))
     held = read(file)
     if labels_key is not None and labels_key not in held:
@@ -107,8 +107,7 @@ def frey_faces(
     Raises:
         ValueError: If the file is missing or holds something else, or an argument is out of range.
     """
-    if scale not in SCALES:
-        raise ValueError(f"Expected scale to be one of {SCALES}, got {scale!r}")
+    scale = check_choice("scale", scale, SCALES)
     file = existing(path or folder(None) / "frey_faces.npz", (".npz",))
     images = read(file).get("images")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 20):

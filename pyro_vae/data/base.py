@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.stored import read_json
-from pyro_vae.validation import check_seed
+from pyro_vae.validation import (
+    check_device,
+    check_path,
+    check_seed,
+    check_tensor,
+    describe_value,
+    plain,
+)
 
 __all__ = [
     "PROTOCOLS",
@@ -107,6 +114,7 @@ class Scaling(NamedTuple):
             >>> Scaling(torch.tensor([10.0]), torch.tensor([2.0])).undo(torch.tensor([[0.5]]))
             tensor([[11.]])
         """
+        check_tensor("x", x)
         return x * self.scale.to(x) + self.loc.to(x)
 
 
@@ -147,7 +155,7 @@ class Preparation(NamedTuple):
         Raises:
             ValueError: If it holds no ``data.json``, or a damaged one.
         """
-        path = Path(run).expanduser() / "data.json"
+        path = check_path("run", run).expanduser() / "data.json"
         if not os.path.exists(path):
             raise ValueError(
                 f"Expected the folder of a run with a data.json, got '{run}' without one"
@@ -268,7 +276,12 @@ class Data(NamedTuple):
         return Rows(self.x.test, None if self.mask is None else self.mask.test)
 
     def to(self, device: torch.device | str) -> "Data":
-        """Returns the same data on another device."""
+        """Returns the same data on another device.
+
+        Raises:
+            ValueError: If this machine has no such device.
+        """
+        device = check_device(device)
         mask = None if self.mask is None else self.mask.map(lambda part: part.to(device))
         x = self.x.map(lambda part: part.to(device))
         return self._replace(x=x, mask=mask)
@@ -286,8 +299,10 @@ class Data(NamedTuple):
 
 def check_protocol(binarize: str) -> str:
     """Returns the protocol, or raises a ``ValueError`` if there is none of that name."""
-    if binarize not in PROTOCOLS:
-        raise ValueError(f"Expected binarize to be one of {PROTOCOLS}, got {binarize!r}")
+    if not isinstance(binarize, str) or binarize not in PROTOCOLS:
+        raise ValueError(
+            f"Expected binarize to be one of {PROTOCOLS}, got {describe_value(binarize)}"
+        )
     return binarize
 
 
@@ -333,11 +348,13 @@ def count(name: str, value: float, size: int) -> int:
         >>> count("valid", 0.1, 50), count("valid", 7, 50)
         (5, 7)
     """
+    value = plain(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, float) or not 0 <= value <= 1:
         raise ValueError(
-            f"Expected {name} to be a number of rows or a fraction of them, got {value!r}"
+            f"Expected {name} to be a number of rows or a fraction of them, got "
+            f"{describe_value(value)}"
         )
     return round(size * value)
 
@@ -355,9 +372,10 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
     Raises:
         ValueError: If the fractions leave no row for a part.
     """
+    seed, valid, test = check_seed(seed), plain(valid), plain(test)
     if whole(valid, test):
         return Split(tensor, tensor[:0], tensor[:0])
-    generator = torch.Generator().manual_seed(check_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(tensor), generator=generator)
     counts = count("valid", valid, len(tensor)), count("test", test, len(tensor))
     if min(counts) < 1 or sum(counts) >= len(tensor):
@@ -399,7 +417,7 @@ def existing(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(
             f"Expected data.path to name a {kinds} file, as in data.path=my{suffixes[0]}, got "
-            f"{path!r}"
+            f"{describe_value(path)}"
         )
     found = Path(path).expanduser()
     if found.suffix.lower() not in suffixes:

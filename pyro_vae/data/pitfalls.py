@@ -86,7 +86,7 @@ def collapse(
         >>> collapse().x.train.sum(-1).unique()
         tensor([1.])
     """
-    check_size("dims", dims, least=2)
+    dims = check_size("dims", dims, least=2)
 
     def draw(generator: Generator) -> tuple[Tensor, Tensor]:
         place = torch.randint(dims, (n,), generator=generator)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.base import Data, Preparation, Scaling, Split, existing, numbered, split
 from pyro_vae.spreadsheet import NUMBER, restore
+from pyro_vae.validation import check_choice, check_flag, describe_value
 
 __all__ = ["table"]
 
@@ -67,13 +68,19 @@ def table(
             there twice, categorical, constant or one of integers above 2**53, the first line holds
             numbers, values are missing or infinite, or an argument is out of range.
     """
-    if missing != missing:
+    if isinstance(missing, float) and missing != missing:
         # On a command line nan is read as a number.
         missing = "nan"
-    if missing not in MISSING:
-        raise ValueError(f"Expected missing to be one of {MISSING}, got {missing!r}")
+    missing = check_choice("missing", missing, MISSING)
+    standardize = check_flag("standardize", standardize)
+    if not isinstance(separator, str) or not separator:
+        raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
     if isinstance(like, (str, Path)):
         like = Preparation.load(like)
+    if not isinstance(like, (Preparation, type(None))):
+        raise ValueError(
+            f"Expected like to be a Preparation or the folder of a run, got {describe_value(like)}"
+        )
     file = existing(path, (".csv", ".parquet"))
     frame = read(file, separator)
     wanted = same_columns(file, frame, columns, like)
@@ -218,7 +225,7 @@ def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -
     if columns is None:
         names = [name for name in known if name != label]
     elif isinstance(columns, str) or not isinstance(columns, Sequence):
-        raise ValueError(f"Expected columns to be a list of names, got {columns!r}")
+        raise ValueError(f"Expected columns to be a list of names, got {describe_value(columns)}")
     else:
         names = [str(name) for name in columns]
     unknown = [name for name in names if name not in known]

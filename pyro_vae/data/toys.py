@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_vae.data.base import Data, make, numbered, split
-from pyro_vae.validation import check_seed, check_size
+from pyro_vae.validation import check_number, check_seed, check_size
 
 __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
 
@@ -108,11 +108,9 @@ def drawn(
     seed: int,
 ) -> Data:
     """Returns rows from a generator of their own, with noise added, split."""
-    check_size("n", n, least=3)
-    number = isinstance(noise, (int, float)) and not isinstance(noise, bool)
-    if not (number and 0 <= noise < math.inf):
-        raise ValueError(f"Expected noise to be a number of at least 0, got {noise!r}")
-    generator = torch.Generator().manual_seed(check_seed(seed))
+    n = check_size("n", n, least=3)
+    noise, seed = check_number("noise", noise, least=0.0), check_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     x, labels = draw(generator)
     x = x + noise * torch.randn(x.shape, generator=generator)
     return make(

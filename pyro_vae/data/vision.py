@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
-from pyro_vae.validation import check_seed
+from pyro_vae.validation import check_flag, check_path, check_seed, plain
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
 
@@ -313,7 +313,9 @@ def load(
     """Reads a set, by a class of torchvision's if one is named, and splits and binarizes it."""
     root, download, binarize, valid, limit, seed = options
     check_protocol(binarize)
-    where = folder(root)
+    check_flag("download", download)
+    check_seed(seed)
+    where = folder(None if root is None else check_path("root", root))
     train, test = fetch(name, kind, files, read, where, download)
     rows, held_out = hold_out(len(train.x), valid, limit, seed)
     dtype, largest = torch.get_default_dtype(), 255 if train.x.dtype is torch.uint8 else 1
@@ -382,6 +384,7 @@ def hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Ten
     if not 0 <= kept < size:
         raise ValueError(f"Expected valid to leave rows for each part of {size}, got {valid!r}")
     left = size - kept
+    limit = plain(limit)
     whole = isinstance(limit, int) and not isinstance(limit, bool)
     if limit is not None and not (whole and 1 <= limit <= left):
         raise ValueError(f"Expected limit to be an integer from 1 to {left}, got {limit!r}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.conditional import Likelihood
-from pyro_vae.validation import check_shape
+from pyro_vae.validation import check_flag, check_shape
 
 __all__ = ["Bernoulli"]
 
@@ -37,8 +37,8 @@ class Bernoulli(Likelihood):
     def __init__(self, event_shape: Sequence[int], *, grey_scale: bool = False) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
-        self.feature_shape = torch.Size((1, *event_shape))
-        self.grey_scale = grey_scale
+        self.feature_shape = torch.Size((1, *self.event_shape))
+        self.grey_scale = check_flag("grey_scale", grey_scale)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, 1, *event_shape)``."""

@@ -37,7 +37,7 @@ class Categorical(Likelihood):
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
         self.levels = check_size("levels", levels, least=2)
-        self.feature_shape = torch.Size((levels, *event_shape))
+        self.feature_shape = torch.Size((self.levels, *self.event_shape))
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, levels, *event_shape)``."""

@@ -40,7 +40,7 @@ class ContinuousBernoulli(Likelihood):
     def __init__(self, event_shape: Sequence[int], *, max_logit: float = 20.0) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
-        self.feature_shape = torch.Size((1, *event_shape))
+        self.feature_shape = torch.Size((1, *self.event_shape))
         self.max_logit = check_positive("max_logit", max_logit)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:

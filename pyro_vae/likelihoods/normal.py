@@ -1,6 +1,7 @@
 """The normal likelihood."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import Likelihood, positive
 from pyro_vae.distributions import ProfileNormal
-from pyro_vae.validation import check_positive, check_shape
+from pyro_vae.validation import check_number, check_positive, check_shape, describe_value
 
 __all__ = ["Normal"]
 
@@ -62,17 +63,13 @@ class Normal(Likelihood):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        numeric = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if scale not in KINDS and not (numeric and 0 < float(scale) < float("inf")):
-            raise ValueError(f"Expected scale to be positive or one of {KINDS}, got {scale!r}")
-        if not 0 < momentum <= 1:
-            raise ValueError(f"Expected momentum to lie in (0, 1], got {momentum}")
         self.event_shape = check_shape("event_shape", event_shape)
-        self.feature_shape = torch.Size((2 if scale == "network" else 1, *event_shape))
-        self.scale = scale if scale in KINDS else float(scale)
+        event_shape = self.event_shape
+        self.scale = check_scale(scale)
+        self.feature_shape = torch.Size((2 if self.scale == "network" else 1, *event_shape))
         self.min_scale = check_positive("min_scale", min_scale)
-        self.momentum = momentum
-        if scale in ("shared", "element"):
+        self.momentum = check_number("momentum", momentum, above=0.0, most=1.0)
+        if self.scale in ("shared", "element"):
             self.raw_scale = nn.Parameter(torch.zeros(() if scale == "shared" else event_shape))
         elif scale == "optimal":
             self.register_buffer("variance", torch.ones(()))
@@ -128,3 +125,15 @@ class Normal(Likelihood):
     def extra_repr(self) -> str:
         """Shows the shape and the kind of scale."""
         return f"event_shape={tuple(self.event_shape)}, scale={self.scale!r}"
+
+
+def check_scale(scale: Any) -> float | str:
+    """Returns a scale or the kind of one, or raises a ``ValueError``."""
+    if isinstance(scale, str) and scale in KINDS:
+        return scale
+    try:
+        return check_positive("scale", scale)
+    except ValueError:
+        raise ValueError(
+            f"Expected scale to be positive or one of {KINDS}, got {describe_value(scale)}"
+        ) from None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def apply_network(
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
     call = on_copies_of_buffers(network) if frozen else network
     if getattr(network, "broadcasts", False):
-        out = call(x) if covariates is None else call(x, covariates)
+        out = check_output(network, call(x) if covariates is None else call(x, covariates))
         return with_precision_of(x, out)
     if covariates is None:
         x = x.reshape(math.prod(batch), *event)
@@ -58,12 +59,29 @@ def apply_network(
         x = x.expand(*batch, *event).reshape(math.prod(batch), *event)
         covariates = covariates.expand(*batch, covariates.shape[-1])
         out = call(x, covariates.reshape(math.prod(batch), covariates.shape[-1]))
+    check_output(network, out)
     if out.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
             f"got a tensor of shape {tuple(out.shape)}"
         )
     return with_precision_of(x, out.reshape((*batch, *out.shape[1:])))
+
+
+def check_output(network: nn.Module, out: Any) -> Tensor:
+    """Returns the output of a network, or raises a ``ValueError`` unless it is one tensor."""
+    if isinstance(out, Tensor):
+        return out
+    shapes = [tuple(one.shape) for one in out] if _are_tensors(out) else ""
+    cure = ": stack them, torch.stack(outputs, 1)" if shapes else ""
+    raise ValueError(
+        f"Expected {type(network).__name__} to return one tensor, got a {type(out).__name__} "
+        f"{shapes}{cure}".rstrip()
+    )
+
+
+def _are_tensors(out: Any) -> bool:
+    return isinstance(out, (tuple, list)) and all(isinstance(one, Tensor) for one in out)
 
 
 def with_precision_of(x: Tensor, out: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks.mlp import activation_module, check_widths
-from pyro_vae.validation import check_shape
+from pyro_vae.networks.mlp import activation_module
+from pyro_vae.validation import check_flag, check_shape, check_size, check_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
 
@@ -103,15 +103,16 @@ class ConvEncoder(nn.Module):
         channels_first: bool = False,
     ) -> None:
         super().__init__()
-        self.channels_first = channels_first
+        self.channels_first = check_flag("channels_first", channels_first)
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        fan_in, height, width = image_shape(in_shape, "in_shape")
-        check_widths("hidden", [hidden])
+        fan_in, height, width = image_shape(self.in_shape, "in_shape")
+        hidden = check_size("hidden", hidden, least=1)
+        batch_norm = check_flag("batch_norm", batch_norm)
         self.image_shape = (fan_in, height, width)
-        fan_in += covariate_dim
+        fan_in += check_size("covariate_dim", covariate_dim, least=0)
         layers: list[nn.Module] = []
-        for fan_out in check_widths("channels", channels):
+        for fan_out in check_sizes("channels", channels):
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(fan_out))
@@ -121,7 +122,7 @@ class ConvEncoder(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(fan_in * height * width, hidden),
             activation_module(activation),
-            nn.Linear(hidden, math.prod(out_shape)),
+            nn.Linear(hidden, self.out_shape.numel()),
         )
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -174,19 +175,22 @@ class ConvDecoder(nn.Module):
         channels_first: bool = False,
     ) -> None:
         super().__init__()
-        self.channels_first = channels_first
+        self.channels_first = check_flag("channels_first", channels_first)
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        numbers, image = (out_shape[0], out_shape[1:]) if len(out_shape) == 4 else (1, out_shape)
+        shape = self.out_shape
+        numbers, image = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
         planes, height, width = image_shape(image, "out_shape")
-        channels = check_widths("channels", channels)
-        check_widths("hidden", [hidden])
+        channels = check_sizes("channels", channels)
+        hidden = check_size("hidden", hidden, least=1)
+        batch_norm = check_flag("batch_norm", batch_norm)
+        covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         sizes = [(height, width)]
         for _ in channels:
             sizes.append((halve(sizes[-1][0]), halve(sizes[-1][1])))
         self.smallest = (channels[-1] if channels else numbers * planes, *sizes[-1])
         self.head = nn.Sequential(
-            nn.Linear(math.prod(in_shape) + covariate_dim, hidden),
+            nn.Linear(self.in_shape.numel() + covariate_dim, hidden),
             activation_module(activation),
             nn.Linear(hidden, math.prod(self.smallest)),
         )

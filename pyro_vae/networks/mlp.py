@@ -1,13 +1,18 @@
 """Multilayer perceptrons."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.validation import check_shape, check_size
+from pyro_vae.validation import (
+    check_flag,
+    check_shape,
+    check_size,
+    check_sizes,
+    describe_value,
+)
 
 __all__ = ["MLP", "activation_module"]
 
@@ -28,17 +33,11 @@ def activation_module(name: str) -> nn.Module:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"Expected activation to be one of {sorted(ACTIVATIONS)}, got {name!r}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(
+            f"Expected activation to be one of {sorted(ACTIVATIONS)}, got {describe_value(name)}"
+        )
     return ACTIVATIONS[name]()
-
-
-def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    """Returns the widths as a tuple of positive integers, or raises a ``ValueError``."""
-    plain = isinstance(widths, Sequence) and not isinstance(widths, str)
-    if not plain or not all(isinstance(w, int) and w is not True and w > 0 for w in widths):
-        raise ValueError(f"Expected {name} to be a list of positive integers, got {widths!r}")
-    return tuple(widths)
 
 
 class MLP(nn.Module):
@@ -75,16 +74,16 @@ class MLP(nn.Module):
         super().__init__()
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        hidden = check_widths("hidden", hidden)
-        check_size("covariate_dim", covariate_dim, least=0)
-        widths = [math.prod(in_shape) + covariate_dim, *hidden]
+        covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
+        batch_norm = check_flag("batch_norm", batch_norm)
+        widths = [self.in_shape.numel() + covariate_dim, *check_sizes("hidden", hidden)]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
             layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(fan_out))
             layers.append(activation_module(activation))
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(out_shape)))
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.out_shape.numel()))
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""

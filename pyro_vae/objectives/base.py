@@ -1,12 +1,11 @@
 """What all objectives share: particles, the three ways to be called, values for each datum."""
 
-import math
 import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import pyro.infer
@@ -27,6 +26,7 @@ from pyro_vae.objectives.runs import (
     vectorized,
 )
 from pyro_vae.objectives.traces import AnyTrace, Pair
+from pyro_vae.validation import check_choice, check_scalar
 
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
 
@@ -364,35 +364,3 @@ def _to_number(loss: Tensor) -> float:
     number = loss.item()
     warn_if_nan(number, "loss")  # type: ignore[call-overload]
     return number
-
-
-def check_scalar(
-    name: str,
-    value: float | Tensor,
-    *,
-    least: float = float("-inf"),
-    most: float = float("inf"),
-    infinite: bool = False,
-) -> float | Tensor:
-    """Returns a number or scalar tensor, or raises a ``ValueError`` if it is out of range."""
-    if isinstance(value, Tensor) and value.dim():
-        raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
-    real = isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
-    number = float(value.detach() if isinstance(value, Tensor) else value) if real else math.nan
-    if least <= number <= most and (infinite or abs(number) != float("inf")):
-        return value if isinstance(value, Tensor) else number
-    if least == 0 and most == float("inf"):
-        wanted = "zero or more"
-    elif most == float("inf"):
-        wanted = "a number" if least == float("-inf") else f"at least {least:g}"
-    else:
-        wanted = f"within [{least:g}, {most:g}]"
-    raise ValueError(f"Expected {name} to be {wanted}, got {value!r}")
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """Returns a choice, or raises a ``ValueError`` if it is none of those."""
-    if not any(value is c or (isinstance(c, str) and value == c) for c in choices):
-        listed = ", ".join(map(repr, choices[:-1]))
-        raise ValueError(f"Expected {name} to be {listed} or {choices[-1]!r}, got {value!r}")
-    return value

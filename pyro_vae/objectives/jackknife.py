@@ -78,7 +78,7 @@ class Jackknife(ImportanceWeighted):
         **run: Unpack[RunOptions],
     ) -> None:
         super().__init__(num_particles, estimator=estimator, **run)
-        check_size("order", order, least=1)
+        num_particles, order = self.num_particles, check_size("order", order, least=1)
         if order >= num_particles:
             raise ValueError(
                 f"Expected order to be below num_particles, got {order=}, {num_particles=}"

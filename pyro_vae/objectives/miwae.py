@@ -62,8 +62,8 @@ class MIWAE(ImportanceWeighted):
         **run: Unpack[RunOptions],
     ) -> None:
         super().__init__(num_particles, estimator=estimator, **run)
-        check_size("groups", groups, least=1)
-        if num_particles % groups:
+        groups = check_size("groups", groups, least=1)
+        if self.num_particles % groups:
             raise ValueError(
                 f"Expected groups to divide num_particles, got {groups=}, {num_particles=}"
             )

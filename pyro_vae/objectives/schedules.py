@@ -3,6 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 
+from pyro_vae.validation import check_number, check_size
+
 __all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule", "Sigmoid"]
 
 
@@ -22,11 +24,8 @@ class Schedule(ABC):
     """
 
     def __init__(self, start: float, end: float, steps: int) -> None:
-        if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"Expected steps to be an integer of at least 0, got {steps!r}")
-        if not (math.isfinite(start) and math.isfinite(end)):
-            raise ValueError(f"Expected start and end to be finite, got {start=}, {end=}")
-        self.start, self.end, self.steps = float(start), float(end), steps
+        self.start, self.end = check_number("start", start), check_number("end", end)
+        self.steps = check_size("steps", steps, least=0)
 
     def __call__(self, step: int) -> float:
         """Returns the value at a step, counted from 0."""
@@ -54,6 +53,7 @@ class Constant(Schedule):
     """
 
     def __init__(self, value: float) -> None:
+        value = check_number("value", value)
         super().__init__(value, value, 0)
 
     def share(self, time: float) -> float:
@@ -134,11 +134,8 @@ class Cyclical(Schedule):
         self, start: float, end: float, steps: int, *, cycles: int = 4, ratio: float = 0.5
     ) -> None:
         super().__init__(start, end, steps)
-        if cycles < 1 or not 0 < ratio <= 1:
-            raise ValueError(
-                f"Expected cycles to be positive and ratio within (0, 1], got {cycles=}, {ratio=}"
-            )
-        self.cycles, self.ratio = cycles, ratio
+        self.cycles = check_size("cycles", cycles, least=1)
+        self.ratio = check_number("ratio", ratio, above=0.0, most=1.0)
 
     def share(self, time: float) -> float:
         """Returns the share of the rise of the cycle that is running."""

@@ -33,7 +33,7 @@ class Normal(Posterior):
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
+        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.min_scale = check_positive("min_scale", min_scale)
         self.feature_shape = torch.Size((2, latent_dim))
 

@@ -35,8 +35,8 @@ class Mixture(Prior):
 
     def __init__(self, latent_dim: int, *, components: int = 10, spread: float = 1.0) -> None:
         super().__init__()
-        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.components = check_size("components", components, least=1)
+        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
+        components = self.components = check_size("components", components, least=1)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(
             check_positive("spread", spread) * torch.randn(components, latent_dim)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import Prior, positive
 from pyro_vae.networks import MLP, apply_network
-from pyro_vae.validation import check_size
+from pyro_vae.validation import check_flag, check_size, check_sizes
 
 __all__ = ["Normal"]
 
@@ -58,13 +58,15 @@ class Normal(Prior):
         hidden: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        learned = check_flag("learned", learned)
+        covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
+        hidden = check_sizes("hidden", hidden)
         if hidden and not (learned and covariate_dim):
             raise ValueError(
                 f"Expected hidden only with learned=True and covariates, got {hidden=} with "
                 f"{learned=}, {covariate_dim=}"
             )
-        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        check_size("covariate_dim", covariate_dim, least=0)
+        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.learned = learned
         loc, raw_scale = torch.zeros(latent_dim), torch.full((latent_dim,), inverse(1.0, FLOOR))
         if learned:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Prior
-from pyro_vae.validation import check_shape, check_size
+from pyro_vae.validation import check_shape, check_size, check_tensor
 
 __all__ = ["Vamp"]
 
@@ -50,7 +50,7 @@ class Vamp(Prior):
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.components = check_size("components", components, least=1)
         shape = check_shape("event_shape", event_shape)
-        self.pseudo_inputs = nn.Parameter(torch.rand(components, *shape))
+        self.pseudo_inputs = nn.Parameter(torch.rand(self.components, *shape))
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
@@ -64,6 +64,7 @@ class Vamp(Prior):
         Raises:
             ValueError: If ``x`` has no rows, or rows of another shape.
         """
+        check_tensor("x", x)
         if not len(x) or x.shape[1:] != self.pseudo_inputs.shape[1:]:
             raise ValueError(
                 f"Expected x to be rows of shape {tuple(self.pseudo_inputs.shape[1:])}, got a "
