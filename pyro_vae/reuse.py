@@ -93,7 +93,7 @@ def judge_run(
         )
         for name, value in given.items()
     }
-    seed = stored_number(cfg, "seed") if seed is None else seed
+    seed = stored_number(cfg, "seed") if seed is None else check_size("seed", seed, least=0)
     weight = next(vae.parameters())
     x, mask = chosen.rows(slice(None), weight)
     with own_randomness(weight.device, seed):

@@ -20,7 +20,7 @@ from pyro_vae.epochs import own_randomness
 from pyro_vae.files import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.run_checks import Prepared, check_settings, check_training
-from pyro_vae.run_folder import RunFolder
+from pyro_vae.run_folder import RunFolder, check_out
 from pyro_vae.sweeps.identity import run_id
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
@@ -63,7 +63,7 @@ def run(
     check_settings(cfg)
     name = run_id(cfg) if name is None else name
     folder = RunFolder(
-        Path(cfg.out), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
+        check_out(cfg), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
     )
     folder.check()
     ready = _prepare(cfg)

@@ -291,8 +291,8 @@ def check_numbers(
         raise ValueError(f"Expected clip_norm to be positive, got {clip_norm!r}")
     if patience is not None:
         check_size("patience", patience, least=1)
-    if not checkpoint_seconds >= 0:
-        raise ValueError(f"Expected checkpoint_seconds to be 0 or more, got {checkpoint_seconds}")
+    if not (isinstance(checkpoint_seconds, Real) and checkpoint_seconds >= 0):
+        raise ValueError(f"Expected checkpoint_seconds to be 0 or more, got {checkpoint_seconds!r}")
 
 
 def check_objective(

@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"commands", "files", "guard", "spreadsheet", "stored", "validation"},
+    {"commands", "config", "files", "guard", "hydra_errors", "spreadsheet", "stored", "validation"},
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -31,7 +31,6 @@ LAYERS = [
     },
     {"plots", "transformer"},
     {"report"},
-    {"config"},
     {"pictures", "story", "run", "run_checks", "run_folder", "sweeps"},
     {"codes", "opened", "reuse"},
     {"compare"},
@@ -40,6 +39,8 @@ LAYERS = [
 ]
 
 SAME_LAYER = {
+    "commands": {"hydra_errors"},
+    "hydra_errors": {"config"},
     "kl": {"distributions"},
     "vae": {"sides"},
     "checkpoint": {"recipe"},
