@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from pyro_vae.progress import progress_of
+
 __all__ = [
     "AGAIN",
     "EXPECTED",
@@ -189,7 +191,9 @@ def stop_at_signals(
             raise
         number = _received[0] if _received else signal.SIGINT
         name = signal.Signals(number).name
-        _say(f"{program}: stopped by {name}; to continue, {continuation()}")
+        done = progress_of(error)
+        after = "" if done is None else f" after {done}"
+        _say(f"{program}: stopped by {name}{after}; to continue, {continuation()}")
         return 128 + number
     finally:
         _received.clear()

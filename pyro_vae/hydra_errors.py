@@ -162,7 +162,7 @@ def _unknown_setting(text: str, cause: OmegaConfBaseException) -> str:
     line = f"{line}: {place} has {', '.join(names) or 'none'}"
     if "_target_" not in parent or place.startswith("hydra"):
         return line
-    return f"{line}; {added} adds an argument of {parent['_target_']}"
+    return f"{line}; {added} adds an argument of {parent['_target_']!s}"
 
 
 def _similar(key: str, groups: list[str], settings: list[str]) -> list[str]:

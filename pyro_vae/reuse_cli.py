@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pyro_vae.commands import EXPECTED, check_options, pass_errors, run_command
 from pyro_vae.config import APP
 from pyro_vae.files import check_new_file
+from pyro_vae.progress import show_always
 
 __all__ = ["embed", "evaluate"]
 
@@ -80,7 +81,8 @@ def judged(cfg: Any) -> float:
     from pyro_vae import reuse
 
     check_once(cfg.out)
-    figures = reuse.judge_run(cfg.run, **common(cfg), **cfg.evaluate, seed=cfg.seed)
+    with show_always():
+        figures = reuse.judge_run(cfg.run, **common(cfg), **cfg.evaluate, seed=cfg.seed)
     print(reuse.summary(figures, reuse.write_evaluation(figures, cfg.out)))
     return figures["log_evidence"]
 
@@ -90,7 +92,8 @@ def embedded(cfg: Any) -> None:
     from pyro_vae import reuse
 
     check_once(cfg.out)
-    path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **common(cfg))
+    with show_always():
+        path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **common(cfg))
     print(f"codes  {path}")
 
 

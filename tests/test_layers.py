@@ -12,7 +12,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"commands", "config", "files", "guard", "hydra_errors", "spreadsheet", "stored", "validation"},
+    {"commands", "config", "files", "guard", "hydra_errors", "progress", "spreadsheet", "stored", "validation"},
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -39,7 +39,7 @@ LAYERS = [
 ]
 
 SAME_LAYER = {
-    "commands": {"hydra_errors"},
+    "commands": {"hydra_errors", "progress"},
     "hydra_errors": {"config"},
     "kl": {"distributions"},
     "vae": {"sides"},
