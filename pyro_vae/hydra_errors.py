@@ -157,12 +157,13 @@ def _unknown_setting(text: str, cause: OmegaConfBaseException) -> str:
     if similar := _similar(key, _groups(), [*_settings(root)]):
         return f"{line}: is {' or '.join(similar)} meant? ({_HELP})"
     names = [str(name) for name in parent if name not in (*_OWN, "hydra")]
+    target = parent.get("_target_")
     if not place or len(names) > _MOST:
         return f"{line}: {_HELP}"
     line = f"{line}: {place} has {', '.join(names) or 'none'}"
-    if "_target_" not in parent or place.startswith("hydra"):
+    if target is None or place.startswith("hydra"):
         return line
-    return f"{line}; {added} adds an argument of {parent['_target_']!s}"
+    return f"{line}; {added} adds an argument of {target}"
 
 
 def _similar(key: str, groups: list[str], settings: list[str]) -> list[str]:
@@ -177,7 +178,7 @@ def _similar(key: str, groups: list[str], settings: list[str]) -> list[str]:
 def _settings(node: Any, place: str = "") -> Iterator[str]:
     """Yields the names of all settings below a node, without Hydra's own."""
     for name in node if isinstance(node, DictConfig) and not node._is_none() else ():
-        path = f"{place}.{name}" if place else str(name)
+        path = f"{place}.{name!s}" if place else str(name)
         if path == "hydra" or name in _OWN:
             continue
         child = node._get_node(name)

@@ -12,7 +12,17 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"commands", "config", "files", "guard", "hydra_errors", "progress", "spreadsheet", "stored", "validation"},
+    {
+        "commands",
+        "config",
+        "files",
+        "guard",
+        "hydra_errors",
+        "progress",
+        "spreadsheet",
+        "stored",
+        "validation",
+    },
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},

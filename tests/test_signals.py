@@ -124,7 +124,7 @@ def test_a_second_signal_kills(number):
         ),
         (
             NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"),
-            "NotADirectoryError: Not a directory: 'a/b'",
+            "NotADirectoryError: Not a directory: 'a/b': choose another folder",
         ),
     ],
 )
