@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae import distributions, likelihoods
 from pyro_vae.conditional import Likelihood
+from pyro_vae.progress import Progress
 from pyro_vae.validation import check_seed, check_size, check_tensor, describe_value
 
 __all__ = ["MixtureFit", "mixture"]
@@ -99,12 +100,23 @@ def mixture(
     with threadpool_limits(torch.get_num_threads()):
         near = torch.as_tensor(clusters.fit_predict(rows[0].cpu().numpy()), device=train.device)
     start = torch.nn.functional.one_hot(near.long(), clusters.n_clusters).double()
-    fits = [expectation_maximization(family, rows, start, s, iterations) for s in SMOOTHING]
+    with Progress("mixture baseline", len(SMOOTHING), "fits") as progress:
+        fits = []
+        for number, smoothing in enumerate(SMOOTHING):
+            fits.append(
+                expectation_maximization(family, rows, start, smoothing, iterations, progress)
+            )
+            progress.reach(number + 1)
     return max(fits, key=lambda fit: fit[0])[1]
 
 
 def expectation_maximization(
-    family: Family, rows: list[Tensor], start: Tensor, smoothing: float, iterations: int
+    family: Family,
+    rows: list[Tensor],
+    start: Tensor,
+    smoothing: float,
+    iterations: int,
+    progress: Progress,
 ) -> tuple[float, MixtureFit]:
     """Returns the best mean log density of the validation rows, and the fit that reached it."""
     train, valid, test = rows
@@ -119,6 +131,7 @@ def expectation_maximization(
             best_step = step
             evidence = log_joint(parts, log_weights, test).logsumexp(1)
             best, best_fit = score, MixtureFit(evidence, start.shape[1], step, smoothing)
+        progress.advance(1 / iterations)
         if step - best_step >= PATIENCE:
             break
         responsibilities = log_joint(parts, log_weights, train).softmax(1)

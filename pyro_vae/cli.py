@@ -1,7 +1,6 @@
 """The command ``pyro-vae``. PyTorch is imported where a job begins, so that help is quick."""
 
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -10,6 +9,7 @@ from omegaconf import DictConfig
 
 from pyro_vae import commands
 from pyro_vae.config import APP
+from pyro_vae.run_folder import check_out
 from pyro_vae.sweeps import identity, journal
 from pyro_vae.sweeps.job import alone, continuation, job
 
@@ -27,22 +27,18 @@ def application(cfg: DictConfig) -> float:
     """Runs one job, and returns its held-out log evidence in nats per datum."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return job(cfg)
+    return _alone(cfg)
+
+
+@commands.pass_errors
+def _alone(cfg: DictConfig) -> float:
+    check_out(cfg)
     _SAY[0] = continuation(cfg)
-    try:
-        return alone(cfg)
-    finally:
-        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Removes the folder that Hydra makes for each run, unless the run is in it."""
-    try:
-        folder.rmdir()
-    except OSError:
-        return
+    return alone(cfg)
 
 
 def _run() -> int:
+    commands.check_options("pyro-vae")
     try:
         application()
     except SystemExit as ended:
@@ -58,6 +54,8 @@ def _command() -> int:
     except KeyboardInterrupt:
         journal.forget()
         raise
+    finally:
+        journal.remove_unused()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Signals and errors of the console commands: one line each, and an exit code."""
 
 import errno
+import functools
 import os
 import signal
 import sys
@@ -9,20 +10,28 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+
+from pyro_vae.progress import progress_of
 
 __all__ = [
     "AGAIN",
     "EXPECTED",
     "Interrupted",
+    "UsageError",
+    "UserError",
     "check_interrupted",
+    "check_options",
     "explain",
+    "pass_errors",
     "raise_on_signals",
     "run_command",
     "run_process",
     "show_errors",
     "stop_at_signals",
 ]
+
+T = TypeVar("T")
 
 AGAIN = "run the same command again"
 
@@ -31,12 +40,15 @@ FULL = "HYDRA_FULL_ERROR"
 
 _SPACE = "free space, or choose another folder"
 _PERMISSION = "change the permissions, or choose another folder"
+_ELSEWHERE = "choose another folder"
 _ADVICE = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
-    errno.EROFS: "choose another folder",
+    errno.EROFS: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
 }
 
 EXPECTED = (ValueError, FloatingPointError)
@@ -56,6 +68,60 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+class UserError(BaseException):
+    """An error on its way through Hydra, which prints a line of its own on each ``Exception``.
+
+    Arguments:
+        cause: The error.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class UsageError(Exception):
+    """Options of a command line that do not exist."""
+
+
+def pass_errors(task: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Makes a task of Hydra pass its errors to :func:`show_errors`, unless it is part of a sweep.
+
+    The other jobs of a sweep continue, and Hydra's line says which one failed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    @functools.wraps(task)
+    def passing(cfg: Any) -> T:
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise UserError(error) from error
+
+    return passing
+
+
+def check_options(program: str) -> None:
+    """Raises a :class:`UsageError` for options on the command line that Hydra does not have."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        dashes = ": settings are KEY=VALUE without dashes" * message.startswith("unrecognized")
+        raise UsageError(
+            f"{program}: {message}{dashes} ({program} --help lists settings, {program} "
+            f"--hydra-help options)"
+        )
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    for word in parser.parse_args().overrides:
+        if word.startswith("="):
+            raise ValueError(f"Expected settings as KEY=VALUE, got {word!r}: --help lists them")
 
 
 def check_interrupted() -> None:
@@ -125,7 +191,9 @@ def stop_at_signals(
             raise
         number = _received[0] if _received else signal.SIGINT
         name = signal.Signals(number).name
-        _say(f"{program}: stopped by {name}; to continue, {continuation()}")
+        done = progress_of(error)
+        after = "" if done is None else f" after {done}"
+        _say(f"{program}: stopped by {name}{after}; to continue, {continuation()}")
         return 128 + number
     finally:
         _received.clear()
@@ -152,8 +220,13 @@ def show_errors(
     os.environ[FULL] = "1"
     try:
         return command()
-    except Exception as error:
+    except UsageError as error:
+        _say(str(error))
+        return 2
+    except (Exception, UserError) as error:
         check_interrupted()
+        # As if it had not passed through Hydra.
+        error = error.cause if isinstance(error, UserError) else error
         line = None if full == "1" else _message(error, expected)
         if line is None:
             traceback.print_exception(error)
@@ -195,15 +268,17 @@ def explain(error: Exception) -> str:
 
 
 def _message(error: Exception, expected: tuple[type[Exception], ...]) -> str | None:
-    """Returns the lines that a user needs of an error, or ``None`` for an error of the program."""
-    hydra = sys.modules.get("hydra.errors")
-    if hydra is not None and isinstance(error, hydra.HydraException):
-        cause = error.__cause__
-        shown = type(cause).__module__.startswith("omegaconf") if cause is not None else False
-        return f"{error}\n{cause}" if shown else str(error)
+    """Returns the line that a user needs of an error, or ``None`` for an error of the program."""
+    if "hydra" in sys.modules:
+        from pyro_vae.hydra_errors import describe
+
+        if (line := describe(error)) is not None:
+            return line
     if isinstance(error, OSError) and error.errno is not None:
         return f"{type(error).__name__}: {explain(error)}"
-    return f"{type(error).__name__}: {error}" if isinstance(error, expected) else None
+    if not isinstance(error, expected):
+        return None
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.compiled.alike import look_at, tensors_of
 from pyro_vae.compiled.graph import NotCapturedError
@@ -25,6 +24,7 @@ from pyro_vae.epochs import (
     in_tensors,
     own_randomness,
 )
+from pyro_vae.progress import Progress
 from pyro_vae.training import FitResult, result_of, settling
 
 __all__ = ["State", "started", "together"]
@@ -182,14 +182,16 @@ class Crowd:
             NotCapturedError: If a step is not, or no longer, what the eager one is.
         """
         self.steps.stack()
-        for epoch in tqdm(range(epochs), disable=None, leave=False):
-            # The first, and at doubling distances, since what is part of no graph may change.
-            self.one_epoch(compare=epoch & (epoch - 1) == 0 or epoch == epochs - 1)
-            for i in self.going:
-                if self.runs[i].waited(patience):
-                    self.leave(i)
-            if not self.going:
-                break
+        with Progress("training", epochs, "epochs", at_once=True) as shown:
+            for epoch in range(epochs):
+                # The first, and at doubling distances, since what is part of no graph may change.
+                self.one_epoch(compare=epoch & (epoch - 1) == 0 or epoch == epochs - 1)
+                shown.reach(epoch + 1)
+                for i in self.going:
+                    if self.runs[i].waited(patience):
+                        self.leave(i)
+                if not self.going:
+                    break
 
     def one_epoch(self, *, compare: bool) -> None:
         """Passes over the data once with each VAE.

@@ -73,6 +73,8 @@ class Training:
     history: list[dict[str, float]] = field(default_factory=list)
     resumable: bool = True
     """Whether tensors are those of the end of an epoch, from which a training can be resumed."""
+    on_batch: Callable[[float], None] = lambda part: None
+    """Called after each batch with the part of the epoch that is done."""
 
     def start(self, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> None:
         """Makes what a first step needs."""
@@ -147,8 +149,11 @@ class Training:
         """
         self.vae.train()
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
-        for rows in batches(len(self.train.x), self.batch_size, self.order):
+        parts = batches(len(self.train.x), self.batch_size, self.order)
+        for number, rows in enumerate(parts, 1):
             total -= self.step(rows)
+            # The validation rows are the last part.
+            self.on_batch(number / (len(parts) + 1))
         row = self.end_of_epoch(total.item())
         if row is None:
             self.give_up(before)

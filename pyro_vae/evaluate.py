@@ -14,6 +14,7 @@ from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
 from pyro_vae.masks import factorizes, fill, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
+from pyro_vae.progress import Progress
 from pyro_vae.vae import VAE
 from pyro_vae.validation import (
     check_choice,
@@ -148,6 +149,7 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: bool = False,
     max_elements: int = MAX_ELEMENTS,
+    progress: bool | None = None,
 ) -> Tensor | Evidence:
     r"""Estimates log p(x) by importance sampling.
 
@@ -171,6 +173,8 @@ def log_evidence(
             that of the observed values, and zero for a row that is taken out.
         diagnostics: Whether to return the standard error and effective sample size too.
         max_elements: How many numbers of decoder output are held at once.
+        progress: ``True`` shows progress, as a bar in a terminal or notebook and as lines at
+            intervals elsewhere; ``False`` does not; ``None`` shows bars only.
 
     Returns:
         ``(N,)`` in nats, or an :class:`Evidence`.
@@ -191,10 +195,11 @@ def log_evidence(
     check_vae(vae)
     rows = max(1, min(100, max_elements // vae.likelihood.feature_shape.numel()))
     at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
-    sums = [
-        weight_sums(vae, part, num_particles, at_once, proposal)
-        for part in chunks(vae, x, covariates, mask, rows)
-    ]
+    with Progress("log evidence", _rows(x), "rows", show=progress) as shown:
+        sums = [
+            weight_sums(vae, part, num_particles, at_once, proposal, shown)
+            for part in chunks(vae, x, covariates, mask, rows)
+        ]
     columns = list(zip(*sums, strict=True))
     log_sum, log_square_sum = torch.cat(columns[0]), torch.cat(columns[1])
     estimate = (log_sum - math.log(num_particles)).to(x.dtype)
@@ -207,7 +212,7 @@ def log_evidence(
 
 
 def weight_sums(
-    vae: VAE, chunk: Chunk, num_particles: int, at_once: int, proposal: str
+    vae: VAE, chunk: Chunk, num_particles: int, at_once: int, proposal: str, progress: Progress
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns the logarithms of the sum of weights and of the sum of their squares, by row.
 
@@ -232,7 +237,13 @@ def weight_sums(
             log_w = torch.stack(list(terms.values())).double().sum(0)
             log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
             log_square_sum = torch.logaddexp(log_square_sum, (2 * log_w).logsumexp(0))
+            progress.advance(len(chunk.x) * len(z) / num_particles)
     return log_sum, log_square_sum, faults
+
+
+def _rows(x: Tensor) -> int:
+    # Checked later.
+    return len(x) if isinstance(x, Tensor) and x.dim() else 0
 
 
 def _rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
@@ -253,6 +264,7 @@ def elbo(
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
     max_elements: int = MAX_ELEMENTS,
+    progress: bool | None = None,
 ) -> Bound:
     """Returns the evidence lower bound at beta = 1 with its rate and distortion, by row.
 
@@ -264,6 +276,7 @@ def elbo(
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: As in :func:`log_evidence`.
         max_elements: As in :func:`log_evidence`.
+        progress: As in :func:`log_evidence`.
 
     Raises:
         ValueError: If an argument is out of range or the data cannot be scored.
@@ -277,14 +290,16 @@ def elbo(
     num_particles = check_size("num_particles", num_particles, least=1)
     max_elements = check_size("max_elements", max_elements, least=1)
     check_vae(vae)
-    bound, faults = estimate_elbo(
-        vae,
-        x,
-        num_particles=num_particles,
-        covariates=covariates,
-        mask=mask,
-        max_elements=max_elements,
-    )
+    with Progress("ELBO", _rows(x), "rows", show=progress) as shown:
+        bound, faults = estimate_elbo(
+            vae,
+            x,
+            num_particles=num_particles,
+            covariates=covariates,
+            mask=mask,
+            max_elements=max_elements,
+            progress=shown,
+        )
     check_finite("ELBO", bound.elbo, faults)
     return bound
 
@@ -298,6 +313,7 @@ def estimate_elbo(
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
     max_elements: int = MAX_ELEMENTS,
+    progress: Progress | None = None,
 ) -> tuple[Bound, dict[str, Tensor]]:
     """Returns the bound of :func:`elbo`, finite or not, and the rows in which terms are not.
 
@@ -319,6 +335,8 @@ def estimate_elbo(
             terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
             distortions.append(-terms[LOG_LIKELIHOOD].mean(0))
             faults.append(not_finite(terms))
+        if progress is not None:
+            progress.advance(len(chunk.x))
     rate, distortion = torch.cat(rates), torch.cat(distortions)
     return Bound(-distortion - rate, rate, distortion, kl is not None), joined(faults)
 

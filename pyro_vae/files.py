@@ -19,6 +19,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "FolderInUseError",
+    "check_new_file",
     "hold_folder",
     "is_held",
     "remove_partial",
@@ -176,6 +177,24 @@ def _take(file: int, *, shared: bool = False) -> None:
         import msvcrt
 
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+
+
+def check_new_file(name: str, value: Any) -> Path:
+    """Returns the path of a file to write, or raises a ``ValueError`` if there can be none.
+
+    Arguments:
+        name: The argument that names the file.
+        value: Its value.
+    """
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise ValueError(f"Expected {name} to name a file, got {value!r}")
+    path = Path(value).expanduser()
+    if path.is_dir():
+        raise ValueError(f"Expected {name} to name a file, got the folder '{value}'")
+    parent = next(folder for folder in path.parents if os.path.lexists(folder) or not folder.name)
+    if not parent.is_dir():
+        raise ValueError(f"Expected {name} to name a file in a folder, got '{value}' in a file")
+    return path
 
 
 def remove_partial(folder: Path) -> None:

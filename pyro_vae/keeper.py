@@ -1,8 +1,10 @@
 """Checkpoints of a training as it goes on."""
 
+import csv
+import io
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,20 @@ from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.epochs import Training
+from pyro_vae.files import write_whole
 from pyro_vae.recipe import advice
 from pyro_vae.vae import VAE
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "write_history"]
+
+
+def write_history(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Writes a csv file of one row an epoch, whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_whole(path, text.getvalue().encode())
 
 
 class Keeper:
@@ -22,7 +34,8 @@ class Keeper:
 
     A file that cannot be written does not end the training. It gives a warning, once, and the next
     checkpoint tries again. No reader needs two files of one checkpoint: ``resume.pt`` holds
-    all that a resumed training reads, the best weights included, and each file of weights is whole.
+    all that a resumed training reads, the best weights and the history included, and each file is
+    whole.
 
     Arguments:
         folder: The folder, or ``None`` to write nothing.
@@ -74,6 +87,8 @@ class Keeper:
         self._write("resume.pt", partial(checkpoint.save_state, run.state()))
         self._write_weights("last.safetensors", run, last)
         self._write_weights("model.safetensors", run, run.kept)
+        if run.history:
+            self._write("history.csv", partial(write_history, run.history))
         self.written = time.perf_counter()
 
     def keep_best(self, run: Training) -> None:
@@ -90,6 +105,8 @@ class Keeper:
             remedy = "write the weights in memory to another place by pyro_vae.save(vae, path)"
         else:
             remedy = "model.safetensors is complete, but resume=True repeats the last epochs"
+            if list(self.failed) == ["history.csv"]:
+                remedy = "all else is complete, and the result of fit holds the history"
         warnings.warn(
             f"'{self.folder}' lacks the end of this training in {reasons}: {remedy}", stacklevel=6
         )

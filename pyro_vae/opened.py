@@ -137,7 +137,8 @@ def finished(run: Path | str) -> Path:
     if not os.path.isfile(folder / "metrics.json"):
         raise ValueError(
             f"Expected run to be the folder of a finished run, got '{run}', which has no "
-            f"metrics.json: finish it by its own command with out={run} resume=true"
+            f"metrics.json: finish it by its own command with {config.override('out', str(run))} "
+            f"resume=true"
         )
     return folder
 
@@ -238,7 +239,7 @@ def check_node(node: Any, known: Collection[str], within: Collection[str], folde
         if key == "_target_" and not (isinstance(value, str) and value in known):
             raise ValueError(
                 f"Expected the data of '{folder}' to be made by pyro_vae.data, got {value!r:.100}: "
-                f"if you trust the run, allow=[{value!s:.100}]"
+                f"if you trust the run, {config.override('allow', [f'{value!s:.100}'])}"
             )
         if (key != "_target_" and key.startswith("_") and key.endswith("_")) or value == "???":
             raise ValueError(

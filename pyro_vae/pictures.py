@@ -1,5 +1,7 @@
 """The pictures of a report: what each shows, and the arrays that it is drawn from."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
 from pyro_vae.networks import eval_mode
+from pyro_vae.progress import Progress
 from pyro_vae.vae import VAE
 
 if TYPE_CHECKING:
@@ -33,21 +36,31 @@ def pictures(made: "Run", metrics: dict[str, Any]) -> list[report.Picture]:
     labels = labels_of(made.data)
     means = evaluate.posterior_means(vae, x, mask=mask)
     kl = metrics["kl_per_dimension"]
-    listed = []
+    listed: list[Callable[[], report.Picture]] = []
     if is_image(vae.event_shape):
-        listed += [reconstructions(vae, x), samples(vae), traversals(vae, means, kl)]
+        listed += [partial(reconstructions, vae, x), partial(samples, vae)]
+        listed.append(partial(traversals, vae, means, kl))
         if vae.latent_dim == 2:
-            listed.append(manifold(vae))
+            listed.append(partial(manifold, vae))
     if vae.event_shape == (2,):
-        listed.append(plane(vae, x))
-    listed.append(latent(means, labels))
+        listed.append(partial(plane, vae, x))
+    listed.append(partial(latent, means, labels))
     # t-SNE crashes on codes that are all the same, as a collapsed encoder's are.
     if vae.latent_dim > 2 and len(means) > 3 and bool((means[:TSNE_ROWS].var(0) > 1e-6).any()):
-        listed.append(neighbours(means, labels))
+        listed.append(partial(neighbours, means, labels))
     if kl is not None:
-        listed.append(rates(kl, active_units(vae, x, mask)))
+        listed.append(partial(rates, kl, active_units(vae, x, mask)))
     most = made.cfg.evaluate.num_particles
-    return [*listed, curves(made), proposals(vae, x, mask, most)]
+    return _drawn([*listed, partial(curves, made), partial(proposals, vae, x, mask, most)])
+
+
+def _drawn(listed: Sequence[Callable[[], report.Picture]]) -> list[report.Picture]:
+    found = []
+    with Progress("drawing", len(listed), "figures") as progress:
+        for draw in listed:
+            found.append(draw())
+            progress.advance()
+    return found
 
 
 def labels_of(data: Data) -> Any:
@@ -195,7 +208,7 @@ def proposals(vae: VAE, x: Tensor, mask: Tensor | None, most: int) -> report.Pic
 
 def evidence(vae: VAE, rows: Tensor, mask: Tensor | None, count: int, proposal: str) -> Tensor:
     """Returns the log evidence by one proposal."""
-    found = evaluate.log_evidence(vae, rows, count, proposal=proposal, mask=mask)
+    found = evaluate.log_evidence(vae, rows, count, proposal=proposal, mask=mask, progress=False)
     assert isinstance(found, Tensor)
     return found
 

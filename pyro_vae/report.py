@@ -14,6 +14,7 @@ import jinja2
 import matplotlib.figure
 
 from pyro_vae.files import write_whole
+from pyro_vae.progress import Progress
 
 __all__ = ["Figure", "Picture", "Report", "write"]
 
@@ -101,7 +102,11 @@ def write(report: Report, folder: Path | str) -> Path:
     check_files([picture.file for picture in report.pictures])
     page = Path(folder) / "report.html"
     (page.parent / "figures").mkdir(parents=True, exist_ok=True)
-    pngs = [to_png(picture.figure) for picture in report.pictures]
+    pngs = []
+    with Progress("writing the report", len(report.pictures), "figures") as progress:
+        for picture in report.pictures:
+            pngs.append(to_png(picture.figure))
+            progress.advance()
     for picture, png in zip(report.pictures, pngs, strict=True):
         write_whole(page.parent / "figures" / picture.file, png)
     write_whole(page, render(report, pngs).encode())

@@ -18,6 +18,7 @@ from pyro_vae.guard import guard_process_state
 from pyro_vae.masks import fill
 from pyro_vae.networks import eval_mode
 from pyro_vae.opened import Chosen, matched, opened, preparation, stored_number, unsplit
+from pyro_vae.progress import Progress
 from pyro_vae.run import scores
 from pyro_vae.story import active_units
 from pyro_vae.vae import VAE
@@ -244,9 +245,11 @@ def embed(
         "pyro_vae": pyro_vae.__version__,
     }
     path = codes.check_path(out)
-    with codes.writer(path, facts) as write:
-        for start in range(0, len(chosen.part), rows_at_once):
+    rows = len(chosen.part)
+    with codes.writer(path, facts) as write, Progress("embedding", rows, "rows") as progress:
+        for start in range(0, rows, rows_at_once):
             write(written(vae, chosen, slice(start, start + rows_at_once)))
+            progress.reach(min(rows, start + rows_at_once))
     return path
 
 

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pyro_vae.commands import EXPECTED, run_command
+from pyro_vae.commands import EXPECTED, check_options, pass_errors, run_command
 from pyro_vae.config import APP
+from pyro_vae.files import check_new_file
+from pyro_vae.progress import show_always
 
 __all__ = ["embed", "evaluate"]
 
@@ -53,17 +55,20 @@ def embed() -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="evaluate")
+@pass_errors
 def _evaluate(cfg: DictConfig) -> float:
     return judged(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="embed")
+@pass_errors
 def _embed(cfg: DictConfig) -> None:
     embedded(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
 def _run(program: str, application: Callable[[], Any]) -> NoReturn:
     def command() -> int:
+        check_options(program)
         application()
         return 0
 
@@ -76,7 +81,8 @@ def judged(cfg: Any) -> float:
     from pyro_vae import reuse
 
     check_once(cfg.out)
-    figures = reuse.judge_run(cfg.run, **common(cfg), **cfg.evaluate, seed=cfg.seed)
+    with show_always():
+        figures = reuse.judge_run(cfg.run, **common(cfg), **cfg.evaluate, seed=cfg.seed)
     print(reuse.summary(figures, reuse.write_evaluation(figures, cfg.out)))
     return figures["log_evidence"]
 
@@ -86,12 +92,15 @@ def embedded(cfg: Any) -> None:
     from pyro_vae import reuse
 
     check_once(cfg.out)
-    path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **common(cfg))
+    with show_always():
+        path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **common(cfg))
     print(f"codes  {path}")
 
 
 def check_once(out: str | None) -> None:
-    """Raises a ``ValueError`` if another run of this command was written to the same file."""
+    """Raises a ``ValueError`` for what names no file, or the file of another run."""
+    if out is not None:
+        check_new_file("out", out)
     if out is not None and out in WRITTEN:
         raise ValueError(
             f"Expected a file of its own for each run, got '{out}' again: without out each has one "
@@ -108,5 +117,12 @@ def common(cfg: DictConfig) -> dict[str, Any]:
 
     if cfg.threads is not None:
         torch.set_num_threads(check_size("threads", cfg.threads, least=1))
+    if not isinstance(cfg.allow, ListConfig):
+        raise ValueError(
+            f"Expected allow to be a list of dotted names, as in 'allow=[my_package.MyPrior]', got "
+            f"{cfg.allow!r}"
+        )
+    if not isinstance(cfg.data, DictConfig | None):
+        raise ValueError(f"Expected data to be a data set, as in data=table, got {cfg.data!r}")
     data = None if cfg.data is None else OmegaConf.to_container(cfg.data)
     return {"data": data, "part": cfg.part, "device": cfg.device, "allow": list(cfg.allow)}

@@ -1,7 +1,5 @@
 """One run: build, train, judge, write."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +17,10 @@ from pyro_vae.data import Data, Rows
 from pyro_vae.epochs import own_randomness
 from pyro_vae.files import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
+from pyro_vae.keeper import write_history
+from pyro_vae.progress import Progress, show_always
 from pyro_vae.run_checks import Prepared, check_settings, check_training
-from pyro_vae.run_folder import RunFolder
+from pyro_vae.run_folder import RunFolder, check_out
 from pyro_vae.sweeps.identity import run_id
 from pyro_vae.training import FitResult
 from pyro_vae.vae import VAE
@@ -63,7 +63,7 @@ def run(
     check_settings(cfg)
     name = run_id(cfg) if name is None else name
     folder = RunFolder(
-        Path(cfg.out), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
+        check_out(cfg), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
     )
     folder.check()
     ready = _prepare(cfg)
@@ -76,7 +76,8 @@ def run(
             check_training(ready, folder.checkpoint)
         place = folder.open({**(files or {}), **_first_files(ready)})
         try:
-            metrics = _train_and_write(ready, place)
+            with show_always():
+                metrics = _train_and_write(ready, place)
         except BaseException:
             folder.abandon(place)
             raise
@@ -127,7 +128,7 @@ def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
     check_interrupted()
     # Once more, because a run whose weights could not be written is not finished.
     save_weights(vae, vae.state_dict(), place / "model.safetensors")
-    write_history(place / "history.csv", result)
+    write_history(result.history, place / "history.csv")
     made = Run(cfg, data, vae, objective, result)
     metrics = judge(made)
     # Before the pictures, so that none of them can cost the figures.
@@ -196,6 +197,10 @@ def scores(
     )
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(vae, x, num_particles=elbo_particles, mask=mask)
+    with Progress("latent dimensions", 2, "measures") as progress:
+        units = active(vae, x, mask)
+        progress.advance()
+        kl = rates(vae, x, mask)
     return finite_figures({
         "log_evidence": mean(evidence.log_evidence),
         "log_evidence_se": standard_error(evidence.log_evidence),
@@ -208,8 +213,8 @@ def scores(
         "gap": mean(evidence.log_evidence - bound.elbo[few]),
         "rate": mean(bound.rate),
         "distortion": mean(bound.distortion),
-        "active_units": active(vae, x, mask),
-        "kl_per_dimension": rates(vae, x, mask),
+        "active_units": units,
+        "kl_per_dimension": kl,
     })  # fmt: skip
 
 
@@ -267,10 +272,12 @@ def rates(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
 def held_out_objective(made: Run) -> float:
     """Returns what training maximized, on the test rows in evaluation mode."""
     total, test = 0.0, made.data.test
-    for start in range(0, len(test.x), 1000):
-        x, mask = test.batch(slice(start, start + 1000))
-        loss = made.objective.differentiable_loss(made.vae.model, made.vae.guide, x, mask=mask)
-        total -= float(loss)
+    with Progress("objective", len(test.x), "rows") as progress:
+        for start in range(0, len(test.x), 1000):
+            x, mask = test.batch(slice(start, start + 1000))
+            loss = made.objective.differentiable_loss(made.vae.model, made.vae.guide, x, mask=mask)
+            total -= float(loss)
+            progress.advance(len(x))
     return total / len(test.x)
 
 
@@ -309,15 +316,6 @@ def standard_error(values: Tensor) -> float:
 def monte_carlo_error(errors: Tensor) -> float:
     """Returns the standard error of a mean of independent estimates from that of each."""
     return (errors.double().pow(2).sum().sqrt() / len(errors)).item()
-
-
-def write_history(path: Path, result: FitResult) -> None:
-    """Writes one row an epoch."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(result.history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result.history)
-    write(path, text.getvalue())
 
 
 def write(path: Path, text: str) -> None:

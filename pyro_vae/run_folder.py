@@ -10,12 +10,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig
 
 from pyro_vae.files import remove_partial, write_whole
 from pyro_vae.sweeps.identity import NAME, holds
 
-__all__ = ["COMPLETE", "UNFINISHED", "RunFolder"]
+__all__ = ["COMPLETE", "UNFINISHED", "RunFolder", "check_out"]
 
 UNFINISHED = ".unfinished"
 """The folder within a finished run in which the results that will replace it are computed."""
@@ -36,6 +38,14 @@ CONTENT = (
     *CHECKPOINTS,
 )
 """Everything that belongs to one run, besides ``metrics.json``."""
+
+
+def check_out(cfg: Mapping[str, Any] | DictConfig) -> Path:
+    """Returns the folder that a configuration names, or raises a ``ValueError``."""
+    out = cfg["out"]
+    if not isinstance(out, (str, Path)) or not str(out).strip():
+        raise ValueError(f"Expected out to name a folder, as in out=FOLDER, got {out!r}")
+    return Path(out)
 
 
 class RunFolder:
@@ -112,7 +122,7 @@ class RunFolder:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         if place == self.out:
-            _remove(place, [] if self.resume else CHECKPOINTS)
+            _remove(place, [] if self.resume else [*CHECKPOINTS, "history.csv"])
             _remove(place, ["report.html"])
         elif checkpoint is not None and checkpoint.parent != place:
             write_whole(place / checkpoint.name, checkpoint.read_bytes())

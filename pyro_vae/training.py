@@ -12,7 +12,6 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from pyro_vae.compiled import worth_compiling
 from pyro_vae.compiled.step import PRECISIONS
@@ -33,6 +32,7 @@ from pyro_vae.keeper import Keeper
 from pyro_vae.network_checks import check_networks, check_single_rows
 from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import ELBO, Schedule
+from pyro_vae.progress import Progress, check_progress
 from pyro_vae.vae import VAE
 from pyro_vae.validation import (
     check_flag,
@@ -100,6 +100,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 10.0,
     tracker: Tracker | None = None,
+    progress: bool | None = None,
 ) -> FitResult:
     r"""Trains a VAE without covariates; one with them is trained by SVI or a loop of your own.
 
@@ -141,11 +142,13 @@ def fit(
             began.
         precision: ``"bfloat16"``: products in that precision, which needs compiled steps.
         seed: The seed of order and noise.
-        out: A folder for ``model.safetensors``, the best weights; ``last.safetensors``; and
-            ``resume.pt``, the state to go on from.
+        out: A folder for ``model.safetensors``, the best weights; ``last.safetensors``;
+            ``resume.pt``, the state to go on from; and ``history.csv``, a row an epoch.
         resume: Whether to go on from ``out`` if there is something to go on from.
         checkpoint_seconds: The least time between two checkpoints; 0 writes one after each epoch.
         tracker: Takes each row of the history.
+        progress: ``True`` shows progress, as a bar in a terminal or notebook and as lines at
+            intervals elsewhere; ``False`` does not; ``None`` shows bars only.
 
     Raises:
         ValueError: If an argument is out of range, the data cannot be scored, another process
@@ -166,6 +169,7 @@ def fit(
     epochs, batch_size, clip_norm, patience, checkpoint_seconds = check_numbers(
         epochs, batch_size, clip_norm, patience, checkpoint_seconds
     )
+    check_progress(progress)
     steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
     schedules = check_objective(objective, {} if schedules is None else schedules, steps)
     check_data(vae, train, valid, patience)
@@ -197,7 +201,7 @@ def fit(
         run.start(make, lr_schedule)
         if resume:
             keeper.restore(run)
-        return trained(run, keeper, epochs, patience, tracker)
+        return trained(run, keeper, epochs, patience, tracker, progress)
 
 
 def trained(
@@ -206,6 +210,7 @@ def trained(
     epochs: int,
     patience: int | None,
     tracker: Tracker | None = None,
+    progress: bool | None = None,
 ) -> FitResult:
     """Goes on with a training to its end.
 
@@ -217,12 +222,13 @@ def trained(
         epochs: The epochs at most.
         patience: The epochs without a better one that end it.
         tracker: Takes each row of the history.
+        progress: Whether to show progress, as in :func:`fit`.
     """
     run.prepare()
     with same_threads(run):
         try:
             with in_tensors(run, run.schedules if run.compiled else ()):
-                for row in rows_until(run, epochs, patience):
+                for row in rows_until(run, epochs, patience, progress):
                     if tracker is not None:
                         tracker.log(row, run.epoch)
                     keeper.keep(run)
@@ -230,10 +236,22 @@ def trained(
         except BaseException as error:
             # Not by setattr, which an exception may forbid.
             vars(error)["fit_result"] = result_of(run)
+            vars(error)["work_done"] = f"{run.epoch} of {epochs} epochs of training"
+            explain_interrupt(error, run, epochs, keeper)
             with settling(run):
                 end(run, keeper, best=not isinstance(error, NotFiniteError))
             raise
     return result_of(run)
+
+
+def explain_interrupt(error: BaseException, run: Training, epochs: int, keeper: Keeper) -> None:
+    """Adds to an interrupt from the keyboard how to continue, where Python shows such notes."""
+    if isinstance(error, KeyboardInterrupt) and hasattr(error, "add_note"):
+        if keeper.folder is None:
+            how = "fit_result of this exception holds the history; out=FOLDER would keep the state"
+        else:
+            how = f"call fit with out={str(keeper.folder)!r} and resume=True to continue"
+        error.add_note(f"fit stopped after epoch {run.epoch} of {epochs}: {how}")
 
 
 def end(run: Training, keeper: Keeper, *, best: bool = True) -> None:
@@ -268,18 +286,24 @@ def result_of(run: Training, failure: str | None = None) -> FitResult:
     return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine, failure)
 
 
-def rows_until(run: Training, epochs: int, patience: int | None) -> Iterator[dict[str, float]]:
+def rows_until(
+    run: Training, epochs: int, patience: int | None, progress: bool | None = None
+) -> Iterator[dict[str, float]]:
     """Trains, epoch by epoch, and yields each row of the history.
 
     Arguments:
         run: The training.
         epochs: The epochs at most.
         patience: The epochs without a better one that end it.
+        progress: Whether to show progress, as in :func:`fit`.
     """
-    with tqdm(total=epochs, disable=None, leave=False) as progress:
+    name, key = ("objective", "train_objective") if run.valid is None else ("ELBO", "valid_elbo")
+    with Progress("training", epochs, "epochs", show=progress, at_once=True) as shown:
+        shown.reach(run.epoch)
+        run.on_batch = lambda part: shown.reach(run.epoch + part)
         while run.epoch < epochs and not run.waited(patience):
             row = run.one_epoch()
-            progress.update(run.epoch - progress.n)
+            shown.reach(run.epoch, f"{name} {row[key]:.3f}")
             yield row
 
 

@@ -191,7 +191,7 @@ def test_a_numbered_label_stays_as_it_is(tmp_path):
 
 GOOD = "a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(20))
 TABLES = {
-    "text": ("a,b\n1,Rome\n2,\n", {}, r"'b' \(as Rome\): take others \(data.columns=\[a\]\), c"),
+    "text": ("a,b\n1,Rome\n2,\n", {}, r"'b' \(as Rome\): take others \('data.columns=\[a\]'\), c"),
     "semicolons": ("a;b\n1;2\n", {}, r"between ',', got one column 'a;b': .*separator=\";\""),
     "unknown": (GOOD, {"columns": ["c"]}, r"columns to be some of \['a', 'b'\], got \['c'\]"),
     "none": (GOOD, {"columns": []}, r"columns to be some of \['a', 'b'\], got \[\]"),
@@ -221,7 +221,7 @@ TABLES |= {
     "index": (
         ",a,b\n" + ROWS,
         {},
-        r"name for each column .* 'Unnamed: 0', .*columns=\[a,b\]\), or",
+        r"name for each column .* 'Unnamed: 0', .*columns=\[a,b\]'\), or",
     ),
     "read_twice": ("Unnamed: 0,a,b\n" + ROWS, {}, "name for each column .* got 'Unnamed: 0'"),
     "trailing": ("a,b,\n" + ROWS, {}, "name for each column .* got 'Unnamed: 2'"),

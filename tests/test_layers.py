@@ -12,7 +12,18 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"collapse", "commands", "files", "guard", "spreadsheet", "stored", "validation"},
+    {
+        "collapse",
+        "commands",
+        "config",
+        "files",
+        "guard",
+        "hydra_errors",
+        "progress",
+        "spreadsheet",
+        "stored",
+        "validation",
+    },
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},
     {"priors", "posteriors", "likelihoods", "data"},
     {"vae", "sides", "objectives"},
@@ -32,7 +43,6 @@ LAYERS = [
     },
     {"plots", "transformer"},
     {"report"},
-    {"config"},
     {"pictures", "story", "run", "run_checks", "run_folder", "sweeps"},
     {"codes", "opened", "reuse"},
     {"compare"},
@@ -41,6 +51,8 @@ LAYERS = [
 ]
 
 SAME_LAYER = {
+    "commands": {"hydra_errors", "progress"},
+    "hydra_errors": {"config"},
     "kl": {"distributions"},
     "vae": {"sides"},
     "checkpoint": {"recipe"},

@@ -145,8 +145,8 @@ def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("vae/prior=nonsense", "Could not find 'vae/prior/nonsense'"),
-        ("vae.latent_dims=3", "Key 'latent_dims' is not in struct"),
+        ("vae/prior=nonsense", "Expected vae/prior to be one of mixture, normal"),
+        ("vae.latent_dims=3", "got 'vae.latent_dims': is vae.latent_dim meant?"),
         ("vae.latent_dim=0", "Expected latent_dim to be an integer of at least 1, got 0"),
         ("objective.num_particles=0", "Expected num_particles to be a positive integer, got 0"),
         ("data.binarize=none", "got grey-scale values: binarize the data"),

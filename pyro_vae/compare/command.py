@@ -94,6 +94,9 @@ def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> 
     from pyro_vae.compare.table import table
     from pyro_vae.files import write_whole
 
+    for name, value in [*(("FOLDER", folder) for folder in folders), ("--out", out)]:
+        if value is not None and not value.strip():
+            raise ValueError(f"Expected {name} to name a folder, got {value!r}")
     found = comparison.compare(folders, against)
     place = Path(folders[0] if out is None else out).resolve()
     if place.exists() and not place.is_dir():

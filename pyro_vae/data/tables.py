@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.config import override
 from pyro_vae.data.base import Data, Preparation, Scaling, Split, existing, numbered, split
 from pyro_vae.spreadsheet import NUMBER, restore
 from pyro_vae.validation import check_choice, check_flag, describe_value
@@ -147,7 +148,7 @@ def read(file: Path, separator: str) -> Any:
     if len(frame.columns) == 1 and other:
         raise ValueError(
             f"Expected values in '{file}' to stand between {separator!r}, got one column "
-            f"{frame.columns[0]!r}: give the separator ('data.separator=\"{other}\"')"
+            f"{frame.columns[0]!r}: give the separator ({override('data.separator', other)})"
         )
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
@@ -181,10 +182,10 @@ def check_header(file: Path, names: list[str], known: list[str]) -> None:
     """Raises a ``ValueError`` for an index of pandas, and for a first line of numbers."""
     unnamed = [name for name in names if UNNAMED.fullmatch(name)]
     if unnamed:
-        others = ",".join(name for name in names if name not in unnamed) or "..."
+        others = override("data.columns", [n for n in names if n not in unnamed] or ["NAME"])
         raise ValueError(
             f"Expected a name for each column of '{file}', got {unnamed[0]!r}, which may be an "
-            f"index: give the columns to use (data.columns=[{others}]), or write the file without "
+            f"index: give the columns to use ({others}), or write the file without "
             f"an index (to_csv(..., index=False))"
         )
     numeric = [name for name in names if NUMBER.fullmatch(name)]
@@ -194,7 +195,7 @@ def check_header(file: Path, names: list[str], known: list[str]) -> None:
         raise ValueError(
             f"Expected the first line of '{file}' to name the columns, got the number "
             f"{numeric[0]}: write a line of names above it, or give the columns to use if these "
-            f"are names (data.columns=[{','.join(repr(name) for name in names[:3])},...])"
+            f"are names ({override('data.columns', names)})"
         )
 
 
@@ -239,10 +240,10 @@ def check_once(known: list[str], names: list[str], label: str | None) -> None:
     twice = {name for name in names if names.count(name) + known.count(name) > 2}
     twice |= {label} if label is not None and known.count(label) > 1 else set()
     if twice:
-        others = ",".join(name for name in names if name not in twice) or "..."
+        others = override("data.columns", [n for n in names if n not in twice] or ["NAME"])
         raise ValueError(
             f"Expected each column once, got more of {sorted(twice)}: give each another name "
-            f"in the file, or take others (data.columns=[{others}])"
+            f"in the file, or take others ({others})"
         )
 
 
@@ -257,10 +258,11 @@ def numbers(frame: Any, names: list[str]) -> Tensor:
     text = [n for n in names if not numeric(frame[n].dtype) and frame[n].notna().any()]
     if text:
         shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text]
-        others = ",".join(n for n in names if n not in text) or "..."
+        others = override("data.columns", [n for n in names if n not in text] or ["NAME"])
+        label = override("data.label", text[0])
         raise ValueError(
             f"Expected columns of numbers, got categorical values in {', '.join(shown)}: take "
-            f"others (data.columns=[{others}]), colour pictures by one (data.label={text[0]}), or "
+            f"others ({others}), colour pictures by one ({label}), or "
             f"make them numbers first"
         )
     return torch.from_numpy(
@@ -273,10 +275,10 @@ def check_integers(file: Path, frame: Any, names: list[str], separator: str) -> 
     large = [n for n in names if ((frame[n] > EXACT) | (frame[n] < -EXACT)).any()]
     bad = [name for name in large if integers(file, frame, name, separator)]
     if bad:
-        others = ",".join(name for name in names if name not in bad) or "..."
+        others = override("data.columns", [n for n in names if n not in bad] or ["NAME"])
         raise ValueError(
             f"Expected numbers that double precision holds, got integers above 2**53 in columns "
-            f"{bad}, which may be identifiers: leave them out (data.columns=[{others}]), or write "
+            f"{bad}, which may be identifiers: leave them out ({others}), or write "
             f"them with a decimal point to have them rounded"
         )
 

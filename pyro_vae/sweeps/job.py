@@ -15,9 +15,10 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pyro_vae import config
 from pyro_vae.commands import AGAIN, explain
 from pyro_vae.files import FolderInUseError, hold_folder, write_whole
-from pyro_vae.run_folder import UNFINISHED
+from pyro_vae.run_folder import UNFINISHED, check_out
 from pyro_vae.sweeps import folder, journal
 from pyro_vae.sweeps.folder import Failure
 from pyro_vae.sweeps.identity import NAME, holds, run_id
@@ -52,21 +53,20 @@ class Task:
 
     def __init__(self, cfg: DictConfig, overrides: list[str]) -> None:
         self.cfg = cfg
-        self.folder = Path(cfg.out)
+        self.folder = check_out(cfg)
         self.name = run_id(cfg)
         self.overrides = shlex.join(overrides)
-        alone = [*overrides, "hydra.mode=RUN", f"out={quoted(self.folder)}", "resume=true"]
+        alone = [
+            *overrides,
+            "hydra.mode=RUN",
+            f"out={config.quote(str(self.folder))}",
+            "resume=true",
+        ]
         self.command = shlex.join(["pyro-vae", *sources(), *alone])
 
     def note(self, outcome: str, reason: str = "") -> None:
         """Adds to the journal what the job came to."""
         journal.note(journal.Entry(str(self.folder), self.overrides, outcome, reason, self.command))
-
-
-def quoted(path: Path) -> str:
-    """Returns a path as Hydra reads it, whatever signs are in it."""
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
 
 
 def sources() -> list[str]:
@@ -158,7 +158,7 @@ def continuation(cfg: DictConfig) -> Callable[[], str]:
         if word.lstrip("+").partition("=")[0] not in ("out", "resume", "overwrite")
     ]
     out, name = Path(cfg.out), run_id(cfg)
-    words = ["pyro-vae", *sources(), *words, f"out={quoted(out)}", "resume=true"]
+    words = ["pyro-vae", *sources(), *words, f"out={config.quote(str(out))}", "resume=true"]
 
     def say() -> str:
         begun = (out / UNFINISHED).exists() or not (out / "metrics.json").exists()
@@ -198,7 +198,7 @@ def attempt(task: Task) -> tuple[str, str]:
     if task.cfg.isolate:
         code = call(work, (cfg, task.name, task.command), log=task.folder / "job.log")
     else:
-        code = work(cfg, task.name, task.command)
+        code = work(cfg, task.name, task.command, show_trace=False)
     if code == IN_USE:
         return "elsewhere", ""
     if code == 0:
@@ -231,13 +231,14 @@ def judged(task: Task, code: int, before: Failure | None) -> tuple[str, str]:
     return "failed", reason
 
 
-def work(cfg: dict[str, Any], name: str, command: str) -> int:
+def work(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = True) -> int:
     """Does the work of a job, and returns an exit code.
 
     Arguments:
         cfg: Its resolved configuration.
         name: Its name.
         command: What runs it alone.
+        show_trace: Whether to print the traceback of an error.
 
     Returns:
         0, 1 if it failed, :data:`IN_USE`, or :data:`NOT_WRITTEN`.
@@ -259,16 +260,17 @@ def work(cfg: dict[str, Any], name: str, command: str) -> int:
         except FolderInUseError:
             return IN_USE
         except Exception as error:
-            return _fail(place, error, command)
+            return _fail(place, error, command, show_trace)
     return 0
 
 
-def _fail(place: Path, error: Exception, command: str) -> int:
+def _fail(place: Path, error: Exception, command: str, show_trace: bool) -> int:
     """Notes down why a job failed, as far as files can be written, and returns its exit code."""
     reason = f"{type(error).__name__}: {explain(error)}"
     trace = traceback.format_exc()
     with suppress(OSError):
-        print(trace, file=sys.stderr, flush=True)
+        if show_trace:
+            print(trace, file=sys.stderr, flush=True)
     try:
         folder.write_failure(place, Failure(reason, command, now(), trace))
     except OSError:

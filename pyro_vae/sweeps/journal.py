@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from pyro_vae.commands import explain
 from pyro_vae.sweeps import folder
 
-__all__ = ["Entry", "Journal", "close", "forget", "note", "owner"]
+__all__ = ["Entry", "Journal", "close", "forget", "note", "owner", "remove_unused"]
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ VARIABLE = "PYRO_VAE_JOURNAL"
 
 _NOTED: list["Entry"] = []
 """The entries of this process, in case the file cannot be written."""
+
+
+_CREATED: list[Path] = []
+"""The folders that Hydra creates for this command, the innermost first."""
 
 
 class Entry(NamedTuple):
@@ -50,11 +55,30 @@ class Entry(NamedTuple):
 class Journal(Callback):
     """Hydra's callback that says at the start of a sweep where its journal is."""
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Notes the folders that Hydra creates for a run, which may go elsewhere."""
+        _note_created(Path(config.hydra.run.dir))
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Tells all processes of the sweep."""
         file = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}.jsonl"
         path = Path(config.hydra.sweep.dir).absolute() / ".journal" / file
         os.environ[VARIABLE] = str(path)
+        _note_created(path.parent.parent)
+
+
+def _note_created(folder: Path) -> None:
+    _CREATED[:] = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def remove_unused() -> None:
+    """Removes the folders that Hydra created for a command if nothing was written to them."""
+    for place in _CREATED:
+        with suppress(OSError):
+            if [path.name for path in place.iterdir()] == ["multirun.yaml"]:
+                (place / "multirun.yaml").unlink()
+            place.rmdir()
+    _CREATED.clear()
 
 
 def note(entry: Entry) -> None:
@@ -94,6 +118,8 @@ def close(code: int) -> int:
     known = {entry.folder: entry for entry in read(path)}
     known |= {entry.folder: entry for entry in _NOTED}
     _NOTED.clear()
+    if not known and not code and path.name:
+        raise ValueError("Expected a sweep of one job or more, got none: a list of values is empty")
     if not known:
         return code
     entries = [settle(entry) for entry in known.values()]

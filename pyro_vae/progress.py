@@ -1,0 +1,175 @@
+"""Progress of long work: a bar in a terminal or notebook, lines at intervals elsewhere."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Progress", "check_progress", "progress_of", "show_always"]
+
+_REDRAW = 0.1
+"""Seconds between two states of a bar."""
+_FIRST_BAR = 1.0
+"""Seconds of work after which a library function shows a bar."""
+_FIRST_LINE = 2.0
+
+_FORMAT = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}{postfix}]"
+)
+
+_always: ContextVar[bool] = ContextVar("always", default=False)
+
+
+@contextmanager
+def show_always() -> Iterator[None]:
+    """Within, progress is also shown where there is no terminal, and bars from the start."""
+    token = _always.set(True)
+    try:
+        yield
+    finally:
+        _always.reset(token)
+
+
+def check_progress(progress: Any) -> None:
+    """Raises a ``ValueError`` unless progress is true, false or ``None``."""
+    if progress is not None and not isinstance(progress, bool):
+        raise ValueError(f"Expected progress to be True, False or None, got {progress!r}")
+
+
+class Progress:
+    """The progress of one stage of work, as a context manager.
+
+    Reporting costs a look at the clock, unless something is to be drawn.
+
+    Arguments:
+        stage: The name of the stage.
+        total: How many units there are.
+        unit: The name of the units, in the plural.
+        show: Whether to show it; ``None``: in a terminal or notebook, and within
+            :func:`show_always` everywhere.
+        at_once: Whether a bar is shown from the start.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        *,
+        show: bool | None = None,
+        at_once: bool = False,
+    ) -> None:
+        check_progress(show)
+        always = _always.get()
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done, self.note = 0.0, ""
+        self._bar: Any = None
+        self._in_bar = _draws_bars()
+        hidden = show is False or not (self._in_bar or always or show)
+        self._first = _FIRST_LINE if not self._in_bar else 0.0 if always or at_once else _FIRST_BAR
+        self._start = time.monotonic()
+        self._next = float("inf") if hidden else self._start + self._first
+
+    def __enter__(self) -> "Progress":
+        self._show_if_due()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            with suppress(AttributeError, TypeError):
+                vars(error).setdefault("work_done", self.position())
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, amount: float = 1.0) -> None:
+        """Adds to the units that are done."""
+        self.reach(self.done + amount)
+
+    def reach(self, done: float, note: str | None = None) -> None:
+        """Sets how many units are done, and a note such as the current ELBO."""
+        self.done = done
+        if note is not None:
+            self.note = note
+        self._show_if_due()
+
+    def position(self) -> str:
+        """Returns how far the stage is, as in ``3 of 10 epochs of training``."""
+        # Parts of units add up to a little less than the units.
+        return f"{int(self.done + 1e-6)} of {self.total} {self.unit} of {self.stage}"
+
+    def _show_if_due(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        # A full disk or a closed pipe does not end the work.
+        with suppress(OSError):
+            if self._in_bar:
+                self._draw()
+            else:
+                self._print(now - self._start)
+        self._next = now + (_REDRAW if self._in_bar else _line_interval(now - self._start))
+
+    def _draw(self) -> None:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                total=self.total,
+                desc=self.stage,
+                unit=self.unit,
+                leave=False,
+                bar_format=_FORMAT,
+                # Some terminals, as those of containers, say that they have no columns.
+                ncols=None if _in_notebook() else shutil.get_terminal_size().columns,
+            )
+            self._bar.start_t -= time.monotonic() - self._start
+        self._bar.n = int(self.done) if float(self.done).is_integer() else round(self.done, 1)
+        self._bar.set_postfix_str(self.note, refresh=False)
+        self._bar.refresh()
+
+    def _print(self, seconds: float) -> None:
+        note = f", {self.note}" if self.note else ""
+        print(
+            f"{self.stage}: {int(self.done + 1e-6)} of {self.total} {self.unit}{note}, "
+            f"{seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _line_interval(seconds: float) -> float:
+    """Returns the seconds to the next line: ten, later a twentieth of the time taken, up to 60."""
+    return min(60.0, max(10.0, seconds / 20))
+
+
+def progress_of(error: BaseException | None) -> str | None:
+    """Returns how far the work was that an error, or one behind it, ended; ``None`` if unknown."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(text := getattr(error, "work_done", None), str):
+            return text
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _draws_bars() -> bool:
+    """Whether standard error is a terminal, or this is a notebook."""
+    with suppress(AttributeError, ValueError):
+        if sys.stderr.isatty():
+            return True
+    return _in_notebook()
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", ())

@@ -1,0 +1,335 @@
+"""Wrong command lines: one clear message each, no traceback, and nothing created or lost."""
+
+import contextlib
+import importlib
+import io
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pyro_vae import config
+from pyro_vae.run import run
+
+MAINS = {
+    "pyro-vae": ("pyro_vae.cli", "main"),
+    "pyro-vae-compare": ("pyro_vae.compare.command", "main"),
+    "pyro-vae-embed": ("pyro_vae.reuse_cli", "embed"),
+    "pyro-vae-evaluate": ("pyro_vae.reuse_cli", "evaluate"),
+}
+QUICK = [
+    "data=moons", "data.n=60", "vae/likelihood=normal", "vae.latent_dim=1", "train.epochs=1",
+    "train.compile=false", "evaluate.num_particles=5", "evaluate.elbo_particles=2",
+    "evaluate.baseline_components=0",
+]  # fmt: skip
+TRAILER = "\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+
+WRONG = r"""
+# Options and groups
+pyro-vae vae/prior=vampire | Expected vae/prior to be one of mixture, normal, normal_learned, vamp
+pyro-vae vae/priors=vamp | got 'vae/priors': is vae/prior meant?
+pyro-vae prior=vamp | got 'prior': is vae/prior meant?
+pyro-vae vae=vamp | Expected vae to be one of default, got 'vamp'
+pyro-vae vae/encoder=conv vae/decoder=cnn | Expected vae/decoder to be one of conv, mlp, got 'cnn'
+pyro-vae objective=ewae | Expected objective to be one of capacity, ciwae, elbo
+pyro-vae objective= | trace_mean_field_elbo, got ''
+pyro-vae data=cifar | Expected data to be one of array, checkerboard, cifar10
+pyro-vae experiment=missing | Expected experiment to be one of grey_digits
+pyro-vae sweep=missing | Expected sweep to be one of betas, grid
+pyro-vae optimizer=rmsprop | Expected optimizer to be one of adam, adamw, sgd, got 'rmsprop'
+pyro-vae hydra/launcher=slurm | Expected hydra/launcher to be one of basic
+pyro-vae +vae/prior=vamp | Multiple values for vae/prior
+pyro-vae latent_dim=4 | got 'latent_dim': is vae.latent_dim meant?
+pyro-vae vae.latent_dims=4 | got 'vae.latent_dims': is vae.latent_dim meant?
+pyro-vae train.lr=1 | got 'train.lr': is optimizer.lr meant?
+pyro-vae optimizer.learning_rate=0.1 | optimizer has lr, betas, eps, fused; +optimizer.
+pyro-vae train.schedules.beta=1 | +train.schedules.beta=1 adds it
+# The grammar
+pyro-vae vae.latent_dim 4 | Expected settings as KEY=VALUE, got 'vae.latent_dim'
+pyro-vae my.csv | Expected settings as KEY=VALUE, got 'my.csv'
+pyro-vae data.path=my file.csv | Expected settings as KEY=VALUE, got 'file.csv'
+pyro-vae '' | Expected settings as KEY=VALUE, got ''
+pyro-vae ' ' | Expected settings as KEY=VALUE, got ' '
+pyro-vae =3 | Expected settings as KEY=VALUE, got '=3'
+pyro-vae größe=3 | got 'größe=3': names are ASCII
+pyro-vae ++++seed=1 | got '++++seed=1'
+pyro-vae 'data.path=my file (1).csv' | put it in quotes, 'data.path="my file (1).csv"'
+pyro-vae "data.path=it's.csv" | put it in quotes, 'data.path="it'"'"'s.csv"'
+pyro-vae 'data.columns=[a,ß]' | put it in quotes, 'data.columns=[a,"ß"]'
+pyro-vae '+train.schedules.beta={start: 0.' | brackets and quotes close
+pyro-vae 'out=${now:' | brackets and quotes close
+pyro-vae seed=0,1 | add -m for a job each, or write a list as 'seed=[0,1]' and text as 'seed="0,1"'
+pyro-vae ~nothing | 'nothing' does not exist
+pyro-vae +seed=1 | An item is already at 'seed'
+pyro-vae 'vae.encoder.hidden={a:1}' | Expected vae.encoder.hidden to be of another type, got '{a:1}'
+# Flags
+pyro-vae --epochs 3 | unrecognized arguments: --epochs: settings are KEY=VALUE without dashes
+pyro-vae --resume | unrecognized arguments: --resume
+pyro-vae --halp | unrecognized arguments: --halp
+pyro-vae -c | argument --cfg/-c: expected one argument
+pyro-vae --info nothing | invalid choice: 'nothing'
+pyro-vae --resolve | can only be used in conjunction with --cfg
+pyro-vae --run --multirun | Only one of --run, --multirun
+pyro-vae -sc install=tcsh | No completion plugin for 'tcsh'
+pyro-vae -h vae.nope=1 | got 'vae.nope': vae has prior, posterior
+pyro-vae --config-dir nowhere | Additional config directory '
+pyro-vae --config-dir text.txt | text.txt' not found
+pyro-vae --config-dir my_conf experiment=broken | broken.yaml', got an error in line 3, column 1
+pyro-vae --config-name nothing | Cannot find primary config 'nothing'
+pyro-vae hydra.mode=WALK | expected one of [RUN, MULTIRUN]
+pyro-vae hydra.run.dir=text.txt | File exists: 'text.txt': choose another folder
+# Values
+pyro-vae vae.latent_dim=four | Expected latent_dim to be an integer of at least 1, got 'four'
+pyro-vae +objective.nonsense=1 | got an unexpected keyword argument 'nonsense'
+pyro-vae train._target_=pyro_vae.fitt | Expected train._target_ to be a class or function
+pyro-vae train=fast | Expected settings with a _target_, got 'fast'
+pyro-vae train.checkpoint_seconds=often | Expected checkpoint_seconds to be 0 or more, got 'often'
+pyro-vae 'vae.latent_dim=${a.b}' | Interpolation key 'a.b' not found
+pyro-vae ~seed | Expected the configuration to have the setting 'seed', which is missing
+pyro-vae out= | Expected out to name a folder, as in out=FOLDER, got ''
+pyro-vae out=null | Expected out to name a folder, as in out=FOLDER, got None
+pyro-vae out=text.txt/run | Not a directory
+pyro-vae out=done | with the finished run of another configuration
+pyro-vae data=table data.path=folder.csv vae/likelihood=normal | Expected data.path to name a file
+pyro-vae data=table data.path=words.csv vae/likelihood=normal | 'data.columns=[a,"c d"]'
+# Sweeps
+pyro-vae -m 'seed=range(3,0)' | Expected a sweep of one job or more, got none
+pyro-vae -m 'seed=choise(0,1)' | Unknown function 'choise' Available: bool,choice
+pyro-vae -m seed=0, | got 'seed=0,'
+pyro-vae -m vae/prior=normal,vampire | Expected vae/prior to be one of mixture
+pyro-vae -m hydra/sweeper=optuna seed=1,2 | Expected hydra/sweeper to be one of basic
+pyro-vae -m hydra.sweep.dir=text.txt seed=0,1 | File exists: 'text.txt': choose another folder
+# Finished runs
+pyro-vae-evaluate | Expected run to be the folder of a finished run, as in run=outputs/DATE
+pyro-vae-evaluate done | Expected settings as KEY=VALUE, got 'done'
+pyro-vae-evaluate --part test run=done | unrecognized arguments: --part
+pyro-vae-evaluate run=torn | Expected safetensors in torn/model.safetensors, got a damaged file
+pyro-vae-evaluate run=done num_particles=3 | is evaluate.num_particles meant?
+pyro-vae-evaluate run=done seed=-1 | Expected seed to be an integer of at least 0, got -1
+pyro-vae-evaluate run=done out=folder | Expected out to name a file, got the folder 'folder'
+pyro-vae-evaluate run=done out= | Expected out to name a file, got ''
+pyro-vae-evaluate run=done out=text.txt/x.json | got 'text.txt/x.json' in a file
+pyro-vae-evaluate run=done data.path=t.csv | choose an option of data first, as in data=NAME
+pyro-vae-evaluate run=done data=fast data.path=t.csv | Expected data to be one of array
+pyro-vae-evaluate run=done allow=os.system | Expected allow to be a list of dotted names
+pyro-vae-embed run=done out=folder.csv | Expected out to name a file, got the folder 'folder.csv'
+pyro-vae-embed run=done rows_at_once=lots | Expected rows_at_once to be an integer
+pyro-vae-embed run=done outt=codes.csv | got 'outt': is out meant?
+# Comparisons
+pyro-vae-compare | the following arguments are required: FOLDER
+pyro-vae-compare missing | Expected FOLDER to be a folder that exists, got 'missing'
+pyro-vae-compare '' | Expected FOLDER to name a folder, got ''
+pyro-vae-compare done --out '' | Expected --out to name a folder, got ''
+pyro-vae-compare done --out text.txt | Expected --out to be a folder, got the file 'text.txt'
+pyro-vae-compare done --out text.txt/x | Not a directory: '
+pyro-vae-compare done --agianst prior=Vamp | unrecognized arguments: --agianst prior=Vamp
+pyro-vae-compare done --against prior | Expected --against to name a factor as FACTOR=LEVEL
+"""
+
+LONG = r"""
+pyro-vae vae.prior=vamp | Expected prior to be a module or a callable that makes one, got 'vamp'
+pyro-vae vae.latent_dim=2.5 | Expected latent_dim to be an integer of at least 1, got 2.5
+pyro-vae vae.encoder.hidden=[0] | Expected hidden to be a list of positive integers, got [0]
+pyro-vae vae/prior=vamp vae.prior.components=-2 | Expected components to be an integer
+pyro-vae optimizer.lr=fast | Expected optimizer and train.lr_schedule to have settings that PyTorch
+pyro-vae data=moons | Expected x to be zeros and ones for a Bernoulli likelihood
+pyro-vae data=array data.path=bad.npy | Expected 'bad.npy' to be a whole file of arrays
+pyro-vae data=table data.path=empty.csv vae/likelihood=normal | Expected 'empty.csv' to be a table
+pyro-vae data=table data.path=binary.csv vae/likelihood=normal | Expected 'binary.csv' to be a table
+pyro-vae data.valid=-1 | Expected valid and test to be numbers or fractions
+pyro-vae train.epochs=1.5 | Expected epochs to be an integer of at least 1, got 1.5
+pyro-vae train.patience=soon | Expected patience to be an integer
+pyro-vae train.clip_norm=big | Expected clip_norm to be positive, got 'big'
+pyro-vae train.schedules=warmup | Expected schedules by name, such as beta, got 'warmup'
+pyro-vae +train.learning_rate=1 | Expected train to be settings of pyro_vae.fit
+pyro-vae evaluate.num_particles=1e3 | Expected evaluate.num_particles to be an integer
+pyro-vae seed=abc | Expected seed to be an integer of at least 0, got 'abc'
+pyro-vae threads=all | Expected threads to be an integer of at least 1, got 'all'
+pyro-vae device=gpu | Expected device to be one of this machine
+pyro-vae out=text.txt | Expected out to be a folder, got the file 'text.txt'
+pyro-vae out=nometrics | with an unfinished run
+pyro-vae resume=maybe | Expected resume to be true or false, got 'maybe'
+pyro-vae 'seed=${seed}' | Recursive interpolation detected
+pyro-vae vae.prior._target_=os.system | Target 'os.system' is blocklisted
+pyro-vae-evaluate run=folder | which has no config.yaml
+pyro-vae-evaluate run=nometrics | finish it by its own command with out=nometrics resume=true
+pyro-vae-evaluate run=badyaml | Expected 'badyaml/config.yaml' to hold yaml of plain values
+pyro-vae-evaluate run=done part=tests | Expected part to be one of
+pyro-vae-evaluate run=done data=digits | Expected data of shape (2,), that of run 'done'
+pyro-vae-embed run=done out=codes.txt | Expected out to name a .parquet or .csv file
+"""
+
+
+def table(text):
+    rows = (line.partition(" | ") for line in text.strip().splitlines() if line[0] != "#")
+    return [pytest.param(line, said, id=line) for line, _, said in rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bad")
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(config.compose([*QUICK, f"out={config.quote(str(place / 'done'))}"]))
+    (place / "words.csv").write_text("a,b,c d\n1,x,2\n3,y,4\n5,z,5\n")
+    (place / "empty.csv").write_text("")
+    (place / "binary.csv").write_bytes(bytes(range(256)))
+    (place / "bad.npy").write_bytes(b"not an array")
+    (place / "text.txt").write_text("text")
+    for name in ("folder", "folder.csv", "my_conf/experiment"):
+        (place / name).mkdir(parents=True)
+    (place / "my_conf/experiment/broken.yaml").write_text("# @package _global_\nseed: [1\n")
+    for name in ("torn", "nometrics", "badyaml"):
+        shutil.copytree(place / "done", place / name)
+    (place / "torn/model.safetensors").write_bytes(b"xx")
+    (place / "nometrics/metrics.json").unlink()
+    (place / "badyaml/config.yaml").write_text("a: [")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Undoes what Hydra does to the logging of the process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    disabled = logging.root.manager.disable
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.disable(disabled)
+
+
+def call(line, monkeypatch):
+    """Runs a command in this process, and returns its exit code, output and errors."""
+    program, *words = shlex.split(line)
+    module, name = MAINS[program]
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = getattr(importlib.import_module(module), name)()
+        except SystemExit as ended:
+            code = ended.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def files(place):
+    return {str(p): p.read_bytes() if p.is_file() else None for p in place.rglob("*")}
+
+
+def check(line, said, folder, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.chdir(folder)
+    before = files(folder)
+    code, out, err = call(line, monkeypatch)
+    assert code in (1, 2), err
+    message = err.removesuffix(f"{TRAILER}\n").rstrip("\n")
+    if message.startswith("usage: "):
+        message = message.splitlines()[-1]
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in err
+    # Hydra says on standard output which jobs of a sweep it launches.
+    assert not out or " -m " in line
+    assert files(folder) == before
+
+
+def test_there_are_sixty_wrong_lines_of_every_command():
+    lines = [param.values[0] for param in table(WRONG)]
+    assert len(set(lines)) >= 60
+    assert {line.split()[0] for line in lines} == set(MAINS)
+
+
+@pytest.mark.parametrize(("line", "said"), table(WRONG))
+def test_a_wrong_line_is_one_message(line, said, folder, monkeypatch):
+    check(line, said, folder, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("line", "said"), table(LONG))
+def test_a_wrong_value_is_one_message(line, said, folder, monkeypatch):
+    check(line, said, folder, monkeypatch)
+
+
+def test_one_bad_job_of_a_sweep_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    line = shlex.join(["pyro-vae", "-m", *QUICK, "isolate=false", "seed=0,-1"])
+    code, out, err = call(line, monkeypatch)
+    assert code == 1
+    assert "Traceback" not in out + err
+    assert "Expected seed to be an integer of at least 0, got -1" in err
+    assert "2 jobs in" in out
+    assert "1 finished, 1 failed" in out
+
+
+@pytest.mark.parametrize("program", ["pyro_vae", "pyro_vae.compare.command"])
+def test_a_process_says_the_same(program, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", program, "größe"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Expected" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["plain", "a b", "it's", 'say "no"', "both ' and \"", "a\\", "a\\'b", "C:\\dir\\", "[1], a=b",
+     "null", "True", "12", "1e3", "größe", "sepal length (cm)", "a,b", "", "${x}", "#", "a:b", "~"],
+)  # fmt: skip
+def test_a_quoted_value_is_read_as_it_is(value):
+    words = shlex.split(f"{config.override('study', value)} {config.override('out', [value, 'b'])}")
+    cfg = config.compose(words)
+    assert cfg.study == value
+    assert list(cfg.out) == [value, "b"]
+
+
+def test_a_hint_can_be_pasted(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    line = "pyro-vae data=table data.path=words.csv vae/likelihood=normal"
+    said = call(line, monkeypatch)[2]
+    hint = said.partition("take others (")[2].partition(")")[0]
+    words = shlex.split(f"{line} {hint} out=x")[1:]
+    assert list(config.compose(words).data.columns) == ["a", "c d"]
+
+
+# Within a program that uses Hydra
+
+
+def test_compose_keeps_the_state_of_hydra(tmp_path):
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import JobRuntime
+    from hydra.version import getbase
+
+    (tmp_path / "mine.yaml").write_text("x: 1\n")
+    with hydra.initialize_config_dir(str(tmp_path), job_name="mine", version_base="1.2"):
+        own, base = GlobalHydra.instance().hydra, getbase()
+        assert config.compose(["vae.latent_dim=3", "out=."]).vae.latent_dim == 3
+        with pytest.raises(Exception, match="nothing"):
+            config.compose(["nothing=3"])
+        assert GlobalHydra.instance().hydra is own
+        assert JobRuntime.instance().get("name") == "mine"
+        assert getbase() == base
+        assert hydra.compose("mine").x == 1
+    config.compose(["out=."])
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_compose_works_in_a_hydra_program(tmp_path):
+    (tmp_path / "app.py").write_text(
+        "import hydra\n"
+        "from pyro_vae import config\n"
+        "@hydra.main(version_base=None, config_path=None)\n"
+        "def main(cfg):\n"
+        "    made = config.compose(['vae/prior=vamp', 'out=.'])\n"
+        "    print(made.vae.prior.components, hydra.core.hydra_config.HydraConfig.get().job.name)\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["50", "app"]
