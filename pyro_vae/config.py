@@ -31,14 +31,20 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
         overrides: As on the command line. ``out`` has to be among them, because the command's
             default is known only while Hydra runs a job.
 
+    Raises:
+        ValueError: If it is not a list of strings.
+
     Example:
         >>> compose(["vae/prior=vamp", "out=."]).vae.prior.components
         50
     """
     import hydra
 
+    listed = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if overrides is not None and not (listed and all(isinstance(o, str) for o in overrides)):
+        raise ValueError(f"Expected overrides to be a list of strings, got {overrides!r}")
     with _own_hydra(), hydra.initialize_config_dir(str(APP), version_base="1.3"):
-        return hydra.compose("pyro_vae", overrides=overrides or [])
+        return hydra.compose("pyro_vae", overrides=list(overrides or []))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The state of a training, and what an epoch does to it."""
 
 import copy
-import inspect
 import json
 import math
 import time
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae import checkpoint, evaluate
 from pyro_vae.compiled.step import Step, compile
+from pyro_vae.compiled.update import check_optimizer
 from pyro_vae.data import Rows
 from pyro_vae.masks import expand_mask, fill
 from pyro_vae.objectives import Schedule
@@ -85,7 +85,7 @@ class Training:
         seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
         self.vae.initialize(fill(x, seen))
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
-        check_optimizer(self.optimizer)
+        check_optimizer("the result of optimizer", self.optimizer)
         for group in self.optimizer.param_groups:
             group.update({name: plain(value) for name, value in group.items() if name != "params"})
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
@@ -340,22 +340,6 @@ class Training:
         seed_device(self.train.x.device, self.seed)
         x, mask = self.presented(slice(None))
         self.vae.calibrate(x, mask=mask)
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Raises a ``ValueError`` for an optimizer that a step of a training cannot use."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(
-            f"Expected optimizer to make a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    needs = "calls of the loss" if closure and closure.default is closure.empty else ""
-    needs = "sparse gradients" if isinstance(optimizer, torch.optim.SparseAdam) else needs
-    if needs:
-        raise ValueError(
-            f"Expected optimizer to make one that steps by dense gradients alone, such as "
-            f"torch.optim.Adam, got {type(optimizer).__name__}, which needs {needs}"
-        )
 
 
 def step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> None:

@@ -106,6 +106,7 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: Literal[False] = False,
     max_elements: int = MAX_ELEMENTS,
+    progress: bool | None = None,
 ) -> Tensor: ...
 
 
@@ -120,6 +121,7 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: Literal[True],
     max_elements: int = MAX_ELEMENTS,
+    progress: bool | None = None,
 ) -> Evidence: ...
 
 
@@ -134,6 +136,7 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: bool,
     max_elements: int = MAX_ELEMENTS,
+    progress: bool | None = None,
 ) -> Tensor | Evidence: ...
 
 

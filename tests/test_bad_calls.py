@@ -18,6 +18,7 @@ from pyro_vae import (
     VAETransformer,
     baseline,
     compile,
+    config,
     data,
     evaluate,
     fit,
@@ -74,8 +75,9 @@ def plane_vae(**options):
 
 NAMES = {
     "AutoVAEGuide": AutoVAEGuide, "VAE": VAE, "VAETransformer": VAETransformer, "X": IMAGES,
-    "T": TABLE, "baseline": baseline, "compile": compile, "data": data, "dist": dist,
-    "evaluate": evaluate, "fit": fit, "fit_many": fit_many, "kl": kl, "likelihoods": likelihoods,
+    "T": TABLE, "baseline": baseline, "compile": compile, "config": config,
+    "data": data, "dist": dist, "evaluate": evaluate, "fit": fit, "fit_many": fit_many,
+    "kl": kl, "likelihoods": likelihoods,
     "load": load, "networks": networks, "nn": nn, "np": np, "o": objectives, "partial": partial,
     "pd": pd, "plots": plots, "posteriors": posteriors, "priors": priors, "pyro": pyro,
     "report": report, "reuse": reuse, "save": save, "torch": torch, "v": image_vae,
@@ -373,6 +375,16 @@ CALLS = [
     ("compile(o.ELBO(), v().model, v().guide, products='blas')", "products", "'blas'"),
     ("compile(o.ELBO(), v().model, v().guide, precision=16)", "precision", "16"),
     ("compile(o.ELBO(), v().model, v().guide, clip_norm=1.0)", "clip_norm", "1.0"),
+    ("compile(o.ELBO, v().model, v().guide)", "objective", "ELBO"),
+    ("compile(o.ELBO(), 'model', v().guide)", "model", "'model'"),
+    ("compile(o.ELBO(), v().model, None)", "guide", "None"),
+    ("compile(o.ELBO(), v().model, v().guide, divide_by='2')", "divide_by", "'2'"),
+    ("compile(o.ELBO(), v().model, v().guide, strict='yes')", "strict", "'yes'"),
+    ("compile(o.ELBO(), v().model, v().guide, validate='yes')", "validate", "'yes'"),
+    ("compile(o.ELBO(), v().model, v().guide, optimizer=torch.optim.Adam)", "optimizer", "Adam"),
+    ("compile(pyro.infer.RenyiELBO(), v().model, v().guide)", "objective", "RenyiELBO"),
+    ("config.compose('vae/prior=vamp')", "overrides", "'vae/prior=vamp'"),
+    ("config.compose([('vae/prior', 'vamp')])", "overrides", "'vamp'"),
 ]  # fmt: skip
 
 UNKNOWN = [

@@ -572,9 +572,9 @@ def test_within_handlers_it_is_eager(as_graph):
 
 def test_bad_arguments_are_refused():
     vae = made()
-    with pytest.raises(ValueError, match="an objective with differentiable_loss, got str"):
+    with pytest.raises(ValueError, match="objective to have a differentiable_loss, got str"):
         pyro_vae.compile("elbo", vae.model, vae.guide)
-    with pytest.raises(ValueError, match="products to be auto, mkl or onednn, got 'blas'"):
+    with pytest.raises(ValueError, match=r"products to be .*, got 'blas'"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, products="blas")
     with pytest.raises(ValueError, match="divide_by to be positive"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, divide_by=0)

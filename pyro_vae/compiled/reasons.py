@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro_vae.compiled.call import Call
 from pyro_vae.compiled.constants import is_library
 from pyro_vae.objectives.traces import is_point, sites
+from pyro_vae.validation import describe_value
 
 __all__ = ["check_objective", "point_masses", "reason_of"]
 
@@ -29,14 +30,16 @@ INSTEAD = {
 
 def check_objective(objective: Any) -> None:
     """Raises a ``ValueError`` for an objective that cannot be compiled."""
+    if isinstance(objective, type):
+        raise ValueError(f"Expected objective to be an instance, got {describe_value(objective)}")
     name = type(objective).__name__
     is_pyros = type(objective).__module__.startswith("pyro.")
     if is_pyros and name in INSTEAD:
         raise ValueError(
-            f"Expected an objective with a differentiable loss, got {name}: use {INSTEAD[name]}"
+            f"Expected objective to have a differentiable loss, got {name}: use {INSTEAD[name]}"
         )
     if not callable(getattr(objective, "differentiable_loss", None)):
-        raise ValueError(f"Expected an objective with differentiable_loss, got {name}")
+        raise ValueError(f"Expected objective to have a differentiable_loss, got {name}")
 
 
 def reason_of(error: Exception) -> str:

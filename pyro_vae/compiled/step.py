@@ -27,8 +27,9 @@ from pyro_vae.compiled.stand_in import stand_in
 from pyro_vae.compiled.state import Surroundings
 from pyro_vae.compiled.support import SupportChecks, enabled_checks
 from pyro_vae.compiled.tensors import clear, copies, laid_out, leaves, shared
-from pyro_vae.compiled.update import Update
+from pyro_vae.compiled.update import Update, check_optimizer
 from pyro_vae.guard import guard_process_state
+from pyro_vae.validation import check_choice, check_flag, check_positive, describe_value
 
 __all__ = ["Step", "compile"]
 
@@ -149,16 +150,19 @@ def compile(
         (torch.Size([]), False)
     """
     check_objective(objective)
-    if products not in ("auto", "mkl", "onednn"):
-        raise ValueError(f"Expected products to be auto, mkl or onednn, got {products!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"Expected precision to be one of {PRECISIONS}, got {precision!r}")
-    if not divide_by > 0:
-        raise ValueError(f"Expected divide_by to be positive, got {divide_by}")
-    if clip_norm is not None and not (clip_norm > 0 and optimizer is not None):
-        raise ValueError(
-            f"Expected clip_norm to be positive, and an optimizer that it is for, got {clip_norm}"
-        )
+    for name, side in (("model", model), ("guide", guide)):
+        if not callable(side):
+            raise ValueError(f"Expected {name} to be callable, got {describe_value(side)}")
+    check_choice("products", products, ("auto", "mkl", "onednn"))
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("validate", validate, (True, False, None))
+    strict = check_flag("strict", strict)
+    divide_by = check_positive("divide_by", divide_by)
+    clip_norm = None if clip_norm is None else check_positive("clip_norm", clip_norm)
+    if clip_norm is not None and optimizer is None:
+        raise ValueError(f"Expected clip_norm to come with an optimizer, got {clip_norm} alone")
+    if optimizer is not None:
+        check_optimizer("optimizer", optimizer)
     update = None if optimizer is None else Update(optimizer, clip_norm)
     settings = Settings(products, precision, strict, divide_by, validate)
     return Step(objective, model, guide, parameters, settings, update)

@@ -1,16 +1,18 @@
 """The update of an optimizer, as operations that belong into a step's graph."""
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from pyro_vae.compiled.tensors import copies
+from pyro_vae.validation import describe_value
 
-__all__ = ["Update"]
+__all__ = ["Update", "check_optimizer"]
 
 SCALARS = 5
 """How many numbers of a step a rule reads at most."""
@@ -19,6 +21,22 @@ Group = dict[str, Any]
 State = dict[str, Tensor]
 Rule = Callable[[Tensor, Tensor, State, Group, Sequence[Tensor]], None]
 """Changes a parameter, given its gradient, its state, its group and the numbers of the step."""
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Raises a ``ValueError`` for an optimizer that needs more than a gradient for its step."""
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"Expected {name} to be a torch.optim.Optimizer, got {describe_value(optimizer)}"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    needs = "calls of the loss" if closure and closure.default is closure.empty else ""
+    needs = "sparse gradients" if isinstance(optimizer, SparseAdam) else needs
+    if needs:
+        raise ValueError(
+            f"Expected {name} to step by dense gradients alone, such as torch.optim.Adam, got "
+            f"{type(optimizer).__name__}, which needs {needs}"
+        )
 
 
 class Update:
