@@ -142,7 +142,7 @@ def _not_composed(error: ConfigCompositionException) -> str:
 
 
 def _unknown_setting(text: str, cause: OmegaConfBaseException) -> str:
-    """Returns one line on a setting that does not exist, with those that it may stand for."""
+    """Returns one line on a setting that does not exist, with the settings of similar names."""
     named, advice = re.match(r"Could not override '(.*)'\.", text), re.search(r"use (\+.*)", text)
     key, added = named[1] if named else "", shlex.quote(advice[1] if advice else "")
     place, parent = key.rpartition(".")[0], cause.parent_node
@@ -167,7 +167,7 @@ def _unknown_setting(text: str, cause: OmegaConfBaseException) -> str:
 
 
 def _similar(key: str, groups: list[str], settings: list[str]) -> list[str]:
-    """Returns at most three names that a mistyped one may stand for."""
+    """Returns at most three names that are similar to a mistyped one."""
     last = re.split(r"[./]", key)[-1]
     names = groups if "/" in key else settings if "." in key else [*groups, *settings]
     same = [name for name in [*groups, *settings] if re.split(r"[./]", name)[-1] == last]

@@ -147,7 +147,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """Returns a choice, or raises a ``ValueError`` if it is none of those."""
+    """Returns a choice, or raises a ``ValueError`` for any other value."""
     value = plain(value)
     if not any(value is c or (isinstance(c, str) and _is_text(value, c)) for c in choices):
         listed = ", ".join(map(repr, choices[:-1]))

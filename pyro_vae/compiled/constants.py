@@ -1,4 +1,4 @@
-"""What a graph holds of a user's functions: numbers and tensors from elsewhere than arguments."""
+"""Numbers and tensors that a user's functions read from elsewhere than their arguments."""
 
 import dis
 import sys
@@ -36,7 +36,7 @@ _Read = Callable[[], Any]
 class Constants:
     """The numbers and tensors that functions read from closures, globals and plain objects.
 
-    Watched is what the code of a function names: variables of its closure and its module, keys of
+    Names in the code of a function are watched: variables of its closure and its module, keys of
     dictionaries, attributes of objects, and the entries of short lists. The numbers that modules
     have as attributes are watched by ``Surroundings``.
 
@@ -50,11 +50,11 @@ class Constants:
         self.values = self.current()
 
     def current(self) -> list[Hashable]:
-        """Returns what the places hold now; short, since every step waits for it."""
+        """Returns the present values of the places; short, since every step waits for it."""
         return [_seen(read()) for read in self.reads]
 
     def changed(self) -> str | None:
-        """Describes the first place that does not hold what it held, if there is one."""
+        """Describes the first place whose value has changed, if there is one."""
         pairs = zip(self.places, self.values, self.current(), strict=True)
         return next((place.described() for place, old, new in pairs if old != new), None)
 
@@ -94,7 +94,7 @@ class _Object(NamedTuple):
 
 
 def is_library(module: str | None) -> bool:
-    """Tells whether a module belongs to Python, PyTorch, Pyro, NumPy or this package."""
+    """Returns whether a module belongs to Python, PyTorch, Pyro, NumPy or this package."""
     return module is None or module.split(".")[0] in LIBRARIES | STANDARD
 
 
@@ -123,7 +123,7 @@ def _places(roots: Iterable[Any]) -> list[_Place]:
 
 
 def _members(thing: _Object) -> Iterator[_Place | _Object]:
-    """Yields what an object leads to."""
+    """Yields the places within an object, and the objects to look into next."""
     value, name, code = thing
     if isinstance(value, partial):
         for part in (value.func, *value.args, *value.keywords.values()):
@@ -198,7 +198,7 @@ def _is_of_library(value: Any) -> bool:
 
 @cache
 def _names(code: types.CodeType) -> frozenset[str]:
-    """Returns what code names: variables, attributes and keys, functions within it included."""
+    """Returns the names in code: variables, attributes and keys, functions within it included."""
     inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     keys = (part for part in code.co_consts if isinstance(part, str))
     return frozenset((*code.co_names, *code.co_freevars, *keys)).union(*inner)
@@ -212,7 +212,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _seen(value: Any) -> Hashable:
-    """Returns what tells a value from others: its identity, or the numbers it holds."""
+    """Returns the identity of a value, or the numbers it holds."""
     if isinstance(value, _PLAIN):
         return value.__class__, value
     if isinstance(value, (list, tuple)) and len(value) <= SHORT:

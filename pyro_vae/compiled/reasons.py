@@ -25,7 +25,7 @@ INSTEAD = {
     "JitTraceGraph_ELBO": "pyro_vae.objectives.ELBO() if all latent sites are reparameterized",
     "JitTraceEnum_ELBO": "pyro.infer.TraceEnum_ELBO, which stays eager",
 }
-"""What to compile in place of objectives of Pyro's that compute no differentiable loss."""
+"""Replacements for Pyro objectives that compute no differentiable loss."""
 
 
 def check_objective(objective: Any) -> None:

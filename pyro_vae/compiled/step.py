@@ -179,7 +179,7 @@ class Settings:
     validate: bool | None = None
 
     def is_validating(self) -> bool:
-        """Tells whether calls are checked."""
+        """Returns whether calls are checked."""
         return bool(is_validation_enabled()) if self.validate is None else self.validate
 
 
@@ -322,7 +322,7 @@ class Step:
             put_back()
 
     def _variants(self, call: Call) -> Sequence[Known]:
-        """Returns what is known of a kind of call, for numbers of the user's functions each."""
+        """Returns the graphs for a kind of call, one for each set of the user's numbers."""
         return self._known.get(self._key(call), ())
 
     def _key(self, call: Call) -> Hashable:

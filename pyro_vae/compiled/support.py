@@ -104,7 +104,7 @@ def _innermost(fn: Distribution) -> Distribution:
 def _only_refuses_nan(constraint: Any) -> bool:
     if isinstance(constraint, constraints.independent):
         return _only_refuses_nan(constraint.base_constraint)
-    # A decomposition costs more than the step; what is not positive definite gives NaN.
+    # A decomposition costs more than the step; a matrix that is not positive definite gives NaN.
     unchecked = (type(constraints.real), type(constraints.positive_definite))
     return isinstance(constraint, unchecked) or constraints.is_dependent(constraint)
 
