@@ -1,5 +1,7 @@
 """Trial runs of a VAE's networks, before a training starts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -34,7 +36,8 @@ def check_networks(vae: VAE, rows: Rows) -> None:
             f"and vae.decode(z) once before"
         )
     x = _present(vae, rows, 2)
-    with own_randomness(x.device, 0), pyro.validation_enabled(False), eval_mode(vae):
+    unchecked = pyro.validation_enabled(False)
+    with _attributes_kept(vae), own_randomness(x.device, 0), unchecked, eval_mode(vae):
         vae.guide.encode(x)
         vae.model.decode(x.new_zeros(len(x), vae.latent_dim))
 
@@ -56,10 +59,22 @@ def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> 
     x = _present(vae, rows, 1)
     z = x.new_zeros(getattr(objective, "num_particles", 1), 1, vae.latent_dim)
     inputs = {"encoder": (x, len(vae.event_shape)), "decoder": (z, 1)}
-    with own_randomness(x.device, 0), eval_mode(vae):
+    with _attributes_kept(vae), own_randomness(x.device, 0), eval_mode(vae):
         vae.train()
         for role, (value, event_dim) in inputs.items():
             _try_one_row(role, getattr(vae, role), value, event_dim, len(rows.x))
+
+
+@contextmanager
+def _attributes_kept(vae: VAE) -> Iterator[None]:
+    """Puts back attributes of modules, such as a counter of calls or the last output."""
+    kept = [(vars(module), dict(vars(module))) for module in vae.modules()]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
 
 
 def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size: int) -> None:

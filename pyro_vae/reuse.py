@@ -22,7 +22,7 @@ from pyro_vae.progress import Progress
 from pyro_vae.run import scores
 from pyro_vae.story import active_units
 from pyro_vae.vae import VAE
-from pyro_vae.validation import check_path, check_seed, check_size
+from pyro_vae.validation import check_path, check_size
 
 __all__ = ["embed", "judge_run", "preparation", "summary", "write_evaluation"]
 
@@ -88,7 +88,7 @@ def judge_run(
         "evidence_rows": evidence_rows,
     }
     asked = {n: check_size(n, v, least=1) for n, v in given.items() if v is not None}
-    seed = None if seed is None else check_seed(seed)
+    seed = None if seed is None else check_size("seed", seed, least=0)
     chosen, vae, cfg = opened(run, data, part, device, allow)
     for name in given:
         if name not in asked:

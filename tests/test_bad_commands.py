@@ -86,7 +86,7 @@ pyro-vae vae.latent_dim=four | Expected latent_dim to be an integer of at least 
 pyro-vae +objective.nonsense=1 | got an unexpected keyword argument 'nonsense'
 pyro-vae train._target_=pyro_vae.fitt | Expected train._target_ to be a class or function
 pyro-vae train=fast | Expected settings with a _target_, got 'fast'
-pyro-vae train.checkpoint_seconds=often | Expected checkpoint_seconds to be 0 or more, got 'often'
+pyro-vae train.checkpoint_seconds=often | Expected checkpoint_seconds to be zero or more, got
 pyro-vae 'vae.latent_dim=${a.b}' | Interpolation key 'a.b' not found
 pyro-vae ~seed | Expected the configuration to have the setting 'seed', which is missing
 pyro-vae out= | Expected out to name a folder, as in out=FOLDER, got ''
