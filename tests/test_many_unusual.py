@@ -448,7 +448,9 @@ def test_what_cannot_be_looked_into_is_trained_one_after_another(made):
 def test_an_optimizer_that_is_none_leaves_the_vaes_as_they_were():
     vaes = [VAE((SIZE,), 2, prior=priors.Vamp).double() for _ in range(2)]
     before = copy.deepcopy([vae.state_dict() for vae in vaes])
-    with pytest.raises(ValueError, match=r"the result of optimizer to be a torch\.optim\.Optimizer, got None"):
+    with pytest.raises(
+        ValueError, match=r"the result of optimizer to be a torch\.optim\.Optimizer, got None"
+    ):
         fit_many(vaes, rows(), optimizer=lambda parameters: None)
     torch.testing.assert_close([vae.state_dict() for vae in vaes], before, atol=0, rtol=0)
 
