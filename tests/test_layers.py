@@ -22,6 +22,7 @@ LAYERS = [
         "progress",
         "spreadsheet",
         "stored",
+        "user_lines",
         "validation",
     },
     {"conditional", "distributions", "finite", "kl", "masks", "networks", "scope"},

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["Constants", "is_library"]
+__all__ = ["Constants"]
 
 LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy"}
 """Packages whose functions and objects hold no number of the user's."""
@@ -93,8 +93,7 @@ class _Object(NamedTuple):
     code: types.CodeType | None
 
 
-def is_library(module: str | None) -> bool:
-    """Returns whether a module belongs to Python, PyTorch, Pyro, NumPy or this package."""
+def _is_library(module: str | None) -> bool:
     return module is None or module.split(".")[0] in LIBRARIES | STANDARD
 
 
@@ -145,7 +144,7 @@ def _members(thing: _Object) -> Iterator[_Place | _Object]:
 
 def _of_function(function: types.FunctionType) -> Iterator[_Place | _Object]:
     """Yields variables of the closure and of the module."""
-    if is_library(function.__module__):
+    if _is_library(function.__module__):
         if hasattr(function, "__wrapped__"):
             yield _Object(function.__wrapped__, function.__name__, None)
         for cell in function.__closure__ or ():
@@ -163,7 +162,7 @@ def _of_object(value: Any, name: str, code: types.CodeType | None) -> Iterator[_
     names = set(_names(code)) if code is not None else set()
     whole = isinstance(value, nn.Module) or callable(value)
     for kind in type(value).__mro__:
-        if is_library(kind.__module__):
+        if _is_library(kind.__module__):
             continue
         for key, member in vars(kind).items():
             runs = key in names or (whole and key != "__init__")
@@ -191,9 +190,9 @@ def _of_names(
 
 def _is_of_library(value: Any) -> bool:
     if isinstance(value, types.ModuleType):
-        return is_library(value.__name__)
+        return _is_library(value.__name__)
     is_named = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
-    return is_named and is_library(value.__module__)
+    return is_named and _is_library(value.__module__)
 
 
 @cache

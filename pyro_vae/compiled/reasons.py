@@ -1,16 +1,14 @@
 """Why a step is not compiled, in words that name the line of the user's program."""
 
-import linecache
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pyro import poutine
 
 from pyro_vae.compiled.call import Call
-from pyro_vae.compiled.constants import is_library
 from pyro_vae.objectives.traces import is_point, sites
+from pyro_vae.user_lines import user_line
 from pyro_vae.validation import describe_value
 
 __all__ = ["check_objective", "point_masses", "reason_of"]
@@ -45,7 +43,11 @@ def check_objective(objective: Any) -> None:
 def reason_of(error: Exception) -> str:
     """Returns the first line of an error, and the line of the user's program that led to it."""
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return f"{reason}{_line_of(error)}"
+    line = user_line(error)
+    if line is None:
+        return reason
+    text = f": {line.line}" if line.line else ""
+    return f"{reason} ({Path(line.filename).name}, line {line.lineno}{text})"
 
 
 def point_masses(sides: Iterable[Callable[..., Any]], call: Call) -> list[str]:
@@ -55,26 +57,3 @@ def point_masses(sides: Iterable[Callable[..., Any]], call: Call) -> list[str]:
         trace = poutine.trace(side).get_trace(*call.args, **call.kwargs)
         found += [name for name, site in sites(trace) if is_point(site["fn"])]
     return found
-
-
-def _line_of(error: BaseException) -> str:
-    """Returns the innermost line of the user's program that led to an error, in brackets."""
-    frames = [frame for frame in _frames(error) if _is_users(frame.tb_frame)]
-    if not frames:
-        return ""
-    path, line = frames[-1].tb_frame.f_code.co_filename, frames[-1].tb_lineno
-    text = linecache.getline(path, line).strip()
-    return f" ({Path(path).name}, line {line}{': ' + text if text else ''})"
-
-
-def _frames(error: BaseException | None) -> Iterator[types.TracebackType]:
-    while error is not None:
-        frame = error.__traceback__
-        while frame is not None:
-            yield frame
-            frame = frame.tb_next
-        error = error.__cause__
-
-
-def _is_users(frame: types.FrameType) -> bool:
-    return not is_library(frame.f_globals.get("__name__"))

@@ -1,11 +1,7 @@
 """Undoing a vectorized run that fails, and describing why."""
 
-import os
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,19 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.scope import remove
+from pyro_vae.user_lines import user_line
 
 __all__ = ["describe_failure", "is_captured", "undone_on_error"]
-
-LIBRARIES = tuple(
-    str(folder) + os.sep
-    for folder in (
-        Path(torch.__file__).parent,
-        Path(pyro.__file__).parent,
-        Path(__file__).parents[1],
-        sysconfig.get_path("stdlib"),
-    )
-)
-"""The folders whose lines are not the user's."""
 
 
 @contextmanager
@@ -75,6 +61,5 @@ def describe_failure(error: Exception) -> str:
     """Returns type, first line and place in the user's program of an error."""
     reason = str(error).strip().split("\n")[0]
     described = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    lines = traceback.extract_tb(error.__traceback__)
-    own = [line for line in lines if not line.filename.startswith(LIBRARIES)]
-    return f"{described} ({own[-1].filename}:{own[-1].lineno})" if own else described
+    line = user_line(error)
+    return f"{described} ({line.filename}:{line.lineno})" if line else described
