@@ -67,8 +67,16 @@ def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> 
 
 @contextmanager
 def _attributes_kept(vae: VAE) -> Iterator[None]:
-    """Puts back attributes of modules, such as a counter of calls or the last output."""
-    kept = [(vars(module), dict(vars(module))) for module in vae.modules()]
+    """Puts back attributes of modules: a counter of calls, the last output, layers made late.
+
+    Layers that a first call makes take their weights from the training's own random state.
+    """
+    held = [
+        attributes
+        for m in vae.modules()
+        for attributes in (vars(m), m._modules, m._parameters, m._buffers)
+    ]
+    kept = [(attributes, dict(attributes)) for attributes in held]
     try:
         yield
     finally:

@@ -221,7 +221,7 @@ LATER = {"epochs": 8, "optimizer": FAST}
         (of(lambda own: Helper(np.int64(0)), done=counted), LATER, r"sets decoder\.has anew"),
         (of(lambda own: [0], done=in_list), LATER, r"sets decoder\.has anew"),
         (of(lambda own: {"mean": torch.zeros(()).double()}, done=averaged), {}, r"decoder\.has"),
-        (of(lambda own: None, done=grown), {}, None),
+        (of(lambda own: None, done=grown), {}, "decoder"),
         (plain, {"optimizer": projected, "epochs": 4}, "the update of SGD"),
         (changed(viewing), LATER, "share memory"),
         (changed(viewing, size=1), LATER, "share memory"),

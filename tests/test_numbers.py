@@ -157,6 +157,21 @@ def test_a_refused_optimizer_leaves_the_weights():
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
 
+def test_layers_that_a_first_call_makes_have_weights_by_the_random_state():
+    class Late(networks.MLP):
+        def forward(self, x):
+            if not hasattr(self, "extra"):
+                self.extra = torch.nn.Linear(x.shape[-1], x.shape[-1])
+            return super().forward(self.extra(x))
+
+    found = []
+    for seed in (1, 2):
+        vae = VAE((6,), 2, encoder=partial(Late, hidden=[4]))
+        fit(vae, torch.ones(8, 6), epochs=1, seed=seed, compile=False)
+        found.append(vae.encoder.extra.weight)
+    assert not torch.equal(*found)
+
+
 def test_the_trial_of_networks_changes_nothing():
     vae = small(prior=partial(priors.Vamp, components=3))
     networks_with_state = VAE(
