@@ -17,7 +17,7 @@ from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.recipe import check_allow
 from pyro_vae.stored import read_yaml
 from pyro_vae.vae import VAE
-from pyro_vae.validation import check_device, describe_value
+from pyro_vae.validation import check_choice, check_device
 
 __all__ = ["Chosen", "choose", "matched", "opened", "preparation", "stored_number", "unsplit"]
 
@@ -85,7 +85,7 @@ def opened(
     allow: Sequence[str],
 ) -> tuple[Chosen, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
-    check_part(part)
+    check_choice("part", part, PARTS)
     where = check_device(device)
     folder = finished(run)
     cfg = configuration(folder)
@@ -108,7 +108,7 @@ def opened(
 
 def matched(vae: VAE, source: Any, part: str) -> Chosen:
     """Returns rows that fit a VAE of which there is no run."""
-    check_part(part)
+    check_choice("part", part, PARTS)
     if not isinstance(source, Data):
         raise ValueError(
             f"Expected data to be a pyro_vae.data.Data for a VAE, got {type(source).__name__}"
@@ -117,12 +117,6 @@ def matched(vae: VAE, source: Any, part: str) -> Chosen:
     chosen = choose(fixed(source, 0), part)
     check_values(vae, chosen)
     return chosen
-
-
-def check_part(part: str) -> None:
-    """Raises a ``ValueError`` if there is no part of that name."""
-    if not isinstance(part, str) or part not in PARTS:
-        raise ValueError(f"Expected part to be one of {PARTS}, got {describe_value(part)}")
 
 
 def finished(run: Path | str) -> Path:

@@ -35,6 +35,7 @@ from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.progress import Progress, check_progress
 from pyro_vae.vae import VAE
 from pyro_vae.validation import (
+    check_choice,
     check_flag,
     check_number,
     check_path,
@@ -398,8 +399,7 @@ def check_tracker(tracker: Any) -> None:
 
 def check_precision(precision: str, compile: bool | str) -> bool | str:
     """Returns what to compile, or raises a ``ValueError`` if there is no such precision."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"Expected precision to be one of {PRECISIONS}, got {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     if precision == "float32":
         return compile
     if compile is False:

@@ -157,7 +157,7 @@ pyro-vae vae.prior._target_=os.system | Target 'os.system' is blocklisted
 pyro-vae-evaluate run=folder | which has no config.yaml
 pyro-vae-evaluate run=nometrics | finish it by its own command with out=nometrics resume=true
 pyro-vae-evaluate run=badyaml | Expected 'badyaml/config.yaml' to hold yaml of plain values
-pyro-vae-evaluate run=done part=tests | Expected part to be one of
+pyro-vae-evaluate run=done part=tests | Expected part to be 'train', 'valid', 'test' or
 pyro-vae-evaluate run=done data=digits | Expected data of shape (2,), that of run 'done'
 pyro-vae-embed run=done out=codes.txt | Expected out to name a .parquet or .csv file
 """

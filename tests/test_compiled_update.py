@@ -178,11 +178,11 @@ def test_the_first_call_makes_one_update(as_graph):
 def test_clip_norm_is_positive_and_comes_with_an_optimizer():
     vae = made()
     with pytest.raises(
-        ValueError, match="Expected clip_norm to come with an optimizer, got 1.0 alone"
+        ValueError, match=r"Expected clip_norm to come with an optimizer, got 1\.0 alone"
     ):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, clip_norm=1.0)
     optimizer = Adam(vae.parameters())
-    with pytest.raises(ValueError, match="Expected clip_norm to be .*positive.*, got 0.0"):
+    with pytest.raises(ValueError, match=r"Expected clip_norm to be .*positive.*, got 0\.0"):
         pyro_vae.compile(
             objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer, clip_norm=0.0
         )

@@ -50,7 +50,7 @@ def test_protocol_is_part_of_the_title():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"binarize": "dither"}, "binarize to be one of .* got 'dither'"),
+        ({"binarize": "dither"}, "binarize to be 'none', .* or 'dynamic', got 'dither'"),
         ({"test": 1.0}, "fractions that leave rows"),
         ({"valid": 0.0}, "fractions that leave rows"),
     ],
@@ -215,7 +215,7 @@ class Stub:
         ({"valid": "5"}, "Expected valid to be a number of rows or a fraction of them, got '5'"),
         ({"valid": 5, "limit": 16}, "Expected limit to be an integer from 1 to 15, got 16"),
         ({"valid": 5, "limit": 0}, "Expected limit to be an integer from 1 to 15, got 0"),
-        ({"binarize": "dither"}, "Expected binarize to be one of .* got 'dither'"),
+        ({"binarize": "dither"}, "Expected binarize to be 'none', .* got 'dither'"),
     ],
 )
 def test_bad_arguments_of_pictures(arguments, message, monkeypatch):
@@ -241,5 +241,5 @@ def test_without_validation_all_rows_are_trained_on(monkeypatch):
 
 
 def test_an_unknown_split_of_emnist_is_refused():
-    with pytest.raises(ValueError, match=r"Expected split to be one of .* got 'greek'"):
+    with pytest.raises(ValueError, match=r"Expected split to be 'balanced', .* got 'greek'"):
         data.emnist(split="greek")

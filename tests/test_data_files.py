@@ -377,7 +377,7 @@ ARRAYS = {
     "vector": ({"key": "vector"}, r"vector to be rows of values, got shape \(20,\)"),
     "scale": ({"key": "rows", "scale": 0}, "scale to be positive, got 0"),
     "range": ({"key": "rows", "binarize": "fixed"}, r"values in \[0, 1\] for .* from 0 to 59"),
-    "protocol": ({"key": "rows", "binarize": "dither"}, "binarize to be one of .* got 'dither'"),
+    "protocol": ({"key": "rows", "binarize": "dither"}, "binarize to be 'none', .* got 'dither'"),
 }
 
 

@@ -188,7 +188,10 @@ def test_eval_mode_restores_after_an_error():
 
 
 BAD = {
-    "activation": (lambda: MLP((2,), (2,), activation="sigh"), "activation to be one of"),
+    "activation": (
+        lambda: MLP((2,), (2,), activation="sigh"),
+        "to be 'elu', .* got 'sigh'",
+    ),
     "conv_activation": (lambda: ConvEncoder((4, 4), (2,), activation="sigh"), "activation"),
     "hidden_zero": (lambda: MLP((2,), (2,), hidden=[0]), r"hidden .* positive integers, got \[0\]"),
     "hidden_float": (lambda: MLP((2,), (2,), hidden=[2.5]), "hidden"),

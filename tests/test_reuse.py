@@ -460,7 +460,7 @@ def test_runs_that_are_none_are_refused(digits_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"part": "some"}, r"Expected part to be one of \(.*\), got 'some'"),
+        ({"part": "some"}, "Expected part to be 'train', 'valid', 'test' or 'all', got 'some'"),
         ({"num_particles": 0}, "Expected num_particles to be an integer of at least 1, got 0"),
         ({"evidence_rows": 0}, "Expected evidence_rows to be an integer of at least 1, got 0"),
         ({"data": data.ring(10)}, r"shape \(1, 8, 8\), that of run '.*', got \(2,\) of 'ring'"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.stored import read_json
 from pyro_vae.validation import (
+    check_choice,
     check_device,
     check_path,
     check_seed,
@@ -299,11 +300,7 @@ class Data(NamedTuple):
 
 def check_protocol(binarize: str) -> str:
     """Returns the protocol, or raises a ``ValueError`` if there is none of that name."""
-    if not isinstance(binarize, str) or binarize not in PROTOCOLS:
-        raise ValueError(
-            f"Expected binarize to be one of {PROTOCOLS}, got {describe_value(binarize)}"
-        )
-    return binarize
+    return str(check_choice("binarize", binarize, PROTOCOLS))
 
 
 def make(

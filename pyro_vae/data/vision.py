@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
-from pyro_vae.validation import check_flag, check_path, check_seed, plain
+from pyro_vae.validation import check_choice, check_flag, check_path, check_seed, plain
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
 
@@ -147,8 +147,7 @@ def emnist(
     Raises:
         ValueError: As of :func:`mnist`, and if there is no such split.
     """
-    if split not in EMNIST_SPLITS:
-        raise ValueError(f"Expected split to be one of {EMNIST_SPLITS}, got {split!r}")
+    check_choice("split", split, EMNIST_SPLITS)
 
     def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
         x, labels = idx(datasets, kind, train, split=split, **where)
@@ -203,8 +202,7 @@ def omniglot(
     Raises:
         ValueError: As of :func:`mnist`, and if there is no such split.
     """
-    if split not in OMNIGLOT_SPLITS:
-        raise ValueError(f"Expected split to be one of {OMNIGLOT_SPLITS}, got {split!r}")
+    check_choice("split", split, OMNIGLOT_SPLITS)
     options = Options(root, download, binarize, valid, limit, seed)
     if split == "burda":
         return load("omniglot (burda)", "", ["chardata.mat"], columns, options)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.validation import (
+    check_choice,
     check_flag,
     check_shape,
     check_size,
     check_sizes,
-    describe_value,
 )
 
 __all__ = ["MLP", "activation_module"]
@@ -33,11 +33,7 @@ def activation_module(name: str) -> nn.Module:
     Raises:
         ValueError: If there is none of that name.
     """
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(
-            f"Expected activation to be one of {sorted(ACTIVATIONS)}, got {describe_value(name)}"
-        )
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[check_choice("activation", name, tuple(sorted(ACTIVATIONS)))]()
 
 
 class MLP(nn.Module):
