@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -448,3 +449,41 @@ def test_no_more_elements_are_decoded_at_once_than_allowed(at_once, proposal):
         least = size
     assert max(decoded) <= max(at_once, least)
     assert sum(decoded) == 7 * size * (4 if proposal == "elbo" else 30)
+
+
+CALLS = {
+    "log_evidence": partial(evaluate.log_evidence, num_particles=2),
+    "elbo": evaluate.elbo,
+    "posterior_means": evaluate.posterior_means,
+    "active_units": evaluate.active_units,
+    "kl_per_dimension": evaluate.kl_per_dimension,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("x", [None, [[1.0]], np.ones((3, 1))], ids=["none", "list", "array"])
+def test_x_that_is_no_tensor_is_refused(call, x):
+    with pytest.raises(ValueError, match=r"Expected x to be a torch\.Tensor, got "):
+        call(line_vae(), x)
+
+
+class Together(likelihoods.Normal):
+    """A likelihood whose elements are dependent."""
+
+    def forward(self, features):
+        loc = super().forward(features).mean
+        return dist.MultivariateNormal(loc, torch.eye(2).double() + 0.5)
+
+
+def test_a_mask_of_elements_needs_elements_that_are_independent():
+    vae = VAE((2,), 1, likelihood=Together((2,), scale=1.0)).double()
+    x = torch.randn(5, 2, dtype=torch.float64)
+    seen = torch.tensor([[True, False]]).expand(5, 2)
+    for call in (partial(evaluate.log_evidence, num_particles=2), evaluate.elbo):
+        with pytest.raises(ValueError, match="likelihood of independent elements with a mask of"):
+            call(vae, x, mask=seen)
+        torch.manual_seed(0)
+        by_rows = call(vae, x, mask=torch.arange(5) < 2)
+        value = by_rows.elbo if isinstance(by_rows, evaluate.Bound) else by_rows
+        assert (value[:2] < 0).all()
+        assert (value[2:] == 0).all()

@@ -238,3 +238,26 @@ def test_batch_norm_takes_the_place_of_the_biases_before_it(kind, batch_norm):
     layers = [m for m in modules if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
     assert batch_norm or not norms
     assert sum(layer.bias is None for layer in layers) == len(norms)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (None, r"got a NoneType$"),
+        (3.0, r"got a float$"),
+        ({"loc": torch.ones(4, 2)}, r"got a dict$"),
+        ((torch.ones(4, 2), None), r"got a tuple$"),
+        (
+            [torch.ones(4, 2), torch.ones(4, 3)],
+            r"got a list \[\(4, 2\), \(4, 3\)\]: stack them, torch\.stack\(outputs, 1\)$",
+        ),
+    ],
+)
+@pytest.mark.parametrize("batch", [(4,), (2, 4)])
+def test_a_network_that_returns_no_tensor_is_refused(out, message, batch):
+    class Given(nn.Module):
+        def forward(self, x):
+            return out
+
+    with pytest.raises(ValueError, match=f"Expected Given to return one tensor, {message}"):
+        apply_network(Given(), torch.ones(*batch, 5), 1, None)

@@ -302,3 +302,30 @@ def test_vr_max_follows_the_largest_weight_of_each_datum(estimator):
     torch.testing.assert_close(loss, -largest.sum())
     (gradient,) = torch.autograd.grad(-largest.sum(), free)
     torch.testing.assert_close(loc.grad, gradient)
+
+
+@pytest.mark.parametrize("per", ["dimension", "site"])
+@pytest.mark.parametrize("of", ["batch", "datum"])
+@pytest.mark.parametrize("analytic", [True, False])
+def test_free_bits_are_scaled_after_the_threshold(per, of, analytic):
+    loc = torch.stack([LOC_A, LOC_B], 1)
+
+    def site(loc):
+        with pyro.plate("data", ROWS), poutine.scale(scale=2.5):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    rates = loc**2 / 2 if per == "dimension" else (loc**2 / 2).sum(1, keepdim=True)
+    if of == "datum":
+        expected = 2.5 * rates.clamp(min=0.6).sum()
+    else:
+        expected = 2.5 * ROWS * rates.mean(0).clamp(min=0.6).sum()
+    torch.manual_seed(0)
+    objective = FreeBits(1 if analytic else 20_000, nats=0.6, per=per, of=of, analytic=analytic)
+    loss = objective.differentiable_loss(lambda: site(torch.zeros(ROWS, 2)), lambda: site(loc))
+    torch.testing.assert_close(loss, expected, rtol=0.0 if analytic else 0.02, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(2.0), torch.linspace(0.5, 2.0, ROWS)])
+def test_free_bits_refuse_scales_that_are_tensors(scale):
+    with pytest.raises(ValueError, match="numbers as scales for free bits, got a tensor at 'a'"):
+        FreeBits(per="site", analytic=False).loss(*program(scale=scale))

@@ -144,7 +144,12 @@ def check_alike(pair: Pair, name: str) -> None:
             f"Use ELBO"
         )
     q, p = pair.guide.nodes[name], pair.model.nodes[name]
-    if not (alike(q["scale"], p["scale"]) and alike(q["mask"], p["mask"])):
+    scales = [q["scale"], p["scale"]]
+    if any(isinstance(scale, Tensor) for scale in scales):
+        raise ValueError(
+            f"Expected numbers as scales for free bits, got a tensor at {name!r}: use ELBO"
+        )
+    if not (alike(*scales) and alike(q["mask"], p["mask"])):
         raise ValueError(
             f"Expected guide and model to scale and mask {name!r} alike for free bits, which "
             f"could not be told: a threshold is one of a KL. Use ELBO"
@@ -159,8 +164,6 @@ def mean_rate(terms: list[Term], dim: int | None) -> Tensor:
 
 def scaled_sum(term: Term) -> Tensor:
     """Returns the sum of a term over its batch, times its scale, of the shape of an event."""
-    value, scale = term.value, term.scale
-    if isinstance(scale, Tensor):
-        scale = scale.reshape(scale.shape + (1,) * term.event_dim)
+    value = term.value * term.scale
     batch = tuple(range(value.dim() - term.event_dim))
-    return (value * scale).sum(batch) if batch else value * scale
+    return value.sum(batch) if batch else value
