@@ -71,7 +71,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class UserError(BaseException):
-    """An error on its way through Hydra, which prints a line of its own on each ``Exception``.
+    """An error on its way through Hydra, which would print another line on an ``Exception``.
 
     Arguments:
         cause: The error.

@@ -295,7 +295,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Returns all that it takes to go on, in terms that a file without code can hold."""
         return {
-            # Numbers of NumPy's, such as a learning rate, would make the file one that holds code.
+            # A NumPy number, such as a learning rate, would make the file one that holds code.
             **plain(self.capture()),
             "fingerprint": self.fingerprint(),
             "kept": self.kept,

@@ -180,7 +180,7 @@ def _take(file: int, *, shared: bool = False) -> None:
 
 
 def check_new_file(name: str, value: Any) -> Path:
-    """Returns the path of a file to write, or raises a ``ValueError`` if there can be none.
+    """Returns the path of a file to write, or raises a ``ValueError`` if it cannot be one.
 
     Arguments:
         name: The argument that names the file.

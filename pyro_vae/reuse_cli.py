@@ -98,7 +98,7 @@ def embedded(cfg: Any) -> None:
 
 
 def check_once(out: str | None) -> None:
-    """Raises a ``ValueError`` for what names no file, or the file of another run."""
+    """Raises a ``ValueError`` unless ``out`` is a file name that no other run uses."""
     if out is not None:
         check_new_file("out", out)
     if out is not None and out in WRITTEN:

@@ -370,7 +370,7 @@ def check_objective(
 
 
 def check_makers(make: Any, lr_schedule: Any) -> None:
-    """Raises a ``ValueError`` unless both make what they are named after."""
+    """Raises a ``ValueError`` unless both factories are callable."""
     if not callable(make) or isinstance(make, PyroOptim):
         raise ValueError(
             f"Expected optimizer to make one from parameters, got {_maker(make)}: pass a class of "

@@ -275,7 +275,7 @@ class Objective(pyro.infer.ELBO):
             model=vectorized(run.model, self.num_particles, dim),
             guide=Shared(found.shared, dim)(guide) if found.shared else guide,
         )
-        # The first time whatever Pyro's validation setting is: a model that broadcasts particles
+        # The first time under every validation setting: a model that broadcasts particles
         # over data would go unnoticed.
         return [inside.pair(found.shared, -dim, check=found.in_loop is None)], dim
 
