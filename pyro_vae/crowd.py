@@ -184,7 +184,7 @@ class Crowd:
         self.steps.stack()
         with Progress("training", epochs, "epochs", at_once=True) as shown:
             for epoch in range(epochs):
-                # The first step and steps at doubling distances, since state outside of a graph may change.
+                # At step 1 and at doubling distances: state outside of a graph may change.
                 self.one_epoch(compare=epoch & (epoch - 1) == 0 or epoch == epochs - 1)
                 shown.reach(epoch + 1)
                 for i in self.going:
