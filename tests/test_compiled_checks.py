@@ -1,5 +1,6 @@
 """A compiled step checks each call as Pyro does, and one that fails changes nothing."""
 
+import contextlib
 import warnings
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.infer import SVI, Trace_ELBO
 import pyro_vae
 from pyro_vae import VAE, objectives
 from pyro_vae.compiled import step
+from pyro_vae.compiled.reasons import reason_of
 
 GOOD = torch.tensor([0.0, 1.0, 1.0, 0.0])
 OUTSIDE = torch.tensor([0.0, 255.0, 1.0, 0.0])
@@ -234,3 +236,201 @@ def test_a_model_without_parameters_gives_its_loss(strict):
 def test_an_empty_model_has_no_loss():
     made_step = pyro_vae.compile(objectives.ELBO(), lambda: None, lambda: None)
     assert [float(made_step()), float(made_step())] == [0.0, 0.0]
+
+
+def masked_by_handler(z, mask):
+    with pyro.poutine.mask(mask=mask):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
+
+
+def masked_by_distribution(z, mask):
+    pyro.sample("x", dist.Normal(z, 1.0).mask(mask), obs=torch.zeros(3))
+
+
+def partly_observed(z, mask):
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3), obs_mask=mask)
+
+
+@pytest.mark.parametrize("masked", [masked_by_handler, masked_by_distribution, partly_observed])
+def test_nan_under_a_mask_is_refused_as_by_pyro(as_graph, masked):
+    loc, shift = torch.nn.Parameter(torch.ones(())), torch.zeros(3)
+    mask = torch.tensor([True, True, False])
+
+    def model():
+        with pyro.plate("rows", 3):
+            z = pyro.sample("z", dist.Normal(loc.expand(3), 1.0))
+            masked(z + shift, mask)
+
+    def guide():
+        with pyro.plate("rows", 3):
+            pyro.sample("z", dist.Normal(loc.expand(3), 1.0))
+            if masked is partly_observed:
+                pyro.sample("x_unobserved", dist.Normal(torch.zeros(3), 1.0))
+
+    optimizer = torch.optim.Adam([loc], lr=0.1)
+    made_step = pyro_vae.compile(objectives.ELBO(), model, guide, optimizer=optimizer, strict=True)
+    made_step()
+    before = loc.detach().clone()
+    shift[2] = torch.nan
+    with pytest.raises(ValueError, match=r"site 'x|parameter loc"):
+        made_step()
+    assert torch.equal(loc, before)
+
+
+def test_a_site_that_is_masked_as_a_whole_is_not_checked(as_graph):
+    loc = torch.nn.Parameter(torch.ones(()))
+
+    def model(x):
+        pyro.sample("a", dist.Bernoulli(0.3).mask(False), obs=x)
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("b", dist.Bernoulli(0.3), obs=x)
+        pyro.sample("c", dist.Normal(loc, 1.0), obs=torch.tensor(0.0))
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda x: None)
+    for x in (torch.tensor(1.0), torch.tensor(0.5)):
+        made_step(x)
+        assert made_step.engine == "compiled"
+
+
+def test_a_distribution_without_constraints_is_compiled(as_graph):
+    class Plain(dist.TorchDistribution):
+        support = torch.distributions.constraints.real
+
+        def __init__(self, loc):
+            self.loc = loc
+            super().__init__(validate_args=False)
+
+        def log_prob(self, value):
+            return -((value - self.loc) ** 2)
+
+    loc = torch.nn.Parameter(torch.ones(()))
+    made_step = pyro_vae.compile(
+        objectives.ELBO(),
+        lambda: pyro.sample("x", Plain(loc), obs=torch.tensor(0.0)),
+        lambda: None,
+        strict=True,
+    )
+    made_step()
+    assert made_step() == 1.0
+
+
+class Normed(torch.nn.Module):
+    """Coins whose logits pass batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+        self.loc = torch.nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    def guide(self, x):
+        loc = self.norm(x[:, None] + torch.randn(len(x), 1))[:, 0]
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc + self.loc, 1.0))
+
+
+def test_a_failed_call_is_as_if_the_eager_step_alone_had_failed(as_graph):
+    def after(compiled):
+        torch.manual_seed(0)
+        net, objective = Normed(), objectives.GECO(target=1.0)
+        optimizer = torch.optim.Adam(net.parameters())
+        made_step = pyro_vae.compile(objective, net.model, net.guide, optimizer=optimizer)
+        for x in (GOOD, OUTSIDE, GOOD, NAN, GOOD):
+            torch.manual_seed(3)
+            with contextlib.suppress(ValueError):
+                if compiled:
+                    made_step(x)
+                    assert made_step.engine == "compiled"
+                else:
+                    made_step._eager((x,), {})
+            noise = torch.rand(1)
+        states = [objective.state_dict(), net.state_dict()]
+        return noise, {k: v for state in states for k, v in state.items()}
+
+    (noise, found), (expected_noise, expected) = after(True), after(False)
+    assert noise == expected_noise
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert expected["norm.num_batches_tracked"] == 5
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop])
+def test_a_loss_of_nan_is_repeated_with_the_same_noise(as_graph, optimizer):
+    def after(compiled):
+        weight, scale = torch.nn.Parameter(torch.ones(())), torch.ones(())
+
+        def model():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            x = dist.Normal(z * weight + scale.log(), 1.0, validate_args=False)
+            pyro.sample("x", x, obs=torch.zeros(()))
+
+        def guide():
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+        update = optimizer([weight], lr=0.1)
+        made_step = pyro_vae.compile(objectives.ELBO(), model, guide, optimizer=update)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for value in (1.0, -1.0, 1.0):
+                scale.fill_(value)
+                made_step() if compiled else made_step._eager((), {})
+        return weight.detach()
+
+    torch.testing.assert_close(after(True), after(False), equal_nan=True)
+
+
+def test_where_nothing_is_read_a_failed_call_has_no_gradient(as_graph, monkeypatch):
+    monkeypatch.setattr(step, "is_read", lambda loss: False)
+    coins, _, made_step = made()
+    made_step(GOOD)
+    assert all((p.grad != 0).any() for p in coins.parameters())
+    assert made_step(OUTSIDE).isnan()
+    assert all((p.grad == 0).all() for p in coins.parameters())
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 3]), torch.tensor([-1, 0])])
+def test_an_index_out_of_bounds_raises_the_eager_error(y):
+    logits = torch.nn.Parameter(torch.zeros(3))
+
+    def model(y):
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda y: None, strict=True)
+    made_step(torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="site 'y'"):
+        made_step(y)
+
+
+def test_a_gradient_of_zero_is_no_mismatch(as_graph):
+    loc = torch.nn.Parameter(torch.zeros(()))
+    rows = torch.linspace(-1.0, 1.0, 101)
+
+    def model():
+        with pyro.plate("rows", 101):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=rows)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda: None, strict=True)
+    made_step()
+    assert abs(loc.grad) < 1e-5
+
+
+def test_an_error_without_a_message_has_a_name():
+    assert reason_of(NotImplementedError("\nTrace Shapes:\n x")) == "NotImplementedError"
+    assert reason_of(NotImplementedError()) == "NotImplementedError"
+
+
+def test_a_generator_is_named_as_the_reason():
+    generator, loc = torch.Generator(), torch.nn.Parameter(torch.zeros(()))
+
+    def model():
+        shift = torch.rand((), generator=generator)
+        pyro.sample("x", dist.Normal(loc + shift, 1.0), obs=torch.tensor(0.0))
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda: None)
+    with pytest.warns(UserWarning, match=r"drawn from a torch\.Generator"):
+        made_step()

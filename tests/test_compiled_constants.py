@@ -1,6 +1,9 @@
 """Numbers that a user's functions read from elsewhere than their arguments, and where they do."""
 
+import random
 import types
+import warnings
+from collections import deque
 from functools import partial
 
 import numpy as np
@@ -164,7 +167,148 @@ def by_dictionary_of_a_module():
     return net, partial(net.settings.__setitem__, "beta")
 
 
+def by_default_argument():
+    def model(x, beta=1.0):
+        scaled(x, beta)
+
+    defaults = {}
+
+    def set_beta(value):
+        model.__defaults__ = defaults.setdefault(value, (value,))
+
+    set_beta(1.0)
+    return model, set_beta
+
+
+def by_default_keyword():
+    def model(x, *, beta=1.0):
+        scaled(x, beta)
+
+    return model, partial(model.__kwdefaults__.__setitem__, "beta")
+
+
+class Annealed:
+    """A weight in all the places that a class has for it."""
+
+    __slots__ = ("slot",)
+    beta = 1.0
+    shared = 1.0
+
+    def __init__(self):
+        self.slot = 1.0
+
+    @property
+    def through_property(self):
+        return type(self).shared
+
+    @staticmethod
+    def through_function():
+        return SETTINGS.beta
+
+    def __getitem__(self, name):
+        return BETA
+
+
+def by_class_attribute_of_an_instance():
+    annealed = Annealed()
+    Annealed.beta = 1.0
+    return lambda x: scaled(x, annealed.beta), partial(setattr, Annealed, "beta")
+
+
+def by_slot():
+    annealed = Annealed()
+    return lambda x: scaled(x, annealed.slot), partial(setattr, annealed, "slot")
+
+
+def by_property():
+    annealed = Annealed()
+    Annealed.shared = 1.0
+    return lambda x: scaled(x, annealed.through_property), partial(setattr, Annealed, "shared")
+
+
+def by_static_method():
+    annealed = Annealed()
+    _, set_beta = by_namespace()
+    return lambda x: scaled(x, annealed.through_function()), set_beta
+
+
+def by_operator():
+    annealed = Annealed()
+    _, set_beta = by_global()
+    return lambda x: scaled(x, annealed["beta"]), set_beta
+
+
+def by_computed_key():
+    weights, key = {("beta", 0): 1.0}, ("beta", 0)
+    return lambda x: scaled(x, weights[key]), partial(weights.__setitem__, key)
+
+
+def by_nested_list():
+    weights = [[1.0], deque([types.SimpleNamespace(beta=1.0)])]
+
+    def set_beta(value):
+        weights[0][0] = weights[1][0].beta = value
+
+    return lambda x: scaled(x, weights[0][0] * weights[1][0].beta), set_beta
+
+
+def by_object_from_a_function():
+    box = types.SimpleNamespace(inner=types.SimpleNamespace(beta=1.0))
+
+    def inner():
+        return box.inner
+
+    def beta_of(thing):
+        return thing.beta
+
+    return lambda x: scaled(x, beta_of(inner())), partial(setattr, box.inner, "beta")
+
+
+class Model(nn.Module):
+    """The class of Pyro's tutorials: model and guide are methods of a module."""
+
+    rate = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.beta = 1.0
+        self.numpy = np.float64(1.0)
+        self.loc = nn.Linear(1, 1)
+
+    def model(self, x):
+        scaled(x, self.beta * self.numpy * self.rate)
+
+
+class Derived(Model):
+    def model(self, x):
+        super().model(x)
+
+
+def by_method_of_a_module():
+    module = Model()
+    return module.model, partial(setattr, module, "beta")
+
+
+def by_method_of_a_base_class():
+    module = Derived()
+    return module.model, partial(setattr, module, "beta")
+
+
+def by_numpy_number_of_a_module():
+    module = Model()
+    return module.model, lambda value: setattr(module, "numpy", np.float64(value))
+
+
+def by_class_attribute_of_a_module():
+    module = Model()
+    Model.rate = 1.0
+    return lambda x: module.model(x), partial(setattr, Model, "rate")
+
+
 WAYS = [
+    by_default_argument, by_default_keyword, by_class_attribute_of_an_instance, by_slot,
+    by_property, by_static_method, by_operator, by_computed_key, by_nested_list,
+    by_object_from_a_function, by_numpy_number_of_a_module, by_class_attribute_of_a_module,
     by_closure, by_global, by_inner_function, by_dictionary, by_configuration, by_list, by_array,
     by_numpy_number, by_namespace, by_class_attribute, by_method, by_callable_object, by_partial,
     by_handler, by_dictionary_of_a_module,
@@ -328,3 +472,124 @@ def test_objectives_of_pyros_without_a_differentiable_loss_are_refused(objective
     vae = VAE((4,), 2)
     with pytest.raises(ValueError, match=f"got {type(objective).__name__}: {instead}"):
         pyro_vae.compile(objective, vae.model, vae.guide)
+
+
+@pytest.mark.parametrize("way", [by_method_of_a_module, by_method_of_a_base_class])
+def test_each_value_of_a_number_of_a_module_has_its_graph(way):
+    model, set_beta = way()
+    made_step = pyro_vae.compile(objectives.ELBO(), model, guide, strict=True)
+    for value in (1.0, 10.0, 3.0, 1.0):
+        set_beta(value)
+        assert_eager_loss(made_step, model, torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32])
+def test_each_weight_of_the_objective_has_its_graph(kind):
+    objective = objectives.ELBO()
+    model = lambda x: scaled(x, 1.0)  # noqa: E731
+    made_step = pyro_vae.compile(objective, model, guide, strict=True)
+    for value in (1.0, 10.0, 3.0):
+        objective.beta = kind(value)
+        assert_eager_loss(made_step, model, torch.ones(3))
+
+
+def test_attributes_of_an_argument_are_watched():
+    settings = Trainer()
+
+    def model(x, settings):
+        scaled(x, settings.beta)
+
+    def both(x, settings):
+        guide(x)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, both)
+    for value in (1.0, 10.0, 1.0):
+        settings.beta = value
+        torch.manual_seed(1)
+        loss = made_step(torch.ones(3), settings)
+        torch.manual_seed(1)
+        expected = objectives.ELBO().differentiable_loss(model, both, torch.ones(3), settings)
+        torch.testing.assert_close(loss, expected)
+        assert made_step.engine == "compiled"
+
+
+@pytest.mark.parametrize("argument", [np.ones(2), {1.0}, types.SimpleNamespace(beta=1.0)])
+def test_an_argument_without_a_hash_is_named(argument):
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), lambda x, _: scaled(x, 1.0), lambda x, _: guide(x)
+    )
+    with pytest.warns(UserWarning, match=f"an argument is a {type(argument).__name__}: pass the"):
+        made_step(torch.ones(3), argument)
+    assert made_step.engine == "eager"
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_random_numbers_of_python_and_numpy_are_noticed(draw):
+    def model(x):
+        scaled(x, 1.0 + draw())
+
+    def seed():
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, guide)
+    seed()
+    with pytest.warns(UserWarning, match="drawn by Python or NumPy"):
+        losses = [made_step(torch.ones(3)) for _ in range(2)]
+    seed()
+    for loss in losses:
+        expected = objectives.ELBO().differentiable_loss(model, guide, torch.ones(3))
+        torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_tensor_of_a_closure_is_changed_once_in_each_call(read):
+    calls = torch.zeros(())
+
+    def model(x):
+        calls.add_(1.0)
+        scaled(x + calls if read else x, 1.0)
+
+    made_step = pyro_vae.compile(objectives.ELBO(), model, guide, strict=True)
+    for n in range(1, 4):
+        torch.manual_seed(n)
+        loss = made_step(torch.ones(3))
+        assert calls == n
+        calls.sub_(1.0)
+        torch.manual_seed(n)
+        torch.testing.assert_close(
+            loss, objectives.ELBO().differentiable_loss(model, guide, torch.ones(3))
+        )
+
+
+def test_data_in_memory_that_cannot_be_written_to(tmp_path):
+    np.save(tmp_path / "rows.npy", np.ones(3, np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = torch.from_numpy(np.load(tmp_path / "rows.npy", mmap_mode="r"))
+    wide = torch.ones(1).expand(3)
+    with torch.inference_mode():
+        inferred = torch.ones(3)
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), lambda x: scaled(rows * wide * inferred, 1.0), guide, strict=True
+    )
+    assert made_step(torch.ones(3)).isfinite()
+
+
+def test_a_layer_in_place_of_another_and_a_hook_are_followed():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Tanh()
+
+        def forward(self, x):
+            scaled(self.layer(x), 1.0)
+
+    net = Two()
+    made_step = pyro_vae.compile(objectives.ELBO(), net, guide, strict=True)
+    assert_eager_loss(made_step, net, torch.ones(3))
+    net.layer = nn.ReLU()
+    assert_eager_loss(made_step, net, torch.ones(3))
+    net.layer.register_forward_hook(lambda module, inputs, out: 2 * out)
+    assert_eager_loss(made_step, net, torch.ones(3))

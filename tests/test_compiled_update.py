@@ -1,6 +1,7 @@
 """A step's graph with the optimizer's update in it, and with Pyro's own objectives."""
 
 import copy
+import warnings
 from functools import partial
 
 import pyro
@@ -376,3 +377,72 @@ def test_a_small_update_is_compared_by_its_change(monkeypatch):
     )
     with pytest.warns(UserWarning, match="the update differs from the eager step's"):
         made_step(batches(1)[0])
+
+
+def weights(n):
+    return [torch.nn.Parameter(torch.full((2,), float(i + 1))) for i in range(n)]
+
+
+def squares(parameters):
+    def model(x):
+        for i, parameter in enumerate(parameters):
+            pyro.factor(f"f{i}", -(x * parameter**2).sum())
+
+    return model
+
+
+def turn_around(parameter, *_):
+    """Reverses a gradient in place."""
+    parameter.grad.mul_(-1.0)
+
+
+CHANGES = {
+    "group": lambda optimizer, ps: optimizer.add_param_group({"params": [ps[1]], "lr": 0.05}),
+    "maximize": lambda optimizer, ps: optimizer.param_groups[0].update(maximize=True),
+    "hook": lambda optimizer, ps: optimizer.register_step_pre_hook(lambda *_: turn_around(ps[0])),
+    "gradient hook": lambda optimizer, ps: ps[0].register_hook(lambda gradient: -gradient),
+    "accumulated": lambda optimizer, ps: ps[0].register_post_accumulate_grad_hook(turn_around),
+}
+
+
+@pytest.mark.parametrize("kind", [Adam, partial(SGD, momentum=0.9), torch.optim.RMSprop])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_between_calls_has_its_effect(as_graph, kind, change):
+    def after(compiled):
+        parameters = weights(2)
+        optimizer = kind(parameters[:1], lr=0.1)
+        made_step = pyro_vae.compile(
+            objectives.ELBO(), squares(parameters), lambda x: None, optimizer=optimizer
+        )
+        for i in range(6):
+            if i == 3:
+                CHANGES[change](optimizer, parameters)
+            x = torch.tensor([1.0, 2.0])
+            made_step(x) if compiled else made_step._eager((x,), {})
+        return parameters
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The step is eager")
+        found = after(True)
+    expected = after(False)
+    torch.testing.assert_close(found, expected)
+    assert change != "group" or not torch.equal(found[1], weights(2)[1])
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD])
+def test_a_parameter_that_replaces_another_is_updated(as_graph, kind):
+    layer = torch.nn.Linear(2, 1, bias=False)
+    optimizer = kind(layer.parameters(), lr=0.1)
+    made_step = pyro_vae.compile(
+        objectives.ELBO(), lambda x: pyro.factor("f", -layer(x).square().sum()), lambda x: None,
+        optimizer=optimizer,
+    )  # fmt: skip
+    x = torch.tensor([1.0, 2.0])
+    for _ in range(2):
+        made_step(x)
+    layer.weight = torch.nn.Parameter(torch.ones(1, 2))
+    optimizer.param_groups[0]["params"] = [layer.weight]
+    for _ in range(2):
+        made_step(x)
+        assert made_step.engine == "compiled"
+    assert (layer.weight < 1.0).all()

@@ -22,7 +22,16 @@ class Call:
         self.kwargs = kwargs
         self.leaves, self.spec = pytree.tree_flatten((args, kwargs))
         self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.others = [leaf for leaf in self.leaves if not isinstance(leaf, Tensor)]
         self.key: Hashable = (self.spec, *map(argument_key, self.leaves))
+
+    def without_hash(self) -> Exception | None:
+        """Returns an error that describes the first argument without a hash, if there is one."""
+        for value in self.others:
+            if not isinstance(value, Hashable):
+                kind = type(value).__name__
+                return TypeError(f"an argument is a {kind}: pass the tensors or numbers it holds")
+        return None
 
     def of(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the same arguments with other tensors."""

@@ -22,7 +22,8 @@ def check(
     """Compares tensors by their norms.
 
     A tensor may differ by a small part of its own norm, or of a hundredth of the norm of all where
-    it is smaller than that: a gradient that is zero but for rounding has no digits.
+    it is smaller than that, and by the rounding of numbers of size 1: a gradient that is zero but
+    for rounding has no digits.
 
     Raises:
         NotCapturedError: If one differs by more.
@@ -33,7 +34,7 @@ def check(
         tolerance = max(tolerance, least)
         same = (one == other) | (one.isnan() & other.isnan())
         difference = float(torch.where(same, 0, one.double() - other.double()).norm())
-        if not difference <= tolerance * max(norm(other), 0.01 * whole):
+        if not difference <= tolerance * max(norm(other), 0.01 * whole) + rounding(other):
             raise NotCapturedError(said(what, difference, norm(other)))
 
 
@@ -53,6 +54,12 @@ def check_changes(
         difference, change = norm(one.double() - other.double()), norm(other - start)
         if not difference <= TOLERANCES.get(kind, 1e-2) * change + rounding * norm(other):
             raise NotCapturedError(said(what, difference, change))
+
+
+def rounding(value: Tensor) -> float:
+    """Returns the norm of the rounding errors of as many numbers of size 1."""
+    eps = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+    return float(eps * value.numel() ** 0.5)
 
 
 def said(what: str, difference: float, size: float) -> str:

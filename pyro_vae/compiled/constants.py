@@ -4,14 +4,17 @@ import dis
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from inspect import getattr_static
 from numbers import Number
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
+
+from pyro_vae.compiled.state import is_in_key
 
 __all__ = ["Constants"]
 
@@ -28,7 +31,10 @@ SHORT = 64
 """Up to how many entries of lists and arrays are watched."""
 
 _PLAIN = (Number, str, bytes)
+_EXACT = {bool, int, float, complex, str, bytes, np.float32, np.float64, np.int64}
 _LEAVES = (*_PLAIN, type(None), Tensor, np.ndarray)
+
+_CONTAINERS = {list, tuple, dict, set, deque}
 
 _Read = Callable[[], Any]
 
@@ -36,18 +42,27 @@ _Read = Callable[[], Any]
 class Constants:
     """The numbers and tensors that functions read from closures, globals and plain objects.
 
-    Names in the code of a function are watched: variables of its closure and its module, keys of
-    dictionaries, attributes of objects, and the entries of short lists. The numbers that modules
-    have as attributes are watched by ``Surroundings``.
+    Watched are variables of closures and modules that the code of a function names, defaults of
+    its arguments, entries of short lists and dictionaries, and attributes of objects and classes
+    that the code of any of the functions names. The numbers that modules have as attributes are
+    watched by ``Surroundings``.
 
     Arguments:
-        roots: Functions, methods and modules.
+        roots: Functions, methods, modules, and objects that the functions are called with.
+
+    Attributes:
+        modules: The modules that the functions reach.
+        tensors: The tensors.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
-        self.places = _places(roots)
+        search = _search(list(roots))
+        self.places = list(search.places.values())[:MOST]
         self.reads = [place.read for place in self.places]
         self.values = self.current()
+        self.codes = list(search.codes)
+        self.modules = [thing for thing in search.met.values() if isinstance(thing, nn.Module)]
+        self.tensors = [p.held for p in search.places.values() if isinstance(p.held, Tensor)]
 
     def current(self) -> list[Hashable]:
         """Returns the present values of the places; short, since every step waits for it."""
@@ -56,7 +71,7 @@ class Constants:
     def changed(self) -> str | None:
         """Describes the first place whose value has changed, if there is one."""
         pairs = zip(self.places, self.values, self.current(), strict=True)
-        return next((place.described() for place, old, new in pairs if old != new), None)
+        return next((p.described(self.codes) for p, old, new in pairs if old != new), None)
 
 
 class _Place(NamedTuple):
@@ -71,18 +86,29 @@ class _Place(NamedTuple):
 
     read: _Read
     name: str
-    code: types.CodeType
+    code: types.CodeType | None
     held: Any
 
-    def described(self) -> str:
-        """Returns the name and the line that reads it."""
-        lines = (
-            (i.positions.lineno if sys.version_info >= (3, 11) and i.positions else i.starts_line)
-            for i in dis.get_instructions(self.code)
-            if i.argval == self.name.rsplit(".", 1)[-1].rsplit("[", 1)[0]
-        )
-        line = next(filter(None, lines), self.code.co_firstlineno)
-        return f"{self.name} ({Path(self.code.co_filename).name}, line {line})"
+    def described(self, codes: Iterable[types.CodeType]) -> str:
+        """Returns the name, and the line that reads it if one of these codes has it."""
+        own = [] if self.code is None else [self.code]
+        last = self.name.rsplit(".", 1)[-1].split("[", 1)[0]
+        lines = ((code, _line(code, last)) for code in (*own, *codes))
+        found = [(code, line) for code, line in lines if line]
+        found += [(code, code.co_firstlineno) for code in own]
+        if not found:
+            return self.name
+        code, line = found[0]
+        return f"{self.name} ({Path(code.co_filename).name}, line {line})"
+
+
+def _line(code: types.CodeType, name: str) -> int | None:
+    """Returns the first line of code that has a name."""
+    for i in dis.get_instructions(code):
+        line = i.positions.lineno if sys.version_info >= (3, 11) and i.positions else i.starts_line
+        if i.argval == name and line:
+            return line
+    return None
 
 
 class _Object(NamedTuple):
@@ -101,85 +127,138 @@ def _is_library_class(kind: type) -> bool:
     return kind.__module__.split(".")[0] in LIBRARIES
 
 
-def _places(roots: Iterable[Any]) -> list[_Place]:
-    """Returns the places, the nearest first."""
-    waiting = deque(_Object(root, type(root).__name__, None) for root in roots)
-    met: set[int] = set()
-    found: list[_Place] = []
-    while waiting and len(found) < MOST:
-        thing = waiting.popleft()
-        if id(thing.value) in met:
-            continue
-        met.add(id(thing.value))
-        for member in _members(thing):
-            if isinstance(member, _Object):
-                waiting.append(member)
+def _search(roots: list[Any]) -> "_Search":
+    """Returns the search that knows all names in the code of the functions it reaches."""
+    search = _Search(frozenset())
+    while True:
+        search.run(roots)
+        names = search.names.union(*map(_names, search.codes))
+        if names == search.names:
+            return search
+        search = _Search(names)
+
+
+class _Search:
+    """A search for the places that functions read.
+
+    Arguments:
+        names: The names of attributes to look for.
+
+    Attributes:
+        places: The places, the nearest first.
+        met: The objects that were looked into.
+        codes: The code of the functions among them.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+        self.places: dict[Hashable, _Place] = {}
+        self.met: dict[int, Any] = {}
+        self.codes: dict[types.CodeType, None] = {}
+
+    def run(self, roots: list[Any]) -> None:
+        """Looks into objects, and into those that they lead to."""
+        waiting = deque(_Object(root, type(root).__name__, None) for root in roots)
+        while waiting and len(self.places) < MOST:
+            thing = waiting.popleft()
+            if id(thing.value) in self.met:
                 continue
-            found.append(member)
-            if not isinstance(member.held, _LEAVES):
-                waiting.append(_Object(member.held, member.name, member.code))
-    return found[:MOST]
+            self.met[id(thing.value)] = thing.value
+            for member in self._members(thing):
+                if isinstance(member, _Object):
+                    waiting.append(member)
+                    continue
+                self.places.setdefault((id(thing.value), member.name), member)
+                waiting.extend(_within(member))
+
+    def _members(self, thing: _Object) -> Iterator[_Place | _Object]:
+        """Yields the places within an object, and the objects to look into next."""
+        value, name, code = thing
+        if isinstance(value, partial):
+            yield from _values_of(value.args, name, code)
+            yield from _values_of(value.keywords, name, code)
+            yield _Object(value.func, name, code)
+        elif isinstance(value, types.MethodType):
+            yield _Object(value.__func__, name, None)
+            yield _Object(value.__self__, "self", value.__func__.__code__)
+        elif isinstance(value, types.FunctionType):
+            yield from self._of_function(value)
+        elif isinstance(value, types.ModuleType):
+            yield from _of_names(vars(value), self.names, f"{name}.{{}}", code)
+        elif isinstance(value, (Mapping, list, tuple, deque)):
+            if len(value) <= SHORT:
+                yield from _values_of(value, name, code)
+            elif isinstance(value, Mapping):
+                yield from _of_names(value, self.names, f"{name}[{{!r}}]", code)
+        elif not _is_library_class(value if isinstance(value, type) else type(value)):
+            yield from self._of_object(value, name, code)
+
+    def _of_function(self, function: types.FunctionType) -> Iterator[_Place | _Object]:
+        """Yields variables of the closure and of the module, and defaults of arguments."""
+        if _is_library(function.__module__):
+            if hasattr(function, "__wrapped__"):
+                yield _Object(function.__wrapped__, function.__name__, None)
+            for cell in function.__closure__ or ():
+                if callable(held := _content(cell)):
+                    yield _Object(held, function.__name__, None)
+            return
+        code = function.__code__
+        self.codes[code] = None
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            yield _Place(partial(_content, cell), name, code, _content(cell))
+        yield from _of_names(function.__globals__, _names(code), "{}", code)
+        for name in ("__defaults__", "__kwdefaults__"):
+            if held := getattr(function, name):
+                yield _Place(partial(getattr, function, name), name, code, held)
+
+    def _of_object(
+        self, value: Any, name: str, code: types.CodeType | None
+    ) -> Iterator[_Place | _Object]:
+        """Yields the attributes that code names, and the functions of the class."""
+        kind = value if isinstance(value, type) else type(value)
+        # All functions of something that is called may run, and so may operators.
+        whole = isinstance(value, nn.Module) or (callable(value) and value is not kind)
+        for key, function in _functions(kind):
+            if key in self.names or (key != "__init__" and (whole or key.startswith("__"))):
+                yield _Object(function, key, None)
+        for key in sorted(self.names):
+            held, own = getattr_static(value, key, None), key in getattr(value, "__dict__", ())
+            if isinstance(held, types.MemberDescriptorType):
+                held, own = getattr(value, key, None), True
+            if held is None or _is_of_library(held) or (hasattr(held, "__get__") and not own):
+                continue
+            if not (own and isinstance(value, nn.Module) and is_in_key(held)):
+                yield _Place(partial(getattr, value, key, None), f"{name}.{key}", code, held)
 
 
-def _members(thing: _Object) -> Iterator[_Place | _Object]:
-    """Yields the places within an object, and the objects to look into next."""
-    value, name, code = thing
-    if isinstance(value, partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield _Object(part, name, code)
-    elif isinstance(value, types.MethodType):
-        yield _Object(value.__func__, name, None)
-        yield _Object(value.__self__, "self", value.__func__.__code__)
-    elif isinstance(value, types.FunctionType):
-        yield from _of_function(value)
-    elif isinstance(value, (types.ModuleType, type)):
-        if code is not None:
-            yield from _of_names(vars(value), _names(code), f"{name}.{{}}", code)
-    elif isinstance(value, Mapping):
-        if code is not None:
-            yield from _of_names(value, _names(code), f"{name}[{{!r}}]", code)
-    elif hasattr(value, "__dict__") and not _is_library_class(type(value)):
-        yield from _of_object(value, name, code)
+def _within(place: _Place) -> Iterator[_Object]:
+    """Yields the object to look into that a place holds."""
+    if not isinstance(place.held, _LEAVES):
+        yield _Object(place.held, place.name, place.code)
 
 
-def _of_function(function: types.FunctionType) -> Iterator[_Place | _Object]:
-    """Yields variables of the closure and of the module."""
-    if _is_library(function.__module__):
-        if hasattr(function, "__wrapped__"):
-            yield _Object(function.__wrapped__, function.__name__, None)
-        for cell in function.__closure__ or ():
-            if callable(held := _content(cell)):
-                yield _Object(held, function.__name__, None)
-        return
-    code = function.__code__
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        yield _Place(partial(_content, cell), name, code, _content(cell))
-    yield from _of_names(function.__globals__, _names(code), "{}", code)
+def _values_of(
+    container: Mapping[Any, Any] | Sequence[Any], name: str, code: types.CodeType | None
+) -> Iterator[_Place]:
+    """Yields the entries of a container."""
+    keys = container if isinstance(container, Mapping) else range(len(container))
+    for key in keys:
+        yield _Place(partial(_entry, container, key), f"{name}[{key!r}]", code, container[key])
 
 
-def _of_object(value: Any, name: str, code: types.CodeType | None) -> Iterator[_Place | _Object]:
-    """Yields attributes that the code or the class names, and the functions of the class."""
-    names = set(_names(code)) if code is not None else set()
-    whole = isinstance(value, nn.Module) or callable(value)
-    for kind in type(value).__mro__:
-        if _is_library(kind.__module__):
+def _functions(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """Yields the functions that the user wrote in a class, those of properties included."""
+    for base in kind.__mro__:
+        if _is_library(base.__module__):
             continue
-        for key, member in vars(kind).items():
-            runs = key in names or (whole and key != "__init__")
-            if runs and isinstance(member, types.FunctionType):
-                names |= _names(member.__code__)
-                yield _Object(member, key, None)
-                code = code or member.__code__
-    if code is None:
-        return
-    for place in _of_names(vars(value), names, f"{name}.{{}}", code):
-        # The numbers and tensors of modules are watched elsewhere.
-        if not (isinstance(value, nn.Module) and isinstance(place.held, (*_LEAVES, nn.Module))):
-            yield place
+        for key, member in vars(base).items():
+            function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            if isinstance(function, types.FunctionType):
+                yield key, function
 
 
 def _of_names(
-    container: Mapping[str, Any], names: Iterable[str], pattern: str, code: types.CodeType
+    container: Mapping[str, Any], names: Iterable[str], pattern: str, code: types.CodeType | None
 ) -> Iterator[_Place]:
     """Yields the entries that have one of these names."""
     for name in sorted(names):
@@ -210,12 +289,20 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
+def _entry(container: Any, key: Any) -> Any:
+    try:
+        return container[key]
+    except LookupError:
+        return None
+
+
 def _seen(value: Any) -> Hashable:
     """Returns the identity of a value, or the numbers it holds."""
-    if isinstance(value, _PLAIN):
-        return value.__class__, value
-    if isinstance(value, (list, tuple)) and len(value) <= SHORT:
-        return id(value), *[item if isinstance(item, _PLAIN) else id(item) for item in value]
-    if isinstance(value, np.ndarray) and value.size <= SHORT:
+    kind = value.__class__
+    if kind in _EXACT or isinstance(value, _PLAIN):
+        return kind, value
+    if kind in _CONTAINERS:
+        return id(value), len(value)
+    if kind is np.ndarray and value.size <= SHORT:
         return id(value), value.tobytes()
     return id(value)

@@ -42,7 +42,12 @@ def check_objective(objective: Any) -> None:
 
 def reason_of(error: Exception) -> str:
     """Returns the first line of an error, and the line of the user's program that led to it."""
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = str(error).strip().split("\n")[0]
+    if "GeneratorImpl" in reason:
+        reason = "random numbers are drawn from a torch.Generator: use PyTorch's default one"
+    # An error without a message has only the shapes that Pyro adds.
+    if not reason or reason.startswith("Trace Shapes"):
+        reason = type(error).__name__
     line = user_line(error)
     if line is None:
         return reason

@@ -1,23 +1,34 @@
 """What a step reads besides its arguments, and what it changes besides its result."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from numbers import Number
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import pyro.infer
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["Surroundings"]
+__all__ = ["HostNoise", "Surroundings", "is_in_key"]
 
 OWN = frozenset({bool, int, float, complex, str, Tensor})
-"""Types of attributes that a graph holds, the value of a number and the place of a tensor."""
+"""Types of attributes that a graph holds, the value of a number and the place of a tensor.
+
+NumPy numbers on modules are watched by ``Constants``.
+"""
+
+LARGE = 2**20
+"""Tensors of closures and globals with more elements are data, which no step changes."""
 
 OF_ALL = frozenset(vars(nn.Module()))
 """The attributes of every module."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 PutBack = Callable[[], None]
 
@@ -29,11 +40,16 @@ class Surroundings:
         objective: The objective.
         sides: Model and guide. If they are no modules, those that they call are found by
             :meth:`undone`.
+
+    Attributes:
+        modules: The modules.
+        others: Tensors that functions read elsewhere.
     """
 
     def __init__(self, objective: Any, *sides: Callable[..., Any]) -> None:
         self.objective = objective
         self.modules: dict[nn.Module, Facts] = {}
+        self.others: list[Tensor] = []
         self.reads_store = False
         for side in (objective, *sides):
             if isinstance(side, nn.Module):
@@ -61,11 +77,16 @@ class Surroundings:
         """Returns the tensors that a step may change."""
         found = [t for m in self.modules for t in (*m._parameters.values(), *m._buffers.values())]
         found += [value for owner in self.owners() for value in vars(owner).values()]
-        return [value for value in found if isinstance(value, Tensor)]
+        found += [tensor for tensor in self.others if tensor.numel() <= LARGE]
+        return list({id(value): value for value in found if isinstance(value, Tensor)}.values())
 
     def copies(self) -> list[Tensor]:
         """Returns copies of these tensors."""
         return [tensor.detach().clone() for tensor in self.tensors()]
+
+    def versions(self) -> list[int | None]:
+        """Returns how often each of these tensors was changed in place."""
+        return [None if t.is_inference() else t._version for t in self.tensors()]
 
     def note(self, parameters: Iterable[Tensor]) -> None:
         """Takes Pyro's parameter store into account, if it holds one of these."""
@@ -80,6 +101,7 @@ class Surroundings:
         """Returns a function that puts tensors and random state back to what they are now."""
         tensors = [*self.tensors(), *others]
         copies = [tensor.detach().clone() for tensor in tensors]
+        data = {id(tensor) for tensor in self.others if not tensor.requires_grad}
         noise = torch.get_rng_state()
         devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         device_noise = [torch.cuda.get_rng_state(device) for device in devices]
@@ -87,7 +109,9 @@ class Surroundings:
         @torch.no_grad()
         def put_back() -> None:
             for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
+                # Data in closures may lie in memory that nobody can write to.
+                if id(tensor) not in data or not equal(tensor, copy):
+                    tensor.copy_(copy)
             torch.set_rng_state(noise)
             for device, state in zip(devices, device_noise, strict=True):
                 torch.cuda.set_rng_state(state, device)
@@ -97,13 +121,14 @@ class Surroundings:
     def save_attributes(self) -> PutBack:
         """Returns a function that puts numbers, and which tensors they are, back."""
         known = [
-            (owner, {name: value for name, value in vars(owner).items() if value.__class__ in OWN})
+            (attributes, {name: v for name, v in attributes.items() if v.__class__ in OWN})
             for owner in self.owners()
+            for attributes in (vars(owner), vars(owner).get("_buffers", {}))
         ]
 
         def put_back() -> None:
-            for owner, attributes in known:
-                vars(owner).update(attributes)
+            for attributes, values in known:
+                attributes.update(values)
 
         return put_back
 
@@ -127,6 +152,25 @@ class Surroundings:
                 put_back()
 
 
+class HostNoise:
+    """The random state of Python and NumPy, of which a graph holds only the numbers drawn."""
+
+    def __init__(self) -> None:
+        self.python = random.getstate()
+        self.numpy = np.random.get_state()
+
+    def is_used(self) -> bool:
+        """Whether numbers were drawn since."""
+        now = np.random.get_state()
+        same = all(np.array_equal(a, b) for a, b in zip(self.numpy, now, strict=True))
+        return not same or random.getstate() != self.python
+
+    def put_back(self) -> None:
+        """Restores the state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+
 class Facts:
     """What a graph holds of a module for good: its numbers and mode, and which tensors it has.
 
@@ -142,6 +186,7 @@ class Facts:
         """Finds out which attributes a module has besides what every module has."""
         self.size = len(self.own)
         names = [name for name in self.own if name not in OF_ALL]
+        self.hooks = itemgetter(*HOOKS)
         # With two names or more it returns a tuple.
         self.values = itemgetter("training", "training", *names)
 
@@ -157,14 +202,27 @@ class Facts:
         for tensor in (*self.own["_parameters"].values(), *self.own["_buffers"].values()):
             if tensor is not None:
                 key += (id(tensor), tensor.dtype, tensor.requires_grad)
+        key += map(id, self.own["_modules"].values())
+        for hooks in self.hooks(self.own):
+            key += hooks
         return key
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN included."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def is_in_key(value: Any) -> bool:
+    """Whether the attribute of a module is part of the key of its ``Surroundings``."""
+    return value.__class__ in OWN or isinstance(value, nn.Module)
 
 
 def described(value: Any) -> Any:
     """Returns what tells a value of an objective from others; hashable."""
     if isinstance(value, Tensor):
         return id(value), value.dtype, value.requires_grad
-    if value.__class__ in OWN:
+    if isinstance(value, (Number, str)):
         return value
     if isinstance(value, (list, tuple)):
         return tuple(map(described, value))

@@ -24,7 +24,7 @@ from pyro_vae.compiled.precision import use_bfloat16
 from pyro_vae.compiled.products import choose_products, eligible, use_onednn
 from pyro_vae.compiled.reasons import check_objective, point_masses, reason_of
 from pyro_vae.compiled.stand_in import stand_in
-from pyro_vae.compiled.state import Surroundings
+from pyro_vae.compiled.state import HostNoise, Surroundings
 from pyro_vae.compiled.support import SupportChecks, enabled_checks
 from pyro_vae.compiled.tensors import clear, copies, laid_out, leaves, shared
 from pyro_vae.compiled.update import Update, check_optimizer
@@ -97,17 +97,19 @@ def compile(
     The comparison leaves no trace.
 
     A graph holds the numbers that your functions read from elsewhere than their arguments. Those
-    that the code names are watched: variables of closures and modules, keys of dictionaries,
-    attributes of objects, entries of short lists. If one changes, the step is captured again, and
-    is eager from the third value on. Make a number that changes a scalar tensor, and change it in
-    place: ``beta = torch.tensor(0.0)``, then ``beta.fill_(0.5)``. What a graph keeps without
-    notice are numbers that functions find in another way (``getattr`` with a computed name, a
-    file, NumPy's random numbers), and the side effects of Python code.
+    that the code names are watched, up to 256 of them: variables of closures and modules, default
+    arguments, attributes of objects and classes, entries of dictionaries and lists up to 64. If
+    one changes, the step is captured again, and is eager from the third value on. Make a number
+    that changes a scalar tensor, and change it in place: ``beta = torch.tensor(0.0)``, then
+    ``beta.fill_(0.5)``. A graph keeps without notice the numbers that functions find in another
+    way (``getattr`` with a computed name, a set, an environment variable, a file, random numbers
+    of Python or NumPy), and it repeats no side effect of Python code.
 
     While Pyro's validation is enabled, each call checks that values are in the support of their
     distributions, that parameters are within their constraints, and that the loss is not NaN. A
-    call that fails changes no parameter and is repeated as an eager step, which raises Pyro's
-    error or warns. On a GPU nothing waits for the result: the loss of such a call is NaN.
+    call that fails is undone and repeated as an eager step with the same noise. That step raises
+    Pyro's error; a NaN loss it warns of, and it updates as SVI does. On a GPU nothing waits for
+    the result: the loss of such a call is NaN, and its gradients are zero.
 
     Arguments:
         objective: Any with a ``differentiable_loss`` that reads no number off a tensor, as those
@@ -125,7 +127,8 @@ def compile(
         precision: ``"bfloat16"`` makes matrix products and convolutions with 8 bits of precision,
             factors and results, and leaves all else in float32: faster on processors and GPUs that
             are made for it. The comparison with the eager step then allows for a fifth of a norm.
-        strict: Whether to raise an error instead of falling back to the eager step.
+        strict: Whether to raise an error instead of falling back to the eager step. A loss that
+            depends on no parameter, and a call within Pyro handlers, are eager all the same.
         divide_by: What the gradient is divided by, such as the number of rows.
         optimizer: An optimizer to make a step of, too. The update of Adam, AdamW and SGD becomes
             part of the graph, but for AMSGrad, ``maximize``, dampening and hooks; that of others
@@ -168,6 +171,11 @@ def compile(
     return Step(objective, model, guide, parameters, settings, update)
 
 
+def is_read(loss: Tensor) -> bool:
+    """Whether reading if a step is valid does not wait for a device."""
+    return loss.device.type == "cpu"
+
+
 @dataclass
 class Settings:
     """How a step is compiled; see :func:`compile`."""
@@ -206,8 +214,9 @@ class Step:
         self.loss = partial(objective.differentiable_loss, model, guide)
         self.surroundings = Surroundings(objective, model, guide)
         self.update = update
-        if update is not None:
-            parameters = update.parameters() if parameters is None else parameters
+        self._follows = parameters is None
+        if update is not None and parameters is None:
+            parameters = update.parameters()
         self.given = None if parameters is None else list(parameters)
         self.parameters = list(self.given or [])
         self.settings = settings
@@ -242,7 +251,7 @@ class Step:
             variants = self._variants(call)
         except TypeError as error:
             self._hopeless = True
-            self._complain(error)
+            self._complain(call.without_hash() or error)
             return self._eager(args, kwargs)
         for known in variants:
             if known.constants.current() == known.constants.values:
@@ -256,12 +265,17 @@ class Step:
         self.engine = known.engine
         if self.update is not None and self.update.captured:
             self.update.set_scalars()
-        with torch.no_grad():
-            results = list(known.run(*known.lifted, *call.tensors))
-            for i in known.shared:
-                results[i] = results[i].clone()
+        noise = torch.get_rng_state() if known.checked else None
+        try:
+            with torch.no_grad():
+                results = list(known.run(*known.lifted, *call.tensors))
+        except RuntimeError:
+            # Such as an index that is out of bounds, of which the eager step gives Pyro's error.
+            return self._invalid(call, noise)
+        for i in known.shared:
+            results[i] = results[i].clone()
         if known.checked and not results.pop():
-            return self._invalid(call)
+            return self._invalid(call, noise)
         if len(known.reached) < len(self.parameters):
             clear(self.parameters)
         for parameter, gradient in zip(known.reached, results[1:], strict=True):
@@ -270,8 +284,10 @@ class Step:
             self.update.eager()
         return results[0]
 
-    def _invalid(self, call: Call) -> Tensor:
+    def _invalid(self, call: Call, noise: Tensor | None) -> Tensor:
         """Repeats a call that failed a check; raises Pyro's error, or warns as Pyro does."""
+        if noise is not None:
+            torch.set_rng_state(noise)
         loss = self._eager(call.args, call.kwargs)
         warn_if_nan(loss, "loss")
         return loss
@@ -327,15 +343,24 @@ class Step:
 
     def _key(self, call: Call) -> Hashable:
         """Returns what tells one kind of call from others."""
-        key = call.key, self.surroundings.key(), self.settings.is_validating()
+        hooks = [
+            hook
+            for parameter in self.parameters
+            for hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
+            for hook in hooks or ()
+        ]
+        key = call.key, self.surroundings.key(), self.settings.is_validating(), *hooks
         return key if self.update is None else (*key, self.update.key())
 
     def _first(self, call: Call) -> Tensor:
         """Makes a step of a kind that is new, compiled if that gives what the eager one gives."""
-        put_back_attributes = self.surroundings.save_attributes()
+        self._look(call)
+        put_back_attributes, host_noise = self.surroundings.save_attributes(), HostNoise()
         # The first run makes what is made lazily, and checks what Pyro is set to check.
         with self.surroundings.undone(), torch.enable_grad():
             reached = self._reached(self.loss(*call.args, **call.kwargs))
+        draws_on_host = host_noise.is_used()
+        host_noise.put_back()
         if not reached:
             return self._eager(call.args, call.kwargs)
         if self.update is not None:
@@ -345,6 +370,11 @@ class Step:
         known: Known | None = Known()
         try:
             with pyro.validation_enabled(False):
+                if draws_on_host:
+                    self._hopeless = True
+                    raise NotCapturedError(
+                        "random numbers are drawn by Python or NumPy: draw them by PyTorch"
+                    )
                 self._check_limits(variants)
                 known = self._compiled(call, reached, put_back, validating)
         except Exception as error:
@@ -365,7 +395,8 @@ class Step:
         Raises:
             NotCapturedError: If it gives something else than the eager step.
         """
-        key, constants = self.surroundings.key(), Constants(self._functions())
+        constants = self._look(call)
+        key, versions = self.surroundings.key(), self.surroundings.versions()
         loss = self.backward(*call.args, **call.kwargs)
         # A parameter may have a part in the loss, but none in its gradient.
         reached = [parameter for parameter in reached if parameter.grad is not None]
@@ -381,8 +412,12 @@ class Step:
             raise NotCapturedError(f"each call changes {name}")
         if not all(bool(value.isfinite().all()) for value in expected):
             return None
+        tensors = zip(
+            self.surroundings.tensors(), versions, self.surroundings.versions(), strict=True
+        )
+        changing = [tensor for tensor, before, after in tensors if before != after]
         put_back()
-        captured = self._captured(call, reached, validating)
+        captured = self._captured(call, reached, validating, changing)
         engine = self._choose(captured.graph)
         run = to_machine_code(captured, call.tensors)
         run = recorded(run, captured.lifted, call.tensors)
@@ -428,6 +463,14 @@ class Step:
         """Returns the functions and modules that a step runs."""
         return [self.objective, *self.loss.args, *self.surroundings.modules]
 
+    def _look(self, call: Call) -> Constants:
+        """Returns the numbers of the user's functions; adds modules and tensors that they reach."""
+        found = Constants([*self._functions(), *call.others])
+        for module in found.modules:
+            self.surroundings.add(module)
+        self.surroundings.others = found.tensors
+        return found
+
     def _check_limits(self, variants: Sequence[Known]) -> None:
         """Raises a ``NotCapturedError`` if there are too many graphs already."""
         if len(variants) >= VARIANTS:
@@ -464,13 +507,20 @@ class Step:
         self.update.eager()
         check_changes("update", before, found, copies(self._updated()))
 
-    def _captured(self, call: Call, reached: list[Tensor], validating: bool = False) -> Captured:
+    def _captured(
+        self,
+        call: Call,
+        reached: list[Tensor],
+        validating: bool = False,
+        changing: Sequence[Tensor] = (),
+    ) -> Captured:
         """Returns the graph of a step that sets these gradients; changes what the step does."""
         if any(parameter._post_accumulate_grad_hooks for parameter in reached):
             raise NotCapturedError("a parameter has a hook that waits for its gradient to be set")
         loss_of = self._capturable(call)
         enabled = self._enabled_checks(loss_of, call) if validating else None
-        return capture(partial(self._results, loss_of, call, reached, enabled), call.tensors)
+        results = partial(self._results, loss_of, call, reached, enabled, changing)
+        return capture(results, call.tensors)
 
     def _enabled_checks(self, loss_of: Callable[..., Tensor], call: Call) -> list[bool]:
         """Returns which checks of values and parameters belong into the graph."""
@@ -494,10 +544,12 @@ class Step:
         call: Call,
         reached: list[Tensor],
         enabled: list[bool] | None,
+        changing: Sequence[Tensor],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Returns the loss and the gradients for other tensors, and whether checks passed."""
         args, kwargs = call.of(tensors)
+        before = [] if enabled is None else copies(changing)
         checks = SupportChecks(enabled)
         with torch.enable_grad(), nullcontext() if enabled is None else checks:
             loss = loss_of(*args, **kwargs)
@@ -509,10 +561,13 @@ class Step:
                 self.update.apply(reached, gradients, valid)
         if valid is None:
             return (loss, *gradients)
-        if loss.device.type != "cpu":
-            # Reading whether it is valid would wait for the device.
-            return (torch.where(valid, loss, torch.nan), *gradients)
-        return (loss, *gradients, valid)
+        with torch.no_grad():
+            for tensor, old in zip(changing, before, strict=bool(before)):
+                tensor.copy_(torch.where(valid, tensor, old))
+        if is_read(loss):
+            return (loss, *gradients, valid)
+        zeros = [torch.where(valid, gradient, 0) for gradient in gradients]
+        return (torch.where(valid, loss, torch.nan), *zeros)
 
     def _choose(self, graph: Any) -> str:
         """Sets the library for the products of a graph, and returns the engine's name."""
@@ -529,6 +584,9 @@ class Step:
     def _reached(self, loss: Tensor) -> list[Tensor]:
         """Returns the parameters on which a loss depends, and enters those that are new."""
         found = leaves(loss)
+        if self.update is not None and self._follows:
+            # The optimizer may have taken in others since.
+            self.given = self.update.parameters()
         if self.given is not None:
             given = set(map(id, self.given))
             found = [leaf for leaf in found if id(leaf) in given]

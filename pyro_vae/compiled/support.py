@@ -22,7 +22,7 @@ _Check = Callable[[], Tensor]
 class SupportChecks(Messenger):
     """Collects whether values are in the support and parameters within their constraints.
 
-    NaN is not looked for: it reaches the loss.
+    NaN is looked for where a mask is: elsewhere it reaches the loss.
 
     Arguments:
         enabled: Which checks to make, in the order of the run; by default all.
@@ -46,7 +46,10 @@ class SupportChecks(Messenger):
         if site_is_subsample(msg) or not isinstance(msg["fn"], Distribution):
             return
         with torch.no_grad():
-            for fn, check in _possible_checks(msg["fn"], msg["value"]):
+            if msg["mask"] is False:
+                return
+            masked = msg["mask"] is not None
+            for fn, check in _possible_checks(msg["fn"], msg["value"], masked):
                 place = len(self.validated)
                 self.validated.append(bool(fn._validate_args))
                 if self.enabled is None or self.enabled[place]:
@@ -68,23 +71,40 @@ def enabled_checks(run: Callable[[], Any]) -> list[bool]:
     return [wanted and ok for wanted, ok in zip(checks.validated, passed, strict=True)]
 
 
-def _possible_checks(fn: Distribution, value: Tensor) -> Iterator[tuple[Distribution, _Check]]:
+def _possible_checks(
+    fn: Distribution, value: Tensor, masked: bool
+) -> Iterator[tuple[Distribution, _Check]]:
     """Yields the checks of a value and of the parameters, with the distribution they belong to."""
+    inner = fn
+    while isinstance(inner, (Independent, MaskedDistribution)):
+        if isinstance(inner, MaskedDistribution):
+            if inner._mask is False:
+                # Pyro asks for no density at all.
+                return
+            masked = True
+        inner = inner.base_dist
     support = _support(fn)
-    if support is not None and not _only_refuses_nan(support):
-        yield _innermost(fn), partial(support.check, value)
-    yield from _parameter_checks(fn)
+    if support is not None and _may_fail(support, masked):
+        yield inner, partial(support.check, value)
+    yield from _parameter_checks(fn, masked)
 
 
-def _parameter_checks(fn: Distribution) -> Iterator[tuple[Distribution, _Check]]:
-    for name, constraint in fn.arg_constraints.items():
+def _parameter_checks(fn: Distribution, masked: bool) -> Iterator[tuple[Distribution, _Check]]:
+    for name, constraint in _constraints(fn).items():
         # PyTorch itself checks only the parameters that were given.
         derived = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
-        if not derived and not _only_refuses_nan(constraint):
+        if not derived and _may_fail(constraint, masked):
             yield fn, partial(constraint.check, getattr(fn, name))
     for part in vars(fn).values():
         if isinstance(part, Distribution):
-            yield from _parameter_checks(part)
+            yield from _parameter_checks(part, masked)
+
+
+def _constraints(fn: Distribution) -> dict[str, constraints.Constraint]:
+    try:
+        return fn.arg_constraints
+    except NotImplementedError:
+        return {}
 
 
 def _support(fn: Distribution) -> constraints.Constraint | None:
@@ -94,19 +114,16 @@ def _support(fn: Distribution) -> constraints.Constraint | None:
         return None
 
 
-def _innermost(fn: Distribution) -> Distribution:
-    """Returns the distribution that checks values, within ``to_event`` and masks."""
-    while isinstance(fn, (Independent, MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
-def _only_refuses_nan(constraint: Any) -> bool:
+def _may_fail(constraint: Any, masked: bool) -> bool:
+    """Whether a check is needed; NaN alone needs none unless a mask keeps it from the loss."""
     if isinstance(constraint, constraints.independent):
-        return _only_refuses_nan(constraint.base_constraint)
+        return _may_fail(constraint.base_constraint, masked)
     # A decomposition costs more than the step; a matrix that is not positive definite gives NaN.
-    unchecked = (type(constraints.real), type(constraints.positive_definite))
-    return isinstance(constraint, unchecked) or constraints.is_dependent(constraint)
+    if isinstance(constraint, type(constraints.positive_definite)):
+        return False
+    if constraints.is_dependent(constraint):
+        return False
+    return masked or not isinstance(constraint, type(constraints.real))
 
 
 def _result(check: _Check) -> Tensor:

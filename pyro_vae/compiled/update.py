@@ -50,7 +50,7 @@ class Update:
         clip_norm: The norm to which the gradient of all parameters together is clipped.
 
     Attributes:
-        captured: Whether the update can be part of a graph.
+        captured: Whether the update can be part of a graph, as of the last :meth:`key`.
     """
 
     def __init__(self, optimizer: Optimizer, clip_norm: float | None) -> None:
@@ -80,8 +80,9 @@ class Update:
 
         That are the choices of the groups, and which tensors state and scalars are.
         """
+        self.captured = known(self.optimizer)
         if not self.captured:
-            return ()
+            return tuple(map(id, self.parameters()))
         found: list[Hashable] = [self.clip_norm, id(self.scalars)]
         states = self.optimizer.state
         for group in self.optimizer.param_groups:
@@ -93,6 +94,7 @@ class Update:
                 bool(group.get("momentum")),
             )
             for parameter in group["params"]:
+                found.append(id(parameter))
                 if parameter in states:
                     found += map(id, states[parameter].values())
         return tuple(found)

@@ -1,7 +1,6 @@
 """What all objectives share: particles, the three ways to be called, values for each datum."""
 
 import warnings
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.util import warn_if_nan
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives.fallback import describe_failure, is_captured, undone_on_error
@@ -29,9 +29,6 @@ from pyro_vae.objectives.traces import AnyTrace, Pair
 from pyro_vae.validation import check_choice, check_scalar
 
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
-
-
-_Layouts = weakref.WeakKeyDictionary[Any, dict[Any, Layout]]
 
 
 class RunOptions(TypedDict, total=False):
@@ -133,9 +130,7 @@ class Objective(pyro.infer.ELBO):
             ignore_jit_warnings=ignore_jit_warnings,
         )
         self._given_nesting = max_plate_nesting
-        self._layouts: weakref.WeakKeyDictionary[Any, dict[Any, Layout]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._layouts = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles without what was found out about models, which are not its own."""
@@ -143,7 +138,7 @@ class Objective(pyro.infer.ELBO):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Starts with nothing known about any model."""
-        vars(self).update(state, _layouts=weakref.WeakKeyDictionary())
+        vars(self).update(state, _layouts=WeakIdKeyDictionary())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns what the objective has learned, which a training that goes on needs."""
@@ -224,11 +219,11 @@ class Objective(pyro.infer.ELBO):
         if found.in_loop:
             return self._in_loop(run)
         try:
-            with undone_on_error(enabled=found.in_loop is None):
+            with undone_on_error():
                 return self._draw(run, found, self._at_once)
         except Exception as error:
-            # What a graph cannot hold says nothing about the model.
-            if is_captured():
+            # A full memory, or an operation that a graph cannot hold, says nothing of the model.
+            if is_captured() or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
             failure = describe_failure(error)
         # Outside of the handler, which would keep the tensors of the failed run alive.
@@ -299,12 +294,11 @@ class Objective(pyro.infer.ELBO):
         return [first, *others], None
 
     def _layout(self, run: "_Run") -> Layout:
-        """Returns the structure of a model, found once for each."""
-        owner, function = _owner(run.model)
-        try:
-            found = self._layouts.get(owner, {}).get(function)
-        except TypeError:
-            found = None
+        """Returns the structure of a model and guide, found once for each pair."""
+        (model, model_function), (guide, guide_function) = _owner(run.model), _owner(run.guide)
+        found = None
+        with suppress(KeyError, TypeError):
+            found = self._layouts[model][guide].get((model_function, guide_function))
         if found is None:
             found = self._find_layout(run)
             self._remember(run, found)
@@ -328,15 +322,16 @@ class Objective(pyro.infer.ELBO):
         return layout(both, self._shared)
 
     def _remember(self, run: "_Run", found: Layout) -> None:
-        """Keeps a model's structure for later calls, unless it can have no weak reference."""
-        owner, function = _owner(run.model)
+        """Keeps a structure for later calls, unless an object allows no weak reference."""
+        (model, model_function), (guide, guide_function) = _owner(run.model), _owner(run.guide)
         with suppress(TypeError):
-            self._layouts.setdefault(owner, {})[function] = found
+            of_guides = self._layouts.setdefault(model, WeakIdKeyDictionary())
+            of_guides.setdefault(guide, {})[model_function, guide_function] = found
 
 
-def _owner(model: Callable[..., Any]) -> tuple[Any, Any]:
-    """Returns an object that lives as long as a model, which a bound method does not."""
-    return getattr(model, "__self__", model), getattr(model, "__func__", None)
+def _owner(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """Returns an object that lives as long as a function, which a bound method does not."""
+    return getattr(function, "__self__", function), getattr(function, "__func__", None)
 
 
 class _Run(NamedTuple):

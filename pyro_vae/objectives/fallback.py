@@ -17,11 +17,8 @@ __all__ = ["describe_failure", "is_captured", "undone_on_error"]
 
 
 @contextmanager
-def undone_on_error(*, enabled: bool) -> Iterator[None]:
+def undone_on_error() -> Iterator[None]:
     """Puts back random state, buffers and Pyro's parameter store if the block raises."""
-    if not enabled:
-        yield
-        return
     store = pyro.get_param_store()
     known = set(store.keys())
     noise = get_rng_state()
