@@ -86,11 +86,12 @@ def quote(value: str) -> str:
         >>> quote("height"), quote("width (cm)")
         ('height', '"width (cm)"')
     """
-    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", value, re.ASCII)
+    # A number may begin with a dot.
+    plain = re.fullmatch(r"(?!\.\d)[A-Za-z_/.][\w./-]*", value, re.ASCII)
     if plain and value.lower().lstrip("+-") not in ("null", "true", "false", "nan", "inf"):
         return value
     mark = "'" if '"' in value and "'" not in value else '"'
-    value = value.replace("${", "\\${")
+    value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
     # Hydra reads a backslash as such, unless it stands before a quote or at the end.
     text = re.sub(rf"(\\*)({mark}|$)", lambda m: m[1] * 2 + (f"\\{mark}" if m[2] else ""), value)
     return f"{mark}{text}{mark}"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, NoReturn
 
 import pyro
@@ -81,19 +80,19 @@ class Training:
         self.validating = is_validation_enabled()
         device = self.train.x.device
         self.order = torch.Generator(device=device).manual_seed(self.seed)
-        x, mask = self.presented(slice(None))
-        seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
-        self.vae.initialize(fill(x, seen))
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
         check_optimizer("the result of optimizer", self.optimizer)
         for group in self.optimizer.param_groups:
             group.update({name: plain(value) for name, value in group.items() if name != "params"})
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
-        if not isinstance(self.lr_schedule, (LRScheduler, NoneType)):
+        if lr_schedule is not None and not isinstance(self.lr_schedule, LRScheduler):
             raise ValueError(
                 f"Expected lr_schedule to make a scheduler of torch.optim.lr_scheduler, got "
                 f"{describe_value(self.lr_schedule)}"
             )
+        x, mask = self.presented(slice(None))
+        seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
+        self.vae.initialize(fill(x, seen))
         self.kept = snapshot(self.vae)
         self.compiled: Step | None = None
 

@@ -57,7 +57,8 @@ def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> 
     ):
         return
     x = _present(vae, rows, 1)
-    z = x.new_zeros(getattr(objective, "num_particles", 1), 1, vae.latent_dim)
+    at_once = getattr(objective, "vectorize_particles", False)
+    z = x.new_zeros(objective.num_particles if at_once else 1, 1, vae.latent_dim)
     inputs = {"encoder": (x, len(vae.event_shape)), "decoder": (z, 1)}
     with _attributes_kept(vae), own_randomness(x.device, 0), eval_mode(vae):
         vae.train()
@@ -77,12 +78,15 @@ def _attributes_kept(vae: VAE) -> Iterator[None]:
         for attributes in (vars(m), m._modules, m._parameters, m._buffers)
     ]
     kept = [(attributes, dict(attributes)) for attributes in held]
+    values = [(buffer, buffer.clone()) for buffer in vae.buffers()]
     try:
         yield
     finally:
         for attributes, before in kept:
             attributes.clear()
             attributes.update(before)
+        for buffer, value in values:
+            buffer.copy_(value)
 
 
 def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size: int) -> None:

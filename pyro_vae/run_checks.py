@@ -10,8 +10,11 @@ import torch
 from omegaconf import DictConfig
 
 from pyro_vae.checkpoint import load_state
+from pyro_vae.compiled.update import check_optimizer
 from pyro_vae.data import Data
 from pyro_vae.epochs import Training, batches, own_randomness
+from pyro_vae.network_checks import check_single_rows
+from pyro_vae.progress import check_progress
 from pyro_vae.training import (
     as_rows,
     check_data,
@@ -19,6 +22,7 @@ from pyro_vae.training import (
     check_numbers,
     check_objective,
     check_precision,
+    check_tracker,
     choose_engine,
     fit,
 )
@@ -83,6 +87,9 @@ def check_training(ready: Prepared, state: Path | None = None) -> None:
     steps = settings["epochs"] * len(batches(len(rows.x), size, torch.Generator()))
     schedules = check_objective(objective, settings["schedules"] or {}, steps)
     check_data(vae, rows, valid, settings["patience"])
+    check_single_rows(vae, rows, size, objective)
+    check_tracker(settings["tracker"])
+    check_progress(settings["progress"])
     check_makers(optimizer, settings["lr_schedule"])
     compile = check_precision(settings["precision"], settings["compile"])
     engine = choose_engine(compile, vae, objective, min(size, len(rows.x)), steps)
@@ -112,6 +119,7 @@ def _check_optimizer(vae: VAE, optimizer: Any, lr_schedule: Any) -> None:
     """Raises a ``ValueError`` unless an optimizer and its schedule can be made."""
     try:
         made = optimizer([p for p in vae.parameters() if p.requires_grad])
+        check_optimizer("the result of optimizer", made)
         if lr_schedule is not None:
             lr_schedule(made)
     except TypeError as error:

@@ -433,13 +433,15 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
         raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
     if valid is not None and valid.dynamic:
         raise ValueError("Expected valid rows drawn once, got rows drawn anew at each presentation")
-    for rows in (train,) if valid is None else (train, valid):
+    for name, rows in (("train", train), ("valid", valid)):
+        if rows is None:
+            continue
         if rows.dynamic and not bool(((rows.x >= 0) & (rows.x <= 1)).all()):
             raise ValueError("Expected x to be probabilities for rows drawn anew, got others")
         try:
             vae.check((rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x, rows.mask)
         except ValueError as error:
-            raise ValueError(f"{error} (in valid)" if rows is valid else str(error)) from error
+            raise ValueError(f"{error} (in valid)" if name == "valid" else str(error)) from error
     check_networks(vae, train)
 
 

@@ -26,14 +26,16 @@ LIBRARIES = tuple(
 
 def user_line(error: BaseException) -> traceback.FrameSummary | None:
     """Returns the innermost line outside of libraries that led to an error, if there is one."""
-    found = None
+    found, installed = None, None
     cause: BaseException | None = error
     while cause is not None:
         for line in traceback.extract_tb(cause.__traceback__):
-            # Packages of the user's may lie below the folder of the standard library.
-            installed = "site-packages" in line.filename
-            library = line.filename.startswith(LIBRARIES[:-1])
-            if not library and (installed or not line.filename.startswith(LIBRARIES[-1])):
+            if line.filename.startswith(LIBRARIES[:-1]):
+                continue
+            # Installed packages may lie below the folder of the standard library.
+            if "site-packages" in line.filename:
+                installed = line
+            elif not line.filename.startswith(LIBRARIES[-1]):
                 found = line
         cause = cause.__cause__
-    return found
+    return found or installed

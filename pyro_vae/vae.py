@@ -358,8 +358,9 @@ def check_part(role: str, part: nn.Module, **sizes: object) -> None:
 
 def check_kind(role: str, part: nn.Module | None) -> None:
     """Raises a ``ValueError`` if a part is one for another role."""
-    for kind, other in KINDS.items():
-        if isinstance(part, kind) and other != role:
+    roles = [other for kind, other in KINDS.items() if isinstance(part, kind)]
+    for other in roles:
+        if role not in roles:
             raise ValueError(
                 f"Expected {role} to be made for that role, got {type(part).__name__}, a {other}"
             )

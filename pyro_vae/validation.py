@@ -109,11 +109,11 @@ def check_scalar(
         raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
     real = isinstance(value, Tensor) and not value.is_complex()
     real = real or (isinstance(value, Real) and not isinstance(value, bool))
-    number = float(value.detach() if isinstance(value, Tensor) else value) if real else math.nan
+    number = _as_float(value) if real else math.nan
     within = least <= number <= most and (above is None or number > above)
     if within and (infinite or math.isfinite(number)):
         return value if isinstance(value, Tensor) else number
-    wanted = _range(number, least, most, above)
+    wanted = "finite" if within else _range(least, most, above)
     raise ValueError(f"Expected {name} to be {wanted}, got {describe_value(value)}")
 
 
@@ -194,6 +194,13 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _as_float(value: Any) -> float:
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except OverflowError:
+        return INFINITY if value > 0 else -INFINITY
+
+
 def _are_sizes(values: Any) -> bool:
     vector = isinstance(values, np.ndarray) and values.ndim == 1
     plain_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
@@ -204,12 +211,12 @@ def _is_text(value: Any, choice: str) -> bool:
     return isinstance(value, str) and value == choice
 
 
-def _range(number: float, least: float, most: float, above: float | None) -> str:
+def _range(least: float, most: float, above: float | None) -> str:
     """Returns a range of numbers in words."""
     if above is not None:
         if most < INFINITY:
             return f"within ({above:g}, {most:g}]"
-        return "finite" if number > above else f"above {above:g}" if above else "positive"
+        return f"above {above:g}" if above else "positive"
     if most == INFINITY:
         return {0.0: "zero or more", -INFINITY: "a number"}.get(least, f"at least {least:g}")
     return f"within [{least:g}, {most:g}]"

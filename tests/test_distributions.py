@@ -414,3 +414,9 @@ def test_validation_can_be_switched_off(name):
 def test_expanding_does_not_validate_what_was_not_validated():
     wild = ContinuousBernoulli(torch.tensor(float("nan")), validate_args=False)
     assert wild.expand([3]).batch_shape == (3,)
+
+
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+def test_draws_lie_on_the_device_of_the_parameters(draw):
+    d = ContinuousBernoulli(logits=torch.zeros(3, device="meta"), validate_args=False)
+    assert getattr(d, draw)((2,)).device.type == "meta"

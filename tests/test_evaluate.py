@@ -487,3 +487,28 @@ def test_a_mask_of_elements_needs_elements_that_are_independent():
         value = by_rows.elbo if isinstance(by_rows, evaluate.Bound) else by_rows
         assert (value[:2] < 0).all()
         assert (value[2:] == 0).all()
+
+
+@pytest.mark.parametrize("proposal", ["posterior", "prior"])
+def test_a_row_of_any_number_of_particles_takes_16_mib_by_default(proposal):
+    net = partial(networks.MLP, hidden=[4])
+    vae = VAE(784, 2, encoder=net, decoder=net)
+    decoded = []
+    vae.decoder.register_forward_hook(lambda module, given, out: decoded.append(out.numel()))
+    evaluate.log_evidence(vae, torch.zeros(2, 784), 6000, proposal=proposal)
+    assert sum(decoded) == 2 * 6000 * 784
+    assert max(decoded) * 4 <= 16 * 2**20
+
+
+@pytest.mark.parametrize("covariates", [[[1.0]] * 7, np.ones((7, 2), np.float32), 1.0])
+def test_covariates_that_are_no_tensor_are_refused(covariates):
+    vae = VAE((1,), 2, covariate_dim=2)
+    for call in CALLS.values():
+        with pytest.raises(ValueError, match=r"Expected covariates to be a torch\.Tensor, got "):
+            call(vae, torch.zeros(7, 1), covariates=covariates)
+
+
+def test_a_scalar_is_refused():
+    for call in CALLS.values():
+        with pytest.raises(ValueError, match=r"Expected x of shape \(N, 1\), got \(\)"):
+            call(line_vae(), torch.tensor(1.0))

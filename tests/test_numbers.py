@@ -1,6 +1,7 @@
 """NumPy's numbers, wherever a number is expected; optimizers and schedules of all kinds in fit."""
 
 import json
+import math
 from functools import partial
 
 import numpy as np
@@ -220,3 +221,11 @@ def test_a_device_that_is_not_here_is_refused_in_a_line(device):
 
 def test_a_device_that_is_here_is_taken():
     assert check_device("cpu") == check_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_numbers_beyond_floating_point_are_named():
+    for value in (10**400, -(10**400), math.inf):
+        with pytest.raises(ValueError, match=r"Expected clip_norm to be (finite|positive), got"):
+            check_number("clip_norm", value, above=0.0)
+    with pytest.raises(ValueError, match="Expected nats to be finite, got inf"):
+        check_number("nats", math.inf, least=0.0)

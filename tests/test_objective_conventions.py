@@ -1,5 +1,7 @@
 """Objectives in Pyro's place: numbers, warnings, arguments, models that cannot be vectorized."""
 
+import contextlib
+import copy
 import inspect
 import math
 import random
@@ -286,3 +288,84 @@ def test_a_compiled_step_holds_the_loop():
     pyro.set_rng_seed(0)
     eager = IWAE(5, vectorize_particles=False)
     assert losses == pytest.approx([eager.loss(given, given_guide, X) for _ in range(3)], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(1)], ids=["elbo", "iwae"])
+def test_shapes_are_checked_in_each_call_while_validation_is_enabled(objective):
+    def sometimes(bare):
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        with contextlib.nullcontext() if bare else pyro.plate("data", 4):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=X)
+
+    def guide_of(bare):
+        pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    fresh = copy.deepcopy(objective)
+    assert math.isfinite(fresh.loss(lambda: sometimes(False), lambda: guide_of(False)))
+    with pytest.raises(ValueError, match="invalid log_prob shape"):
+        fresh.loss(lambda: sometimes(True), lambda: guide_of(True))
+
+
+def fine():
+    with pyro.plate("data", 4):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=X)
+
+
+class Counted:
+    """A function that counts its calls, equal to all others of its kind, and without a hash."""
+
+    def __init__(self, function):
+        self.function, self.runs = function, 0
+
+    def __call__(self):
+        self.runs += 1
+        return self.function()
+
+    def __eq__(self, other):
+        return isinstance(other, Counted)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
+def test_a_full_memory_is_no_reason_for_a_loop(kind):
+    full = False
+
+    def filling():
+        if full:
+            raise kind("no memory left")
+        fine()
+
+    objective, counted = ELBO(4), Counted(guide)
+    objective.loss(filling, counted)
+    full = True
+    with pytest.raises(kind):
+        objective.loss(filling, counted)
+    full, counted.runs = False, 0
+    objective.loss(filling, counted)
+    assert counted.runs == 1
+
+
+def test_a_guide_that_fails_leaves_another_at_once():
+    def failing():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            assert z.shape == (4, 2)
+
+    objective, counted = ELBO(4), Counted(guide)
+    with pytest.warns(UserWarning, match="fail with all 4 particles at once"):
+        objective.loss(fine, failing)
+    objective.loss(fine, counted)
+    counted.runs = 0
+    objective.loss(fine, counted)
+    assert counted.runs == 1
+
+
+def test_models_without_a_hash_are_looked_at_once():
+    objective, one, other = ELBO(4), Counted(fine), Counted(model)
+    objective.loss(one, guide)
+    with pytest.warns(UserWarning, match="fail with all 4 particles at once"):
+        objective.loss(other, guide)
+    one.runs = other.runs = 0
+    objective.loss(one, guide)
+    objective.loss(other, guide)
+    assert (one.runs, other.runs) == (1, 4)

@@ -241,7 +241,7 @@ class Step:
             The loss, a scalar without gradient.
 
         Raises:
-            ValueError: If the loss depends on no parameter.
+            ValueError: If the loss depends on none of the parameters that were given.
             RuntimeError: If the step is strict and cannot be compiled.
         """
         if _PYRO_STACK or self._hopeless:
