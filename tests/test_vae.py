@@ -347,3 +347,13 @@ def test_any_batch_size_calibrates_on_all_rows(batch_size):
     x = torch.linspace(-1.0, 2.0, 10).reshape(5, 2)
     vae.calibrate(x, batch_size=batch_size)
     torch.testing.assert_close(vae.likelihood.variance, (x**2).mean())
+
+
+def test_reconstructions_take_a_row_of_covariates_for_each_row():
+    vae, x = VAE((6,), 2, covariate_dim=2), torch.ones(5, 6)
+    covariates = torch.randn(5, 2)
+    whole = vae.reconstruct(x, covariates=covariates)
+    assert whole.shape == (5, 6)
+    torch.testing.assert_close(vae.reconstruct(x[1], covariates=covariates[1]), whole[1])
+    with pytest.raises(ValueError, match=r"covariates of shape \(5, 2\), got \(3, 5, 2\)"):
+        vae.reconstruct(x, covariates=torch.randn(3, 5, 2))
