@@ -131,7 +131,8 @@ def fit(
         batch_size: The number of rows of a batch. A single row left over joins the batch before.
         lr_schedule: Makes a PyTorch scheduler from the optimizer; stepped once an epoch. A
             ``ReduceLROnPlateau`` is given the ``valid_elbo``, or else the ``train_objective``:
-            with a minus sign for ``mode="min"``, the default.
+            with a minus sign for ``mode="min"``, the default. Pass ``threshold_mode="abs"`` if
+            that can be negative.
         schedules: For names of the objective's scalars, such as ``beta``, their value at each
             step.
         clip_norm: The norm to which the gradient of all parameters together is clipped.

@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from tables import EVENT, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
@@ -169,3 +170,27 @@ def test_installed_plugin_is_the_one_of_this_checkout():
             "The plugin was changed after the installation: install the package again"
         )
     assert plugin.PyroVaeSearchPathPlugin.__name__
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".1",
+        "-1",
+        "1e5",
+        "null",
+        "True",
+        "..",
+        "./a",
+        "a b",
+        "${x}",
+        "\\${x}",
+        "\\\\${x}",
+        "a\\",
+        "'\"\\",
+        "",
+    ],
+)
+def test_quoted_text_is_read_as_it_was(text):
+    override = OverridesParser.create().parse_override(f"key={config.quote(text)}")
+    assert OmegaConf.create({"key": override.value()}).key == text

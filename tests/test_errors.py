@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import hydra
 import pytest
 import torch
+from sklearn.utils import check_array
 
 from pyro_vae import VAE, config, data, evaluate, fit, likelihoods, run
 from pyro_vae.data import vision
 from pyro_vae.hydra_errors import describe
+from pyro_vae.user_lines import user_line
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -85,3 +87,13 @@ def test_the_command_prints_the_line_and_fails(folder):
     assert done.returncode == 1
     line = "ValueError: Expected data.path to name a file, got 'persons.csv', which is none"
     assert line in done.stderr.splitlines()
+
+
+def test_the_line_of_the_program_is_preferred_to_that_of_a_package():
+    def program():
+        check_array(None)
+
+    with pytest.raises(ValueError, match="Expected 2D array") as caught:
+        program()
+    line = user_line(caught.value)
+    assert (Path(line.filename), line.line) == (Path(__file__), "check_array(None)")
