@@ -18,7 +18,10 @@ from pyro_vae.compiled.state import is_in_key
 
 __all__ = ["Constants"]
 
-LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy"}
+LIBRARIES = {
+    "PIL", "hydra", "matplotlib", "numpy", "omegaconf", "pandas", "pyarrow", "pyro", "pyro_vae",
+    "scipy", "sklearn", "torch", "torchvision", "zuko",
+}  # fmt: skip
 """Packages whose functions and objects hold no number of the user's."""
 
 STANDARD = set(sys.stdlib_module_names) - {"__main__"}
@@ -26,6 +29,9 @@ STANDARD = set(sys.stdlib_module_names) - {"__main__"}
 
 MOST = 256
 """How many places are watched; each costs a step about 0.2 us."""
+
+OBJECTS = 4096
+"""Into how many objects the search looks."""
 
 SHORT = 64
 """Up to how many entries of lists and arrays are watched."""
@@ -159,7 +165,7 @@ class _Search:
     def run(self, roots: list[Any]) -> None:
         """Looks into objects, and into those that they lead to."""
         waiting = deque(_Object(root, type(root).__name__, None) for root in roots)
-        while waiting and len(self.places) < MOST:
+        while waiting and len(self.places) < MOST and len(self.met) < OBJECTS:
             thing = waiting.popleft()
             if id(thing.value) in self.met:
                 continue
