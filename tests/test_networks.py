@@ -190,7 +190,7 @@ def test_eval_mode_restores_after_an_error():
 BAD = {
     "activation": (
         lambda: MLP((2,), (2,), activation="sigh"),
-        "to be 'elu', .* got 'sigh'",
+        "activation to be 'elu', .* got 'sigh'",
     ),
     "conv_activation": (lambda: ConvEncoder((4, 4), (2,), activation="sigh"), "activation"),
     "hidden_zero": (lambda: MLP((2,), (2,), hidden=[0]), r"hidden .* positive integers, got \[0\]"),
