@@ -77,7 +77,7 @@ class Surroundings:
         """Returns the tensors that a step may change."""
         found = [t for m in self.modules for t in (*m._parameters.values(), *m._buffers.values())]
         found += [value for owner in self.owners() for value in vars(owner).values()]
-        found += [tensor for tensor in self.others if tensor.numel() <= LARGE]
+        found += [t for t in self.others if t.layout is torch.strided and t.numel() <= LARGE]
         return list({id(value): value for value in found if isinstance(value, Tensor)}.values())
 
     def copies(self) -> list[Tensor]:

@@ -94,7 +94,7 @@ def compile(
     The first call of each kind compares loss, gradients and changed tensors with the eager
     step's, under the same noise; on a mismatch, where capturing or compiling fails, or without a
     C++ compiler, that kind of call is eager, with one warning that names the reason and the line.
-    The comparison leaves no trace.
+    The comparison leaves no trace in tensors, attributes of modules and random state.
 
     A graph holds the numbers that your functions read from elsewhere than their arguments. Those
     that the code names are watched, up to 256 of them: variables of closures and modules, default
@@ -102,8 +102,9 @@ def compile(
     one changes, the step is captured again, and is eager from the third value on. Make a number
     that changes a scalar tensor, and change it in place: ``beta = torch.tensor(0.0)``, then
     ``beta.fill_(0.5)``. A graph keeps without notice the numbers that functions find in another
-    way (``getattr`` with a computed name, a set, an environment variable, a file, random numbers
-    of Python or NumPy), and it repeats no side effect of Python code.
+    way (``getattr`` with a computed name, a set, an environment variable, a file), and it repeats
+    no side effect of Python code. A function that draws random numbers by Python or NumPy is
+    found at the first call.
 
     While Pyro's validation is enabled, each call checks that values are in the support of their
     distributions, that parameters are within their constraints, and that the loss is not NaN. A
@@ -562,7 +563,7 @@ class Step:
         if valid is None:
             return (loss, *gradients)
         with torch.no_grad():
-            for tensor, old in zip(changing, before, strict=bool(before)):
+            for tensor, old in zip(changing, before, strict=True):
                 tensor.copy_(torch.where(valid, tensor, old))
         if is_read(loss):
             return (loss, *gradients, valid)
