@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.contrib import gp
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 import pyro_vae
 from pyro_vae import VAE, objectives
@@ -434,3 +434,23 @@ def test_a_generator_is_named_as_the_reason():
     made_step = pyro_vae.compile(objectives.ELBO(), model, lambda: None)
     with pytest.warns(UserWarning, match=r"drawn from a torch\.Generator"):
         made_step()
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO])
+def test_pyros_objectives_without_parameters_give_the_loss_of_svi(kind):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for pair in ((model, guide), (lambda: None, lambda: None)):
+        made_step = pyro_vae.compile(kind(), *pair)
+        svi = SVI(*pair, pyro.optim.Adam({}), kind())
+        for seed in range(2):
+            torch.manual_seed(seed)
+            loss = made_step()
+            torch.manual_seed(seed)
+            assert float(loss) == pytest.approx(svi.step())

@@ -304,12 +304,25 @@ class Step:
     def backward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Computes the loss and sets the gradients by autograd, without an update."""
         with torch.enable_grad():
-            loss = self.loss(*args, **kwargs)
+            loss = self._loss(*args, **kwargs)
             reached = self._reached(loss)
             clear(self.parameters)
             if reached:
                 (loss / self.settings.divide_by).backward(inputs=reached)
         return loss.detach()
+
+    def _loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Computes the loss; without a gradient where Pyro's objective refuses to give one."""
+        noise = torch.get_rng_state()
+        try:
+            loss = self.loss(*args, **kwargs)
+        except ValueError as error:
+            if "cannot be differentiated" not in str(error):
+                raise
+            # Pyro's objectives that enumerate do so where there is no parameter.
+            torch.set_rng_state(noise)
+            loss = self.objective.loss(*self.loss.args, *args, **kwargs)
+        return torch.as_tensor(loss)
 
     def tried(self, call: Call) -> list[Tensor]:
         """Makes a step eagerly, undone in tensors and random state.
@@ -359,7 +372,7 @@ class Step:
         put_back_attributes, host_noise = self.surroundings.save_attributes(), HostNoise()
         # The first run makes what is made lazily, and checks what Pyro is set to check.
         with self.surroundings.undone(), torch.enable_grad():
-            reached = self._reached(self.loss(*call.args, **call.kwargs))
+            reached = self._reached(self._loss(*call.args, **call.kwargs))
         draws_on_host = host_noise.is_used()
         host_noise.put_back()
         if not reached:
