@@ -449,8 +449,10 @@ def test_pyros_objectives_without_parameters_give_the_loss_of_svi(kind):
     for pair in ((model, guide), (lambda: None, lambda: None)):
         made_step = pyro_vae.compile(kind(), *pair)
         svi = SVI(*pair, pyro.optim.Adam({}), kind())
-        for seed in range(2):
+        for seed in range(3):
             torch.manual_seed(seed)
             loss = made_step()
             torch.manual_seed(seed)
-            assert float(loss) == pytest.approx(svi.step())
+            expected = svi.step()
+            # Pyro's first step also runs the model to find the depth of its plates.
+            assert seed == 0 or float(loss) == pytest.approx(expected)
