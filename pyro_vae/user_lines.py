@@ -30,7 +30,8 @@ def user_line(error: BaseException) -> traceback.FrameSummary | None:
     cause: BaseException | None = error
     while cause is not None:
         for line in traceback.extract_tb(cause.__traceback__):
-            if line.filename.startswith(LIBRARIES[:-1]):
+            # Code that a library makes has a name such as <string>.
+            if line.filename.startswith(("<string>", *LIBRARIES[:-1])):
                 continue
             # Installed packages may lie below the folder of the standard library.
             if "site-packages" in line.filename:

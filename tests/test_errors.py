@@ -89,6 +89,12 @@ def test_the_command_prints_the_line_and_fails(folder):
     assert line in done.stderr.splitlines()
 
 
+def test_code_that_a_library_makes_is_no_line_of_the_program():
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec("1 / 0", {})
+    assert user_line(caught.value).line == 'exec("1 / 0", {})'
+
+
 def test_the_line_of_the_program_is_preferred_to_that_of_a_package():
     def program():
         check_array(None)

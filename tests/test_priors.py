@@ -193,6 +193,18 @@ def test_vamp_refuses_to_start_from_other_data(shape):
     assert not vae.prior.started
 
 
+@pytest.mark.parametrize(
+    "x", [torch.full((12, *EVENT), torch.inf), torch.ones(12, *EVENT, dtype=torch.complex64)]
+)
+def test_vamp_refuses_to_start_from_values_that_are_no_finite_numbers(x):
+    vae = vamp(5)
+    with pytest.raises(ValueError, match="finite real numbers, or NaN where one is missing"):
+        vae.initialize(x)
+    with pytest.raises(ValueError, match="Expected x to be rows of shape"):
+        vae.initialize(torch.tensor(1.0))
+    assert not vae.prior.started
+
+
 def test_vamp_needs_an_encoder():
     with pytest.raises(ValueError, match="Expected encode, a callable"):
         priors.Vamp(2, EVENT)()

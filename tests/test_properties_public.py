@@ -7,6 +7,7 @@ import contextlib
 import math
 import tempfile
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -245,8 +246,11 @@ def test_hostile_data(name, kind, parts):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", sorted(HOSTILE))
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+@pytest.mark.filterwarnings("ignore:Encountered")
+# A loss that overflows is Pyro's to warn of.
+@pytest.mark.parametrize(
+    ("name", "kind"), sorted({*product(FUNCTIONS, HOSTILE)} - {("loss", "huge")})
+)
 @settings(max_examples=40, **PLAIN)
 @given(parts=combinations)
 def test_hostile_data_long(name, kind, parts):

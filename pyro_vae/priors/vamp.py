@@ -62,14 +62,16 @@ class Vamp(Prior):
         Missing values (NaN) start from zero, which is what the encoder sees in their place.
 
         Raises:
-            ValueError: If ``x`` has no rows, or rows of another shape.
+            ValueError: If ``x`` has no rows, rows of another shape, or infinite or complex values.
         """
         check_tensor("x", x)
-        if not len(x) or x.shape[1:] != self.pseudo_inputs.shape[1:]:
+        if not x.numel() or x.dim() == 0 or x.shape[1:] != self.pseudo_inputs.shape[1:]:
             raise ValueError(
                 f"Expected x to be rows of shape {tuple(self.pseudo_inputs.shape[1:])}, got a "
                 f"tensor of shape {tuple(x.shape)}"
             )
+        if x.is_complex() or bool(torch.isinf(x).any()):
+            raise ValueError("Expected x to hold finite real numbers, or NaN where one is missing")
         if self.started:
             return
         order = torch.randperm(len(x), device=x.device)
