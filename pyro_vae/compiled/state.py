@@ -28,7 +28,11 @@ LARGE = 2**20
 OF_ALL = frozenset(vars(nn.Module()))
 """The attributes of every module."""
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CONTENTS = itemgetter(
+    "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks",
+    "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+"""Returns the tensors, layers and hooks in the attributes of a module."""
 
 PutBack = Callable[[], None]
 
@@ -87,6 +91,11 @@ class Surroundings:
     def versions(self) -> list[int | None]:
         """Returns how often each of these tensors was changed in place."""
         return [None if t.is_inference() else t._version for t in self.tensors()]
+
+    def changed_since(self, versions: Sequence[int | None]) -> list[Tensor]:
+        """Returns the tensors that were changed in place since :meth:`versions`."""
+        pairs = zip(self.tensors(), versions, self.versions(), strict=True)
+        return [tensor for tensor, before, after in pairs if before != after]
 
     def note(self, parameters: Iterable[Tensor]) -> None:
         """Takes Pyro's parameter store into account, if it holds one of these."""
@@ -186,7 +195,6 @@ class Facts:
         """Finds out which attributes a module has besides what every module has."""
         self.size = len(self.own)
         names = [name for name in self.own if name not in OF_ALL]
-        self.hooks = itemgetter(*HOOKS)
         # With two names or more it returns a tuple.
         self.values = itemgetter("training", "training", *names)
 
@@ -199,12 +207,16 @@ class Facts:
             for value in self.values(self.own)
             if value.__class__ in OWN
         ]
-        for tensor in (*self.own["_parameters"].values(), *self.own["_buffers"].values()):
-            if tensor is not None:
-                key += (id(tensor), tensor.dtype, tensor.requires_grad)
-        key += map(id, self.own["_modules"].values())
-        for hooks in self.hooks(self.own):
-            key += hooks
+        parameters, buffers, children, *all_hooks = CONTENTS(self.own)
+        for tensors in (parameters, buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    key += (id(tensor), tensor.dtype, tensor.requires_grad)
+        if children:
+            key += map(id, children.values())
+        for hooks in all_hooks:
+            if hooks:
+                key += hooks
         return key
 
 

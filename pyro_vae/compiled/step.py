@@ -319,7 +319,7 @@ class Step:
         except ValueError as error:
             if "cannot be differentiated" not in str(error):
                 raise
-            # Pyro's objectives that enumerate do so where there is no parameter.
+            # TraceEnum_ELBO raises this error for a model without parameters.
             torch.set_rng_state(noise)
             loss = self.objective.loss(*self.loss.args, *args, **kwargs)
         return torch.as_tensor(loss)
@@ -357,12 +357,11 @@ class Step:
 
     def _key(self, call: Call) -> Hashable:
         """Returns what tells one kind of call from others."""
-        hooks = [
-            hook
-            for parameter in self.parameters
-            for hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
-            for hook in hooks or ()
-        ]
+        hooks: list[int] = []
+        for parameter in self.parameters:
+            for known in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks):
+                if known:
+                    hooks += known
         key = call.key, self.surroundings.key(), self.settings.is_validating(), *hooks
         return key if self.update is None else (*key, self.update.key())
 
@@ -426,10 +425,7 @@ class Step:
             raise NotCapturedError(f"each call changes {name}")
         if not all(bool(value.isfinite().all()) for value in expected):
             return None
-        tensors = zip(
-            self.surroundings.tensors(), versions, self.surroundings.versions(), strict=True
-        )
-        changing = [tensor for tensor, before, after in tensors if before != after]
+        changing = self.surroundings.changed_since(versions)
         put_back()
         captured = self._captured(call, reached, validating, changing)
         engine = self._choose(captured.graph)
