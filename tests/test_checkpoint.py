@@ -3,13 +3,10 @@
 import json
 import os
 import pickle
-import shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from pyro import poutine
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,18 +15,13 @@ from tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
 from pyro_vae import (
     VAE,
     checkpoint,
-    config,
     fit,
     load,
     networks,
     priors,
-    reuse,
     save,
 )
 from pyro_vae.conditional import Prior
-
-FORMAT1 = Path(__file__).parent / "data" / "format1"
-"""Files of the first format, as the code wrote them that knew no other."""
 
 SMALL = {
     "encoder": partial(networks.MLP, hidden=[3]),
@@ -273,49 +265,3 @@ def test_double_precision_comes_back_as_it_was(tmp_path):
     for name, value in vae.state_dict().items():
         assert torch.equal(copy.state_dict()[name], value)
     assert copy.encode(data_for("bernoulli").double()).mean.dtype == torch.float64
-
-
-@pytest.mark.parametrize("name", ["default", "vamp", "double"])
-def test_files_of_the_first_format_load(name, tmp_path):
-    vae = load(FORMAT1 / f"{name}.safetensors")
-    like = next(vae.parameters())
-    x = (torch.arange(12.0).reshape(3, 2, 2) / 12).to(like)
-    q = vae.encode(x, torch.ones(3, 2).to(like) if vae.covariate_dim else None)
-    means = json.loads((FORMAT1 / "means.json").read_text())[name]
-    torch.testing.assert_close(q.mean, torch.tensor(means).to(like), rtol=1e-5, atol=1e-6)
-    save(vae, tmp_path / "new.safetensors")
-    assert b"pyro_vae 2" in (tmp_path / "new.safetensors").read_bytes()
-    again = load(tmp_path / "new.safetensors").state_dict()
-    assert all(torch.equal(again[key], value) for key, value in vae.state_dict().items())
-
-
-def test_a_file_of_the_first_format_without_a_recipe_says_so():
-    with pytest.raises(
-        ValueError, match=r"to say how each part is made, got nothing on \['prior'\]"
-    ):
-        load(FORMAT1 / "ready_made.safetensors")
-
-
-def test_a_run_of_the_first_format_is_used_and_gone_on_with(tmp_path, monkeypatch):
-    folder = shutil.copytree(FORMAT1, tmp_path / "old")
-    monkeypatch.chdir(folder)
-    figures = json.loads(Path("run/metrics.json").read_text())
-    assert reuse.judge_run("run")["elbo"] == pytest.approx(figures["elbo"], rel=1e-4)
-    assert reuse.preparation("run").columns == ("height", "weight")
-    reuse.embed("run", out="codes.csv")
-    cfg = OmegaConf.load("run/config.yaml")
-    rows = config.build(cfg.data)
-
-    def trained(epochs, **options):
-        torch.manual_seed(cfg.seed)
-        vae = config.build(cfg.vae, event_shape=rows.event_shape)
-        result = config.build(cfg.train)(
-            vae, rows.train, valid=rows.valid, objective=config.build(cfg.objective),
-            optimizer=config.build(cfg.optimizer), seed=cfg.seed, epochs=epochs, **options,
-        )  # fmt: skip
-        return result.history
-
-    on, whole = trained(4, out="run", resume=True), trained(4)
-    for one, other in zip(on, whole, strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
-    assert checkpoint.load_state(Path("run/resume.pt"))["epoch"] == 4
