@@ -16,7 +16,7 @@ tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
 assert tops == {"pyro_vae", "hydra_plugins"}, tops
 for name in (
     "pyro_vae/py.typed",
-    "pyro_vae/report.html.jinja",
+    "pyro_vae/report/page.html.jinja",
     "pyro_vae/compare/page.html.jinja",
     "pyro_vae/compare/assets/echarts.min.js",
     "hydra_plugins/pyro_vae.py",

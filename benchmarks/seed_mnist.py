@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from pyro_vae import config, fit
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class HandWritten(nn.Module):

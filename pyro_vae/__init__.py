@@ -25,13 +25,13 @@ if TYPE_CHECKING:
         reuse,
         sweeps,
     )
-    from pyro_vae.autoguide import AutoVAEGuide
-    from pyro_vae.checkpoint import load, save
     from pyro_vae.compiled.step import compile
-    from pyro_vae.many import fit_many
-    from pyro_vae.training import FitResult, fit
-    from pyro_vae.transformer import VAETransformer
-    from pyro_vae.vae import VAE
+    from pyro_vae.sklearn import VAETransformer
+    from pyro_vae.training.ensemble import fit_many
+    from pyro_vae.training.single import FitResult, fit
+    from pyro_vae.vae.autoguide import AutoVAEGuide
+    from pyro_vae.vae.serialization import load, save
+    from pyro_vae.vae.vae import VAE
 
 __version__ = "0.1.0"
 
@@ -63,14 +63,14 @@ __all__ = [
 
 HOMES = {
     "VAE": "pyro_vae.vae",
-    "AutoVAEGuide": "pyro_vae.autoguide",
+    "AutoVAEGuide": "pyro_vae.vae.autoguide",
     "FitResult": "pyro_vae.training",
-    "VAETransformer": "pyro_vae.transformer",
+    "VAETransformer": "pyro_vae.sklearn",
     "compile": "pyro_vae.compiled.step",
     "fit": "pyro_vae.training",
-    "fit_many": "pyro_vae.many",
-    "load": "pyro_vae.checkpoint",
-    "save": "pyro_vae.checkpoint",
+    "fit_many": "pyro_vae.training.ensemble",
+    "load": "pyro_vae.vae.serialization",
+    "save": "pyro_vae.vae.serialization",
 }
 
 

@@ -16,7 +16,6 @@ from pyro_vae import (
     VAE,
     AutoVAEGuide,
     VAETransformer,
-    baseline,
     compile,
     config,
     data,
@@ -35,7 +34,8 @@ from pyro_vae import (
     reuse,
     save,
 )
-from pyro_vae.epochs import Training
+from pyro_vae.evaluate import baseline
+from pyro_vae.training.loop import Training
 
 IMAGES = torch.ones(20, 1, 8, 8)
 TABLE = np.random.default_rng(0).normal(size=(20, 4))

@@ -12,13 +12,13 @@ import sys
 import pytest
 
 from pyro_vae import config
-from pyro_vae.run import run
+from pyro_vae.run.experiment import run
 
 MAINS = {
-    "pyro-vae": ("pyro_vae.cli", "main"),
-    "pyro-vae-compare": ("pyro_vae.compare.command", "main"),
-    "pyro-vae-embed": ("pyro_vae.reuse_cli", "embed"),
-    "pyro-vae-evaluate": ("pyro_vae.reuse_cli", "evaluate"),
+    "pyro-vae": ("pyro_vae.cli.train", "main"),
+    "pyro-vae-compare": ("pyro_vae.cli.compare", "main"),
+    "pyro-vae-embed": ("pyro_vae.cli.reuse", "embed"),
+    "pyro-vae-evaluate": ("pyro_vae.cli.reuse", "evaluate"),
 }
 QUICK = [
     "data=moons", "data.n=60", "vae/likelihood=normal", "vae.latent_dim=1", "train.epochs=1",
@@ -264,7 +264,7 @@ def test_one_bad_job_of_a_sweep_is_named(folder, tmp_path, monkeypatch):
     assert "1 finished, 1 failed" in out
 
 
-@pytest.mark.parametrize("program", ["pyro_vae", "pyro_vae.compare.command"])
+@pytest.mark.parametrize("program", ["pyro_vae", "pyro_vae.cli.compare"])
 def test_a_process_says_the_same(program, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", program, "größe"], cwd=tmp_path, capture_output=True, text=True

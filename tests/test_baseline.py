@@ -8,7 +8,8 @@ import torch
 from sklearn.mixture import GaussianMixture
 from tables import EVENT, LIKELIHOODS, data_for
 
-from pyro_vae import baseline, data, likelihoods
+from pyro_vae import data, likelihoods
+from pyro_vae.evaluate import baseline
 
 
 @pytest.fixture(scope="module")

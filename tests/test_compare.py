@@ -22,14 +22,14 @@ from compare_runs import CONFIG, METRICS, big, configuration, png, write
 from filelock import FileLock
 
 import pyro_vae.compare
+from pyro_vae.cli.compare import main
 from pyro_vae.compare import runs as found_runs
-from pyro_vae.compare.command import main
 from pyro_vae.compare.comparison import compare
 from pyro_vae.compare.configurations import Mean, mean, over_seeds
+from pyro_vae.compare.csv_table import table
 from pyro_vae.compare.differences import verdict
 from pyro_vae.compare.factors import factors, short
 from pyro_vae.compare.markdown import escaped, markdown
-from pyro_vae.compare.table import table
 
 ASSETS = Path(pyro_vae.compare.__file__).parent / "assets"
 ATTACK = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
@@ -337,7 +337,7 @@ def test_names_that_would_control_a_terminal_are_shown(tmp_path, capsys):
 def test_a_terminal_without_the_characters_gets_others(tmp_path):
     write(tmp_path / "0")
     done = subprocess.run(
-        [sys.executable, "-m", "pyro_vae.compare.command", str(tmp_path)],
+        [sys.executable, "-m", "pyro_vae.cli.compare", str(tmp_path)],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
         check=True,
@@ -675,7 +675,7 @@ def test_the_csv_has_a_row_a_run_and_no_name_twice(tmp_path):
 
 
 def test_the_csv_holds_no_formula(tmp_path):
-    from pyro_vae.spreadsheet import restore
+    from pyro_vae.files.csv_cells import restore
 
     names = ["=1+1", "+1+1", "-1+1", "@a", "\t=a", "x\r=b", "'=c", "-1.5", "a=1"]
     for place, name in enumerate(names):
@@ -803,7 +803,7 @@ def test_five_hundred_runs(tmp_path):
 def test_the_command_needs_no_pytorch(tmp_path):
     write(tmp_path / "0")
     code = (
-        "import sys; from pyro_vae.compare.command import main; "
+        "import sys; from pyro_vae.cli.compare import main; "
         f"assert main([{str(tmp_path)!r}]) == 0; "
         "assert not {'torch', 'pyro', 'matplotlib', 'pandas'} & set(sys.modules)"
     )

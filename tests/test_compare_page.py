@@ -7,7 +7,7 @@ import compare_runs
 import pytest
 from filelock import FileLock
 
-from pyro_vae.compare.command import main
+from pyro_vae.cli.compare import main
 
 pytestmark = pytest.mark.browser
 

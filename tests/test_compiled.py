@@ -15,8 +15,9 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_vae
-from pyro_vae import VAE, checkpoint, compiled, config, data, fit, networks, objectives
-from pyro_vae.compiled import graph, products, step
+from pyro_vae import VAE, compiled, config, data, fit, networks, objectives
+from pyro_vae.compiled import graph, graph_builder, matmul, step
+from pyro_vae.training import resume_state
 
 ROWS = 12
 
@@ -79,7 +80,7 @@ def move(vae, seed):
 @pytest.fixture
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(step, "to_machine_code", lambda captured, inputs: captured.graph)
+    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
 
 
 @pytest.fixture(scope="module")
@@ -131,18 +132,18 @@ def test_float32_and_fresh_noise_and_a_beta_that_moves(mlp):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 def test_products_by_onednn_are_products(monkeypatch):
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(matmul, "LARGE", 0)
     vae, objective = made(), objectives.ELBO()
     made_step = pyro_vae.compile(objective, vae.model, vae.guide, products="onednn", strict=True)
     assert_like_eager(made_step, vae, objective, batch(), 1e-4, seed=1)
     assert made_step.engine == "compiled-onednn"
     left, right = torch.randn(7, 3), torch.randn(5, 3)
-    torch.testing.assert_close(products.by_onednn()(left, right), left @ right.T)
+    torch.testing.assert_close(matmul.by_onednn()(left, right), left @ right.T)
     captured = graph.capture(lambda a, b: (torch.addmm(a[0], a, b), a @ b.T), [left[:3], right[:3]])
-    assert len(products.eligible(captured.graph)) == 2
-    assert products.choose_products(captured.graph) in ("mkl", "onednn")
-    monkeypatch.setattr(products, "LARGE", 3 * 3 * 5 + 1)
-    assert not products.eligible(captured.graph)
+    assert len(matmul.eligible(captured.graph)) == 2
+    assert matmul.choose_products(captured.graph) in ("mkl", "onednn")
+    monkeypatch.setattr(matmul, "LARGE", 3 * 3 * 5 + 1)
+    assert not matmul.eligible(captured.graph)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -301,15 +302,15 @@ def test_without_a_compiler_it_is_eager():
 
 
 def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
-    def wrong(captured, inputs):
+    def wrong(captured, inputs, *_):
         return lambda *tensors: [value * 1.001 for value in captured.graph(*tensors)]
 
-    monkeypatch.setattr(step, "to_machine_code", wrong)
+    monkeypatch.setattr(graph_builder, "to_machine_code", wrong)
     vae = made()
     with pytest.warns(UserWarning, match="the loss differs from the eager step's"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
 
-    def forgets(captured, inputs):
+    def forgets(captured, inputs, *_):
         def run(*tensors):
             kept = [tensor.clone() for tensor in captured.lifted]
             results = captured.graph(*tensors)
@@ -319,7 +320,7 @@ def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(step, "to_machine_code", forgets)
+    monkeypatch.setattr(graph_builder, "to_machine_code", forgets)
     vae = made(**BATCH_NORM)
     with pytest.warns(UserWarning, match="the state of modules differs"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
@@ -690,7 +691,7 @@ def test_what_is_not_finite_is_found_by_eager_steps(digits, as_graph, tmp_path):
         trained(
             digits, epochs=3, compile="strict", lr_schedule=breaks, out=tmp_path, clip_norm=None
         )
-    state = checkpoint.load_state(tmp_path / "resume.pt")
+    state = resume_state.load_state(tmp_path / "resume.pt")
     assert (state["engine"], state["epoch"]) == ("compiled", 1)
 
 

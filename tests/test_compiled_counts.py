@@ -9,8 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vae
-from pyro_vae import VAE, data, epochs, fit, networks, objectives, priors
-from pyro_vae.compiled import step
+from pyro_vae import VAE, data, fit, networks, objectives, priors
+from pyro_vae.compiled import graph_builder
+from pyro_vae.training import loop
 
 
 class Counted(TorchDispatchMode):
@@ -75,7 +76,7 @@ def test_the_count_sees_a_wait():
 def test_an_epoch_reads_its_loss_once(monkeypatch):
     digits = data.digits(binarize="dynamic")
     waits = []
-    one_epoch = epochs.Training.one_epoch
+    one_epoch = loop.Training.one_epoch
 
     def watched(self):
         before = self.step
@@ -92,7 +93,7 @@ def test_an_epoch_reads_its_loss_once(monkeypatch):
         finally:
             del self.step
 
-    monkeypatch.setattr(epochs.Training, "one_epoch", watched)
+    monkeypatch.setattr(loop.Training, "one_epoch", watched)
     fit(made(), digits.train, epochs=2, clip_norm=1.0, compile=False)
     assert len(waits) > 20
     # The first step is checked by Pyro, which reads values; no other is.
@@ -104,11 +105,11 @@ def compilations(monkeypatch):
     """The graphs that were compiled, which run as they are."""
     found = []
 
-    def keep(captured, inputs):
+    def keep(captured, inputs, *_):
         found.append(captured.graph)
         return captured.graph
 
-    monkeypatch.setattr(step, "to_machine_code", keep)
+    monkeypatch.setattr(graph_builder, "to_machine_code", keep)
     return found
 
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from pyro_vae.compiled import cuda
+from pyro_vae.compiled import cuda_graph
 
 
 class Graph:
@@ -35,7 +35,7 @@ def test_a_processor_has_no_recording():
     def run(weight, x):
         return [weight * x]
 
-    assert cuda.recorded(run, [torch.ones(2)], [torch.ones(2)]) is run
+    assert cuda_graph.recorded(run, [torch.ones(2)], [torch.ones(2)]) is run
 
 
 def test_a_recording_reads_its_arguments_and_changes_none(gpu):
@@ -47,10 +47,10 @@ def test_a_recording_reads_its_arguments_and_changes_none(gpu):
         return [(weight * x).sum(), weight * x]
 
     weight, first, second = torch.zeros(2), torch.ones(2), torch.tensor([2.0, 3.0])
-    recording = cuda.Recording(run, [weight], [first])
+    recording = cuda_graph.Recording(run, [weight], [first])
     recording.graph.run = lambda: run(weight, *recording.places)
     recording.graph.results = recording.results
-    assert len(calls) == cuda.WARM_UP + 1
+    assert len(calls) == cuda_graph.WARM_UP + 1
     weight.zero_()
     loss, gradient = recording(weight, second)
     assert loss == 5.0

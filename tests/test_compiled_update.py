@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 
 import pyro_vae
 from pyro_vae import VAE, networks, objectives
-from pyro_vae.compiled import step
-from pyro_vae.compiled.update import Update, known
+from pyro_vae.compiled import graph_builder
+from pyro_vae.compiled.optimizer_step import Update, known
 
 ROWS = 12
 
@@ -32,7 +32,7 @@ def batches(count, dtype=torch.float64):
 @pytest.fixture
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(step, "to_machine_code", lambda captured, inputs: captured.graph)
+    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
 
 
 def by_hand(make, clip_norm, x):
@@ -338,14 +338,16 @@ def test_every_graph_makes_the_update_of_now(as_graph, change, make):
 def test_numbers_that_move_need_no_new_graph(as_graph, monkeypatch):
     made_graphs = []
     monkeypatch.setattr(
-        step, "to_machine_code", lambda captured, inputs: made_graphs.append(1) or captured.graph
+        graph_builder,
+        "to_machine_code",
+        lambda captured, *_: made_graphs.append(1) or captured.graph,
     )
     trained(lambda vae: Adam(vae.parameters()), batches(10), compiled=True, change=cycle)
     assert len(made_graphs) == 1
 
 
 def test_a_changed_buffer_is_compared_too(monkeypatch):
-    def wrong(captured, inputs):
+    def wrong(captured, inputs, *_):
         def run(*tensors):
             results = captured.graph(*tensors)
             for tensor in captured.lifted:
@@ -355,7 +357,7 @@ def test_a_changed_buffer_is_compared_too(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(step, "to_machine_code", wrong)
+    monkeypatch.setattr(graph_builder, "to_machine_code", wrong)
     vae = made()
     made_step = pyro_vae.compile(
         objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 1e-5), strict=True
@@ -418,7 +420,7 @@ def test_what_is_changed_between_calls_has_its_effect(as_graph, kind, change):
             if i == 3:
                 CHANGES[change](optimizer, parameters)
             x = torch.tensor([1.0, 2.0])
-            made_step(x) if compiled else made_step._eager((x,), {})
+            made_step(x) if compiled else made_step.make_eagerly((x,), {})
         return parameters
 
     with warnings.catch_warnings():

@@ -14,9 +14,9 @@ import torch
 from sklearn.utils import check_array
 
 from pyro_vae import VAE, config, data, evaluate, fit, likelihoods, run
+from pyro_vae.console.hydra_errors import describe
 from pyro_vae.data import vision
-from pyro_vae.hydra_errors import describe
-from pyro_vae.user_lines import user_line
+from pyro_vae.objectives.core.user_lines import user_line
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 TEXT = PAGE.read_text(encoding="utf-8")

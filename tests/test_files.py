@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_vae.files import FolderInUseError, hold_folder, is_held, strict_json, write_whole
+from pyro_vae.files.atomic import FolderInUseError, hold_folder, is_held, strict_json, write_whole
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

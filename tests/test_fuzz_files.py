@@ -15,10 +15,11 @@ import torch
 import yaml
 from compare_runs import write
 
-from pyro_vae import VAE, checkpoint, config, data, fit, likelihoods, load, reuse
-from pyro_vae.compare import comparison, markdown, page, table
-from pyro_vae.run import run
-from pyro_vae.sweeps import folder, identity
+from pyro_vae import VAE, config, data, fit, likelihoods, load, reuse
+from pyro_vae.compare import comparison, csv_table, markdown, page
+from pyro_vae.run.experiment import run
+from pyro_vae.sweeps import job_id, job_status
+from pyro_vae.training import resume_state
 
 QUICK = [
     "data=table",
@@ -138,13 +139,13 @@ def resumed(path):
 def without_name(folder):
     """The name of a run of an earlier version, which left its configuration alone."""
     (folder / ".job").unlink(missing_ok=True)
-    return identity.holds(folder)
+    return job_id.holds(folder)
 
 
 def compared(path):
     """Compares a damaged run with a whole one, which has to stay as it is."""
     found = comparison.compare([path.parent.parent])
-    for text in (page.page, table.table):
+    for text in (page.page, csv_table.table):
         text(found, path.parent.parent)
     markdown.markdown(found)
     by_name = {one.name: one for one in found.runs}
@@ -160,7 +161,7 @@ def compared(path):
 READERS = {
     "load": ("run/model.safetensors", lambda path: loaded(path.parent), True),
     "load a file": ("run/last.safetensors", loaded, True),
-    "load_state": ("trained/resume.pt", lambda path: plain(checkpoint.load_state(path)), True),
+    "load_state": ("trained/resume.pt", lambda path: plain(resume_state.load_state(path)), True),
     "fit(resume=True)": ("trained/resume.pt", resumed, True),
     "Preparation.load": ("run/data.json", lambda p: plain(data.Preparation.load(p.parent)), True),
     "reuse.preparation": ("run/data.json", lambda p: plain(reuse.preparation(p.parent)), True),
@@ -175,12 +176,16 @@ READERS = {
         False,
     ),
     "holds config": ("run/config.yaml", lambda path: without_name(path.parent), False),
-    "holds": ("named/.job", lambda path: identity.holds(path.parent), False),
-    "folder.metrics": ("runs/bad/metrics.json", lambda p: plain(folder.metrics(p.parent)), False),
-    "folder.state": ("runs/bad/metrics.json", lambda path: folder.state(path.parent), False),
+    "holds": ("named/.job", lambda path: job_id.holds(path.parent), False),
+    "folder.metrics": (
+        "runs/bad/metrics.json",
+        lambda p: plain(job_status.metrics(p.parent)),
+        False,
+    ),
+    "folder.state": ("runs/bad/metrics.json", lambda path: job_status.state(path.parent), False),
     "folder.failure": (
         "runs/failed/failure.json",
-        lambda p: plain(folder.failure(p.parent)),
+        lambda p: plain(job_status.failure(p.parent)),
         False,
     ),
     "compare metrics": ("runs/bad/metrics.json", compared, False),

@@ -13,17 +13,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae import (
     VAE,
-    checkpoint,
     data,
-    files,
     fit,
     fit_many,
     likelihoods,
     load,
     networks,
     objectives,
-    training,
 )
+from pyro_vae.files import atomic
+from pyro_vae.training import loop, resume_state, single
+from pyro_vae.vae import serialization
 
 SMALL = partial(networks.MLP, hidden=[8])
 MISSING = ["resume.pt", "last.safetensors", "model.safetensors"]
@@ -114,7 +114,7 @@ def test_an_exception_leaves_what_a_shorter_training_would(digits, tmp_path, err
     # The scale of the likelihood is calibrated, too.
     assert_same_weights(vae, shorter)
     assert_same_weights(load(tmp_path), shorter)
-    assert checkpoint.load_state(tmp_path / "resume.pt")["epoch"] == 3
+    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 3
 
 
 @pytest.mark.parametrize("after", [0, 3, 7, 14])
@@ -136,7 +136,7 @@ def test_an_interrupt_while_the_end_is_written_leaves_the_best_weights(
 ):
     vae, whole, calls = made(), made(), []
     trained(whole, digits, epochs=3)
-    real = checkpoint.save_state
+    real = resume_state.save_state
 
     def interrupted(state, path):
         calls.append(path)
@@ -144,7 +144,7 @@ def test_an_interrupt_while_the_end_is_written_leaves_the_best_weights(
             raise KeyboardInterrupt
         real(state, path)
 
-    monkeypatch.setattr(checkpoint, "save_state", interrupted)
+    monkeypatch.setattr(resume_state, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         trained(vae, digits, epochs=3, out=tmp_path, checkpoint_seconds=1e9)
     assert len(caught.value.fit_result.history) == 3
@@ -192,7 +192,7 @@ def test_fit_many_leaves_the_best_weights_of_each(digits, monkeypatch, sequentia
         "valid": digits.x.valid.flatten(1), "seed": [0, 1, 2],
     }  # fmt: skip
     rows = digits.x.train[:200].flatten(1)
-    epochs, real = [], training.Training.end_of_epoch
+    epochs, real = [], loop.Training.end_of_epoch
 
     def interrupted(run, total):
         row = real(run, total)
@@ -209,7 +209,7 @@ def test_fit_many_leaves_the_best_weights_of_each(digits, monkeypatch, sequentia
     )
     with expectation:
         expected = fit_many(shorter, rows, epochs=4 if sequential else 2, **options)
-    monkeypatch.setattr(training.Training, "end_of_epoch", interrupted)
+    monkeypatch.setattr(loop.Training, "end_of_epoch", interrupted)
     with (
         pytest.warns(UserWarning, match="one after") if sequential else contextlib.nullcontext(),
         pytest.raises(KeyboardInterrupt) as caught,
@@ -230,20 +230,21 @@ def test_a_deleted_folder_is_made_again(digits, tmp_path):
     assert result.history == trained(whole, digits).history
     assert_same_weights(vae, whole)
     assert_same_weights(load(out), whole)
-    assert checkpoint.load_state(out / "resume.pt")["epoch"] == 5
+    assert resume_state.load_state(out / "resume.pt")["epoch"] == 5
 
 
 @pytest.fixture
 def disk(monkeypatch):
     """A full disk, as long as ``disk["full"]`` holds the names of files."""
-    held, real = {"full": ()}, checkpoint.write_whole
+    held, real = {"full": ()}, serialization.write_whole
 
     def write(path, content):
         if path.name in held["full"]:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_whole", write)
+    for module in (serialization, resume_state):
+        monkeypatch.setattr(module, "write_whole", write)
     return held
 
 
@@ -263,7 +264,7 @@ def test_a_full_disk_gives_one_warning_and_a_last_one(digits, tmp_path, disk, fu
     assert all(warning.filename == __file__ for warning in caught)
     # Files of several epochs: each is whole, and a resumed training has the same bits.
     disk.update(full=())
-    assert checkpoint.load_state(tmp_path / "resume.pt")["epoch"] == 1
+    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 1
     again = made()
     trained(again, digits, out=tmp_path, resume=True)
     assert_same_weights(again, whole)
@@ -275,13 +276,13 @@ def test_a_disk_that_has_room_again_gives_no_last_warning(digits, tmp_path, disk
     with pytest.warns(UserWarning, match=str(tmp_path)) as caught:
         trained(made(), digits, out=tmp_path, tracker=At(4, partial(disk.update, full=())))
     assert len(caught) == 1
-    assert checkpoint.load_state(tmp_path / "resume.pt")["epoch"] == 5
+    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 5
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from pyro_vae.files import hold_folder
+from pyro_vae.files.atomic import hold_folder
 with hold_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -289,7 +290,7 @@ with hold_folder(Path(sys.argv[1])):
 
 
 def test_a_folder_that_another_process_holds_is_refused(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "hold_folder", partial(files.hold_folder, patience=0.1))
+    monkeypatch.setattr(single, "hold_folder", partial(atomic.hold_folder, patience=0.1))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes) as process:
         assert process.stdout.readline() == "held\n"
@@ -304,9 +305,9 @@ def test_the_folder_is_held_within_and_free_after(digits, tmp_path):
     held = []
 
     def look():
-        held.append(files.is_held(tmp_path))
+        held.append(atomic.is_held(tmp_path))
 
-    with files.hold_folder(tmp_path):
+    with atomic.hold_folder(tmp_path):
         # As the command does it.
         trained(made(), digits, epochs=1, out=tmp_path, tracker=At(1, look))
         look()
@@ -331,6 +332,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused(digits, tmp_path, monkeyp
         out = tmp_path / "file" / "run"
     else:
         error = OSError(errno.ENOSPC, "No space left on device")
-        monkeypatch.setattr(training, "hold_folder", lambda _: raises(error)())
+        monkeypatch.setattr(single, "hold_folder", lambda _: raises(error)())
     with pytest.raises(ValueError, match=r"Expected out to be a folder that can be written to"):
         trained(made(), digits, out=out)

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
 from pyro_vae import VAE, fit, fit_many, likelihoods, networks, posteriors, priors
-from pyro_vae.compiled import many
+from pyro_vae.compiled.ensemble import steps
 from pyro_vae.data import Rows
 from pyro_vae.objectives import ELBO, GECO, IWAE, PIWAE, Capacity, FreeBits, Linear, Renyi
 
@@ -31,7 +31,7 @@ wider = partial(networks.MLP, hidden=[7])
 @pytest.fixture
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(many, "to_machine_code", lambda captured, inputs: captured.graph)
+    monkeypatch.setattr(steps, "to_machine_code", lambda captured, *_: captured.graph)
 
 
 def made(count=3, event_shape=(SIZE,), **parts):
@@ -340,7 +340,7 @@ def test_without_a_compiler_they_are_trained_all_the_same(monkeypatch):
     def fails(captured, inputs):
         raise OSError("no C++ compiler\nfound")
 
-    monkeypatch.setattr(many, "to_machine_code", fails)
+    monkeypatch.setattr(steps, "to_machine_code", fails)
     # A prior that starts from rows drawn at random, and rows drawn anew: both are so once.
     vaes, train = made(prior=priors.Vamp), Rows(rows() * 0.6 + 0.2, dynamic=True)
     others = copy.deepcopy(vaes)
@@ -505,7 +505,7 @@ def test_a_wrong_graph_is_found_out(monkeypatch, wrong, message):
 
         return run
 
-    monkeypatch.setattr(many, "to_machine_code", machine_code)
+    monkeypatch.setattr(steps, "to_machine_code", machine_code)
     vaes = made(encoder=partial(narrow, batch_norm=True))
     with pytest.raises(RuntimeError, match=message):
         fit_many(vaes, rows(), batch_size=BATCH, epochs=1, strict=True)

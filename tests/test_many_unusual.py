@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyro_vae import VAE, fit, fit_many, likelihoods, networks, priors
-from pyro_vae.compiled import many
+from pyro_vae.compiled.ensemble import steps
 from pyro_vae.compiled.graph import NotCapturedError
-from pyro_vae.compiled.look import Look, kept
+from pyro_vae.compiled.inspection import Look, kept
 from pyro_vae.objectives import ELBO, IWAE, Jackknife, Renyi
 
 SIZE, ROWS, BATCH = 6, 23, 10
@@ -32,7 +32,7 @@ narrow = partial(networks.MLP, hidden=[5])
 
 @pytest.fixture(autouse=True)
 def as_graph(monkeypatch):
-    monkeypatch.setattr(many, "to_machine_code", lambda captured, inputs: captured.graph)
+    monkeypatch.setattr(steps, "to_machine_code", lambda captured, *_: captured.graph)
 
 
 class Net(networks.MLP):

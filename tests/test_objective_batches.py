@@ -16,7 +16,7 @@ from pyro import poutine
 from truths import SIGMAS, z_score
 
 from pyro_vae.objectives import ELBO, GECO, IWAE, Capacity, FreeBits, Jackknife, Renyi
-from pyro_vae.objectives.batch import per_datum
+from pyro_vae.objectives.core.batch_means import per_datum
 
 ROWS = 6
 LOC_A, LOC_B = torch.linspace(0.5, 2.0, ROWS), torch.linspace(-1.0, 1.0, ROWS)

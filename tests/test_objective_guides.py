@@ -37,7 +37,7 @@ from pyro_vae.objectives import (
     Jackknife,
     Renyi,
 )
-from pyro_vae.objectives.support import check_fixed_support
+from pyro_vae.objectives.core.support import check_fixed_support
 
 WEIGHTED = {
     "iwae": partial(IWAE, 4),

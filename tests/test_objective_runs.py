@@ -12,7 +12,7 @@ import torch
 
 from pyro_vae import VAE, config, data, fit
 from pyro_vae.objectives import GECO
-from pyro_vae.run import run
+from pyro_vae.run.experiment import run
 
 OPTIONS = sorted(path.stem for path in (config.APP / "objective").glob("*.yaml"))
 DATA = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).parents[1].parent / "shared" / "data")

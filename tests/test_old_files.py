@@ -8,9 +8,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pyro_vae import checkpoint, config, load, reuse, save
-from pyro_vae.compare import command
+from pyro_vae import config, load, reuse, save
+from pyro_vae.cli import compare
 from pyro_vae.sweeps import run_id
+from pyro_vae.training import resume_state
 
 DATA = Path(__file__).parent / "data"
 FILES = [
@@ -79,7 +80,7 @@ def test_an_old_run_is_evaluated_embedded_and_resumed(old):
     resumed, whole = train(4, out="run", resume=True), train(4)
     for one, other in zip(resumed, whole, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    assert checkpoint.load_state(Path("run/resume.pt"))["epoch"] == 4
+    assert resume_state.load_state(Path("run/resume.pt"))["epoch"] == 4
 
 
 @pytest.mark.parametrize("old", ["format2"], indirect=True)
@@ -88,5 +89,5 @@ def test_the_jobs_of_an_old_sweep_keep_their_names_and_are_compared(old, capsys)
     assert len(jobs) == 2
     for job in jobs:
         assert run_id(OmegaConf.load(job / "config.yaml")) == job.name
-    assert command.main(["sweep"]) in (None, 0)
+    assert compare.main(["sweep"]) in (None, 0)
     assert "2 runs" in capsys.readouterr().out

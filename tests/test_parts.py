@@ -14,8 +14,9 @@ from torch import nn
 from truths import SIGMAS
 
 from pyro_vae import likelihoods, networks, posteriors, priors
-from pyro_vae.conditional import Likelihood, Posterior, Prior, build
+from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.networks import MLP
+from pyro_vae.vae.build import build
 
 ROWS = [
     *(("prior", name) for name in PRIORS),

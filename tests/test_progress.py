@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_vae import VAE, commands, config, data, evaluate, fit, progress
+from pyro_vae import VAE, config, data, evaluate, fit, progress
+from pyro_vae.console import commands
 from pyro_vae.progress import Progress, progress_of, show_always
-from pyro_vae.run import run
-from pyro_vae.run_folder import RunFolder
+from pyro_vae.run.experiment import run
+from pyro_vae.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tables import EVENT, data_for
 from torch import nn
 
-from pyro_vae import VAE, checkpoint, fit, likelihoods, load, networks, posteriors, priors, save
+from pyro_vae import VAE, fit, likelihoods, load, networks, posteriors, priors, save
+from pyro_vae.vae import serialization
 
 SMALL = {
     "encoder": partial(networks.MLP, hidden=[3]),
@@ -242,7 +243,7 @@ def test_a_training_of_a_changed_vae_warns_once_and_writes_what_load_refuses(tmp
 
 def test_a_vae_is_compared_with_its_recipe_once_a_training(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(checkpoint, "differences", lambda vae: calls.append(vae) or {})
+    monkeypatch.setattr(serialization, "differences", lambda vae: calls.append(vae) or {})
     fit(
         VAE(EVENT, 2, **SMALL), data_for("bernoulli"), epochs=3, out=tmp_path, compile=False,
         checkpoint_seconds=0.0,

@@ -14,8 +14,9 @@ from matplotlib.image import imread
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from pyro_vae import files, plots, report
-from pyro_vae.report import Figure, Picture, Report
+from pyro_vae import plots, report
+from pyro_vae.files import atomic
+from pyro_vae.report.page import Figure, Picture, Report
 
 VOID = {"meta", "link", "img", "br"}
 ATTACK = "<img src=x onerror=alert(1)>\"'&amp;</title></style><script>1</script>"
@@ -217,7 +218,7 @@ def test_a_failure_leaves_the_report_before_it_whole(told, tmp_path, monkeypatch
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(atomic.os, "fsync", full)
         with pytest.raises(OSError, match="disk full"):
             report.write(changed, tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
@@ -234,7 +235,7 @@ def test_a_page_appears_only_when_it_is_whole(told, tmp_path, monkeypatch):
         moved.append(Path(target).name)
         os.rename(source, target)
 
-    monkeypatch.setattr(files.os, "replace", watched)
+    monkeypatch.setattr(atomic.os, "replace", watched)
     report.write(told, tmp_path)
     assert moved == [*(p.file for p in told.pictures), "report.html"]
 

@@ -11,8 +11,9 @@ from functools import partial
 import pytest
 import torch
 
-from pyro_vae import VAE, checkpoint, data, fit, load, networks, objectives, priors
+from pyro_vae import VAE, data, fit, load, networks, objectives, priors
 from pyro_vae.data import Rows
+from pyro_vae.training import resume_state
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def test_not_finite_names_step_and_site_and_keeps_the_last_good_state(digits, tm
     for name, value in seen[-1].items():
         assert torch.equal(vae.state_dict()[name], value)
     # The time to write it had not come, but nothing is lost.
-    assert checkpoint.load_state(tmp_path / "resume.pt")["epoch"] == 2
+    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 2
     hook.remove()
     assert_same(trained(digits, epochs=5), trained(digits, epochs=5, out=tmp_path, resume=True))
 
@@ -274,7 +275,8 @@ COMMAND = [
 
 
 def start(folder, *, before="pass"):
-    code = f"import sys; sys.argv[0] = 'pyro-vae'; {before}; from pyro_vae.cli import main; main()"
+    code = f"import sys; sys.argv[0] = 'pyro-vae'; {before}; from pyro_vae.cli import train"
+    code = f"{code}; train.main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *COMMAND, f"out={folder}", f"hydra.run.dir={folder}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ,

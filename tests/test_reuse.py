@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 import pyro_vae
 from pyro_vae import VAE, config, data, evaluate, load, posteriors, reuse
 from pyro_vae.data import vision
-from pyro_vae.run import run
+from pyro_vae.reuse import embedding, evaluate_run
+from pyro_vae.run.experiment import run
 
 QUICK = [
     "train.epochs=3",
@@ -402,8 +403,8 @@ def test_a_command_cut_off_midway_leaves_nothing_new(digits_run, tmp_path, monke
             raise KeyboardInterrupt
         return piece(*arguments)
 
-    piece = reuse.written
-    monkeypatch.setattr(reuse, "written", cut_off)
+    piece = embedding.written
+    monkeypatch.setattr(embedding, "written", cut_off)
     with pytest.raises(KeyboardInterrupt):
         reuse.embed(digits_run, out=path, rows_at_once=100)
     assert list(tmp_path.iterdir()) == []
@@ -472,7 +473,7 @@ def test_runs_that_are_none_are_refused(digits_run, tmp_path):
     ids=["part", "particles", "rows", "shape", "grey"],
 )
 def test_what_does_not_fit_is_refused_before_any_work(digits_run, monkeypatch, options, message):
-    monkeypatch.setattr(reuse, "scores", None)
+    monkeypatch.setattr(evaluate_run, "scores", None)
     with pytest.raises(ValueError, match=message):
         reuse.judge_run(digits_run, **options)
 
@@ -522,7 +523,7 @@ def test_data_of_another_scaling_are_refused(table_run, other, tmp_path):
 def test_names_of_files_and_a_missing_pyarrow_are_told_before_any_work(
     digits_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(reuse, "opened", None)
+    monkeypatch.setattr(embedding, "opened", None)
     with pytest.raises(ValueError, match=r"a .parquet or .csv file, got 'codes.txt'"):
         reuse.embed(digits_run, out="codes.txt")
     with pytest.raises(ValueError, match="Expected rows_at_once to be an integer of at least 1"):
@@ -559,7 +560,7 @@ def test_a_run_without_rows_for_the_test_is_refused(tmp_path):
 def command(name, *arguments, cwd):
     """Runs a command as a user does, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", f"from pyro_vae.reuse_cli import {name}; {name}()", *arguments],
+        [sys.executable, "-c", f"from pyro_vae.cli.reuse import {name}; {name}()", *arguments],
         cwd=cwd, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"},
     )  # fmt: skip
 
@@ -608,5 +609,5 @@ def test_mistakes_and_help_of_the_commands(digits_run, tmp_path, name):
 
 
 def test_help_waits_for_no_pytorch(tmp_path):
-    code = "import sys, pyro_vae.reuse_cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, pyro_vae.cli.reuse; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vae import config, data
-from pyro_vae.pictures import labels_of
-from pyro_vae.run import run
-from pyro_vae.run_folder import RunFolder
+from pyro_vae.report.figures import labels_of
+from pyro_vae.run.experiment import run
+from pyro_vae.run.folder import RunFolder
 
 QUICK = [
     "train.epochs=3",
@@ -297,7 +297,7 @@ def test_what_replaces_a_run_is_continued_after_a_kill(finished, one_run, monkey
         raise Killed
 
     before = content(finished)
-    monkeypatch.setattr("pyro_vae.run.judge", kill)
+    monkeypatch.setattr("pyro_vae.run.experiment.judge", kill)
     for expected in (Killed, ValueError):
         with pytest.raises(expected):
             quick(finished, *MOONS, "train.epochs=4", *["resume=true"] * (expected is Killed))

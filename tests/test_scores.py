@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyro_vae import VAE, likelihoods
-from pyro_vae.files import strict_json
-from pyro_vae.run import finite_figures, scores
+from pyro_vae.evaluate.metrics import finite_figures, scores
+from pyro_vae.files.atomic import strict_json
 
 SETTINGS = {"num_particles": 50, "elbo_particles": 20, "evidence_rows": None}
 

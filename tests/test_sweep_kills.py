@@ -10,7 +10,7 @@ import time
 import pytest
 from sweeping import JOBLIB, jobs, results
 
-from pyro_vae.sweeps import folder
+from pyro_vae.sweeps import job_status
 
 pytestmark = pytest.mark.long
 
@@ -64,7 +64,7 @@ def test_kills_change_nothing(launcher, unbroken, tmp_path):
             process.wait()
             killed += 1
     assert killed == KILLS, "The sweep ended before it could be killed often enough"
-    begun = [folder.state(path) for path in jobs(there).values()]
+    begun = [job_status.state(path) for path in jobs(there).values()]
     assert "finished" in begun
     assert len(begun) < 48 or set(begun) != {"finished"}
     assert start(*launcher, cwd=tmp_path).wait() == 0

@@ -18,11 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from sweeping import JOBLIB, jobs, results
 
-from pyro_vae import config, files
-from pyro_vae.files import hold_folder
-from pyro_vae.sweeps import folder, job, journal
-from pyro_vae.sweeps.identity import UNRELATED, holds, run_id
-from pyro_vae.sweeps.isolated import call
+from pyro_vae import config
+from pyro_vae.files import atomic
+from pyro_vae.files.atomic import hold_folder
+from pyro_vae.sweeps import job, job_status, journal
+from pyro_vae.sweeps.job_id import UNRELATED, holds, run_id
+from pyro_vae.sweeps.worker_process import call
 
 QUICK = [
     "train.epochs=2",
@@ -178,7 +179,8 @@ def test_a_process_that_is_killed_says_so_by_its_code(name, called, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_ends_with_its_caller(number, called, tmp_path):
     code = (
-        "import sys, called; from pathlib import Path; from pyro_vae.sweeps.isolated import call; "
+        "import sys, called; from pathlib import Path; "
+        "from pyro_vae.sweeps.worker_process import call; "
         "call(called.long, (sys.argv[1],), log=Path(sys.argv[2]))"
     )
     path = [str(Path(called.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -205,22 +207,22 @@ def until(condition, seconds=60):
 
 
 def test_the_states_of_a_job(tmp_path):
-    assert folder.state(tmp_path) == "cut off"
+    assert job_status.state(tmp_path) == "cut off"
     with hold_folder(tmp_path):
         (tmp_path / "metrics.json").write_text("{}")
-        assert folder.state(tmp_path) == "running"
+        assert job_status.state(tmp_path) == "running"
         (tmp_path / "report.html").write_text("page")
-        assert folder.state(tmp_path) == "finished"
+        assert job_status.state(tmp_path) == "finished"
     (tmp_path / "report.html").unlink()
-    assert folder.state(tmp_path) == "cut off"
-    failed = folder.Failure("ValueError: no", "pyro-vae", "2020-01-01", "trace")
-    folder.write_failure(tmp_path, failed)
-    assert folder.state(tmp_path) == "failed"
-    assert folder.failure(tmp_path) == failed
+    assert job_status.state(tmp_path) == "cut off"
+    failed = job_status.Failure("ValueError: no", "pyro-vae", "2020-01-01", "trace")
+    job_status.write_failure(tmp_path, failed)
+    assert job_status.state(tmp_path) == "failed"
+    assert job_status.failure(tmp_path) == failed
 
 
 def test_a_finished_sweep_is_passed_over_without_pytorch():
-    code = "import sys, pyro_vae.cli, pyro_vae.sweeps.job; assert 'torch' not in sys.modules"
+    code = "import sys, pyro_vae.cli.train, pyro_vae.sweeps.job; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -242,11 +244,11 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
     assert "2 finished, 2 failed" in said.replace("2 failed, 2 finished", "2 finished, 2 failed")
     assert said.count("why   ValueError: Expected latent_dim to be an integer of at least 1") == 2
     assert "Traceback" not in said
-    states = [folder.state(p) for p in jobs(place / "multirun" / "sweep").values()]
+    states = [job_status.state(p) for p in jobs(place / "multirun" / "sweep").values()]
     assert sorted(states) == ["failed", "failed", "finished", "finished"]
     for path in jobs(place / "multirun" / "sweep").values():
         assert holds(path) == path.name
-        if failed := folder.failure(path):
+        if failed := job_status.failure(path):
             assert f"alone {failed.command}" in said
             assert "Traceback" in failed.trace
             assert "Traceback" in (path / "job.log").read_text()
@@ -254,7 +256,9 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
 
 def test_the_command_that_is_told_runs_the_job_alone(swept):
     place, *_ = swept
-    failed = [f for p in jobs(place / "multirun" / "sweep").values() if (f := folder.failure(p))]
+    failed = [
+        f for p in jobs(place / "multirun" / "sweep").values() if (f := job_status.failure(p))
+    ]
     words = shlex.split(failed[0].command.replace("vae.latent_dim=0", "vae.latent_dim=1"))
     process = command(*words[1:], cwd=place)
     _, err = process.communicate()
@@ -351,7 +355,7 @@ def kill_endless(sweep):
     """Kills a job that would train for ever, if there is one, and tells whether there was."""
     for path in sweep.glob("*/resume.pt"):
         epochs = yaml.safe_load((path.parent / "config.yaml").read_text())["train"]["epochs"]
-        if epochs > 2 and folder.state(path.parent) == "running":
+        if epochs > 2 and job_status.state(path.parent) == "running":
             inode = (path.parent / ".lock").stat().st_ino
             for line in Path("/proc/locks").read_text().splitlines():
                 _, _, _, _, pid, place, *_ = line.split()
@@ -375,7 +379,7 @@ def test_a_job_that_lost_its_report_makes_it_again(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_to_a_run_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
     cfg = config.compose([*QUICK, f"out={tmp_path}"])
     with (
         FileLock(tmp_path / ".lock"),
@@ -397,7 +401,7 @@ def test_a_strange_folder_a_study_of_ones_own_and_a_reference(tmp_path):
         out, err = process.communicate()
         assert process.returncode == 1, err
         assert said_of in out
-    failed = [f for p in jobs(place / "multirun" / "own").values() if (f := folder.failure(p))]
+    failed = [f for p in jobs(place / "multirun" / "own").values() if (f := job_status.failure(p))]
     assert "another configuration" not in failed[0].reason
     words = shlex.split(failed[0].command)
     alone = command(*words[1:], cwd=place)
@@ -417,10 +421,10 @@ def test_a_sweep_without_its_journal_still_runs(tmp_path):
 
 @pytest.mark.parametrize("done", [False, True])
 def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
     task = SimpleNamespace(folder=tmp_path, command="pyro-vae")
-    before = folder.Failure("OldError: old", "pyro-vae", "2020")
-    folder.write_failure(tmp_path, before)
+    before = job_status.Failure("OldError: old", "pyro-vae", "2020")
+    job_status.write_failure(tmp_path, before)
     with FileLock(tmp_path / ".lock"):
         assert job.judged(task, -9, before) == ("elsewhere", "")
     if done:
@@ -428,7 +432,7 @@ def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monk
         for name in ("metrics.json", "report.html"):
             (tmp_path / name).write_text("{}")
         assert job.judged(task, -9, before) == ("finished", "")
-        assert folder.failure(tmp_path) is None
+        assert job_status.failure(tmp_path) is None
     else:
         assert job.judged(task, 1, before)[1] == "the process ended with exit code 1"
         assert job.judged(task, -9, None)[1].startswith("the process was ended by SIGKILL")

@@ -19,7 +19,7 @@ from pyro_vae import (
     objectives,
     priors,
 )
-from pyro_vae.epochs import batches
+from pyro_vae.training.loop import batches
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyro_vae.compare.caution import cautions
+from pyro_vae.compare.caveats import cautions
+from pyro_vae.compare.comparable import ComparableSet, comparable_sets
 from pyro_vae.compare.configurations import (
     Configuration,
     Mean,
@@ -15,9 +16,8 @@ from pyro_vae.compare.configurations import (
 )
 from pyro_vae.compare.differences import Difference, differences, references, verdict
 from pyro_vae.compare.factors import Factor, factors
-from pyro_vae.compare.protocol import ComparableSet, comparable_sets
+from pyro_vae.compare.formatting import NBSP, written
 from pyro_vae.compare.runs import STATES, Run, find
-from pyro_vae.compare.words import NBSP, written
 
 __all__ = ["Comparison", "Group", "compare"]
 

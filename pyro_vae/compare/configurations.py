@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pyro_vae.compare.comparable import ComparableSet
 from pyro_vae.compare.factors import Factor
-from pyro_vae.compare.protocol import ComparableSet
 from pyro_vae.compare.runs import Run, seed
 
 __all__ = [

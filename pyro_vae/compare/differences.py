@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pyro_vae.compare.comparable import ComparableSet
 from pyro_vae.compare.configurations import Mean, over_seeds
 from pyro_vae.compare.factors import Factor, tied
-from pyro_vae.compare.protocol import ComparableSet
 from pyro_vae.compare.runs import Run, seed
 
 __all__ = ["METRICS", "Difference", "differences", "references", "verdict"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae.compare.runs import Run
-from pyro_vae.sweeps.identity import UNRELATED
+from pyro_vae.sweeps.job_id import UNRELATED
 
 __all__ = ["ABSENT", "Factor", "factors", "number", "tied"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pyro_vae.compare.comparison import Comparison, Group
 from pyro_vae.compare.configurations import METRICS
 from pyro_vae.compare.differences import METRICS as COMPARED
-from pyro_vae.compare.words import NAMES, UNITS, visible, written
+from pyro_vae.compare.formatting import NAMES, UNITS, visible, written
 
 __all__ = ["markdown"]
 

@@ -15,14 +15,14 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from pyro_vae.compare import words
+from pyro_vae.compare import formatting
 from pyro_vae.compare.comparison import Comparison, Group
 from pyro_vae.compare.configurations import METRICS
 from pyro_vae.compare.differences import METRICS as COMPARED
 from pyro_vae.compare.factors import number
 from pyro_vae.compare.runs import Run, seed
-from pyro_vae.files import strict_json
-from pyro_vae.stored import read_bytes
+from pyro_vae.files.atomic import strict_json
+from pyro_vae.files.untrusted import read_bytes
 
 __all__ = ["page"]
 
@@ -88,7 +88,7 @@ def page(found: Comparison, out: Path) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(written=words.written)
+    environment.filters.update(written=formatting.written)
     scripts = [
         asset(name) for name in ("assets/echarts.min.js", "assets/tabulator.min.js", "page.js")
     ]
@@ -102,8 +102,8 @@ def page(found: Comparison, out: Path) -> str:
         shown=list(pictures(found)),
         metrics=METRICS,
         compared=COMPARED,
-        names=words.NAMES,
-        units=words.UNITS,
+        names=formatting.NAMES,
+        units=formatting.UNITS,
     )
 
 
@@ -193,8 +193,8 @@ def caption(found: Comparison, group: Group, index: int) -> str:
     """Returns the levels and the log evidence of a run."""
     varying = [f for f in found.factors if f in group.factors or f.key == "seed"]
     levels = ", ".join(f"{factor.name}={factor.of[index]}" for factor in varying)
-    evidence = words.number(found.runs[index].number("log_evidence"))
-    return f"{levels or found.runs[index].name}: {evidence}{words.NBSP}nats per datum"
+    evidence = formatting.number(found.runs[index].number("log_evidence"))
+    return f"{levels or found.runs[index].name}: {evidence}{formatting.NBSP}nats per datum"
 
 
 def picture(file: Path, run: str) -> Picture | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.compare import fields
-from pyro_vae.stored import read_yaml
-from pyro_vae.sweeps import folder
-from pyro_vae.sweeps.folder import Failure
+from pyro_vae.files.untrusted import read_yaml
+from pyro_vae.sweeps import job_status
+from pyro_vae.sweeps.job_status import Failure
 
 __all__ = ["STATES", "Run", "find", "seed"]
 
@@ -162,8 +162,8 @@ def read(place: Path, base: Path) -> Run | None:
             return None
         return Run(place, name, "unreadable", problem=said(error))
     try:
-        state, failure = folder.state(place), folder.failure(place)
-        metrics = (folder.metrics(place) or {}) if state == "finished" else {}
+        state, failure = job_status.state(place), job_status.failure(place)
+        metrics = (job_status.metrics(place) or {}) if state == "finished" else {}
         fields.check_metrics(metrics, place / "metrics.json")
     except (OSError, ValueError) as error:
         return (

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from pyro_vae.compiled.state import is_in_key
+from pyro_vae.compiled.environment import is_in_key
 
 __all__ = ["Constants"]
 

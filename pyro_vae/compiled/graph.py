@@ -3,20 +3,37 @@
 import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Captured", "NotCapturedError", "capture", "to_machine_code"]
+from pyro_vae.validation import check_choice
+
+__all__ = [
+    "Backend",
+    "Captured",
+    "NeverCapturedError",
+    "NotCapturedError",
+    "capture",
+    "check_backend",
+    "to_machine_code",
+]
 
 AnyGraph = Any
 """A ``torch.fx.GraphModule``, whose module is imported when it is needed."""
 
+Backend = Literal["inductor", "eager"] | Callable[[AnyGraph, list[Tensor]], Callable[..., Any]]
+"""What makes a function of a graph and its example inputs, as ``torch.compile`` has it."""
+
 
 class NotCapturedError(Exception):
     """A function does more than one graph can hold; the message says what."""
+
+
+class NeverCapturedError(NotCapturedError):
+    """A function does so at each call, so that no later call can be captured either."""
 
 
 class Captured(NamedTuple):
@@ -96,10 +113,27 @@ def lift(graph: AnyGraph) -> Captured:
     return Captured(graph, lifted)
 
 
+def check_backend(backend: Backend) -> Backend:
+    """Returns a backend, or raises a ``ValueError`` for what is none."""
+    if callable(backend):
+        return backend
+    return check_choice("backend", backend, ("inductor", "eager"))
+
+
 def to_machine_code(
-    captured: Captured, inputs: Sequence[Tensor]
+    captured: Captured, inputs: Sequence[Tensor], backend: Backend = "inductor"
 ) -> Callable[..., Sequence[Tensor]]:
-    """Compiles a graph, its noise drawn from PyTorch's generators as in the function itself."""
+    """Compiles a graph, its noise drawn from PyTorch's generators as in the function itself.
+
+    Arguments:
+        captured: The graph.
+        inputs: Its inputs, without the lifted ones.
+        backend: As of :func:`pyro_vae.compile`.
+    """
+    if backend == "eager":
+        return captured.graph
+    if callable(backend):
+        return backend(captured.graph, [*captured.lifted, *inputs])
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table

@@ -6,9 +6,9 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_vae.compiled.call import Call
-from pyro_vae.objectives.traces import is_point, sites
-from pyro_vae.user_lines import user_line
+from pyro_vae.compiled.signature import Call
+from pyro_vae.objectives.core.sites import is_point, sites
+from pyro_vae.objectives.core.user_lines import user_line
 from pyro_vae.validation import describe_value
 
 __all__ = ["check_objective", "point_masses", "reason_of"]

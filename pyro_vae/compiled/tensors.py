@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.runs import OF_A_SAMPLE
+from pyro_vae.objectives.core.tracing import OF_A_SAMPLE
 
 __all__ = ["clear", "copies", "laid_out", "leaves", "shared"]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.stored import read_json
+from pyro_vae.files.untrusted import read_json
 from pyro_vae.validation import (
     check_choice,
     check_device,

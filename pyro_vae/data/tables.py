@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.config import override
 from pyro_vae.data.base import Data, Preparation, Scaling, Split, existing, numbered, split
-from pyro_vae.spreadsheet import NUMBER, restore
+from pyro_vae.files.csv_cells import NUMBER, restore
 from pyro_vae.validation import check_choice, check_flag, describe_value
 
 __all__ = ["table"]
@@ -84,11 +84,7 @@ def table(
         )
     file = existing(path, (".csv", ".parquet"))
     frame = read(file, separator)
-    wanted = same_columns(file, frame, columns, like)
-    names = choose(list(frame.columns), wanted, label)
-    if wanted is None:
-        check_header(file, names, list(frame.columns))
-    check_once(list(frame.columns), names, label)
+    names = _choose_names(file, frame, same_columns(file, frame, columns, like), label)
     values = numbers(frame, names)
     check_integers(file, frame, names, separator)
     observed = check_missing(values, names, missing)
@@ -98,10 +94,7 @@ def table(
         scaling = like.scaling
     else:
         scaling = learn(parts.train, masks.train, names) if standardize else None
-    if scaling is not None:
-        parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
-    dtype = torch.get_default_dtype()
-    x = Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
+    x = _rescale(parts, masks, scaling)
     check_range(x, names)
     quoted = file.suffix.lower() != ".parquet"
     codes, kinds = (None, None) if label is None else coded(frame[label], label, quoted)
@@ -117,6 +110,21 @@ def table(
         label_names=kinds,
         row_numbers=numbered(len(values), valid=valid, test=test, seed=seed),
     )
+
+
+def _choose_names(file: Path, frame: Any, wanted: Any, label: str | None) -> list[str]:
+    names = choose(list(frame.columns), wanted, label)
+    if wanted is None:
+        check_header(file, names, list(frame.columns))
+    check_once(list(frame.columns), names, label)
+    return names
+
+
+def _rescale(parts: Split, masks: Split, scaling: Scaling | None) -> Split:
+    if scaling is not None:
+        parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
+    dtype = torch.get_default_dtype()
+    return Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
 
 
 def read(file: Path, separator: str) -> Any:

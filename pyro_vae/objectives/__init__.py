@@ -6,14 +6,14 @@ The first two return numbers, as Pyro's do; the last returns a tensor and reads 
 host.
 """
 
-from pyro_vae.objectives.base import Facts, Objective, Values
 from pyro_vae.objectives.capacity import Capacity
 from pyro_vae.objectives.ciwae import CIWAE
-from pyro_vae.objectives.closed import KLTerm, kl_report
+from pyro_vae.objectives.core.closed_form_kl import KLTerm, kl_report
+from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted
+from pyro_vae.objectives.core.objective import Facts, Objective, Values
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.objectives.free_bits import FreeBits
 from pyro_vae.objectives.geco import GECO
-from pyro_vae.objectives.importance import ImportanceWeighted
 from pyro_vae.objectives.iwae import IWAE
 from pyro_vae.objectives.jackknife import Jackknife
 from pyro_vae.objectives.miwae import MIWAE

@@ -1,7 +1,7 @@
 """Prints the table that compares the objectives, in Markdown: ``python -m pyro_vae.objectives``."""
 
 from pyro_vae import objectives
-from pyro_vae.objectives.base import Facts, Objective
+from pyro_vae.objectives.core.objective import Facts, Objective
 
 __all__ = ["table"]
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Facts, RunOptions, check_scalar
-from pyro_vae.objectives.batch import mean_terms
-from pyro_vae.objectives.elbo import Additive
+from pyro_vae.objectives.core.additive import Additive
+from pyro_vae.objectives.core.batch_means import mean_terms
+from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 
 __all__ = ["Capacity"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Facts, RunOptions, check_scalar
-from pyro_vae.objectives.importance import ImportanceWeighted, log_mean_exp
+from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted, log_mean_exp
+from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 from pyro_vae.objectives.iwae import spread
 
 __all__ = ["CIWAE"]

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Facts, RunOptions, check_choice, check_scalar
-from pyro_vae.objectives.batch import data_size, per_datum
-from pyro_vae.objectives.closed import alike, dimension_terms
-from pyro_vae.objectives.elbo import Additive
-from pyro_vae.objectives.terms import Term, site_term, total
-from pyro_vae.objectives.traces import Pair, check_vectorized
+from pyro_vae.objectives.core.additive import Additive
+from pyro_vae.objectives.core.batch_means import data_size, per_datum
+from pyro_vae.objectives.core.closed_form_kl import alike, dimension_terms
+from pyro_vae.objectives.core.objective import Facts, RunOptions, check_choice, check_scalar
+from pyro_vae.objectives.core.sites import Pair, check_vectorized
+from pyro_vae.objectives.core.terms import Term, site_term, total
 
 __all__ = ["FreeBits"]
 

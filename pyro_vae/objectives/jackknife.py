@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Facts, RunOptions, check_choice
-from pyro_vae.objectives.importance import ImportanceWeighted, Shares, finite_or_zero
+from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted, Shares, finite_or_zero
+from pyro_vae.objectives.core.objective import Facts, RunOptions, check_choice
 from pyro_vae.objectives.iwae import spread
 from pyro_vae.objectives.miwae import MIWAE
 from pyro_vae.validation import check_size

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Facts, RunOptions
-from pyro_vae.objectives.importance import ImportanceWeighted
+from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted
+from pyro_vae.objectives.core.objective import Facts, RunOptions
 from pyro_vae.objectives.iwae import spread
 from pyro_vae.validation import check_size
 

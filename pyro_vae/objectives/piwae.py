@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.base import Facts
-from pyro_vae.objectives.importance import Shares, log_mean_exp
+from pyro_vae.objectives.core.importance_weighted import Shares, log_mean_exp
+from pyro_vae.objectives.core.objective import Facts
 from pyro_vae.objectives.miwae import MIWAE
 
 __all__ = ["PIWAE"]

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.base import Facts, RunOptions, check_scalar
-from pyro_vae.objectives.importance import (
+from pyro_vae.objectives.core.importance_weighted import (
     ImportanceWeighted,
     finite_or_zero,
     log_mean_exp,
 )
+from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 from pyro_vae.objectives.iwae import spread
 
 __all__ = ["Renyi"]

@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pyro_vae import config
-from pyro_vae.commands import AGAIN, explain
-from pyro_vae.files import FolderInUseError, hold_folder, write_whole
-from pyro_vae.run_folder import UNFINISHED, check_out
-from pyro_vae.sweeps import folder, journal
-from pyro_vae.sweeps.folder import Failure
-from pyro_vae.sweeps.identity import NAME, holds, run_id
-from pyro_vae.sweeps.isolated import call, end_with
+from pyro_vae.console.commands import AGAIN, explain
+from pyro_vae.files.atomic import FolderInUseError, hold_folder, write_whole
+from pyro_vae.run.folder import UNFINISHED, check_out
+from pyro_vae.sweeps import job_status, journal
+from pyro_vae.sweeps.job_id import NAME, holds, run_id
+from pyro_vae.sweeps.job_status import Failure
+from pyro_vae.sweeps.worker_process import call, end_with
 
 __all__ = ["JobFailed", "Task", "alone", "continuation", "job", "work"]
 
@@ -132,7 +132,7 @@ def _done(task: Task) -> tuple[str, str]:
             f"Expected a folder of its own, got '{task.folder}', which holds the run of another "
             f"configuration: choose another hydra.sweep.dir or hydra.sweep.subdir"
         )
-    if folder.state(task.folder) == "finished":
+    if job_status.state(task.folder) == "finished":
         return "passed over", ""
     task.note("started")
     return attempt(task)
@@ -144,7 +144,7 @@ def alone(cfg: DictConfig) -> float:
     Raises:
         ValueError: If another process is writing to its folder.
     """
-    from pyro_vae.run import run
+    from pyro_vae.run.experiment import run
 
     return run(cfg, name=run_id(cfg), files=_composed(cfg))
 
@@ -178,7 +178,7 @@ def _composed(cfg: DictConfig) -> dict[str, str]:
 
 def evidence(task: Task) -> float:
     """Returns the log evidence of a finished job."""
-    found = folder.metrics(task.folder)
+    found = job_status.metrics(task.folder)
     value = None if found is None else found["log_evidence"]
     return float("nan") if value is None else value
 
@@ -189,9 +189,9 @@ def attempt(task: Task) -> tuple[str, str]:
         cfg = cast(dict[str, Any], OmegaConf.to_container(task.cfg, resolve=True))
     except OmegaConfBaseException as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        folder.write_failure(task.folder, Failure(reason, task.command, now()))
+        job_status.write_failure(task.folder, Failure(reason, task.command, now()))
         return "failed", reason
-    before = folder.failure(task.folder)
+    before = job_status.failure(task.folder)
     for name, text in _composed(task.cfg).items():
         (task.folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(task.folder / name, text.encode())
@@ -214,16 +214,16 @@ def judged(task: Task, code: int, before: Failure | None) -> tuple[str, str]:
         code: The exit code.
         before: The failure of an attempt before this one.
     """
-    failed = folder.failure(task.folder)
+    failed = job_status.failure(task.folder)
     if code > 0 and failed is not None and failed != before:
         return "failed", failed.reason
     reason = NOT_WRITTEN_REASON.format(task.folder) if code == NOT_WRITTEN else ended_by(code)
     try:
         with hold_folder(task.folder):
             # Another command may have done the job by now.
-            if folder.state(task.folder) == "finished":
+            if job_status.state(task.folder) == "finished":
                 return "finished", ""
-            folder.write_failure(task.folder, Failure(reason, task.command, now()))
+            job_status.write_failure(task.folder, Failure(reason, task.command, now()))
     except FolderInUseError:
         return "elsewhere", ""
     except (OSError, ValueError) as error:
@@ -243,16 +243,16 @@ def work(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = Tru
     Returns:
         0, 1 if it failed, :data:`IN_USE`, or :data:`NOT_WRITTEN`.
     """
-    from pyro_vae.run import run
+    from pyro_vae.run.experiment import run
 
     place = Path(cfg["out"])
     with ExitStack() as held:
         try:
             held.enter_context(hold_folder(place))
-            if folder.state(place) == "finished":
+            if job_status.state(place) == "finished":
                 return 0
             (place / "failure.json").unlink(missing_ok=True)
-            if folder.metrics(place) is None:
+            if job_status.metrics(place) is None:
                 # Before anything can fail, so that a failed job is still known by its settings.
                 write_whole(place / "config.yaml", OmegaConf.to_yaml(cfg).encode())
                 write_whole(place / NAME, name.encode())
@@ -272,7 +272,7 @@ def _fail(place: Path, error: Exception, command: str, show_trace: bool) -> int:
         if show_trace:
             print(trace, file=sys.stderr, flush=True)
     try:
-        folder.write_failure(place, Failure(reason, command, now(), trace))
+        job_status.write_failure(place, Failure(reason, command, now(), trace))
     except OSError:
         return NOT_WRITTEN
     return 1

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from pyro_vae.commands import explain
-from pyro_vae.sweeps import folder
+from pyro_vae.console.commands import explain
+from pyro_vae.sweeps import job_status
 
 __all__ = ["Entry", "Journal", "close", "forget", "note", "owner", "remove_unused"]
 
@@ -159,13 +159,13 @@ def settle(entry: Entry) -> Entry:
 
 def _outcome(place: Path) -> tuple[str, str]:
     """Returns the outcome of a job, once no process works on it, and why if it failed."""
-    if folder.state(place) == "running":
+    if job_status.state(place) == "running":
         print(f"waiting for {place.name}, which another process is at")
-    while (now := folder.state(place)) == "running":
+    while (now := job_status.state(place)) == "running":
         time.sleep(0.5)
     if now == "finished":
         return "finished", ""
-    failed = folder.failure(place)
+    failed = job_status.failure(place)
     return "failed", failed.reason if failed else "its process ended before it did"
 
 

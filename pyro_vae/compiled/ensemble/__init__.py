@@ -1,0 +1,1 @@
+"""One compiled step for several VAEs that differ only in numbers."""

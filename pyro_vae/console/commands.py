@@ -1,0 +1,287 @@
+"""Signals and errors of the console commands: one line each, and an exit code."""
+
+import errno
+import functools
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from pyro_vae.progress import progress_of
+
+__all__ = [
+    "AGAIN",
+    "EXPECTED",
+    "Interrupted",
+    "UsageError",
+    "UserError",
+    "check_interrupted",
+    "check_options",
+    "explain",
+    "pass_errors",
+    "raise_on_signals",
+    "run_command",
+    "run_process",
+    "show_errors",
+    "stop_at_signals",
+]
+
+T = TypeVar("T")
+
+AGAIN = "run the same command again"
+
+FULL = "HYDRA_FULL_ERROR"
+"""The environment variable that asks for tracebacks; Hydra reads it too."""
+
+_SPACE = "free space, or choose another folder"
+_PERMISSION = "change the permissions, or choose another folder"
+_ELSEWHERE = "choose another folder"
+_ADVICE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
+}
+
+EXPECTED = (ValueError, FloatingPointError)
+"""Errors whose message is enough for a user."""
+
+_received: list[int] = []
+"""The first signal that has arrived, if any."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM has arrived.
+
+    Arguments:
+        number: The number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class UserError(BaseException):
+    """An error on its way through Hydra, which would print another line on an ``Exception``.
+
+    Arguments:
+        cause: The error.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class UsageError(Exception):
+    """Options of a command line that do not exist."""
+
+
+def pass_errors(task: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Makes a task of Hydra pass its errors to :func:`show_errors`, unless it is part of a sweep.
+
+    The other jobs of a sweep continue, and Hydra's line says which one failed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    @functools.wraps(task)
+    def passing(cfg: Any) -> T:
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise UserError(error) from error
+
+    return passing
+
+
+def check_options(program: str) -> None:
+    """Raises a :class:`UsageError` for options on the command line that Hydra does not have."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        dashes = ": settings are KEY=VALUE without dashes" * message.startswith("unrecognized")
+        raise UsageError(
+            f"{program}: {message}{dashes} ({program} --help lists settings, {program} "
+            f"--hydra-help options)"
+        )
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    for word in parser.parse_args().overrides:
+        if word.startswith("="):
+            raise ValueError(f"Expected settings as KEY=VALUE, got {word!r}: --help lists them")
+
+
+def check_interrupted() -> None:
+    """Raises :class:`Interrupted` if a signal has arrived, also where its exception was lost."""
+    if _received:
+        raise Interrupted(_received[0])
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Raises :class:`Interrupted` in the main thread at SIGINT or SIGTERM; a second one kills.
+
+    A signal that this process ignores stays ignored. Outside of the main thread nothing changes.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
+    _received.clear()
+
+    def raise_once(number: int, frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_DFL)
+        _received.append(number)
+        raise Interrupted(number)
+
+    for number in before:
+        signal.signal(number, raise_once)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_command(
+    command: Callable[[], int],
+    *,
+    program: str,
+    expected: tuple[type[Exception], ...] = EXPECTED,
+) -> int:
+    """Runs a console command that starts over after an interruption, and returns its exit code.
+
+    Arguments:
+        command: The command.
+        program: Its name.
+        expected: As in :func:`show_errors`.
+    """
+    return stop_at_signals(lambda: show_errors(command, expected=expected), program=program)
+
+
+def stop_at_signals(
+    command: Callable[[], int], *, program: str, continuation: Callable[[], str] = lambda: AGAIN
+) -> int:
+    """Runs a console command, and returns its exit code: 130 or 143 after a signal.
+
+    Arguments:
+        command: The command.
+        program: Its name.
+        continuation: Returns how to continue after an interruption, as an imperative.
+    """
+    try:
+        with raise_on_signals():
+            return command()
+    except BaseException as error:
+        if not (_received or isinstance(error, KeyboardInterrupt)):
+            raise
+        number = _received[0] if _received else signal.SIGINT
+        name = signal.Signals(number).name
+        done = progress_of(error)
+        after = "" if done is None else f" after {done}"
+        _say(f"{program}: stopped by {name}{after}; to continue, {continuation()}")
+        return 128 + number
+    finally:
+        _received.clear()
+
+
+def show_errors(
+    command: Callable[[], int],
+    *,
+    continuation: Callable[[], str] = lambda: AGAIN,
+    expected: tuple[type[Exception], ...] = EXPECTED,
+) -> int:
+    """Runs a command, shows its error, and returns its exit code.
+
+    Errors that a user can mend are shown without a traceback, unless ``HYDRA_FULL_ERROR=1``.
+
+    Arguments:
+        command: The command.
+        continuation: Returns how to continue when there is space on the disk again.
+        expected: The errors besides those of the operating system and of Hydra whose message is
+            enough.
+    """
+    full = os.environ.get(FULL)
+    # Hydra would otherwise show its traceback for most errors.
+    os.environ[FULL] = "1"
+    try:
+        return command()
+    except UsageError as error:
+        _say(str(error))
+        return 2
+    except (Exception, UserError) as error:
+        check_interrupted()
+        # As if it had not passed through Hydra.
+        error = error.cause if isinstance(error, UserError) else error
+        line = None if full == "1" else _message(error, expected)
+        if line is None:
+            traceback.print_exception(error)
+        else:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                line += f"; then {continuation()}"
+            _say(f"{line}\n\nSet the environment variable {FULL}=1 for a complete stack trace.")
+        return 1
+    finally:
+        if full is None:
+            os.environ.pop(FULL, None)
+        else:
+            os.environ[FULL] = full
+
+
+def run_process(function: Callable[[], int]) -> int:
+    """Runs a function in a separate process, and returns its exit code.
+
+    A signal ends the process after its cleanup, without a traceback.
+    """
+    try:
+        with raise_on_signals():
+            return function()
+    except BaseException:
+        if not _received:
+            raise
+        signal.signal(_received[0], signal.SIG_DFL)
+        os.kill(os.getpid(), _received[0])
+        return 128 + _received[0]
+
+
+def explain(error: Exception) -> str:
+    """Returns the message of an error; of the operating system's with the file and a remedy."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    file = "" if error.filename is None else f": '{error.filename}'"
+    advice = _ADVICE.get(error.errno)
+    return f"{error.strerror}{file}{'' if advice is None else f': {advice}'}"
+
+
+def _message(error: Exception, expected: tuple[type[Exception], ...]) -> str | None:
+    """Returns the line that a user needs of an error, or ``None`` for an error of the program."""
+    if "hydra" in sys.modules:
+        from pyro_vae.console.hydra_errors import describe
+
+        if (line := describe(error)) is not None:
+            return line
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{type(error).__name__}: {explain(error)}"
+    if not isinstance(error, expected):
+        return None
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _say(text: str) -> None:
+    # Standard error may be a file on a full disk.
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,14 @@
+"""Evaluation of a trained VAE: functions from data to nats, one value per datum."""
+
+from pyro_vae.evaluate.estimators import Bound, Evidence, elbo, log_evidence
+from pyro_vae.evaluate.latents import active_units, kl_per_dimension, posterior_means
+
+__all__ = [
+    "Bound",
+    "Evidence",
+    "active_units",
+    "elbo",
+    "kl_per_dimension",
+    "log_evidence",
+    "posterior_means",
+]

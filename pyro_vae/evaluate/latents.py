@@ -1,0 +1,136 @@
+"""What the latent dimensions are used for: posterior means, active units, and the KL of each."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.collapse import ACTIVE_VARIANCE
+from pyro_vae.evaluate.chunks import check_vae, chunks
+from pyro_vae.finite import check_finite
+from pyro_vae.guard import guard_process_state
+from pyro_vae.kl import closed_form
+from pyro_vae.vae.vae import VAE
+from pyro_vae.validation import (
+    check_number,
+    check_size,
+)
+
+__all__ = ["active_units", "kl_per_dimension", "marginals", "posterior_means"]
+
+
+@guard_process_state
+@torch.no_grad()
+def posterior_means(
+    vae: VAE, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Returns the means of q(z given x), ``(N, latent_dim)``; arguments as in :func:`elbo`."""
+    check_vae(vae)
+    means = torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
+    check_finite("posterior mean", means.sum(-1), {})
+    return means
+
+
+@guard_process_state
+def active_units(
+    vae: VAE,
+    x: Tensor,
+    *,
+    threshold: float = ACTIVE_VARIANCE,
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Tells which latent dimensions depend on the data.
+
+    .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z \mid x)}[z_d] > \mathrm{threshold}
+
+    References:
+        | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
+          https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        vae: The VAE.
+        x: Data of shape ``(N, *event_shape)``, of two rows or more.
+        threshold: The variance above which a dimension is active.
+        covariates: Covariates, ``(N, covariate_dim)``.
+        mask: As in :func:`log_evidence`.
+
+    Returns:
+        A boolean tensor of shape ``(latent_dim,)``.
+
+    Raises:
+        ValueError: If there are fewer than two rows, over which nothing can vary.
+    """
+    threshold = check_number("threshold", threshold, least=0.0, infinite=True)
+    means = posterior_means(vae, x, covariates=covariates, mask=mask)
+    if mask is not None and mask.dim() == 1:
+        means = means[mask]
+    if len(means) < 2:
+        raise ValueError(
+            f"Expected x to have two rows or more that the mask leaves in, got {len(means)}: a "
+            f"unit is active if its posterior mean varies over rows"
+        )
+    return means.var(0) > threshold
+
+
+@guard_process_state
+@torch.no_grad()
+def kl_per_dimension(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int = 10,
+    *,
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Returns the KL of each latent dimension's marginals, averaged over the data, in nats.
+
+    .. math:: \mathbb{E}_x \mathrm{KL}(q(z_d \mid x) \,\|\, p(z_d))
+
+    The dimensions sum to the rate if both posterior and prior factorize.
+
+    Arguments:
+        vae: The VAE.
+        x: Data of shape ``(N, *event_shape)``.
+        num_particles: The number of samples for each row where there is no closed form.
+        covariates: Covariates, ``(N, covariate_dim)``.
+        mask: As in :func:`log_evidence`.
+
+    Returns:
+        A tensor of shape ``(latent_dim,)``.
+
+    Raises:
+        ValueError: If a distribution has no marginals that are known here, or the mask takes every
+            row out.
+        FloatingPointError: If the KL of a row is not finite.
+    """
+    num_particles = check_size("num_particles", num_particles, least=1)
+    check_vae(vae)
+    kls = []
+    for chunk in chunks(vae, x, covariates, mask, 1000):
+        q, p = marginals(chunk.q), marginals(chunk.prior)
+        kl, _ = closed_form(q, p)
+        if kl is None:
+            z = q.sample(torch.Size((num_particles,)))
+            kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
+        kls.append(kl if chunk.rows is None else kl[chunk.rows])
+    kl = torch.cat(kls)
+    if not len(kl):
+        raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
+    check_finite("KL by dimension", kl.sum(-1), {})
+    return kl.double().mean(0).to(x.dtype)
+
+
+def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
+    """Returns the distributions of the single dimensions, as one of batch shape ``(*, dim)``."""
+    if isinstance(d, torch.distributions.Independent):
+        return d.base_dist
+    if isinstance(d, torch.distributions.MultivariateNormal):
+        return dist.Normal(d.mean, d.variance.sqrt())
+    if isinstance(d, torch.distributions.MixtureSameFamily):
+        parts = marginals(d.component_distribution)
+        if isinstance(parts, torch.distributions.Normal):
+            # From (*batch, components, dim) to (*batch, dim, components).
+            parts = dist.Normal(parts.loc.transpose(-1, -2), parts.scale.transpose(-1, -2))
+            logits = d.mixture_distribution.logits.unsqueeze(-2).expand(parts.batch_shape)
+            return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+    raise ValueError(f"Expected a distribution whose marginals are known, got {d}")

@@ -1,0 +1,1 @@
+"""The machinery that the objectives share: tracing, log densities, closed forms and weights."""

@@ -1,0 +1,153 @@
+"""Which KL terms have a closed form, and why the others have not."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.guard import guard_process_state
+from pyro_vae.kl import closed_form
+from pyro_vae.objectives.core.sites import Pair, is_point
+from pyro_vae.objectives.core.terms import Term, negative, site_term
+from pyro_vae.objectives.core.tracing import run_pair, undisturbed
+
+__all__ = ["KLTerm", "closed_terms", "dimension_terms", "kl_report", "rates_per_dimension"]
+
+
+class KLTerm(NamedTuple):
+    """How the KL term of one latent site is computed.
+
+    Attributes:
+        closed_form: Whether it is in closed form; it is sampled otherwise.
+        reason: One line that says why.
+    """
+
+    closed_form: bool
+    reason: str
+
+
+@guard_process_state
+def kl_report(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    strict: bool = False,
+    **kwargs: Any,
+) -> dict[str, KLTerm]:
+    """Says for each latent site whether its KL term is in closed form or sampled, and why.
+
+    The answer is that of :class:`~pyro_vae.objectives.ELBO`. It runs model and guide once, which
+    touches neither the random state nor gradients, parameters and running statistics.
+
+    Arguments:
+        model: A Pyro model.
+        guide: Its guide.
+        args: What both are called with.
+        strict: Whether a sampled term raises.
+        kwargs: What both are called with.
+
+    Raises:
+        ValueError: If ``strict`` and a term is sampled.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import VAE, priors
+        >>> vae = VAE((1, 8, 8), 2)
+        >>> kl_report(vae.model, vae.guide, torch.ones(5, 1, 8, 8))
+        {'vae.z': KLTerm(closed_form=True, reason='closed form for Normal and Normal')}
+        >>> vae = VAE((1, 8, 8), 2, prior=priors.Mixture)
+        >>> kl_report(vae.model, vae.guide, torch.ones(5, 1, 8, 8))["vae.z"].closed_form
+        False
+    """
+    with undisturbed():
+        pair = run_pair("kl_report", model, guide, args, kwargs)
+        terms = closed_terms(pair)
+    report = {name: KLTerm(kl is not None, reason) for name, (kl, reason) in terms.items()}
+    if strict:
+        require_closed({name: term.reason for name, term in report.items() if not term.closed_form})
+    return report
+
+
+def closed_terms(pair: Pair) -> dict[str, tuple[Tensor | None, str]]:
+    """Returns for each latent site its KL in closed form, or ``None``, and the reason."""
+    return {name: closed_term(pair, name) for name in pair.latent()}
+
+
+def require_closed(sampled: dict[str, str]) -> None:
+    """Raises a ``ValueError`` if there are sites without a closed form."""
+    if sampled:
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in sampled.items())
+        raise ValueError(f"Expected a closed-form KL at every latent site, got {reasons}")
+
+
+def closed_term(pair: Pair, name: str) -> tuple[Tensor | None, str]:
+    """Returns the KL of one latent site in closed form, or ``None``, and the reason."""
+    q_site, p_site = pair.guide.nodes[name], pair.model.nodes[name]
+    if not alike(q_site["scale"], p_site["scale"]):
+        return None, "the scale of guide and model cannot be told to be the same"
+    if not alike(q_site["mask"], p_site["mask"]):
+        return None, "the mask of guide and model cannot be told to be the same"
+    if is_point(q_site["fn"]):
+        return None, "the guide has a point mass here, whose term is its density alone"
+    parent = misplaced_parent(pair, name)
+    if parent is not None:
+        return None, (
+            f"{parent!r} comes after this site in the guide but before it in the model, so that "
+            f"the KL given one draw is not the KL"
+        )
+    return closed_form(q_site["fn"], p_site["fn"])
+
+
+def rates_per_dimension(pair: Pair, *, closed: bool) -> list[Term]:
+    """Returns the rates of single dimensions at the sites that factorize over them.
+
+    Arguments:
+        pair: The traces.
+        closed: Whether to use closed forms where the site has one.
+    """
+    return [term for name in pair.latent() for term in dimension_terms(pair, name, closed) or ()]
+
+
+def dimension_terms(pair: Pair, name: str, closed: bool) -> list[Term] | None:
+    """Returns the terms of a site's rate for each dimension, or ``None`` if it has none."""
+    site = pair.guide.nodes[name]
+    q, p = elements(site["fn"]), elements(pair.model.nodes[name]["fn"])
+    if q is None or p is None or q.batch_shape != p.batch_shape:
+        return None
+    event_dim = site["fn"].event_dim
+    if closed and closed_term(pair, name)[0] is not None:
+        kl, _ = closed_form(q, p)
+        if kl is not None:
+            return [site_term(pair.guide, name, kl, event_dim)]
+    density = q.log_prob(site["value"])
+    return [
+        site_term(pair.guide, name, density, event_dim),
+        negative(site_term(pair.model, name, p.log_prob(site["value"]), event_dim)),
+    ]
+
+
+def elements(fn: Any) -> Any:
+    """Returns the distribution of the elements of an event, or ``None`` if they are dependent."""
+    if not fn.event_dim:
+        return fn
+    if isinstance(fn, torch.distributions.Independent) and not fn.base_dist.event_shape:
+        return fn.base_dist
+    return None
+
+
+def misplaced_parent(pair: Pair, name: str) -> str | None:
+    """Returns a site that may descend from this one in the guide and precede it in the model."""
+    in_guide = pair.latent() + pair.auxiliary()
+    in_guide = [site for site in pair.guide.nodes if site in in_guide]
+    in_model = list(pair.model.nodes)
+    later = in_guide[in_guide.index(name) + 1 :]
+    earlier = in_model[: in_model.index(name)]
+    return next((site for site in later if site in earlier), None)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Tells whether two scales or masks are the same, without reading a tensor."""
+    if a is b:
+        return True
+    return isinstance(a, (int, float)) and isinstance(b, (int, float)) and a == b

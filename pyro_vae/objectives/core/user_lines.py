@@ -1,0 +1,42 @@
+"""The line of the user's program that led to an error."""
+
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pyro
+import torch
+
+__all__ = ["user_line"]
+
+LIBRARIES = tuple(
+    str(folder) + os.sep
+    for folder in (
+        Path(torch.__file__).parent,
+        Path(pyro.__file__).parent,
+        Path(np.__file__).parent,
+        Path(__file__).parents[2],
+        sysconfig.get_path("stdlib"),
+    )
+)
+"""The folders of code that the user has not written."""
+
+
+def user_line(error: BaseException) -> traceback.FrameSummary | None:
+    """Returns the innermost line outside of libraries that led to an error, if there is one."""
+    found, installed = None, None
+    cause: BaseException | None = error
+    while cause is not None:
+        for line in traceback.extract_tb(cause.__traceback__):
+            # Code that a library makes has a name such as <string>.
+            if line.filename.startswith(("<string>", *LIBRARIES[:-1])):
+                continue
+            # Installed packages may lie below the folder of the standard library.
+            if "site-packages" in line.filename:
+                installed = line
+            elif not line.filename.startswith(LIBRARIES[-1]):
+                found = line
+        cause = cause.__cause__
+    return found or installed

@@ -1,0 +1,204 @@
+"""The checks of what a training is given."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
+
+from pyro_vae.compiled import worth_compiling
+from pyro_vae.compiled.step import PRECISIONS
+from pyro_vae.data import Data, Rows
+from pyro_vae.networks.conv import check_channels_first
+from pyro_vae.objectives import Schedule
+from pyro_vae.training.network_checks import check_networks
+from pyro_vae.vae.vae import VAE
+from pyro_vae.validation import (
+    check_choice,
+    check_number,
+    check_path,
+    check_positive,
+    check_size,
+    check_tensor,
+    describe_value,
+)
+
+__all__ = [
+    "as_rows",
+    "check_data",
+    "check_folder",
+    "check_makers",
+    "check_numbers",
+    "check_objective",
+    "check_precision",
+    "check_tracker",
+    "choose_engine",
+    "writable",
+]
+
+
+def as_rows(name: str, x: Tensor | Rows) -> Rows:
+    """Returns rows without mask for a tensor, or raises a ``ValueError`` for what is neither."""
+    if isinstance(x, Data):
+        raise ValueError(f"Expected {name} to be rows, got Data: pass data.{name}")
+    if isinstance(x, (DataLoader, Dataset, tuple)) and not isinstance(x, Rows):
+        raise ValueError(f"Expected {name} to be one tensor of all rows, got {type(x).__name__}")
+    rows = x if isinstance(x, Rows) else Rows(x)
+    check_tensor(name, rows.x)
+    if not rows.x.dim():
+        raise ValueError(f"Expected {name} to have rows, got a tensor of shape ()")
+    return rows
+
+
+def check_numbers(
+    epochs: int,
+    batch_size: int,
+    clip_norm: float | None,
+    patience: int | None,
+    checkpoint_seconds: float = 0.0,
+) -> tuple[int, int, float | None, int | None, float]:
+    """Returns plain numbers, or raises a ``ValueError`` for one out of range."""
+    return (
+        check_size("epochs", epochs, least=1),
+        check_size("batch_size", batch_size, least=1),
+        None if clip_norm is None else check_positive("clip_norm", clip_norm),
+        None if patience is None else check_size("patience", patience, least=1),
+        check_number("checkpoint_seconds", checkpoint_seconds, least=0.0, infinite=True),
+    )
+
+
+def check_objective(
+    objective: Any, schedules: Mapping[str, Schedule], steps: int
+) -> Mapping[str, Schedule]:
+    """Returns the schedules, or raises a ``ValueError`` if they or the objective do not fit."""
+    if isinstance(objective, type) or not hasattr(objective, "differentiable_loss"):
+        kind = type(objective).__name__
+        if isinstance(objective, type):
+            kind = f"the class {objective.__name__}: pass an instance, {objective.__name__}()"
+        raise ValueError(f"Expected an objective with differentiable_loss, got {kind}")
+    check_size("num_particles", getattr(objective, "num_particles", 1), least=1)
+    if not isinstance(schedules, Mapping):
+        raise ValueError(
+            f"Expected schedules by name, such as beta, got {describe_value(schedules)}"
+        )
+    for name, schedule in schedules.items():
+        if not isinstance(schedule, Schedule):
+            raise ValueError(
+                f"Expected schedules of {name} to be a Schedule, got {describe_value(schedule)}"
+            )
+        if not isinstance(name, str) or not hasattr(objective, name):
+            raise ValueError(
+                f"Expected schedules of scalars that {type(objective).__name__} has, got {name!r}"
+            )
+        if schedule.steps > steps:
+            raise ValueError(
+                f"Expected the schedule of {name} to end within the training's {steps} steps, got "
+                f"{schedule}: {name} would never reach {schedule.end:g}"
+            )
+    return schedules
+
+
+def check_makers(make: Any, lr_schedule: Any) -> None:
+    """Raises a ``ValueError`` unless both factories are callable."""
+    if not callable(make) or isinstance(make, PyroOptim):
+        raise ValueError(
+            f"Expected optimizer to make one from parameters, got {_maker(make)}: pass a class of "
+            f"torch.optim, or functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    if lr_schedule is not None and not callable(lr_schedule):
+        raise ValueError(
+            f"Expected lr_schedule to make a scheduler from an optimizer, got "
+            f"{_maker(lr_schedule)}: pass a class of torch.optim.lr_scheduler, or a "
+            f"functools.partial of one"
+        )
+
+
+def check_tracker(tracker: Any) -> None:
+    """Raises a ``ValueError`` for a tracker without ``log``."""
+    if tracker is not None and not callable(getattr(tracker, "log", None)):
+        raise ValueError(
+            f"Expected tracker to have a method log(values, step), got {describe_value(tracker)}"
+        )
+
+
+def check_precision(precision: str, compile: bool | str) -> bool | str:
+    """Returns what to compile, or raises a ``ValueError`` if there is no such precision."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "float32":
+        return compile
+    if compile is False:
+        raise ValueError(f"Expected compile, which {precision=} is part of, got {compile=}")
+    return True if compile == "auto" else compile
+
+
+def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, steps: int) -> str:
+    """Returns how the steps are to be computed, or raises a ``ValueError``."""
+    if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
+        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
+    if compile == "auto":
+        weights = sum(p.numel() for p in vae.parameters() if p.requires_grad)
+        rows *= getattr(objective, "num_particles", 1)
+        return "compiled" if worth_compiling(steps, rows, weights) else "eager"
+    return "compiled" if compile else "eager"
+
+
+def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) -> None:
+    """Raises a ``ValueError`` for data that cannot be trained on."""
+    if not isinstance(vae, VAE):
+        raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
+    if vae.covariate_dim:
+        raise ValueError(
+            f"Expected vae without covariates, got covariate_dim={vae.covariate_dim}: fit passes "
+            f"none; train it by pyro.infer.SVI, svi.step(x, covariates=covariates)"
+        )
+    for role in ("encoder", "decoder"):
+        check_channels_first(role, getattr(vae, role), vae.event_shape)
+    if patience is not None and valid is None:
+        raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
+    if valid is not None and valid.dynamic:
+        raise ValueError("Expected valid rows drawn once, got rows drawn anew at each presentation")
+    for name, rows in (("train", train), ("valid", valid)):
+        if rows is None:
+            continue
+        if rows.dynamic and not bool(((rows.x >= 0) & (rows.x <= 1)).all()):
+            raise ValueError("Expected x to be probabilities for rows drawn anew, got others")
+        try:
+            vae.check((rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x, rows.mask)
+        except ValueError as error:
+            raise ValueError(f"{error} (in valid)" if name == "valid" else str(error)) from error
+    check_networks(vae, train)
+
+
+def check_folder(out: Path | str | None, resume: bool) -> Path | None:
+    """Returns the folder, made if need be."""
+    if out is None:
+        if resume:
+            raise ValueError("Expected out, the folder to resume from, got None")
+        return None
+    folder = check_path("out", out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Expected out to be a folder, got the file {folder}")
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _maker(value: Any) -> str:
+    known = isinstance(value, (PyroOptim, LRScheduler))
+    return f"an instance of {type(value).__name__}" if known else describe_value(value)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raises a ``ValueError`` for a folder that cannot be made or written to."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"Expected out to be a folder that can be written to, got '{folder}': "
+            f"{error.strerror or error}"
+        ) from error

@@ -1,0 +1,109 @@
+"""Trial runs of a VAE's networks, before a training starts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from pyro_vae.data import Rows
+from pyro_vae.masking import expand_mask, fill
+from pyro_vae.networks import apply_network, eval_mode
+from pyro_vae.seeding import own_randomness
+from pyro_vae.vae.vae import VAE
+
+__all__ = ["check_networks", "check_single_rows"]
+
+
+@torch.no_grad()
+def check_networks(vae: VAE, rows: Rows) -> None:
+    """Raises a ``ValueError`` unless encoder and decoder return features for two rows.
+
+    Pyro would add the shapes of its trace to the message.
+
+    Arguments:
+        vae: The VAE; its state does not change.
+        rows: Rows that can be scored.
+    """
+    lazy = [name for name, value in vae.named_parameters() if is_lazy(value)]
+    if lazy:
+        raise ValueError(
+            f"Expected parameters that have a shape, got the lazy {lazy[0]}: call vae.encode(x) "
+            f"and vae.decode(z) once before"
+        )
+    x = _present(vae, rows, 2)
+    unchecked = pyro.validation_enabled(False)
+    with _attributes_kept(vae), own_randomness(x.device, 0), unchecked, eval_mode(vae):
+        vae.guide.encode(x)
+        vae.model.decode(x.new_zeros(len(x), vae.latent_dim))
+
+
+@torch.no_grad()
+def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> None:
+    """Raises a ``ValueError`` for batch norm over batches of one row, which have no variance.
+
+    Arguments:
+        vae: The VAE; its state does not change.
+        rows: Rows that can be scored.
+        batch_size: The number of rows of a batch.
+        objective: The objective, whose particles are rows of the decoder.
+    """
+    if min(batch_size, len(rows.x)) > 1 or not any(
+        isinstance(m, _BatchNorm) for m in vae.modules()
+    ):
+        return
+    x = _present(vae, rows, 1)
+    at_once = getattr(objective, "vectorize_particles", False)
+    z = x.new_zeros(objective.num_particles if at_once else 1, 1, vae.latent_dim)
+    inputs = {"encoder": (x, len(vae.event_shape)), "decoder": (z, 1)}
+    with _attributes_kept(vae), own_randomness(x.device, 0), eval_mode(vae):
+        vae.train()
+        for role, (value, event_dim) in inputs.items():
+            _try_one_row(role, getattr(vae, role), value, event_dim, len(rows.x))
+
+
+@contextmanager
+def _attributes_kept(vae: VAE) -> Iterator[None]:
+    """Puts back attributes of modules: a counter of calls, the last output, layers made late.
+
+    Layers that a first call makes take their weights from the training's own random state.
+    """
+    held = [
+        attributes
+        for m in vae.modules()
+        for attributes in (vars(m), m._modules, m._parameters, m._buffers)
+    ]
+    kept = [(attributes, dict(attributes)) for attributes in held]
+    values = [(buffer, buffer.clone()) for buffer in vae.buffers()]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
+def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size: int) -> None:
+    try:
+        apply_network(network, x, event_dim, frozen=True)
+    except ValueError as error:
+        # PyTorch has no class for this error.
+        if "more than 1 value per channel" not in str(error):
+            raise
+        name = "train to have" if size == 1 else "batch_size to be"
+        raise ValueError(
+            f"Expected {name} at least 2 rows for the batch norm of the {role}, got 1: one row "
+            f"has no variance"
+        ) from error
+
+
+def _present(vae: VAE, rows: Rows, count: int) -> Tensor:
+    """Returns the first rows, zero where a value is missing."""
+    x, mask = rows.x[:count], None if rows.mask is None else rows.mask[:count]
+    return fill(x, None if mask is None else expand_mask(mask, x, vae.event_shape))

@@ -1,0 +1,115 @@
+"""The state of a training, in a file without code."""
+
+import hashlib
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.files.atomic import write_whole
+from pyro_vae.files.untrusted import read_bytes
+
+__all__ = [
+    "fingerprint",
+    "load_state",
+    "save_state",
+]
+
+
+MOST_THREADS = 4096
+
+STATE = b"pyro_vae state 2 "
+
+DIGITS = 64
+"""The length of a checksum, in hexadecimal digits."""
+
+STATE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "weights": dict,
+    "optimizer": dict,
+    "lr_schedule": (dict, type(None)),
+    "order": Tensor,
+    "noise": Tensor,
+    "steps": int,
+    "fingerprint": dict,
+    "kept": dict,
+    "epoch": int,
+    "seconds": (int, float),
+    "best": (int, float),
+    "best_epoch": int,
+    "history": list,
+    "threads": int,
+}
+"""What the state of a training has to hold, and of which types."""
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Writes the state of a training, with a checksum, readable with ``weights_only=True``."""
+    inner = io.BytesIO()
+    torch.save(state, inner)
+    content = inner.getvalue()
+    write_whole(path, STATE + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what :func:`save_state` wrote, on the host.
+
+    Raises:
+        ValueError: If the file is damaged, or of another origin, or would run code.
+    """
+    content = read_bytes(path)
+    try:
+        written, content = _opened_state(content)
+        intact = written == hashlib.sha256(content).hexdigest()
+        state = _read_plain(content) if intact else {}
+    except Exception as error:
+        raise ValueError(
+            f"Expected the state of a training in {path}, got a damaged or foreign file "
+            f"({type(error).__name__})"
+        ) from None
+    if not intact:
+        raise ValueError(f"Expected {path} to match its checksum: the file is damaged")
+    return _check_state(state, path)
+
+
+def _opened_state(content: bytes) -> tuple[str, bytes]:
+    """Returns the checksum of a state and the bytes that it covers."""
+    if content.startswith(STATE):
+        start = len(STATE) + DIGITS
+        if content[start : start + 1] != b"\n":
+            raise ValueError("no checksum")
+        return content[len(STATE) : start].decode(), content[start + 1 :]
+    # The format before: a state within a state.
+    outer = _read_plain(content)
+    return outer["sha256"], outer["payload"].numpy().tobytes()
+
+
+def _read_plain(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _check_state(state: Any, path: Path) -> dict[str, Any]:
+    """Returns the state of a training, or raises a ``ValueError`` if it is that of none."""
+    for key, kind in STATE_KEYS.items():
+        value = state.get(key) if isinstance(state, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(
+                f"Expected the state of a training in {path}, got {value!r:.50} for its {key}"
+            )
+    if not 1 <= state["threads"] <= MOST_THREADS:
+        raise ValueError(
+            f"Expected the state of a training in {path}, got {state['threads']} threads"
+        )
+    return state
+
+
+def fingerprint(x: Tensor, **settings: Any) -> dict[str, Any]:
+    """Returns what has to be the same for a training to be continued."""
+    total = x.double().sum().item()
+    return {
+        "rows": list(x.shape),
+        "sum": total if math.isfinite(total) else str(total),
+        **settings,
+    }

@@ -1,0 +1,386 @@
+"""The two sides of a VAE, model and guide: Pyro functions over its parts."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.runtime import InferDict
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Likelihood, Posterior, Prior
+from pyro_vae.guard import guard_process_state
+from pyro_vae.masking import expand_mask, factorizes, fill, mask_elements, masked, split_mask
+from pyro_vae.networks import apply_network, eval_mode
+from pyro_vae.param_store import Scope
+from pyro_vae.validation import check_size, check_tensor, plain
+
+__all__ = ["Guide", "Model", "Parts", "Sizes", "check_input", "state_without_store", "told_apart"]
+
+NO_BATCH = torch.Size()
+
+
+class Sizes(NamedTuple):
+    """The sizes that all parts of a VAE share."""
+
+    event_shape: torch.Size
+    latent_dim: int
+    covariate_dim: int
+
+
+class Parts(NamedTuple):
+    """The parts that model and guide share."""
+
+    prior: Prior
+    posterior: Posterior
+    likelihood: Likelihood
+    encoder: nn.Module
+    decoder: nn.Module
+
+
+class Side(nn.Module):
+    """What model and guide share: the parts that each needs, and how the batch is opened."""
+
+    prior: Prior
+    posterior: Posterior
+    encoder: nn.Module
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without what Pyro's store leaves on parameters, a weak reference."""
+        return state_without_store(self)
+
+    def __init__(self, parts: Parts, sizes: Sizes, scope: Scope, plate: bool | None) -> None:
+        super().__init__()
+        self.scope = scope
+        self.plate = plate
+        self.event_shape, self.latent_dim, self.covariate_dim = sizes
+        self.take(parts)
+
+    def take(self, parts: Parts) -> None:
+        """Takes the parts that this side needs."""
+        self.prior = parts.prior
+
+    def encode(
+        self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
+    ) -> dist.TorchDistribution:
+        """Returns q(z given x)."""
+        check_trailing("x", x, self.event_shape)
+        self.check_covariates(covariates, x.shape[: x.dim() - len(self.event_shape)])
+        features = apply_network(self.encoder, x, len(self.event_shape), covariates, frozen=frozen)
+        check_trailing("the encoder's output", features, self.posterior.feature_shape)
+        return self.posterior(features)
+
+    def encode_in_eval_mode(
+        self, x: Tensor, covariates: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """Returns q(z given x) for inputs that must not enter running statistics."""
+        with eval_mode(self.encoder, self.posterior):
+            return self.encode(x, covariates, frozen=True)
+
+    def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
+        """Returns p(z)."""
+        self.check_covariates(covariates)
+        needs = getattr(self.prior, "uses_encoder", False)
+        return self.prior(covariates, encode=self.encode_in_eval_mode if needs else None)
+
+    def check_covariates(self, covariates: Tensor | None, batch: torch.Size = NO_BATCH) -> None:
+        """Raises a ``ValueError`` unless there are covariates just where they are expected.
+
+        Arguments:
+            covariates: The covariates, ``(*batch, covariate_dim)``.
+            batch: The shape that their batch shape has to be broadcastable with.
+        """
+        if covariates is None:
+            if self.covariate_dim:
+                raise ValueError(
+                    f"Expected covariates of shape (batch, {self.covariate_dim}), as "
+                    f"covariate_dim={self.covariate_dim} says, got None"
+                )
+            return
+        check_input("covariates", covariates, self)
+        if not covariates.dim() or covariates.shape[-1] != self.covariate_dim:
+            raise ValueError(
+                f"Expected covariates to have {self.covariate_dim} features (covariate_dim), got a "
+                f"tensor of shape {tuple(covariates.shape)}"
+            )
+        pairs = zip(reversed(batch), reversed(covariates.shape[:-1]), strict=False)
+        if not all(1 in pair or pair[0] == pair[1] for pair in pairs):
+            raise ValueError(
+                f"Expected covariates of batch shape {tuple(batch)}, got a tensor of shape "
+                f"{tuple(covariates.shape)}"
+            )
+
+    def check(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Raises a ``ValueError`` for data that cannot be scored."""
+        check_tensor("x", x)
+        check_place("x", x, self)
+        check_trailing("x", x, self.event_shape)
+        if x.numel() == 0:
+            raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"Expected x to be a floating-point tensor, got {x.dtype}: convert it, x.float()"
+            )
+        if mask is not None:
+            x = fill(x, expand_mask(mask, x, self.event_shape))
+        missing = torch.isnan(x)
+        if bool(missing.any()):
+            raise ValueError(
+                f"Expected x to have no NaN, got {int(missing.sum())}: declare missing values by "
+                f"mask, which is True where a value is observed"
+            )
+        if bool(torch.isinf(x).any()):
+            raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
+        check_dtype("x", x, self)
+
+    def observed(
+        self, x: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns the data, zero where missing, and the masks of rows and of elements."""
+        rows, elements = split_mask(mask, x, self.event_shape)
+        if x is None:
+            return None, rows, None
+        if is_validation_enabled():
+            self.check(x, mask)
+        return fill(x, elements), rows, elements
+
+    def site(self, role: str, suffix: str | int | None) -> str:
+        """Returns the name of a site of one call."""
+        suffix = plain(suffix)
+        usable = isinstance(suffix, (str, int)) and not isinstance(suffix, bool) and suffix != ""
+        if suffix is not None and not usable:
+            raise ValueError(
+                f"Expected suffix to be a non-empty string or an integer, got {suffix!r}"
+            )
+        name = f"{self.scope.name}.{role}"
+        return name if suffix is None else f"{name}_{suffix}"
+
+    def opened(
+        self,
+        x: Tensor | None,
+        covariates: Tensor | None,
+        data_size: int | None,
+        n: int,
+        suffix: str | int | None,
+    ) -> AbstractContextManager:
+        """Opens the plate over the batch, or nothing where the caller owns the plates."""
+        n = check_size("n", n, least=1)
+        if self.plate is None:
+            if data_size is not None or n != 1:
+                raise ValueError(
+                    f"Expected neither data_size nor n with plate=None, where the caller's plates "
+                    f"say both, got {data_size=}, {n=}"
+                )
+            return nullcontext()
+        size = self.batch_size(x, covariates, n)
+        name = self.site("data", suffix)
+        if data_size is None:
+            return pyro.plate(name, size, dim=-1)
+        data_size = check_size("data_size", data_size, least=1)
+        if data_size < size:
+            raise ValueError(
+                f"Expected data_size to be at least the batch's {size} rows, got {data_size}"
+            )
+        # Which rows these are is the caller's affair; only their number sets the scale.
+        return pyro.plate(name, data_size, subsample=torch.arange(size), dim=-1)
+
+    def batch_size(self, x: Tensor | None, covariates: Tensor | None, n: int) -> int:
+        """Returns the number of rows."""
+        if x is not None:
+            if x.dim() != len(self.event_shape) + 1:
+                raise ValueError(
+                    f"Expected x of shape (batch, {', '.join(map(str, self.event_shape))}), got "
+                    f"{tuple(x.shape)}: for other batches make the VAE with plate=None and open "
+                    f"the plates yourself"
+                )
+            if covariates is not None and covariates.shape[:-1] not in ((), (1,), x.shape[:1]):
+                raise ValueError(
+                    f"Expected covariates of {x.shape[0]} rows, as x has, got a tensor of shape "
+                    f"{tuple(covariates.shape)}"
+                )
+            return x.shape[0]
+        if covariates is not None and covariates.dim() > 1:
+            if n not in (1, covariates.shape[0]):
+                raise ValueError(
+                    f"Expected n to be the {covariates.shape[0]} rows of covariates, got {n}"
+                )
+            return covariates.shape[0]
+        return n
+
+
+class Model(Side):
+    """The generative model, p(z) p(x given z), as a Pyro function."""
+
+    likelihood: Likelihood
+    decoder: nn.Module
+
+    def take(self, parts: Parts) -> None:
+        """Takes the parts of the generative model, the encoder only if the prior is made of it."""
+        super().take(parts)
+        self.decoder = parts.decoder
+        self.likelihood = parts.likelihood
+        if getattr(parts.prior, "uses_encoder", False):
+            self.encoder = parts.encoder
+            self.posterior = parts.posterior
+        else:
+            self._modules.pop("encoder", None)
+            self._modules.pop("posterior", None)
+
+    def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
+        """Returns p(x given z)."""
+        check_trailing("z", z, torch.Size((self.latent_dim,)))
+        self.check_covariates(covariates, z.shape[:-1])
+        features = apply_network(self.decoder, z, 1, covariates)
+        check_trailing("the decoder's output", features, self.likelihood.feature_shape)
+        return self.likelihood(features)
+
+    def check(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Raises a ``ValueError`` for data that cannot be scored."""
+        super().check(x, mask)
+        if mask is not None:
+            x = fill(x, expand_mask(mask, x, self.event_shape))
+        supported = getattr(self.likelihood, "check", None)
+        if supported is not None:
+            supported(x)
+
+    @guard_process_state
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        data_size: int | None = None,
+        n: int = 1,
+        suffix: str | int | None = None,
+        infer: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Samples z and x, or z and scores x; returns z."""
+        x, rows, elements = self.observed(x, mask)
+        self.scope.announce(self)
+        with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
+            prior = self.prior_distribution(covariates)
+            z = pyro.sample(self.site("z", suffix), prior, infer=checked_infer(infer))
+            p = self.decode(z, covariates)
+            if elements is not None and (rows is None or factorizes(p)):
+                p = mask_elements(p, elements)
+            pyro.sample(self.site("x", suffix), p, obs=x)
+        return z
+
+
+class Guide(Side):
+    """The amortized posterior, q(z given x), as a Pyro function."""
+
+    def take(self, parts: Parts) -> None:
+        """Takes the parts of the posterior, and the prior for where there are no data."""
+        super().take(parts)
+        self.encoder = parts.encoder
+        self.posterior = parts.posterior
+
+    @guard_process_state
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        data_size: int | None = None,
+        n: int = 1,
+        suffix: str | int | None = None,
+        infer: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Samples z from the posterior, or from the prior where there is no x; returns z."""
+        x, rows, _ = self.observed(x, mask)
+        # First of all, as this finds out about another VAE of the same name.
+        self.scope.announce(self)
+        with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
+            return self.draw(x, covariates, suffix, infer)
+
+    def draw(
+        self,
+        x: Tensor | None,
+        covariates: Tensor | None,
+        suffix: str | int | None = None,
+        infer: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Samples z within whatever plates and masks are open."""
+        q = self.distribution(x, covariates)
+        return pyro.sample(self.site("z", suffix), q, infer=checked_infer(infer))
+
+    def distribution(self, x: Tensor | None, covariates: Tensor | None) -> dist.TorchDistribution:
+        """Returns the posterior, or the prior where there is no x."""
+        return self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
+
+
+def checked_infer(infer: dict[str, Any] | None) -> InferDict | None:
+    """Returns what a site is told, or raises a ``ValueError``."""
+    if infer is not None and not isinstance(infer, dict):
+        raise ValueError(f"Expected infer to be a dict or None, got {infer!r}")
+    return cast(InferDict | None, infer)
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Says what to do about two calls in one trace, where Pyro only says that a name is taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Pyro has no class for this error.
+        if "Multiple sample sites named" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected calls of one VAE in one trace to be told apart by suffix=, as in "
+            f"vae.model(x, suffix=0), got two alike: {error}"
+        ) from error
+
+
+def check_input(name: str, x: Any, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless an input is a tensor with rows, of the weights' dtype."""
+    check_tensor(name, x)
+    if not x.numel():
+        raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
+    check_place(name, x, module)
+    check_dtype(name, x, module)
+
+
+def check_place(name: str, x: Tensor, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless a tensor is dense and on the device of a module's weights."""
+    if x.layout != torch.strided:
+        raise ValueError(
+            f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()"
+        )
+    own = next((p.device for p in module.parameters()), x.device)
+    if x.device != own:
+        raise ValueError(
+            f"Expected {name} on the device of the VAE's weights, {own}, got {x.device}: move one "
+            f"of them, {name}.to('{own}') or vae.to('{x.device}')"
+        )
+
+
+def check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless a tensor has the dtype of a module's weights."""
+    own = next((p.dtype for p in module.parameters()), x.dtype)
+    if x.dtype != own:
+        raise ValueError(
+            f"Expected {name} of the dtype of the VAE's weights, {own}, got {x.dtype}: convert "
+            f"one of them, {name}.to({own}) or vae.to({x.dtype})"
+        )
+
+
+def check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:
+    """Raises a ``ValueError`` unless a tensor's shape ends in ``shape``."""
+    if value.shape[max(value.dim() - len(shape), 0) :] != shape:
+        raise ValueError(
+            f"Expected {what} to have shape (*batch, {', '.join(map(str, shape))}), got "
+            f"{tuple(value.shape)}"
+        )
+
+
+def state_without_store(module: nn.Module) -> dict[str, Any]:
+    """Returns a module's state, its parameters freed of what Pyro's store has left on them."""
+    for parameter in module.parameters():
+        vars(parameter).pop("unconstrained", None)
+    return vars(module).copy()
