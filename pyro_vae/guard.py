@@ -11,13 +11,13 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 __all__ = ["guard_process_state"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _lock = threading.RLock()
 
 
-def guard_process_state(function: Callable[P, T]) -> Callable[P, T]:
+def guard_process_state(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Makes a function safe in threads and under ``torch.autocast``.
 
     Pyro's handler stack and PyTorch's random state belong to the process, so that two threads that
@@ -46,7 +46,7 @@ def guard_process_state(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if torch.compiler.is_dynamo_compiling():
             # What is compiled has no handlers left, and Dynamo knows no locks.
             return function(*args, **kwargs)

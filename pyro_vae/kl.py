@@ -23,37 +23,37 @@ from pyro_vae.validation import describe_value
 
 __all__ = ["closed_form"]
 
-TRUSTED = ("torch.distributions.", "pyro.distributions.", "pyro_vae.distributions.")
+_TRUSTED = ("torch.distributions.", "pyro.distributions.", "pyro_vae.distributions.")
 
-D = torch.distributions
+_D = torch.distributions
 
-INVERSE = type(D.ExpTransform().inv)
+INVERSE = type(_D.ExpTransform().inv)
 """The private class of inverse transforms, whose name other libraries change."""
 
-ENDS = "PyTorch's formula is infinite where both supports end at the same point"
-EDGES = "PyTorch's formula is not finite for probabilities of zero and one"
-SLOPE = "the gradient of PyTorch's formula is NaN where both supports end at the same point"
-ZERO = "PyTorch's formula is not the divergence for a rate of zero"
+_ENDS = "PyTorch's formula is infinite where both supports end at the same point"
+_EDGES = "PyTorch's formula is not finite for probabilities of zero and one"
+_SLOPE = "the gradient of PyTorch's formula is NaN where both supports end at the same point"
+_ZERO = "PyTorch's formula is not the divergence for a rate of zero"
 
-REFUSED: dict[tuple[type[Distribution], type[Distribution]], str] = {
-    (D.Uniform, D.ContinuousBernoulli): ENDS,
-    (D.ContinuousBernoulli, D.Uniform): ENDS,
-    (D.Uniform, D.Beta): SLOPE,
-    (D.Uniform, D.Gamma): SLOPE,
-    (D.Geometric, D.Geometric): EDGES,
-    (D.Binomial, D.Binomial): EDGES,
-    (D.Bernoulli, D.Poisson): ZERO,
-    (D.Poisson, D.Bernoulli): ZERO,
-    (D.Poisson, D.Binomial): ZERO,
-    (D.Wishart, D.Wishart): "PyTorch's formula has no gradient by the first distribution",
+_REFUSED: dict[tuple[type[Distribution], type[Distribution]], str] = {
+    (_D.Uniform, _D.ContinuousBernoulli): _ENDS,
+    (_D.ContinuousBernoulli, _D.Uniform): _ENDS,
+    (_D.Uniform, _D.Beta): _SLOPE,
+    (_D.Uniform, _D.Gamma): _SLOPE,
+    (_D.Geometric, _D.Geometric): _EDGES,
+    (_D.Binomial, _D.Binomial): _EDGES,
+    (_D.Bernoulli, _D.Poisson): _ZERO,
+    (_D.Poisson, _D.Bernoulli): _ZERO,
+    (_D.Poisson, _D.Binomial): _ZERO,
+    (_D.Wishart, _D.Wishart): "PyTorch's formula has no gradient by the first distribution",
     (dist.Delta, Distribution): "a point mass has no divergence from a density",
 }
 """Pairs of the registry that are not used, and why."""
 
-GAUSSIAN = (D.Normal, D.MultivariateNormal, D.LowRankMultivariateNormal)
+_GAUSSIAN = (_D.Normal, _D.MultivariateNormal, _D.LowRankMultivariateNormal)
 """Classes whose formulas broadcast batch shapes."""
 
-WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+_WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
 def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
@@ -83,23 +83,23 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
         return None, f"event shapes differ, {tuple(q.event_shape)} and {tuple(p.event_shape)}"
     doubts = [
         _doubt_of_batches(q, p),
-        doubt(q),
-        doubt(p),
-        doubt_of_pair(q, p),
-        doubt_of_masks(q, p),
-        doubt_of_transforms(q, p),
+        _doubt(q),
+        _doubt(p),
+        _doubt_of_pair(q, p),
+        _doubt_of_masks(q, p),
+        _doubt_of_transforms(q, p),
     ]
     for reason in filter(None, doubts):
         return None, reason
-    pair = f"{core_name(q)} and {core_name(p)}"
-    formula = full_to_independent if is_full_to_independent(q, p) else _divergence
-    kl = attempt(formula, q, p)
+    pair = f"{_core_name(q)} and {_core_name(p)}"
+    formula = _full_to_independent if _is_full_to_independent(q, p) else _divergence
+    kl = _attempt(formula, q, p)
     if kl is None:
         return None, f"no closed form is known for {pair}"
     return kl, f"closed form for {pair}"
 
 
-def attempt(formula: Callable[..., Tensor], q: Distribution, p: Distribution) -> Tensor | None:
+def _attempt(formula: Callable[..., Tensor], q: Distribution, p: Distribution) -> Tensor | None:
     """Returns the divergence, or ``None`` where the registry has no formula for this pair."""
     try:
         return formula(*_same_batch(q, p))
@@ -110,26 +110,26 @@ def attempt(formula: Callable[..., Tensor], q: Distribution, p: Distribution) ->
 def layers(d: Distribution) -> list[Distribution]:
     """Returns a distribution and what it wraps, outermost first."""
     found = [d]
-    while isinstance(found[-1], WRAPPERS):
+    while isinstance(found[-1], _WRAPPERS):
         found.append(found[-1].base_dist)
     return found
 
 
-def core_name(d: Distribution) -> str:
+def _core_name(d: Distribution) -> str:
     """Returns the name of the class inside all wrappers."""
     return type(layers(d)[-1]).__name__
 
 
-def trusted(part: object) -> bool:
+def _trusted(part: object) -> bool:
     """Tells whether a formula was written for this very class."""
-    return f"{type(part).__module__}.".startswith(TRUSTED)
+    return f"{type(part).__module__}.".startswith(_TRUSTED)
 
 
-def doubt(d: Distribution) -> str | None:
+def _doubt(d: Distribution) -> str | None:
     """Returns why the registry's formulas may not hold for a distribution, if they may not."""
     found = layers(d)
     for layer in found:
-        if not trusted(layer):
+        if not _trusted(layer):
             name = type(layer).__name__
             return f"{name} is a class of its own, whose density may not be its parent's"
     core = found[-1]
@@ -139,19 +139,19 @@ def doubt(d: Distribution) -> str | None:
         if not transform.bijective:
             name = type(transform).__name__
             return f"{name} is not bijective, so that the KL of what it maps is only a bound"
-    return doubt(core.base_dist)
+    return _doubt(core.base_dist)
 
 
-def doubt_of_pair(q: Distribution, p: Distribution) -> str | None:
+def _doubt_of_pair(q: Distribution, p: Distribution) -> str | None:
     """Returns why the registry's formula for two classes is refused, if it is."""
     for a, b in _levels(q, p):
-        for (first, second), reason in REFUSED.items():
+        for (first, second), reason in _REFUSED.items():
             if isinstance(a, first) and isinstance(b, second):
                 return reason
     return None
 
 
-def doubt_of_masks(q: Distribution, p: Distribution) -> str | None:
+def _doubt_of_masks(q: Distribution, p: Distribution) -> str | None:
     """Returns that the two are masked differently, where the registry would join the masks."""
     masks = [
         [layer._mask for layer in layers(d) if isinstance(layer, dist.MaskedDistribution)]
@@ -163,7 +163,7 @@ def doubt_of_masks(q: Distribution, p: Distribution) -> str | None:
     return None if same else "the two are masked differently"
 
 
-def doubt_of_transforms(q: Distribution, p: Distribution) -> str | None:
+def _doubt_of_transforms(q: Distribution, p: Distribution) -> str | None:
     """Returns that a user's transform may only look like the other's, if it may.
 
     The registry takes transforms of equal values for one map, whose gradient is then zero. That of
@@ -174,7 +174,7 @@ def doubt_of_transforms(q: Distribution, p: Distribution) -> str | None:
         for first, second in zip(*chains, strict=False):
             for transform in (first, second) if first is not second else ():
                 name = type(transform).__name__
-                if not trusted(transform):
+                if not _trusted(transform):
                     return f"{name} is a class of its own, whose map may not be its parent's"
                 if any(value.requires_grad for value in _tensors(transform)):
                     return f"{name} is trained, and not the same object for both"
@@ -185,7 +185,7 @@ def _levels(q: Distribution, p: Distribution) -> Iterator[tuple[Any, Any]]:
     """Yields the pair inside all wrappers, then those that transforms are applied to."""
     a, b = layers(q)[-1], layers(p)[-1]
     yield a, b
-    if isinstance(a, D.TransformedDistribution) and isinstance(b, D.TransformedDistribution):
+    if isinstance(a, _D.TransformedDistribution) and isinstance(b, _D.TransformedDistribution):
         yield from _levels(a.base_dist, b.base_dist)
 
 
@@ -198,7 +198,7 @@ def _tensors(part: object) -> Iterator[Tensor]:
     elif isinstance(part, (list, tuple)):
         for item in part:
             yield from _tensors(item)
-    elif isinstance(part, (D.Transform, Distribution)):
+    elif isinstance(part, (_D.Transform, Distribution)):
         for name, value in vars(part).items():
             # The cache holds arguments, and the inverse refers back.
             if name != "_cached_x_y" and not (name == "_inv" and not isinstance(part, INVERSE)):
@@ -213,7 +213,7 @@ def _doubt_of_batches(q: Distribution, p: Distribution) -> str | None:
 
 def _same_batch(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
     """Returns both with one batch shape, as formulas need that assign by index."""
-    gaussian = all(isinstance(layers(d)[-1], GAUSSIAN) for d in (q, p))
+    gaussian = all(isinstance(layers(d)[-1], _GAUSSIAN) for d in (q, p))
     if q.batch_shape == p.batch_shape or gaussian:
         return q, p
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
@@ -222,23 +222,23 @@ def _same_batch(q: Distribution, p: Distribution) -> tuple[Distribution, Distrib
 
 def _divergence(q: Any, p: Any) -> Tensor:
     """Returns the registry's divergence, with formulas of discrete classes replaced."""
-    if not isinstance(layers(q)[-1], (*OWN, D.OneHotCategorical)):
+    if not isinstance(layers(q)[-1], (*_OWN, _D.OneHotCategorical)):
         return kl_divergence(q, p)
-    if isinstance(q, D.Independent) and isinstance(p, D.Independent):
+    if isinstance(q, _D.Independent) and isinstance(p, _D.Independent):
         ndims = q.reinterpreted_batch_ndims
         if ndims == p.reinterpreted_batch_ndims:
             return sum_rightmost(_divergence(q.base_dist, p.base_dist), ndims)
     if isinstance(q, dist.MaskedDistribution) and isinstance(p, dist.MaskedDistribution):
         return scale_and_mask(_divergence(q.base_dist, p.base_dist), mask=q._mask)
-    if isinstance(q, D.OneHotCategorical) and isinstance(p, D.OneHotCategorical):
+    if isinstance(q, _D.OneHotCategorical) and isinstance(p, _D.OneHotCategorical):
         return _categorical(q._categorical, p._categorical)
-    for kind, formula in OWN.items():
+    for kind, formula in _OWN.items():
         if isinstance(q, kind) and isinstance(p, kind):
             return formula(q, p)
     return kl_divergence(q, p)
 
 
-def _bernoulli(q: D.Bernoulli, p: D.Bernoulli) -> Tensor:
+def _bernoulli(q: _D.Bernoulli, p: _D.Bernoulli) -> Tensor:
     """Returns the divergence by logits, as probabilities round to zero or one."""
     if _is_given_by_probs(p):
         return kl_divergence(q, p)
@@ -246,7 +246,7 @@ def _bernoulli(q: D.Bernoulli, p: D.Bernoulli) -> Tensor:
     return q.probs * log_odds[0] + (1 - q.probs) * log_odds[1]
 
 
-def _categorical(q: D.Categorical, p: D.Categorical) -> Tensor:
+def _categorical(q: _D.Categorical, p: _D.Categorical) -> Tensor:
     """Returns the divergence by logits, as probabilities round to zero."""
     if _is_given_by_probs(p):
         return kl_divergence(q, p)
@@ -255,7 +255,7 @@ def _categorical(q: D.Categorical, p: D.Categorical) -> Tensor:
     return torch.where(possible, terms, 0.0).sum(-1)
 
 
-def _poisson(q: D.Poisson, p: D.Poisson) -> Tensor:
+def _poisson(q: _D.Poisson, p: _D.Poisson) -> Tensor:
     """Returns the divergence, which is also defined for a rate of zero."""
     positive = q.rate > 0
     # Safe values, as torch.where passes NaN to the gradient of the branch that it drops.
@@ -268,14 +268,14 @@ def _is_given_by_probs(d: Any) -> bool:
     return d._param is vars(d).get("probs")
 
 
-OWN: dict[type[Distribution], Callable[[Any, Any], Tensor]] = {
-    D.Bernoulli: _bernoulli,
-    D.Categorical: _categorical,
-    D.Poisson: _poisson,
+_OWN: dict[type[Distribution], Callable[[Any, Any], Tensor]] = {
+    _D.Bernoulli: _bernoulli,
+    _D.Categorical: _categorical,
+    _D.Poisson: _poisson,
 }
 
 
-def is_full_to_independent(q: Distribution, p: Distribution) -> bool:
+def _is_full_to_independent(q: Distribution, p: Distribution) -> bool:
     """Tells whether this is a multivariate normal against independent normals."""
     return (
         isinstance(q, torch.distributions.MultivariateNormal)
@@ -286,7 +286,7 @@ def is_full_to_independent(q: Distribution, p: Distribution) -> bool:
 
 
 @register_kl(FullNormal, torch.distributions.Independent)
-def full_to_independent(
+def _full_to_independent(
     q: torch.distributions.MultivariateNormal, p: torch.distributions.Independent
 ) -> Tensor:
     r"""Returns the divergence of a multivariate normal from independent normals.
@@ -295,7 +295,7 @@ def full_to_independent(
         \mathrm{KL} = \tfrac12 \sum_d \left[ \frac{\Sigma_{dd} + (\mu_d - m_d)^2}{s_d^2} - 1
         + \log s_d^2 \right] - \sum_d \log L_{dd}, \qquad \Sigma = L L^\top
     """
-    if not is_full_to_independent(q, p) or doubt(q) or doubt(p):
+    if not _is_full_to_independent(q, p) or _doubt(q) or _doubt(p):
         raise NotImplementedError
     m, s = p.base_dist.loc, p.base_dist.scale
     tril = q.scale_tril

@@ -20,14 +20,14 @@ def split_mask(
     """
     if mask is None:
         return None, None
-    check_mask(mask)
+    _check_mask(mask)
     if x is None:
         return mask, None
     elements = expand_mask(mask, x, event_shape)
     return (None, elements) if mask.dim() == x.dim() else (mask, elements)
 
 
-def check_mask(mask: Tensor) -> None:
+def _check_mask(mask: Tensor) -> None:
     """Raises a ``ValueError`` unless a mask is a boolean tensor."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -36,7 +36,7 @@ def check_mask(mask: Tensor) -> None:
 
 def expand_mask(mask: Tensor, x: Tensor, event_shape: torch.Size) -> Tensor:
     """Returns a mask of the shape of ``x``, from one of that shape or of its batch."""
-    check_mask(mask)
+    _check_mask(mask)
     batch = x.shape[: x.dim() - len(event_shape)]
     if mask.shape == batch:
         return mask.reshape(*batch, *(1 for _ in event_shape)).expand(x.shape)

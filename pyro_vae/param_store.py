@@ -16,10 +16,10 @@ from torch import nn
 
 __all__ = ["Scope", "remove"]
 
-DIVIDER = "$$$"
+_DIVIDER = "$$$"
 """What Pyro puts between the name of a module and that of its parameter."""
 
-TAG = "_pyro_vae_scope"
+_TAG = "_pyro_vae_scope"
 """The key under which a param message says which VAE it comes from."""
 
 _owners: "weakref.WeakValueDictionary[str, Scope]" = weakref.WeakValueDictionary()
@@ -43,9 +43,9 @@ class Scope:
     """
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not name or DIVIDER in name:
+        if not isinstance(name, str) or not name or _DIVIDER in name:
             raise ValueError(
-                f"Expected name to be a non-empty string without {DIVIDER!r}, got {name!r}"
+                f"Expected name to be a non-empty string without {_DIVIDER!r}, got {name!r}"
             )
         self.name = name
         self._entries: dict[str, weakref.ref[nn.Parameter]] = {}
@@ -72,9 +72,9 @@ class Scope:
                 parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
         enter = self._store if captured and not local else self._send
         for name, parameter in module.named_parameters():
-            full = f"{self.name}{DIVIDER}{name}"
+            full = f"{self.name}{_DIVIDER}{name}"
             if parameter.requires_grad and enter(full, parameter) is not parameter:
-                check_not_replaced(full)
+                _check_not_replaced(full)
         if captured:
             self._remove_other_names()
 
@@ -83,7 +83,7 @@ class Scope:
         traces = [h.trace for h in _PYRO_STACK if isinstance(h, TraceMessenger)]
         if any(self._stranger(trace, full) for trace in traces):
             raise ValueError(self._clash())
-        return _message(parameter, name=full, infer={TAG: weakref.ref(self)})
+        return _message(parameter, name=full, infer={_TAG: weakref.ref(self)})
 
     def _remove_other_names(self) -> None:
         """Leaves each parameter in the store under the VAE's name alone.
@@ -94,7 +94,7 @@ class Scope:
         for full, entry in self._entries.items():
             parameter = entry()
             if parameter is not None:
-                remove_other(pyro.get_param_store(), full, parameter)
+                _remove_other(pyro.get_param_store(), full, parameter)
 
     def rename(self, name: str) -> None:
         """Gives the VAE another name, and takes what stands in the store under the old one away."""
@@ -110,7 +110,7 @@ class Scope:
         if full not in trace:
             return False
         infer: Any = trace.nodes[full]["infer"]
-        tag = (infer or {}).get(TAG)
+        tag = (infer or {}).get(_TAG)
         return tag is not None and tag() is not self
 
     def _store(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
@@ -127,16 +127,16 @@ class Scope:
                 )
             remove(store, full)
         self._entries[full] = weakref.ref(parameter)
-        remove_other(store, full, parameter)
+        _remove_other(store, full, parameter)
         return pyro.param(full, parameter)
 
     def _claim(self, store: ParamStoreDict) -> None:
         """Takes the name, unless another living VAE has entries under it."""
         if _owners.get(self.name) is self:
             return
-        if held(self.name, store):
+        if _held(self.name, store):
             gc.collect()
-        if held(self.name, store):
+        if _held(self.name, store):
             raise ValueError(self._clash())
         _owners[self.name] = self
         if self._finalizer is None:
@@ -156,7 +156,7 @@ def _message(parameter: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
-def check_not_replaced(full: str) -> None:
+def _check_not_replaced(full: str) -> None:
     """Raises a ``ValueError`` where a handler has put a value into a parameter's place.
 
     The networks would go on with the parameter, as they do rightly where Pyro's compiler traces.
@@ -170,7 +170,7 @@ def check_not_replaced(full: str) -> None:
             )
 
 
-def held(name: str, store: ParamStoreDict) -> bool:
+def _held(name: str, store: ParamStoreDict) -> bool:
     """Tells whether a living VAE has entries in the store under this name."""
     owner = _owners.get(name)
     return owner is not None and any(
@@ -186,13 +186,13 @@ def _forget(entries: "dict[str, weakref.ref[nn.Parameter]]") -> None:
             remove(store, name)
 
 
-def remove_other(store: ParamStoreDict, full: str, parameter: nn.Parameter) -> None:
+def _remove_other(store: ParamStoreDict, full: str, parameter: nn.Parameter) -> None:
     """Removes the entry of a parameter under a name that no VAE has given it.
 
     Such an entry would outlive the VAE.
     """
     name = store._param_to_name.get(parameter, full)
-    if name != full and name.partition(DIVIDER)[0] not in _owners:
+    if name != full and name.partition(_DIVIDER)[0] not in _owners:
         remove(store, name)
 
 

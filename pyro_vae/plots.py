@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["curves", "images", "latent", "lines", "rates", "reconstructions", "samples"]
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 INK, GREY, LIGHT, BLUE, ORANGE = "#30353d", "#b4bac4", "#e6e8ec", "#2c6fbb", "#d9661f"
-MISSING = (0.93, 0.62, 0.55)  # A colour that no grey scale holds, for pixels that are NaN.
+_MISSING = (0.93, 0.62, 0.55)  # A colour that no grey scale holds, for pixels that are NaN.
 MAX_KINDS = 20  # As many as colours can tell apart.
 
 
@@ -39,14 +39,14 @@ def images(x: ArrayLike, *, columns: int | None = None, ax: Axes | None = None) 
         >>> images(np.zeros((6, 1, 8, 8))).images[0].get_array().shape
         (17, 26, 4)
     """
-    tiles = as_tiles("x", x)
+    tiles = _as_tiles("x", x)
     default = min(len(tiles), int(np.ceil(np.sqrt(1.5 * len(tiles)))))
     columns = default if columns is None else columns
     if not isinstance(columns, Integral) or columns is True or columns < 1:
         raise ValueError(f"Expected columns to be a positive integer, got {columns!r}")
     columns = int(columns)
-    ax = new_axes(0.7 * columns, 0.7 * -(-len(tiles) // columns)) if ax is None else ax
-    ax.imshow(mosaic(tiles, columns))
+    ax = _new_axes(0.7 * columns, 0.7 * -(-len(tiles) // columns)) if ax is None else ax
+    ax.imshow(_mosaic(tiles, columns))
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax
@@ -68,7 +68,7 @@ def reconstructions(x: ArrayLike, reconstructed: ArrayLike, *, ax: Axes | None =
     Raises:
         ValueError: If either is not images or the two differ in shape.
     """
-    above, below = as_tiles("x", x), as_tiles("reconstructed", reconstructed)
+    above, below = _as_tiles("x", x), _as_tiles("reconstructed", reconstructed)
     if above.shape != below.shape:
         shapes = f"{np.shape(x)}, got {np.shape(reconstructed)}"
         raise ValueError(f"Expected reconstructed of the shape of x, {shapes}")
@@ -98,16 +98,16 @@ def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None
         >>> latent(np.eye(4, 2), labels=[0, 0, 1, 1]).get_xlabel()
         '$z_1$'
     """
-    z = as_numbers("codes", codes)
+    z = _as_numbers("codes", codes)
     if z.ndim != 2 or 0 in z.shape or not np.isfinite(z).all():
         got = f"{z.shape}, {np.count_nonzero(~np.isfinite(z))} values not finite"
         raise ValueError(f"Expected finite codes of shape (N, latent_dim), got {got}")
     kinds = None if labels is None else np.asarray(labels)
     if kinds is not None and kinds.shape != z.shape[:1]:
         raise ValueError(f"Expected labels of shape {z.shape[:1]}, got {kinds.shape}")
-    points, x_label, y_label = plane(z)
-    ax = new_axes(5.6, 4.4) if ax is None else ax
-    scatter(ax, points, kinds)
+    points, x_label, y_label = _plane(z)
+    ax = _new_axes(5.6, 4.4) if ax is None else ax
+    _scatter(ax, points, kinds)
     ax.set_aspect("equal" if y_label else "auto", adjustable="datalim")
     ax.yaxis.set_visible(bool(y_label))
     return tidy(ax, xlabel=x_label, ylabel=y_label)
@@ -134,7 +134,7 @@ def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) ->
             raise ValueError(
                 f"Expected each row of history to have epoch and train_objective, got {row!r}"
             )
-    ax = new_axes(5.6, 3.6) if ax is None else ax
+    ax = _new_axes(5.6, 3.6) if ax is None else ax
     epochs = np.array([row["epoch"] for row in history])
     dot = "o" if len(epochs) == 1 else ""
     train = np.array([row["train_objective"] for row in history])
@@ -170,7 +170,7 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
     """
     if not isinstance(series, Mapping):
         raise ValueError(f"Expected series to be values by name, got {type(series).__name__}")
-    ax = new_axes(5.6, 3.6) if ax is None else ax
+    ax = _new_axes(5.6, 3.6) if ax is None else ax
     for (name, values), colour in zip(series.items(), (BLUE, ORANGE, INK, GREY), strict=False):
         if len(values) != np.size(x):
             raise ValueError(f"Expected {np.size(x)} values of {name!r}, got {len(values)}")
@@ -193,10 +193,10 @@ def rates(
     Raises:
         ValueError: If there is no dimension or the shape has more than one axis.
     """
-    kl = as_numbers("kl_per_dimension", kl_per_dimension)
+    kl = _as_numbers("kl_per_dimension", kl_per_dimension)
     if kl.ndim != 1 or not kl.size:
         raise ValueError(f"Expected kl_per_dimension of shape (latent_dim,), got {kl.shape}")
-    ax = new_axes(5.6, 3.6) if ax is None else ax
+    ax = _new_axes(5.6, 3.6) if ax is None else ax
     order, place = np.argsort(-kl, kind="stable"), np.arange(len(kl))
     used = np.ones(len(kl), bool) if active is None else np.asarray(active)
     if used.shape != kl.shape or used.dtype != bool:
@@ -216,7 +216,7 @@ def rates(
     return tidy(ax, xlabel="latent dimension", ylabel="KL, nats per datum")
 
 
-def new_axes(width: float, height: float) -> Axes:
+def _new_axes(width: float, height: float) -> Axes:
     """Returns the axes of a figure, sized in inches, that pyplot does not know."""
     return Figure(figsize=(max(width, 2), max(height, 1)), layout="constrained").add_subplot()
 
@@ -231,7 +231,7 @@ def tidy(ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
     return ax
 
 
-def as_numbers(name: str, x: ArrayLike) -> Array:
+def _as_numbers(name: str, x: ArrayLike) -> _Array:
     """Returns an array of numbers, or raises a ``ValueError``."""
     try:
         return np.asarray(x, dtype=float)
@@ -241,9 +241,9 @@ def as_numbers(name: str, x: ArrayLike) -> Array:
         ) from error
 
 
-def as_tiles(name: str, x: ArrayLike) -> Array:
+def _as_tiles(name: str, x: ArrayLike) -> _Array:
     """Returns images as ``(N, H, W, 3)``, in [0, 1] or NaN."""
-    found = as_numbers(name, x)
+    found = _as_numbers(name, x)
     found = found[:, None] if found.ndim == 3 else found
     if found.ndim != 4 or found.shape[1] not in (1, 3) or 0 in found.shape:
         raise ValueError(f"Expected {name} of shape (N[, 1 or 3], H, W), got {np.shape(x)}")
@@ -251,7 +251,7 @@ def as_tiles(name: str, x: ArrayLike) -> Array:
     return np.broadcast_to(last, (*last.shape[:-1], 3))
 
 
-def mosaic(tiles: Array, columns: int) -> Array:
+def _mosaic(tiles: _Array, columns: int) -> _Array:
     """Returns one image of many, ``(height, width, 4)``, transparent between them."""
     gap = max(1, round(max(tiles.shape[1:3]) / 14))
     height, width = tiles.shape[1] + gap, tiles.shape[2] + gap
@@ -259,12 +259,12 @@ def mosaic(tiles: Array, columns: int) -> Array:
     for index, tile in enumerate(tiles):
         top, left = index // columns * height, index % columns * width
         part = found[top : top + tile.shape[0], left : left + tile.shape[1]]
-        part[..., :3] = np.where(np.isnan(tile).any(-1, keepdims=True), MISSING, tile)
+        part[..., :3] = np.where(np.isnan(tile).any(-1, keepdims=True), _MISSING, tile)
         part[..., 3] = 1
     return found[:-gap, :-gap]
 
 
-def plane(z: Array) -> tuple[Array, str, str]:
+def _plane(z: _Array) -> tuple[_Array, str, str]:
     """Returns points of a plane for codes, and what its two axes are."""
     if z.shape[1] == 1:
         # Multiples of the golden ratio spread points evenly, the same way each time.
@@ -281,7 +281,7 @@ def plane(z: Array) -> tuple[Array, str, str]:
     return points, names[0], names[1]
 
 
-def scatter(ax: Axes, points: Array, labels: Array | None) -> None:
+def _scatter(ax: Axes, points: _Array, labels: _Array | None) -> None:
     """Draws points in the order of the data, so that no label hides the others."""
     style: dict[str, Any] = {"s": np.clip(8000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
     if labels is None:

@@ -25,7 +25,7 @@ from pyro_vae.validation import check_flag, check_shape, check_size
 
 __all__ = ["VAETransformer"]
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 
 
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -120,7 +120,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return super().set_params(**params)
 
     @guard_process_state
-    def fit(self, X: Array, y: object = None) -> "VAETransformer":
+    def fit(self, X: _Array, y: object = None) -> "VAETransformer":
         """Trains a VAE.
 
         Arguments:
@@ -131,7 +131,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         standardize = check_flag("standardize", self.standardize)
         x = torch.tensor(self._checked(X, reset=True))
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.scaling_ = standard(x) if standardize else identity(x)
+        self.scaling_ = _standard(x) if standardize else _identity(x)
         with own_randomness(x.device, self._seed):
             self.vae_ = self._made(x.shape[1])
         x, mask = self._rows(x)
@@ -147,14 +147,14 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     @guard_process_state
-    def transform(self, X: Array) -> Array:
+    def transform(self, X: _Array) -> _Array:
         """Returns the means of q(z given x), of shape ``(N, latent_dim)``."""
         x, mask = self._given(X)
         return evaluate.posterior_means(self.vae_, x, mask=mask).numpy()
 
     @guard_process_state
     @torch.no_grad()
-    def inverse_transform(self, X: Array) -> Array:
+    def inverse_transform(self, X: _Array) -> _Array:
         """Returns the means of p(x given z), of shape ``(N, columns)``.
 
         Arguments:
@@ -167,7 +167,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.scaling_.undo(mean.flatten(1)).numpy()
 
     @guard_process_state
-    def score_samples(self, X: Array) -> Array:
+    def score_samples(self, X: _Array) -> _Array:
         """Returns estimates of log p(x) by importance sampling, of shape ``(N,)``, in nats.
 
         They are the same each time for the same rows in the same order.
@@ -179,7 +179,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seen = unit if mask is None else torch.where(mask.flatten(1), unit, 0.0)
         return (found - seen.sum(1)).numpy()
 
-    def score(self, X: Array, y: object = None) -> float:
+    def score(self, X: _Array, y: object = None) -> float:
         """Returns the mean of :meth:`score_samples`.
 
         Arguments:
@@ -199,7 +199,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tags.input_tags.allow_nan = True
         return tags
 
-    def _checked(self, X: Array, *, reset: bool) -> Array:
+    def _checked(self, X: _Array, *, reset: bool) -> _Array:
         """Returns data as scikit-learn checks them."""
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
         return validate_data(self, X, reset=reset, **options)
@@ -229,7 +229,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return copy.deepcopy(self.objective)
         return self.objective() if callable(self.objective) else self.objective
 
-    def _given(self, X: Array) -> tuple[Tensor, Tensor | None]:
+    def _given(self, X: _Array) -> tuple[Tensor, Tensor | None]:
         """Returns rows and mask for data that come after the fit."""
         check_is_fitted(self)
         return self._rows(torch.tensor(self._checked(X, reset=False)))
@@ -242,7 +242,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return rows, None if bool(seen.all()) else seen
 
 
-def standard(x: Tensor) -> Scaling:
+def _standard(x: Tensor) -> Scaling:
     """Returns what brings each column to mean 0 and standard deviation 1, constant ones to 0."""
     seen = ~x.isnan()
     count = seen.sum(0).clamp(min=1)
@@ -259,6 +259,6 @@ def standard(x: Tensor) -> Scaling:
     return Scaling(loc, torch.where(constant, 1.0, scale))
 
 
-def identity(x: Tensor) -> Scaling:
+def _identity(x: Tensor) -> Scaling:
     """Returns what leaves each column as it is."""
     return Scaling(torch.zeros_like(x[0]), torch.ones_like(x[0]))

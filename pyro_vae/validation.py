@@ -31,7 +31,7 @@ __all__ = [
     "plain",
 ]
 
-INFINITY = float("inf")
+_INFINITY = float("inf")
 
 _LONGEST = 100
 """The number of characters of a value that an error message shows."""
@@ -90,8 +90,8 @@ def check_scalar(
     name: str,
     value: Any,
     *,
-    least: float = -INFINITY,
-    most: float = INFINITY,
+    least: float = -_INFINITY,
+    most: float = _INFINITY,
     above: float | None = None,
     infinite: bool = False,
 ) -> float | Tensor:
@@ -198,7 +198,7 @@ def _as_float(value: Any) -> float:
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
     except OverflowError:
-        return INFINITY if value > 0 else -INFINITY
+        return _INFINITY if value > 0 else -_INFINITY
 
 
 def _are_sizes(values: Any) -> bool:
@@ -214,9 +214,9 @@ def _is_text(value: Any, choice: str) -> bool:
 def _range(least: float, most: float, above: float | None) -> str:
     """Returns a range of numbers in words."""
     if above is not None:
-        if most < INFINITY:
+        if most < _INFINITY:
             return f"within ({above:g}, {most:g}]"
         return f"above {above:g}" if above else "positive"
-    if most == INFINITY:
-        return {0.0: "zero or more", -INFINITY: "a number"}.get(least, f"at least {least:g}")
+    if most == _INFINITY:
+        return {0.0: "zero or more", -_INFINITY: "a number"}.get(least, f"at least {least:g}")
     return f"within [{least:g}, {most:g}]"

@@ -10,10 +10,10 @@ from pyro_vae.console.commands import explain, stop_at_signals
 
 __all__ = ["main"]
 
-LISTED = 10
+_LISTED = 10
 """How many unreadable runs the terminal lists; the page lists all."""
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
   pyro-vae-compare multirun/priors
   pyro-vae-compare multirun/priors outputs --out comparison
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Arguments:
         arguments: What stands on the command line; by default, that of this process.
     """
-    given = parser().parse_args(arguments)
+    given = _parser().parse_args(arguments)
 
     def command() -> int:
         try:
-            lines = compare(given.folder, given.out, given.against)
+            lines = _compare(given.folder, given.out, given.against)
         except (OSError, ValueError) as error:
             _show([f"pyro-vae-compare: {explain(error)}"], sys.stderr)
             return 1
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return stop_at_signals(command, program="pyro-vae-compare")
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """Returns what reads the command line."""
     made = argparse.ArgumentParser(
         prog="pyro-vae-compare",
         description="Compares runs of pyro-vae: a page, a text, and a table.",
-        epilog=EXAMPLES,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -80,7 +80,7 @@ def _show(lines: Sequence[str], stream: TextIO) -> None:
         print(visible(line).encode(encoding, "replace").decode(encoding), file=stream)
 
 
-def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> list[str]:
+def _compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> list[str]:
     """Writes the comparison of all runs in folders, and returns the lines for a terminal.
 
     Arguments:
@@ -110,11 +110,11 @@ def compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> 
     for name, text in texts.items():
         write_whole(place / name, text.encode("utf-8", errors="replace"))
     problems = [f"unreadable {run.name}: {run.problem}" for run in found.runs if run.problem]
-    more = [f"and {len(problems) - LISTED} more unreadable"] if len(problems) > LISTED else []
+    more = [f"and {len(problems) - _LISTED} more unreadable"] if len(problems) > _LISTED else []
     return [
         f"{found.states()}.",
         found.headline(),
-        *(f"- {text}" for text in [*found.cautions, *problems[:LISTED], *more]),
+        *(f"- {text}" for text in [*found.cautions, *problems[:_LISTED], *more]),
         *(f"{place / name}" for name in texts),
     ]
 

@@ -21,27 +21,27 @@ from pyro_vae.progress import show_always
 
 __all__ = ["embed", "evaluate"]
 
-MARGIN = " " * 19
+_MARGIN = " " * 19
 
-WRITTEN: set[str | None] = set()
+_WRITTEN: set[str | None] = set()
 """The files that this command was told to write."""
 
 
-def options(group: str) -> str:
+def _options(group: str) -> str:
     """Returns the names of a group's options, in the column of the help for what settings mean."""
     names = ", ".join(sorted(path.stem for path in (APP / group).glob("*.yaml")))
-    return textwrap.fill(names, 95, initial_indent=MARGIN, subsequent_indent=MARGIN).lstrip()
+    return textwrap.fill(names, 95, initial_indent=_MARGIN, subsequent_indent=_MARGIN).lstrip()
 
 
-def scratch() -> str:
+def _scratch() -> str:
     """Returns a folder for what Hydra writes of several runs, which is removed at the end."""
     folder = tempfile.mkdtemp(prefix="pyro_vae_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-OmegaConf.register_new_resolver("pyro_vae.options", options, replace=True)
-OmegaConf.register_new_resolver("pyro_vae.scratch", scratch, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("pyro_vae.options", _options, replace=True)
+OmegaConf.register_new_resolver("pyro_vae.scratch", _scratch, replace=True, use_cache=True)
 
 
 def evaluate() -> None:
@@ -57,13 +57,13 @@ def embed() -> None:
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="evaluate")
 @pass_errors
 def _evaluate(cfg: DictConfig) -> float:
-    return judged(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    return _judged(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="embed")
 @pass_errors
 def _embed(cfg: DictConfig) -> None:
-    embedded(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    _embedded(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
 def _run(program: str, application: Callable[[], Any]) -> NoReturn:
@@ -76,40 +76,40 @@ def _run(program: str, application: Callable[[], Any]) -> NoReturn:
     sys.exit(run_command(command, program=program, expected=(*EXPECTED, RuntimeError)))
 
 
-def judged(cfg: Any) -> float:
+def _judged(cfg: Any) -> float:
     """Judges a run, and writes and shows the figures."""
     from pyro_vae import reuse
 
-    check_once(cfg.out)
+    _check_once(cfg.out)
     with show_always():
-        figures = reuse.judge_run(cfg.run, **common(cfg), **cfg.evaluate, seed=cfg.seed)
+        figures = reuse.judge_run(cfg.run, **_common(cfg), **cfg.evaluate, seed=cfg.seed)
     print(reuse.summary(figures, reuse.write_evaluation(figures, cfg.out)))
     return figures["log_evidence"]
 
 
-def embedded(cfg: Any) -> None:
+def _embedded(cfg: Any) -> None:
     """Writes the codes, and shows where they are."""
     from pyro_vae import reuse
 
-    check_once(cfg.out)
+    _check_once(cfg.out)
     with show_always():
-        path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **common(cfg))
+        path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **_common(cfg))
     print(f"codes  {path}")
 
 
-def check_once(out: str | None) -> None:
+def _check_once(out: str | None) -> None:
     """Raises a ``ValueError`` unless ``out`` is a file name that no other run uses."""
     if out is not None:
         check_new_file("out", out)
-    if out is not None and out in WRITTEN:
+    if out is not None and out in _WRITTEN:
         raise ValueError(
             f"Expected a file of its own for each run, got '{out}' again: without out each has one "
             f"in its folder"
         )
-    WRITTEN.add(out)
+    _WRITTEN.add(out)
 
 
-def common(cfg: DictConfig) -> dict[str, Any]:
+def _common(cfg: DictConfig) -> dict[str, Any]:
     """Sets the number of threads, and returns what both commands hand on."""
     import torch
 

@@ -23,7 +23,7 @@ _SAY = [lambda: commands.AGAIN]
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="pyro_vae")
-def application(cfg: DictConfig) -> float:
+def _application(cfg: DictConfig) -> float:
     """Runs one job, and returns its held-out log evidence in nats per datum."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return job(cfg)
@@ -40,7 +40,7 @@ def _alone(cfg: DictConfig) -> float:
 def _run() -> int:
     commands.check_options("pyro-vae")
     try:
-        application()
+        _application()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0

@@ -10,7 +10,7 @@ from pyro_vae.sweeps.job_id import UNRELATED
 
 __all__ = ["ComparableSet", "comparable_sets"]
 
-MEASURES = {
+_MEASURES = {
     "Bernoulli": "probabilities of discrete data",
     "Categorical": "probabilities of discrete data",
     "ContinuousBernoulli": "densities",
@@ -48,16 +48,16 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):
         if run.state == "finished":
-            groups.setdefault(tuple(meaning(run).items()), []).append(index)
+            groups.setdefault(tuple(_meaning(run).items()), []).append(index)
     known = [dict(key) for key in groups]
     sets = [
-        ComparableSet(title(dict(key), known), tuple(there), dict(key)["cross-entropy"] == "true")
+        ComparableSet(_title(dict(key), known), tuple(there), dict(key)["cross-entropy"] == "true")
         for key, there in groups.items()
     ]
     return sorted(sets, key=lambda one: -len(one.runs))
 
 
-def meaning(run: Run) -> dict[str, str]:
+def _meaning(run: Run) -> dict[str, str]:
     """Returns what the figures of a run depend on beside its model and training."""
     config, metrics = run.config, run.metrics
     rows = metrics.get("rows")
@@ -68,21 +68,21 @@ def meaning(run: Run) -> dict[str, str]:
     return {
         "data": text(metrics.get("data")),
         "binarize": text(metrics.get("binarize")),
-        "likelihood": MEASURES.get(name, f"of {name}"),
+        "likelihood": _MEASURES.get(name, f"of {name}"),
         "cross-entropy": text(bool(metrics.get("grey_scale"))),
         "rows": "/".join(map(text, rows.values())) if isinstance(rows, Mapping) else text(rows),
         "rows of the log evidence": text(metrics.get("log_evidence_rows")),
-        **(arguments(data) if isinstance(data, Mapping) else {}),
+        **(_arguments(data) if isinstance(data, Mapping) else {}),
     }
 
 
-def arguments(data: Mapping[str, Any]) -> dict[str, str]:
+def _arguments(data: Mapping[str, Any]) -> dict[str, str]:
     """Returns the settings of the data that decide what they are."""
     settings = {f"data.{key}": value for key, value in data.items()}
     return {key: text(settings[key]) for key in sorted(settings) if key not in UNRELATED}
 
 
-def title(one: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> str:
+def _title(one: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> str:
     """Returns the data set of a set of runs, and what differs from other sets.
 
     What follows from another part of the title is not said again.

@@ -74,29 +74,29 @@ def configurations(
     for index in within.runs:
         groups.setdefault(keys[index], []).append(index)
     found = [
-        Configuration(key, tuple(there), keys.count(key), means(runs, there))
+        Configuration(key, tuple(there), keys.count(key), _means(runs, there))
         for key, there in groups.items()
     ]
-    return sorted(found, key=rank)
+    return sorted(found, key=_rank)
 
 
-def rank(one: Configuration) -> float:
+def _rank(one: Configuration) -> float:
     """Returns what sorts the highest mean log evidence first, and an unknown one last."""
     evidence = one.means.get("log_evidence")
     return math.inf if evidence is None else -evidence.value
 
 
-def means(runs: Sequence[Run], there: Sequence[int]) -> dict[str, Mean]:
+def _means(runs: Sequence[Run], there: Sequence[int]) -> dict[str, Mean]:
     """Returns the mean over seeds of each metric that is known of any of these runs."""
     found = {}
     for metric in METRICS:
-        values = known(runs, there, metric)
+        values = _known(runs, there, metric)
         if values:
             found[metric] = over_seeds(values)
     return found
 
 
-def known(runs: Sequence[Run], there: Sequence[int], metric: str) -> list[tuple[str, float]]:
+def _known(runs: Sequence[Run], there: Sequence[int], metric: str) -> list[tuple[str, float]]:
     """Returns the figures that are known of these runs, each with its seed."""
     pairs = ((seed(runs[index]), runs[index].number(metric)) for index in there)
     return [(name, value) for name, value in pairs if value is not None]
@@ -114,10 +114,10 @@ def over_seeds(values: Iterable[tuple[str, float]]) -> Mean:
         >>> over_seeds([("0", 1.0), ("0", 3.0), ("1", 4.0)])
         Mean(value=3.0, standard_error=1.0, seeds=2)
     """
-    return mean(list(by_seed(values).values()))
+    return mean(list(_by_seed(values).values()))
 
 
-def by_seed(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+def _by_seed(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Returns the average of the values of each seed."""
     groups: dict[str, list[float]] = {}
     for name, value in values:
@@ -147,7 +147,7 @@ def lead(runs: Sequence[Run], ranked: Sequence[Configuration]) -> Mean | None:
     """
     if len(ranked) < 2:
         return None
-    first, second = (by_seed(known(runs, one.runs, "log_evidence")) for one in ranked[:2])
+    first, second = (_by_seed(_known(runs, one.runs, "log_evidence")) for one in ranked[:2])
     shared = [name for name in first if name in second]
     return mean([first[name] - second[name] for name in shared]) if shared else None
 

@@ -25,14 +25,14 @@ def table(found: Comparison, out: Path) -> str:
     """
     taken = ["run", "state", *(factor.name for factor in found.factors)]
     metrics = list(
-        dict.fromkeys(k for run in found.runs for k, v in run.metrics.items() if single(v))
+        dict.fromkeys(k for run in found.runs for k, v in run.metrics.items() if _single(v))
     )
     columns = {key: f"metrics.{key}" if key in taken else key for key in metrics}
     rows: list[list[Any]] = [[*taken, *columns.values()]]
     for index, run in enumerate(found.runs):
         levels = [factor.of[index] for factor in found.factors]
         settings = ["" if level == ABSENT else level for level in levels]
-        figures = [cell(run.metrics.get(key)) for key in columns]
+        figures = [_cell(run.metrics.get(key)) for key in columns]
         rows.append([os.path.relpath(run.folder, out), run.state, *settings, *figures])
     rows = [[protect(value) if isinstance(value, str) else value for value in row] for row in rows]
     text = io.StringIO(newline="")
@@ -41,11 +41,11 @@ def table(found: Comparison, out: Path) -> str:
     return text.getvalue()
 
 
-def single(value: Any) -> bool:
+def _single(value: Any) -> bool:
     """Tells whether a figure is one value."""
     return not isinstance(value, (dict, list))
 
 
-def cell(value: Any) -> Any:
+def _cell(value: Any) -> Any:
     """Returns a value as a cell: nothing for what is not known."""
-    return "" if value is None or not single(value) else value
+    return "" if value is None or not _single(value) else value

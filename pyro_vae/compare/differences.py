@@ -14,7 +14,7 @@ __all__ = ["METRICS", "Difference", "differences", "references", "verdict"]
 METRICS = ("log_evidence", "elbo", "rate", "distortion")
 """What differences are taken of."""
 
-ERROR_RATE = 0.05
+_ERROR_RATE = 0.05
 """How often a difference of nothing may be called clear."""
 
 
@@ -97,24 +97,24 @@ def differences(
         if len(levels) < 2:
             continue
         reference = against[factor.name] if against[factor.name] in there else levels[0]
-        others = rest(factor, factors)
+        others = _rest(factor, factors)
         sides = {level: [i for i in known if factor.of[i] == level] for level in levels}
-        grouped = {level: alike(runs, others, side) for level, side in sides.items()}
+        grouped = {level: _alike(runs, others, side) for level, side in sides.items()}
         along = tuple(other.name for other in tied(factor, factors))
         for level in levels:
-            means, pairs = paired(runs, grouped[level], grouped[reference])
+            means, pairs = _paired(runs, grouped[level], grouped[reference])
             if level != reference and pairs:
                 found.append(Difference(factor.name, along, level, reference, pairs, means))
     return found
 
 
-def rest(factor: Factor, factors: Sequence[Factor]) -> list[Factor]:
+def _rest(factor: Factor, factors: Sequence[Factor]) -> list[Factor]:
     """Returns what has to be equal in a pair of runs, but for their seed."""
     along = tied(factor, factors)
     return [other for other in factors if other is not factor and other not in along]
 
 
-def alike(
+def _alike(
     runs: Sequence[Run], factors: Sequence[Factor], there: Sequence[int]
 ) -> dict[tuple[str, ...], list[int]]:
     """Returns runs by their seed and levels."""
@@ -125,7 +125,7 @@ def alike(
     return groups
 
 
-def paired(
+def _paired(
     runs: Sequence[Run],
     high: Mapping[tuple[str, ...], Sequence[int]],
     low: Mapping[tuple[str, ...], Sequence[int]],
@@ -143,7 +143,7 @@ def paired(
     means = {
         metric: over_seeds(
             [
-                (key[0], average(runs, high[key], metric) - average(runs, low[key], metric))
+                (key[0], _average(runs, high[key], metric) - _average(runs, low[key], metric))
                 for key in shared
             ]
         )
@@ -152,7 +152,7 @@ def paired(
     return means, len(shared)
 
 
-def average(runs: Sequence[Run], there: Sequence[int], metric: str) -> float:
+def _average(runs: Sequence[Run], there: Sequence[int], metric: str) -> float:
     """Returns the mean of a metric over runs of the same settings."""
     return math.fsum(runs[index].metrics[metric] for index in there) / len(there)
 
@@ -183,8 +183,8 @@ def verdict(found: Mean, comparisons: int) -> str:
     if found.standard_error == 0:
         return "clear"
     ratio = abs(found.value) / found.standard_error
-    if ratio > stdtrit(found.seeds - 1, 1 - ERROR_RATE / 2 / comparisons):
+    if ratio > stdtrit(found.seeds - 1, 1 - _ERROR_RATE / 2 / comparisons):
         return "clear"
-    if ratio > stdtrit(found.seeds - 1, 1 - ERROR_RATE / 2):
+    if ratio > stdtrit(found.seeds - 1, 1 - _ERROR_RATE / 2):
         return "clear alone, not among all comparisons"
     return "not clear"

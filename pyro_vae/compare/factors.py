@@ -17,16 +17,16 @@ __all__ = ["ABSENT", "Factor", "factors", "number", "tied"]
 ABSENT = "-"
 """The level of a run that lacks a setting."""
 
-Table = dict[str, str]
+_Table = dict[str, str]
 """The settings of a run: dotted paths with their values as text."""
 
-LONGEST = 200
+_LONGEST = 200
 """The longest name of a level; that of a longer value ends in a hash of it."""
 
-CLASS = "class "
+_CLASS = "class "
 """What marks a value as the path of a class."""
 
-MARKS = ("_partial_", "_convert_", "_recursive_")
+_MARKS = ("_partial_", "_convert_", "_recursive_")
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ def factors(runs: Sequence[Run]) -> list[Factor]:
     Arguments:
         runs: The runs.
     """
-    tables = [settings(run.config) for run in runs]
+    tables = [_settings(run.config) for run in runs]
     known = [table for run, table in zip(runs, tables, strict=True) if run.config]
-    keys = [key for key in ordered(known) if len({t.get(key, ABSENT) for t in known}) > 1]
-    keys = [key for key in keys if not hollow(key, keys, known)]
-    keys = [key for key in keys if not implied(key, keys, known)]
-    names = short(ordered(known))
+    keys = [key for key in _ordered(known) if len({t.get(key, ABSENT) for t in known}) > 1]
+    keys = [key for key in keys if not _hollow(key, keys, known)]
+    keys = [key for key in keys if not _implied(key, keys, known)]
+    names = short(_ordered(known))
     return [factor(key, names[key], tables, known) for key in keys]
 
 
-def factor(key: str, name: str, tables: Sequence[Table], known: Sequence[Table]) -> Factor:
+def factor(key: str, name: str, tables: Sequence[_Table], known: Sequence[_Table]) -> Factor:
     """Returns one factor, with short names for its levels.
 
     Arguments:
@@ -74,11 +74,11 @@ def factor(key: str, name: str, tables: Sequence[Table], known: Sequence[Table])
         tables: The settings of all runs.
         known: Those of the runs whose configuration could be read.
     """
-    classes = [t[key].removeprefix(CLASS) for t in known if t.get(key, "").startswith(CLASS)]
-    names = {f"{CLASS}{path}": name for path, name in short(classes).items()}
+    classes = [t[key].removeprefix(_CLASS) for t in known if t.get(key, "").startswith(_CLASS)]
+    names = {f"{_CLASS}{path}": name for path, name in short(classes).items()}
     of = tuple(names.get(level, level) for level in (table.get(key, ABSENT) for table in tables))
     there = [level for level, table in zip(of, tables, strict=True) if table]
-    return Factor(key, name, sort(there), of)
+    return Factor(key, name, _sort(there), of)
 
 
 def tied(factor: Factor, others: Sequence[Factor]) -> list[Factor]:
@@ -94,26 +94,26 @@ def tied(factor: Factor, others: Sequence[Factor]) -> list[Factor]:
     return [o for o in inside if len(set(zip(factor.of, o.of, strict=True))) == len(set(factor.of))]
 
 
-def settings(config: Mapping[str, Any]) -> Table:
+def _settings(config: Mapping[str, Any]) -> _Table:
     """Returns what decides a result: dotted paths with their values as text."""
-    values: Table = {}
-    for key, value in flat(config):
+    values: _Table = {}
+    for key, value in _flat(config):
         room, _, last = key.rpartition(".")
-        if last in MARKS or any(key == u or key.startswith(f"{u}.") for u in UNRELATED):
+        if last in _MARKS or any(key == u or key.startswith(f"{u}.") for u in UNRELATED):
             continue
         if last == "_target_":
-            values[room] = f"{CLASS}{value}"
+            values[room] = f"{_CLASS}{value}"
         else:
             values[key] = text(value)
     return values
 
 
-def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the leaves of nested mappings with their dotted paths."""
     for key, value in values.items():
         path = f"{above}.{key}" if above else str(key)
         if isinstance(value, Mapping):
-            yield from flat(value, path)
+            yield from _flat(value, path)
         else:
             yield path, value
 
@@ -123,31 +123,31 @@ def text(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.12g}"
     name = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(name) <= LONGEST:
+    if len(name) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
-    return f"{name[: LONGEST - 20]}... ({digest[:8]})"
+    return f"{name[: _LONGEST - 20]}... ({digest[:8]})"
 
 
-def ordered(tables: Sequence[Table]) -> list[str]:
+def _ordered(tables: Sequence[_Table]) -> list[str]:
     """Returns all keys, each once."""
     return list(dict.fromkeys(key for table in tables for key in table))
 
 
-def hollow(key: str, keys: Sequence[str], tables: Sequence[Table]) -> bool:
+def _hollow(key: str, keys: Sequence[str], tables: Sequence[_Table]) -> bool:
     """Tells whether a setting is null wherever it is no mapping, so that its keys say it all."""
     inside = any(other.startswith(f"{key}.") for other in keys)
     return inside and {table.get(key, ABSENT) for table in tables} <= {"null", ABSENT}
 
 
-def implied(key: str, keys: Sequence[str], tables: Sequence[Table]) -> bool:
+def _implied(key: str, keys: Sequence[str], tables: Sequence[_Table]) -> bool:
     """Tells whether an argument follows from a class that varies, and is only some classes'."""
     if all(key in table for table in tables):
         return False
-    return any(follows(key, room, tables) for room in keys if key.startswith(f"{room}."))
+    return any(_follows(key, room, tables) for room in keys if key.startswith(f"{room}."))
 
 
-def follows(key: str, room: str, tables: Sequence[Table]) -> bool:
+def _follows(key: str, room: str, tables: Sequence[_Table]) -> bool:
     """Tells whether the level of one setting decides that of another."""
     seen: dict[str, str] = {}
     return all(
@@ -164,17 +164,17 @@ def short(keys: Sequence[str]) -> dict[str, str]:
         >>> short(["vae.prior", "vae.encoder.hidden", "vae.decoder.hidden"])["vae.encoder.hidden"]
         'encoder.hidden'
     """
-    uses = Counter(end for key in set(keys) for end in ends(key))
-    return {key: next((end for end in ends(key) if uses[end] == 1), key) for key in keys}
+    uses = Counter(end for key in set(keys) for end in _ends(key))
+    return {key: next((end for end in _ends(key) if uses[end] == 1), key) for key in keys}
 
 
-def ends(key: str) -> list[str]:
+def _ends(key: str) -> list[str]:
     """Returns the ends of a dotted path, the shortest first."""
     parts = key.split(".")
     return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
 
 
-def sort(levels: Iterable[str]) -> tuple[str, ...]:
+def _sort(levels: Iterable[str]) -> tuple[str, ...]:
     """Returns each level once: numbers by size, then others in the order in which they appear."""
     once = list(dict.fromkeys(levels))
     return tuple(sorted(once, key=lambda level: (0, float(level)) if number(level) else (1, 0.0)))

@@ -5,7 +5,14 @@ import re
 
 from pyro_vae.compare.configurations import Mean
 
-__all__ = ["NAMES", "NBSP", "UNITS", "error", "number", "visible", "written"]
+__all__ = [
+    "NAMES",
+    "NBSP",
+    "UNITS",
+    "number",
+    "visible",
+    "written",
+]
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -28,10 +35,10 @@ UNITS = {
     "seconds": "s",
 }
 
-DECIMALS = {"active_units": 1, "seconds": 1}
+_DECIMALS = {"active_units": 1, "seconds": 1}
 
 
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move the cursor, turn the direction of writing, or end a line."""
 
 
@@ -46,7 +53,7 @@ def visible(text: str) -> str:
         'two lines, \\x1b[31mred'
     """
     line = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
 
 
 def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
@@ -69,7 +76,7 @@ def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> s
     return plus + f"{rounded:,.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace("inf", "∞")
 
 
-def error(found: Mean, decimals: int = 2) -> str:
+def _error(found: Mean, decimals: int = 2) -> str:
     """Returns a standard error, or nothing where there is none.
 
     One that would be rounded away is said to be small, not zero.
@@ -86,6 +93,6 @@ def written(found: Mean | None, metric: str, *, signed: bool = False) -> str:
     """Returns a mean with its standard error, to the decimals of the figure."""
     if found is None:
         return number(None)
-    decimals = DECIMALS.get(metric, 2)
+    decimals = _DECIMALS.get(metric, 2)
     value = number(found.value, decimals, signed=signed)
-    return " ".join(filter(None, [value, error(found, decimals)]))
+    return " ".join(filter(None, [value, _error(found, decimals)]))

@@ -23,34 +23,34 @@ def markdown(found: Comparison) -> str:
         f"{found.states()}.",
     ]
     if found.cautions:
-        parts += ["## Before you trust the figures", listed(found.cautions)]
+        parts += ["## Before you trust the figures", _listed(found.cautions)]
     for group in found.groups:
-        parts += section(found, group)
+        parts += _section(found, group)
     if found.failures:
-        parts += ["## Failures", *failures(found)]
+        parts += ["## Failures", *_failures(found)]
     return "\n\n".join(parts) + "\n"
 
 
-def section(found: Comparison, group: Group) -> list[str]:
+def _section(found: Comparison, group: Group) -> list[str]:
     """Returns what is said of a comparable set."""
     finished = f"{len(group.runs):,} finished run{'s' * (len(group.runs) != 1)}"
     parts = [
         f"## {escaped(group.title)} ({finished})",
         "### Configurations\n\nMean ± standard error over seeds, on held-out rows; the best first.",
-        configurations(found, group),
+        _configurations(found, group),
     ]
     if group.best_by_level:
-        parts += ["### The best of each level", best(found, group)]
+        parts += ["### The best of each level", _best(found, group)]
     if group.differences:
         note = (
             f"Runs that are equal in all else, the seed included; mean ± standard error over "
             f"seeds, in nats per datum. {found.caveat()}"
         )
-        parts += [f"### Paired differences\n\n{note}", differences(found, group)]
+        parts += [f"### Paired differences\n\n{note}", _differences(found, group)]
     return parts
 
 
-def configurations(found: Comparison, group: Group) -> str:
+def _configurations(found: Comparison, group: Group) -> str:
     """Returns the configurations of a set, the best first."""
     settings = [factor for factor in found.factors if factor.key != "seed"]
     places = [settings.index(factor) for factor in group.factors]
@@ -65,19 +65,19 @@ def configurations(found: Comparison, group: Group) -> str:
         ]
         for one in group.configurations
     ]
-    return table(head, rows, len(group.factors))
+    return _table(head, rows, len(group.factors))
 
 
-def best(found: Comparison, group: Group) -> str:
+def _best(found: Comparison, group: Group) -> str:
     """Returns the best configuration of each level of a set."""
     rows = [
         [f"{name}={level}", found.described(one, group), written(one.means.get("log_evidence"), "")]
         for name, level, one in group.best_by_level
     ]
-    return table(["level", "its best configuration", "Log evidence (nats per datum)"], rows, 2)
+    return _table(["level", "its best configuration", "Log evidence (nats per datum)"], rows, 2)
 
 
-def differences(found: Comparison, group: Group) -> str:
+def _differences(found: Comparison, group: Group) -> str:
     """Returns the paired differences of a set."""
     head = ["difference", *(NAMES[metric] for metric in COMPARED), "seeds", "pairs", "verdict"]
     rows = [
@@ -91,28 +91,28 @@ def differences(found: Comparison, group: Group) -> str:
         ]
         for one in group.differences
     ]
-    return table(head, rows, 1)
+    return _table(head, rows, 1)
 
 
-def failures(found: Comparison) -> list[str]:
+def _failures(found: Comparison) -> list[str]:
     """Returns why runs failed, and what runs each of them alone."""
     parts = []
     for run in found.failures:
         reason = run.problem or (run.failure.reason if run.failure else "")
         parts.append(f"**{escaped(run.name)}**: {escaped(' '.join(reason.split()))}")
         if run.failure is not None and run.failure.command:
-            parts.append(fenced(run.failure.command))
+            parts.append(_fenced(run.failure.command))
     return parts
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """Returns a table, whose first columns are aligned left."""
     rules = ["---" if place < left else "---:" for place in range(len(head))]
     lines = [[escaped(cell) for cell in head], rules, *([escaped(c) for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def listed(texts: Iterable[str]) -> str:
+def _listed(texts: Iterable[str]) -> str:
     """Returns a list."""
     return "\n".join(f"- {escaped(text)}" for text in texts)
 
@@ -122,7 +122,7 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", visible(text))
 
 
-def fenced(code: str) -> str:
+def _fenced(code: str) -> str:
     """Returns code between fences that are longer than any in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return f"{fence}bash\n{code}\n{fence}"

@@ -26,15 +26,15 @@ from pyro_vae.files.untrusted import read_bytes
 
 __all__ = ["page"]
 
-PICTURES = ("samples.png", "reconstructions.png")
+_PICTURES = ("samples.png", "reconstructions.png")
 
-LARGEST_PICTURE = 4 * 2**20
-WIDEST_PICTURE = 10_000
+_LARGEST_PICTURE = 4 * 2**20
+_WIDEST_PICTURE = 10_000
 
-SHOWN_SETS = 4
+_SHOWN_SETS = 4
 """Of how many comparable sets pictures are shown: each is some tens of kilobytes in the page."""
 
-FIGURES = (
+_FIGURES = (
     ("log_evidence", "Log evidence", "nats per datum", 2),
     ("elbo", "ELBO", "nats per datum", 2),
     ("rate", "Rate", "nats per datum", 2),
@@ -48,7 +48,7 @@ FIGURES = (
 """The figures in the table of runs: key, name, unit, decimals."""
 
 
-class Picture(NamedTuple):
+class _Picture(NamedTuple):
     """A picture of a run.
 
     Attributes:
@@ -64,7 +64,7 @@ class Picture(NamedTuple):
     height: int
 
 
-class Shown(NamedTuple):
+class _Shown(NamedTuple):
     """A run whose pictures are shown.
 
     Attributes:
@@ -75,7 +75,7 @@ class Shown(NamedTuple):
 
     title: str
     caption: str
-    pictures: list[Picture]
+    pictures: list[_Picture]
 
 
 def page(found: Comparison, out: Path) -> str:
@@ -90,16 +90,16 @@ def page(found: Comparison, out: Path) -> str:
     )
     environment.filters.update(written=formatting.written)
     scripts = [
-        asset(name) for name in ("assets/echarts.min.js", "assets/tabulator.min.js", "page.js")
+        _asset(name) for name in ("assets/echarts.min.js", "assets/tabulator.min.js", "page.js")
     ]
-    styles = [asset(name) for name in ("assets/tabulator_simple.min.css", "page.css")]
-    return environment.from_string(text_of("page.html.jinja")).render(
+    styles = [_asset(name) for name in ("assets/tabulator_simple.min.css", "page.css")]
+    return environment.from_string(_text_of("page.html.jinja")).render(
         found=found,
-        data=embedded(data(found, out)),
+        data=_embedded(_data(found, out)),
         scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{digest(script)}'" for script in scripts),
+        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         styles=[Markup(style) for style in styles],
-        shown=list(pictures(found)),
+        shown=list(_pictures(found)),
         metrics=METRICS,
         compared=COMPARED,
         names=formatting.NAMES,
@@ -107,31 +107,31 @@ def page(found: Comparison, out: Path) -> str:
     )
 
 
-def text_of(name: str) -> str:
+def _text_of(name: str) -> str:
     """Returns a file of this package."""
     return resources.files("pyro_vae.compare").joinpath(name).read_text("utf-8")
 
 
-def asset(name: str) -> str:
+def _asset(name: str) -> str:
     """Returns a script or style as it stands in the page.
 
     What it says of a source map is left out, which a browser's tools would look for.
     """
-    return re.sub(r"/[/*]# sourceMappingURL=\S+( \*/)?", "", text_of(name))
+    return re.sub(r"/[/*]# sourceMappingURL=\S+( \*/)?", "", _text_of(name))
 
 
-def digest(script: str) -> str:
+def _digest(script: str) -> str:
     """Returns what allows a script in a page, and no other."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def embedded(values: Any) -> Markup:
+def _embedded(values: Any) -> Markup:
     """Returns JSON that no text in it can end early when it stands in a page."""
     text = json.dumps(json.loads(strict_json(values)), separators=(",", ":"))
     return Markup(text.replace("<", r"\u003c"))
 
 
-def data(found: Comparison, out: Path) -> dict[str, Any]:
+def _data(found: Comparison, out: Path) -> dict[str, Any]:
     """Returns what the table of runs and the plots are made of."""
     sets = {index: place for place, group in enumerate(found.groups) for index in group.runs}
     return {
@@ -146,26 +146,26 @@ def data(found: Comparison, out: Path) -> dict[str, Any]:
         ],
         "figures": [
             dict(zip(("key", "name", "unit", "decimals"), figure, strict=True))
-            for figure in FIGURES
+            for figure in _FIGURES
             if any(run.number(figure[0]) is not None for run in found.runs)
         ],
         "sets": [group.title for group in found.groups],
         "runs": [
             {
                 "name": run.name,
-                "report": link(run, out),
+                "report": _link(run, out),
                 "state": run.state,
                 "set": sets.get(index),
                 "seed": seed(run),
                 "levels": [factor.of[index] for factor in found.factors],
-                "figures": {key: run.number(key) for key, *_ in FIGURES},
+                "figures": {key: run.number(key) for key, *_ in _FIGURES},
             }
             for index, run in enumerate(found.runs)
         ],
     }
 
 
-def link(run: Run, out: Path) -> str | None:
+def _link(run: Run, out: Path) -> str | None:
     """Returns where the report of a run lies, seen from the page, or ``None`` if there is none."""
     report = run.folder / "report.html"
     if not report.is_file():
@@ -173,9 +173,9 @@ def link(run: Run, out: Path) -> str | None:
     return quote(os.fsencode(Path(os.path.relpath(report, out)).as_posix()))
 
 
-def pictures(found: Comparison) -> Iterator[Shown]:
+def _pictures(found: Comparison) -> Iterator[_Shown]:
     """Yields the best and the worst run of each comparable set, with their pictures."""
-    for group in found.groups[:SHOWN_SETS]:
+    for group in found.groups[:_SHOWN_SETS]:
         known = [i for i in group.runs if found.runs[i].number("log_evidence") is not None]
         ranked = sorted(known, key=lambda index: -found.runs[index].metrics["log_evidence"])
         ends = [("Best", ranked[0])] if ranked else []
@@ -183,13 +183,13 @@ def pictures(found: Comparison) -> Iterator[Shown]:
         of = f" of {group.title}" if len(found.groups) > 1 else ""
         for word, index in ends:
             run = found.runs[index]
-            files = [run.folder / "figures" / name for name in PICTURES]
-            drawn = [made for file in files if (made := picture(file, run.name)) is not None]
+            files = [run.folder / "figures" / name for name in _PICTURES]
+            drawn = [made for file in files if (made := _picture(file, run.name)) is not None]
             if drawn:
-                yield Shown(f"{word} run{of}", caption(found, group, index), drawn)
+                yield _Shown(f"{word} run{of}", _caption(found, group, index), drawn)
 
 
-def caption(found: Comparison, group: Group, index: int) -> str:
+def _caption(found: Comparison, group: Group, index: int) -> str:
     """Returns the levels and the log evidence of a run."""
     varying = [f for f in found.factors if f in group.factors or f.key == "seed"]
     levels = ", ".join(f"{factor.name}={factor.of[index]}" for factor in varying)
@@ -197,16 +197,16 @@ def caption(found: Comparison, group: Group, index: int) -> str:
     return f"{levels or found.runs[index].name}: {evidence}{formatting.NBSP}nats per datum"
 
 
-def picture(file: Path, run: str) -> Picture | None:
+def _picture(file: Path, run: str) -> _Picture | None:
     """Returns a picture with the size that a PNG file has at its start, or ``None``."""
     try:
-        png = read_bytes(file, largest=LARGEST_PICTURE)
+        png = read_bytes(file, largest=_LARGEST_PICTURE)
     except ValueError:
         return None
     if not png.startswith(b"\x89PNG") or len(png) < 24:
         return None
     width, height = struct.unpack(">II", png[16:24])
-    if not 0 < max(width, height) <= WIDEST_PICTURE:
+    if not 0 < max(width, height) <= _WIDEST_PICTURE:
         return None
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return Picture(f"{file.stem.capitalize()} of {run}", source, width, height)
+    return _Picture(f"{file.stem.capitalize()} of {run}", source, width, height)

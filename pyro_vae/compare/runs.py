@@ -18,15 +18,15 @@ __all__ = ["STATES", "Run", "find", "seed"]
 STATES = ("finished", "failed", "running", "cut off", "unreadable")
 """What may have become of a run, in the order in which it is told."""
 
-OURS = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")
+_OURS = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")
 """The files of a run beside its configuration."""
 
 LINKED = 10_000
 """How many folders are looked into that are reached by symbolic links."""
 
-LONGEST_REASON = 1000
-LONGEST_COMMAND = 10_000
-LONGEST_TRACE = 20_000
+_LONGEST_REASON = 1000
+_LONGEST_COMMAND = 10_000
+_LONGEST_TRACE = 20_000
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ def find(folders: Sequence[Path | str]) -> list[Run]:
         if not root.is_dir():
             raise ValueError(f"Expected FOLDER to be a folder that exists, got '{given}'")
     base = Path(os.path.commonpath(roots)) if roots else Path()
-    known = dict(sorted(places(roots), key=lambda pair: pair[0]))
+    known = dict(sorted(_places(roots), key=lambda pair: pair[0]))
     closed = [Run(p, _name(p, base), "unreadable", problem=why) for p, why in known.items() if why]
-    opened = [read(place, base) for place, why in known.items() if not why]
+    opened = [_read(place, base) for place, why in known.items() if not why]
     found = closed + [run for run in opened if run is not None]
     if not found:
         shown = ", ".join(f"'{given}'" for given in folders)
         raise ValueError(f"Expected FOLDER to hold runs of pyro-vae, found none in {shown}")
-    return sorted(found, key=begun)
+    return sorted(found, key=_begun)
 
 
-def places(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+def _places(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Yields the folders that may be runs, with symbolic links resolved.
 
     Links are followed, but for a number of folders only: one may lead to a whole disk.
@@ -139,7 +139,7 @@ def _below(
         )
 
 
-def begun(run: Run) -> tuple[float, str]:
+def _begun(run: Run) -> tuple[float, str]:
     """Returns what orders runs by when they were begun, as far as their files still tell."""
     try:
         return (run.folder / "config.yaml").stat().st_mtime, run.name
@@ -147,7 +147,7 @@ def begun(run: Run) -> tuple[float, str]:
         return float("inf"), run.name
 
 
-def read(place: Path, base: Path) -> Run | None:
+def _read(place: Path, base: Path) -> Run | None:
     """Returns the run in a folder, or ``None`` if the folder is something else's.
 
     Arguments:
@@ -156,18 +156,18 @@ def read(place: Path, base: Path) -> Run | None:
     """
     name = _name(place, base)
     try:
-        config = configuration(place / "config.yaml")
+        config = _configuration(place / "config.yaml")
     except (OSError, ValueError) as error:
-        if not any(os.path.lexists(place / file) for file in OURS):
+        if not any(os.path.lexists(place / file) for file in _OURS):
             return None
-        return Run(place, name, "unreadable", problem=said(error))
+        return Run(place, name, "unreadable", problem=_said(error))
     try:
         state, failure = job_status.state(place), job_status.failure(place)
         metrics = (job_status.metrics(place) or {}) if state == "finished" else {}
         fields.check_metrics(metrics, place / "metrics.json")
     except (OSError, ValueError) as error:
         return (
-            None if config is None else Run(place, name, "unreadable", config, problem=said(error))
+            None if config is None else Run(place, name, "unreadable", config, problem=_said(error))
         )
     if config is None and failure is None:
         return None
@@ -181,16 +181,16 @@ def _name(place: Path, base: Path) -> str:
 def _shown(failure: Failure) -> Failure:
     """Returns a failure as a page shows it: of a limited size, and with a plain command or none."""
     return Failure(
-        failure.reason[:LONGEST_REASON],
+        failure.reason[:_LONGEST_REASON],
         failure.command if _is_plain(failure.command) else "",
         failure.time,
-        failure.trace[-LONGEST_TRACE:],
+        failure.trace[-_LONGEST_TRACE:],
     )
 
 
 def _is_plain(command: str) -> bool:
     """Whether text to be copied to a terminal runs ``pyro-vae`` and nothing else."""
-    if len(command) > LONGEST_COMMAND or not command.isprintable():
+    if len(command) > _LONGEST_COMMAND or not command.isprintable():
         return False
     try:
         words = shlex.split(command)
@@ -199,7 +199,7 @@ def _is_plain(command: str) -> bool:
     return words[:1] == ["pyro-vae"] and shlex.join(words) == command
 
 
-def configuration(path: Path) -> dict[str, Any] | None:
+def _configuration(path: Path) -> dict[str, Any] | None:
     """Returns the configuration in a file, or ``None`` if there is none, or none of ours.
 
     Raises:
@@ -218,6 +218,6 @@ def configuration(path: Path) -> dict[str, Any] | None:
     return config if ours else None
 
 
-def said(error: Exception) -> str:
+def _said(error: Exception) -> str:
     """Returns in one line why a run cannot be read."""
     return " ".join(str(error).split())

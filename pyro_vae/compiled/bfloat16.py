@@ -17,15 +17,15 @@ def use_bfloat16(graph: Any) -> bool:
     their factors and results are rounded to 8 bits, and summed up in float32 within. All else stays
     in float32, unlike under PyTorch's autocast: biases, activations, densities, the update.
     """
-    found = [node for node in graph.graph.nodes if is_product(node)]
+    found = [node for node in graph.graph.nodes if _is_product(node)]
     for node in found:
-        replace(graph.graph, node)
+        _replace(graph.graph, node)
     graph.graph.lint()
     graph.recompile()
     return bool(found)
 
 
-def is_product(node: Any) -> bool:
+def _is_product(node: Any) -> bool:
     """Tells whether a node is a product of float32 tensors."""
     aten = torch.ops.aten
     kinds = (
@@ -40,7 +40,7 @@ def is_product(node: Any) -> bool:
     return node.target in kinds and not node.kwargs and first.dtype == torch.float32
 
 
-def replace(graph: Any, node: Any) -> None:
+def _replace(graph: Any, node: Any) -> None:
     """Puts a product between roundings in the place of one."""
     aten = torch.ops.aten
     args, bias = node.args, None
@@ -49,7 +49,7 @@ def replace(graph: Any, node: Any) -> None:
         bias, *args = args
         target = aten.mm.default
     if target is aten.convolution.default and args[2] is not None:
-        bias, args = channels(graph, node), (*args[:2], None, *args[3:])
+        bias, args = _channels(graph, node), (*args[:2], None, *args[3:])
 
     def rounded(value: Any) -> Any:
         if not isinstance(value, fx.Node):
@@ -59,8 +59,8 @@ def replace(graph: Any, node: Any) -> None:
     with graph.inserting_before(node):
         lower = graph.call_function(target, tuple(pytree.tree_map(rounded, list(args))))
         if isinstance(node.meta["val"], (tuple, list)):
-            exact = [whole(graph, lower, i, v) for i, v in enumerate(node.meta["val"])]
-            take_over(graph, node, exact)
+            exact = [_whole(graph, lower, i, v) for i, v in enumerate(node.meta["val"])]
+            _take_over(graph, node, exact)
             return
         result = graph.call_function(aten._to_copy.default, (lower,), {"dtype": torch.float32})
         if bias is not None:
@@ -69,14 +69,14 @@ def replace(graph: Any, node: Any) -> None:
     graph.erase_node(node)
 
 
-def channels(graph: Any, node: Any) -> Any:
+def _channels(graph: Any, node: Any) -> Any:
     """Returns the bias of a convolution in the form in which it is added to the result."""
     shape = [1, -1, *[1] * (node.meta["val"].dim() - 2)]
     with graph.inserting_before(node):
         return graph.call_function(torch.ops.aten.view.default, (node.args[2], shape))
 
 
-def whole(graph: Any, lower: Any, index: int, value: Any) -> Any:
+def _whole(graph: Any, lower: Any, index: int, value: Any) -> Any:
     """Returns one of several results in float32, or ``None`` where there is none."""
     if value is None:
         return None
@@ -84,7 +84,7 @@ def whole(graph: Any, lower: Any, index: int, value: Any) -> Any:
     return graph.call_function(torch.ops.aten._to_copy.default, (one,), {"dtype": torch.float32})
 
 
-def take_over(graph: Any, node: Any, results: list[Any]) -> None:
+def _take_over(graph: Any, node: Any, results: list[Any]) -> None:
     """Lets the results of a node with several be others."""
     for user in list(node.users):
         user.replace_all_uses_with(results[user.args[1]])

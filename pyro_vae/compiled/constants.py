@@ -18,22 +18,22 @@ from pyro_vae.compiled.environment import is_in_key
 
 __all__ = ["Constants"]
 
-LIBRARIES = {
+_LIBRARIES = {
     "PIL", "hydra", "matplotlib", "numpy", "omegaconf", "pandas", "pyarrow", "pyro", "pyro_vae",
     "scipy", "sklearn", "torch", "torchvision", "zuko",
 }  # fmt: skip
 """Packages whose functions and objects hold no number of the user's."""
 
-STANDARD = set(sys.stdlib_module_names) - {"__main__"}
+_STANDARD = set(sys.stdlib_module_names) - {"__main__"}
 """Modules whose functions do not, but whose objects may."""
 
 MOST = 256
 """How many places are watched; each costs a step about 0.2 us."""
 
-OBJECTS = 4096
+_OBJECTS = 4096
 """Into how many objects the search looks."""
 
-SHORT = 64
+_SHORT = 64
 """Up to how many entries of lists and arrays are watched."""
 
 _PLAIN = (Number, str, bytes)
@@ -126,11 +126,11 @@ class _Object(NamedTuple):
 
 
 def _is_library(module: str | None) -> bool:
-    return module is None or module.split(".")[0] in LIBRARIES | STANDARD
+    return module is None or module.split(".")[0] in _LIBRARIES | _STANDARD
 
 
 def _is_library_class(kind: type) -> bool:
-    return kind.__module__.split(".")[0] in LIBRARIES
+    return kind.__module__.split(".")[0] in _LIBRARIES
 
 
 def _search(roots: list[Any]) -> "_Search":
@@ -165,7 +165,7 @@ class _Search:
     def run(self, roots: list[Any]) -> None:
         """Looks into objects, and into those that they lead to."""
         waiting = deque(_Object(root, type(root).__name__, None) for root in roots)
-        while waiting and len(self.places) < MOST and len(self.met) < OBJECTS:
+        while waiting and len(self.places) < MOST and len(self.met) < _OBJECTS:
             thing = waiting.popleft()
             if id(thing.value) in self.met:
                 continue
@@ -192,7 +192,7 @@ class _Search:
         elif isinstance(value, types.ModuleType):
             yield from _of_names(vars(value), self.names, f"{name}.{{}}", code)
         elif isinstance(value, (Mapping, list, tuple, deque)):
-            if len(value) <= SHORT:
+            if len(value) <= _SHORT:
                 yield from _values_of(value, name, code)
             elif isinstance(value, Mapping):
                 yield from _of_names(value, self.names, f"{name}[{{!r}}]", code)
@@ -309,6 +309,6 @@ def _seen(value: Any) -> Hashable:
         return kind, value
     if kind in _CONTAINERS:
         return id(value), len(value)
-    if kind is np.ndarray and value.size <= SHORT:
+    if kind is np.ndarray and value.size <= _SHORT:
         return id(value), value.tobytes()
     return id(value)

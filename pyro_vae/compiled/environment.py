@@ -16,25 +16,25 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 __all__ = ["HostNoise", "Surroundings", "is_in_key"]
 
-OWN = frozenset({bool, int, float, complex, str, Tensor})
+_OWN = frozenset({bool, int, float, complex, str, Tensor})
 """Types of attributes that a graph holds, the value of a number and the place of a tensor.
 
 NumPy numbers on modules are watched by ``Constants``.
 """
 
-LARGE = 2**20
+_LARGE = 2**20
 """Tensors of closures and globals with more elements are data, which no step changes."""
 
-OF_ALL = frozenset(vars(nn.Module()))
+_OF_ALL = frozenset(vars(nn.Module()))
 """The attributes of every module."""
 
-CONTENTS = itemgetter(
+_CONTENTS = itemgetter(
     "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks",
     "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 """Returns the tensors, layers and hooks in the attributes of a module."""
 
-PutBack = Callable[[], None]
+_PutBack = Callable[[], None]
 
 
 class Surroundings:
@@ -52,7 +52,7 @@ class Surroundings:
 
     def __init__(self, objective: Any, *sides: Callable[..., Any]) -> None:
         self.objective = objective
-        self.modules: dict[nn.Module, Facts] = {}
+        self.modules: dict[nn.Module, _Facts] = {}
         self.others: list[Tensor] = []
         self.reads_store = False
         for side in (objective, *sides):
@@ -61,7 +61,7 @@ class Surroundings:
 
     def add(self, module: nn.Module) -> None:
         """Adds a module and those within it."""
-        self.modules |= {m: Facts(m) for m in module.modules() if m not in self.modules}
+        self.modules |= {m: _Facts(m) for m in module.modules() if m not in self.modules}
 
     def key(self) -> tuple[Any, ...]:
         """Returns what a graph holds for good: modes, numbers, and which tensors it reads."""
@@ -72,7 +72,7 @@ class Surroundings:
             torch.is_autocast_enabled("cuda"),
             torch.get_autocast_dtype("cpu"),
             torch.get_autocast_dtype("cuda"),
-            *map(described, vars(self.objective).values()),
+            *map(_described, vars(self.objective).values()),
             *(map(id, pyro.get_param_store()._params.values()) if self.reads_store else ()),
             *chain.from_iterable(facts.key() for facts in self.modules.values()),
         )
@@ -81,7 +81,7 @@ class Surroundings:
         """Returns the tensors that a step may change."""
         found = [t for m in self.modules for t in (*m._parameters.values(), *m._buffers.values())]
         found += [value for owner in self.owners() for value in vars(owner).values()]
-        found += [t for t in self.others if t.layout is torch.strided and t.numel() <= LARGE]
+        found += [t for t in self.others if t.layout is torch.strided and t.numel() <= _LARGE]
         return list({id(value): value for value in found if isinstance(value, Tensor)}.values())
 
     def copies(self) -> list[Tensor]:
@@ -106,7 +106,7 @@ class Surroundings:
         """Returns the objects that have attributes."""
         return [self.objective, *self.modules]
 
-    def save(self, others: Sequence[Tensor] = ()) -> PutBack:
+    def save(self, others: Sequence[Tensor] = ()) -> _PutBack:
         """Returns a function that puts tensors and random state back to what they are now."""
         tensors = [*self.tensors(), *others]
         copies = [tensor.detach().clone() for tensor in tensors]
@@ -119,7 +119,7 @@ class Surroundings:
         def put_back() -> None:
             for tensor, copy in zip(tensors, copies, strict=True):
                 # Data in closures may lie in memory that nobody can write to.
-                if id(tensor) not in data or not equal(tensor, copy):
+                if id(tensor) not in data or not _equal(tensor, copy):
                     tensor.copy_(copy)
             torch.set_rng_state(noise)
             for device, state in zip(devices, device_noise, strict=True):
@@ -127,10 +127,10 @@ class Surroundings:
 
         return put_back
 
-    def save_attributes(self) -> PutBack:
+    def save_attributes(self) -> _PutBack:
         """Returns a function that puts numbers, and which tensors they are, back."""
         known = [
-            (attributes, {name: v for name, v in attributes.items() if v.__class__ in OWN})
+            (attributes, {name: v for name, v in attributes.items() if v.__class__ in _OWN})
             for owner in self.owners()
             for attributes in (vars(owner), vars(owner).get("_buffers", {}))
         ]
@@ -180,7 +180,7 @@ class HostNoise:
         np.random.set_state(self.numpy)
 
 
-class Facts:
+class _Facts:
     """What a graph holds of a module for good: its numbers and mode, and which tensors it has.
 
     Arguments:
@@ -194,7 +194,7 @@ class Facts:
     def look(self) -> None:
         """Finds out which attributes a module has besides what every module has."""
         self.size = len(self.own)
-        names = [name for name in self.own if name not in OF_ALL]
+        names = [name for name in self.own if name not in _OF_ALL]
         # With two names or more it returns a tuple.
         self.values = itemgetter("training", "training", *names)
 
@@ -205,9 +205,9 @@ class Facts:
         key = [
             id(value) if value.__class__ is Tensor else value
             for value in self.values(self.own)
-            if value.__class__ in OWN
+            if value.__class__ in _OWN
         ]
-        parameters, buffers, children, *all_hooks = CONTENTS(self.own)
+        parameters, buffers, children, *all_hooks = _CONTENTS(self.own)
         for tensors in (parameters, buffers):
             for tensor in tensors.values():
                 if tensor is not None:
@@ -220,26 +220,26 @@ class Facts:
         return key
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN included."""
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def is_in_key(value: Any) -> bool:
     """Whether the attribute of a module is part of the key of its ``Surroundings``."""
-    return value.__class__ in OWN or isinstance(value, nn.Module)
+    return value.__class__ in _OWN or isinstance(value, nn.Module)
 
 
-def described(value: Any) -> Any:
+def _described(value: Any) -> Any:
     """Returns what tells a value of an objective from others; hashable."""
     if isinstance(value, Tensor):
         return id(value), value.dtype, value.requires_grad
     if isinstance(value, (Number, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return tuple(map(described, value))
+        return tuple(map(_described, value))
     if isinstance(value, dict):
-        return tuple((name, described(item)) for name, item in value.items())
+        return tuple((name, _described(item)) for name, item in value.items())
     if isinstance(value, pyro.infer.ELBO):
-        return tuple(map(described, vars(value).values()))
+        return tuple(map(_described, vars(value).values()))
     return None

@@ -21,10 +21,10 @@ __all__ = [
     "to_machine_code",
 ]
 
-AnyGraph = Any
+_AnyGraph = Any
 """A ``torch.fx.GraphModule``, whose module is imported when it is needed."""
 
-Backend = Literal["inductor", "eager"] | Callable[[AnyGraph, list[Tensor]], Callable[..., Any]]
+Backend = Literal["inductor", "eager"] | Callable[[_AnyGraph, list[Tensor]], Callable[..., Any]]
 """What makes a function of a graph and its example inputs, as ``torch.compile`` has it."""
 
 
@@ -45,18 +45,18 @@ class Captured(NamedTuple):
             buffers, constants. As inputs they are read anew at each call, and written to.
     """
 
-    graph: AnyGraph
+    graph: _AnyGraph
     lifted: list[Tensor]
 
 
-class NoReading(TorchDispatchMode):
+class _NoReading(TorchDispatchMode):
     """Raises where a number is read off a tensor: the graph would hold it for good."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Runs an operation, unless what it gives other than tensors depends on their values."""
-        if torch.Tag.data_dependent_output in func.tags or has_free_shape(func, args):
+        if torch.Tag.data_dependent_output in func.tags or _has_free_shape(func, args):
             raise NotCapturedError(
                 f"a number or a shape depends on the values of a tensor, by {func.name()} "
                 f"(.item(), if, bool() or a mask as an index)"
@@ -64,7 +64,7 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def has_free_shape(func: Any, args: tuple[Any, ...]) -> bool:
+def _has_free_shape(func: Any, args: tuple[Any, ...]) -> bool:
     """Tells whether the shape of a result depends on the values of a tensor."""
     if torch.Tag.dynamic_output_shape not in func.tags:
         return False
@@ -86,14 +86,14 @@ def capture(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def watched(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with NoReading():
+        with _NoReading():
             return function(*tensors)
 
     # Copies, since a tensor that is given twice, or is also found elsewhere, is two inputs.
-    return lift(make_fx(watched)(*(tensor.detach().clone() for tensor in inputs)))
+    return _lift(make_fx(watched)(*(tensor.detach().clone() for tensor in inputs)))
 
 
-def lift(graph: AnyGraph) -> Captured:
+def _lift(graph: _AnyGraph) -> Captured:
     """Makes inputs of the tensors that a graph holds, one for each tensor."""
     nodes = graph.graph.nodes
     # A node that stays: without inputs the first is a tensor that the graph holds.

@@ -2,13 +2,13 @@
 
 __all__ = ["worth_compiling"]
 
-SECONDS_TO_COMPILE = 20.0
+_SECONDS_TO_COMPILE = 20.0
 """What a first compilation takes, rounded up."""
 
-SECONDS_SAVED = 1e-3
+_SECONDS_SAVED = 1e-3
 """What a compiled step saves of the time that Python takes to build the graph anew."""
 
-PRODUCTS_A_SECOND = 2e10
+_PRODUCTS_A_SECOND = 2e10
 """By how many products of a row and a weight a step has to be larger to save a second more."""
 
 
@@ -28,5 +28,5 @@ def worth_compiling(steps: int, rows: int, weights: int) -> bool:
         >>> worth_compiling(3_900, 100, 30_000), worth_compiling(50_000, 128, 320_000)
         (False, True)
     """
-    saved = steps * (SECONDS_SAVED + rows * weights / PRODUCTS_A_SECOND)
-    return saved > SECONDS_TO_COMPILE
+    saved = steps * (_SECONDS_SAVED + rows * weights / _PRODUCTS_A_SECOND)
+    return saved > _SECONDS_TO_COMPILE

@@ -17,13 +17,13 @@ from pyro_vae.compiled.graph import NotCapturedError
 
 __all__ = ["Look", "held_by", "kept"]
 
-PLAIN = (
+_PLAIN = (
     bool, int, complex, str, bytes, range, slice, type, Enum, torch.dtype, torch.device,
     torch.layout, torch.memory_format, types.BuiltinFunctionType, types.ModuleType, types.CodeType,
 )  # fmt: skip
 """Types of values that never change and are equal if they are the same."""
 
-MOST = 20_000
+_MOST = 20_000
 """How many things are looked at before giving up."""
 
 
@@ -53,12 +53,12 @@ class Look:
             return "named", self.names[id(value)]
         if isinstance(value, float):
             return type(value), float.hex(value)
-        if value is None or isinstance(value, PLAIN):
+        if value is None or isinstance(value, _PLAIN):
             return type(value), str(value) if isinstance(value, slice) else value
         if id(value) in self.met:
             return "met", self.met[id(value)]
-        if len(self.things) >= MOST:
-            raise NotCapturedError(f"more than {MOST} objects can be reached from a module")
+        if len(self.things) >= _MOST:
+            raise NotCapturedError(f"more than {_MOST} objects can be reached from a module")
         self.met[id(value)] = len(self.met)
         self.things.append(value)
         try:
@@ -72,8 +72,8 @@ class Look:
     def content(self, value: Any) -> Hashable:
         """Returns what tells the content of a thing."""
         if isinstance(value, Tensor):
-            return "tensor", value.shape, value.dtype, value.requires_grad, digest(value)
-        if is_array(value):
+            return "tensor", value.shape, value.dtype, value.requires_grad, _digest(value)
+        if _is_array(value):
             return type(value), str(value.dtype), value.shape, value.tobytes()
         if isinstance(value, Mapping):
             return type(value), self.each(pair for item in value.items() for pair in item)
@@ -82,8 +82,8 @@ class Look:
         if isinstance(value, (set, frozenset)):
             return type(value), frozenset(map(self.told, value))
         if isinstance(value, (torch.Generator, random.Random)):
-            return type(value), state_of(value)
-        parts = parts_of(value)
+            return type(value), _state_of(value)
+        parts = _parts_of(value)
         if parts is not None:
             return type(value), self.each(parts)
         return "the object itself", id(value)
@@ -93,25 +93,25 @@ class Look:
         return tuple(map(self.told, values))
 
 
-def digest(tensor: Tensor) -> str:
+def _digest(tensor: Tensor) -> str:
     """Returns what tells the numbers of a tensor."""
     numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha1(numbers.numpy().tobytes()).hexdigest()
 
 
-def state_of(generator: Any) -> Hashable:
+def _state_of(generator: Any) -> Hashable:
     """Returns the state of a generator of random numbers."""
     if isinstance(generator, torch.Generator):
-        return digest(generator.get_state())
+        return _digest(generator.get_state())
     return generator.getstate()
 
 
-def parts_of(value: Any) -> Iterable[Any] | None:
+def _parts_of(value: Any) -> Iterable[Any] | None:
     """Returns what an object is made of, or ``None`` if it cannot be looked into."""
     if isinstance(value, types.FunctionType):
         return (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__)
     if isinstance(value, types.CellType):
-        return contents(value)
+        return _contents(value)
     if isinstance(value, types.MethodType):
         return (value.__func__, value.__self__)
     if isinstance(value, partial):
@@ -121,7 +121,7 @@ def parts_of(value: Any) -> Iterable[Any] | None:
     if hasattr(value, "__dict__"):
         # In the order of names, since two of a kind may have set them in another.
         attributes = sorted(held_by(value).items(), key=lambda item: str(item[0]))
-        return (*slots(value), *(part for item in attributes for part in item))
+        return (*_slots(value), *(part for item in attributes for part in item))
     try:
         reduced = value.__reduce_ex__(4)
     except Exception:
@@ -144,7 +144,7 @@ def held_by(value: Any) -> dict[str, Any]:
     return state if isinstance(state, dict) else vars(value)
 
 
-def contents(cell: types.CellType) -> tuple[Any, ...]:
+def _contents(cell: types.CellType) -> tuple[Any, ...]:
     """Returns what a variable of a closure holds, if it holds anything."""
     try:
         return (cell.cell_contents,)
@@ -152,7 +152,7 @@ def contents(cell: types.CellType) -> tuple[Any, ...]:
         return ()
 
 
-def slots(value: Any) -> list[Any]:
+def _slots(value: Any) -> list[Any]:
     """Returns what an object holds besides its dictionary."""
     declared = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     names = [n for d in declared for n in ((d,) if isinstance(d, str) else d)]
@@ -161,7 +161,7 @@ def slots(value: Any) -> list[Any]:
 
 def kept(things: Iterable[Any]) -> Callable[[], None]:
     """Returns a function that puts back what things hold now, each in its place."""
-    restore = [put_back for thing in things if (put_back := kept_one(thing)) is not None]
+    restore = [put_back for thing in things if (put_back := _kept_one(thing)) is not None]
 
     def put_back_all() -> None:
         for put_back in restore:
@@ -170,7 +170,7 @@ def kept(things: Iterable[Any]) -> Callable[[], None]:
     return put_back_all
 
 
-def kept_one(thing: Any) -> Callable[[], Any] | None:
+def _kept_one(thing: Any) -> Callable[[], Any] | None:
     """Returns a function that puts back what a thing holds now, or ``None`` if it cannot change."""
     if isinstance(thing, Tensor):
         return partial(torch.no_grad()(thing.copy_), thing.detach().clone())
@@ -179,32 +179,32 @@ def kept_one(thing: Any) -> Callable[[], Any] | None:
     if isinstance(thing, random.Random):
         return partial(thing.setstate, thing.getstate())
     if isinstance(thing, types.CellType):
-        held = contents(thing)
+        held = _contents(thing)
         return partial(setattr, thing, "cell_contents", *held) if held else None
     if isinstance(thing, list):
         return partial(thing.__setitem__, slice(None), list(thing))
     if isinstance(thing, dict):
-        return partial(refill, thing, list(thing.items()))
+        return partial(_refill, thing, list(thing.items()))
     if isinstance(thing, (set, deque)):
-        return partial(refill, thing, list(thing))
-    if is_array(thing):
-        return partial(thing.__setitem__, Ellipsis, thing.copy()) if writeable(thing) else None
+        return partial(_refill, thing, list(thing))
+    if _is_array(thing):
+        return partial(thing.__setitem__, Ellipsis, thing.copy()) if _writeable(thing) else None
     if hasattr(thing, "__dict__") and isinstance(vars(thing), dict):
-        return partial(refill, vars(thing), list(vars(thing).items()))
+        return partial(_refill, vars(thing), list(vars(thing).items()))
     return None
 
 
-def is_array(value: Any) -> bool:
+def _is_array(value: Any) -> bool:
     """Tells whether a value is an array of NumPy's kind, or a number of such a type."""
     return hasattr(value, "dtype") and hasattr(value, "tobytes")
 
 
-def writeable(array: Any) -> bool:
+def _writeable(array: Any) -> bool:
     """Tells whether the numbers of an array can be set."""
     return bool(array.ndim and array.flags.writeable)
 
 
-def refill(container: Any, content: list[Any]) -> None:
+def _refill(container: Any, content: list[Any]) -> None:
     """Makes a container hold what it held."""
     container.clear()
     if isinstance(container, deque):

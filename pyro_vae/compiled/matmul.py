@@ -9,18 +9,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Products", "choose_products", "eligible", "use_onednn"]
+__all__ = ["choose_products", "eligible", "use_onednn"]
 
-Products = Literal["mkl", "onednn"]
+_Products = Literal["mkl", "onednn"]
 
-WORTH = 0.85
+_WORTH = 0.85
 """Up to which part of the time oneDNN's products are taken, lest the choice hang on noise."""
 
 LARGE = 1_000_000
 """From how many multiplications on a product is one for oneDNN, whose calls cost more."""
 
 
-class Shape(NamedTuple):
+class _Shape(NamedTuple):
     """The shapes and strides of the two factors of a product."""
 
     left: tuple[tuple[int, ...], tuple[int, ...]]
@@ -43,24 +43,24 @@ def eligible(graph: Any) -> list[Any]:
         and not node.kwargs
         and node.meta["val"].dtype == torch.float32
         and node.meta["val"].device.type == "cpu"
-        and multiplications(node) >= LARGE
+        and _multiplications(node) >= LARGE
     ]
 
 
-def multiplications(node: Any) -> int:
+def _multiplications(node: Any) -> int:
     """Returns how many multiplications a product takes."""
     return node.args[-2].meta["val"].numel() * node.args[-1].meta["val"].shape[1]
 
 
-def choose_products(graph: Any) -> Products:
+def choose_products(graph: Any) -> _Products:
     """Returns the library that takes less time for the products of a graph, by a short timing."""
-    shapes = Counter(shape_of(node) for node in eligible(graph))
+    shapes = Counter(_shape_of(node) for node in eligible(graph))
     seconds = {"mkl": 0.0, "onednn": 0.0}
     for shape, count in shapes.items():
-        left, right = (factor(*shape.left), factor(*shape.right))
-        seconds["mkl"] += count * quickest(torch.mm, left, right)
-        seconds["onednn"] += count * quickest(by_onednn(), left, right.t())
-    return "onednn" if seconds["onednn"] < WORTH * seconds["mkl"] else "mkl"
+        left, right = (_factor(*shape.left), _factor(*shape.right))
+        seconds["mkl"] += count * _quickest(torch.mm, left, right)
+        seconds["onednn"] += count * _quickest(by_onednn(), left, right.t())
+    return "onednn" if seconds["onednn"] < _WORTH * seconds["mkl"] else "mkl"
 
 
 def use_onednn(graph: Any) -> None:
@@ -97,11 +97,11 @@ def by_onednn() -> Callable[[Tensor, Tensor], Tensor]:
     library.impl("product", product, "CPU")
     library.impl("product", shape, "Meta")
     _libraries.append(library)
-    call_directly()
+    _call_directly()
     return torch.ops.pyro_vae.product.default
 
 
-def call_directly() -> None:
+def _call_directly() -> None:
     """Lets machine code call oneDNN's operator itself, without the way through Python."""
     from torch._inductor.lowering import fallback_handler, register_lowering
 
@@ -116,18 +116,18 @@ _libraries: list[torch.library.Library] = []
 """What was registered, which ends with the object."""
 
 
-def shape_of(node: Any) -> Shape:
+def _shape_of(node: Any) -> _Shape:
     """Returns the shapes and strides of the factors of a node."""
     left, right = (argument.meta["val"] for argument in node.args[-2:])
-    return Shape((tuple(left.shape), left.stride()), (tuple(right.shape), right.stride()))
+    return _Shape((tuple(left.shape), left.stride()), (tuple(right.shape), right.stride()))
 
 
-def factor(shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+def _factor(shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """Returns a matrix of ones of a shape and stride."""
     return torch.empty_strided(shape, stride).fill_(1.0)
 
 
-def quickest(function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> float:
+def _quickest(function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> float:
     """Returns the shortest of a few times of a product, in seconds."""
     times = []
     for _ in range(15):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyro_vae.compiled.graph import Captured, NotCapturedError
 
-__all__ = ["Noise", "noise_as_inputs"]
+__all__ = ["noise_as_inputs"]
 
 
-class Noise(NamedTuple):
+class _Noise(NamedTuple):
     """Noise that a graph draws.
 
     Attributes:
@@ -35,7 +35,7 @@ class Noise(NamedTuple):
         return torch.empty_strided((count, *self.shape), (size, *self.strides), dtype=self.dtype)
 
 
-FILLS = {
+_FILLS = {
     torch.ops.aten.randn.default: torch.ops.aten.normal_.default,
     torch.ops.aten.randn_like.default: torch.ops.aten.normal_.default,
     torch.ops.aten.rand.default: torch.ops.aten.uniform_.default,
@@ -44,19 +44,19 @@ FILLS = {
 """How noise that is a new tensor is drawn into one that is there."""
 
 
-def noise_as_inputs(captured: Captured) -> list[Noise]:
+def noise_as_inputs(captured: Captured) -> list[_Noise]:
     """Makes inputs of the noise that a graph draws, in the order in which it is drawn.
 
     Raises:
         NotCapturedError: If the distribution of noise depends on tensors.
     """
     graph = captured.graph.graph
-    noises: list[Noise] = []
+    noises: list[_Noise] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
-        if node.op != "call_function" or not draws(node.target):
+        if node.op != "call_function" or not _draws(node.target):
             continue
-        noises.append(noise_of(node))
+        noises.append(_noise_of(node))
         with graph.inserting_after(last):
             last = graph.placeholder(f"noise_{len(noises) - 1}")
         node.replace_all_uses_with(last)
@@ -65,17 +65,17 @@ def noise_as_inputs(captured: Captured) -> list[Noise]:
     return noises
 
 
-def draws(target: Any) -> bool:
+def _draws(target: Any) -> bool:
     """Tells whether an operation draws noise."""
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
-def noise_of(node: Any) -> Noise:
+def _noise_of(node: Any) -> _Noise:
     """Returns what noise a node draws."""
     value = node.meta["val"]
-    form = (value.shape, value.stride(), value.dtype) if is_dense(value) else None
-    if form is not None and node.target in FILLS:
-        return Noise(FILLS[node.target], *form, ())
+    form = (value.shape, value.stride(), value.dtype) if _is_dense(value) else None
+    if form is not None and node.target in _FILLS:
+        return _Noise(_FILLS[node.target], *form, ())
     into, *numbers = node.args or (None,)
     fresh = str(getattr(into, "target", "")).startswith(("aten.empty", "aten.new_empty"))
     if form is None or not fresh or node.kwargs or any(hasattr(n, "op") for n in numbers):
@@ -83,10 +83,10 @@ def noise_of(node: Any) -> Noise:
             f"the noise of {node.target} depends on the values of tensors, or cannot be drawn for "
             f"each apart"
         )
-    return Noise(node.target, *form, tuple(numbers))
+    return _Noise(node.target, *form, tuple(numbers))
 
 
-def is_dense(value: Any) -> bool:
+def _is_dense(value: Any) -> bool:
     """Tells whether a result is one tensor whose numbers fill its memory, in whatever order."""
     if not isinstance(value, Tensor):
         return False

@@ -14,12 +14,12 @@ from pyro_vae.validation import describe_value
 
 __all__ = ["Update", "check_optimizer"]
 
-SCALARS = 5
+_SCALARS = 5
 """How many numbers of a step a rule reads at most."""
 
-Group = dict[str, Any]
-State = dict[str, Tensor]
-Rule = Callable[[Tensor, Tensor, State, Group, Sequence[Tensor]], None]
+_Group = dict[str, Any]
+_State = dict[str, Tensor]
+_Rule = Callable[[Tensor, Tensor, _State, _Group, Sequence[Tensor]], None]
 """Changes a parameter, given its gradient, its state, its group and the numbers of the step."""
 
 
@@ -58,7 +58,7 @@ class Update:
         self.clip_norm = clip_norm
         self.captured = known(optimizer)
         # The numbers of the step for each parameter, where all graphs read them.
-        self.scalars = torch.zeros(0, SCALARS, dtype=torch.float64)
+        self.scalars = torch.zeros(0, _SCALARS, dtype=torch.float64)
 
     def parameters(self) -> list[Tensor]:
         """Returns the optimizer's parameters."""
@@ -106,17 +106,17 @@ class Update:
         reached = set(map(id, parameters))
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                start = START[type(self.optimizer)](parameter, group)
+                start = _START[type(self.optimizer)](parameter, group)
                 if start and id(parameter) in reached and not self.optimizer.state[parameter]:
                     self.optimizer.state[parameter] = start
         if len(self.scalars) != len(self.parameters()):
-            self.scalars = torch.zeros(len(self.parameters()), SCALARS, dtype=torch.float64)
+            self.scalars = torch.zeros(len(self.parameters()), _SCALARS, dtype=torch.float64)
         self.set_scalars()
 
     def set_scalars(self) -> None:
         """Writes the numbers of this step to where the graphs read them."""
         rows, place, states = self.scalars.numpy(), 0, self.optimizer.state
-        numbers = NUMBERS[type(self.optimizer)]
+        numbers = _NUMBERS[type(self.optimizer)]
         for group in self.optimizer.param_groups:
             last, values = -1.0, [0.0]
             for parameter in group["params"]:
@@ -147,7 +147,7 @@ class Update:
         given = dict(zip(map(id, parameters), self.clipped(gradients), strict=True))
         place = 0
         for group in self.optimizer.param_groups:
-            rule = adamw if group.get("decoupled_weight_decay") else RULES[type(self.optimizer)]
+            rule = _adamw if group.get("decoupled_weight_decay") else _RULES[type(self.optimizer)]
             for parameter in group["params"]:
                 gradient = given.get(id(parameter))
                 if gradient is not None:
@@ -170,26 +170,26 @@ class Update:
         return (clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
-def adam(
-    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
+def _adam(
+    parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of Adam, whose weight decay is a part of the gradient."""
     if group["weight_decay"]:
         gradient = gradient + group["weight_decay"] * parameter
-    moments(parameter, gradient, state, group, scalars)
+    _moments(parameter, gradient, state, group, scalars)
 
 
-def adamw(
-    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
+def _adamw(
+    parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of AdamW, whose weight decay is a step of its own."""
     if group["weight_decay"]:
         parameter.mul_(1 - scalars[0] * group["weight_decay"])
-    moments(parameter, gradient, state, group, scalars)
+    _moments(parameter, gradient, state, group, scalars)
 
 
-def moments(
-    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
+def _moments(
+    parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of Adam by first and second moments."""
     _, size, root, of_mean, of_square = scalars
@@ -200,7 +200,7 @@ def moments(
     parameter.sub_(size * mean / (square.sqrt() * root + group["eps"]))
 
 
-def adam_numbers(group: Group, steps: float) -> list[float]:
+def _adam_numbers(group: _Group, steps: float) -> list[float]:
     """Returns the numbers of Adam's next step.
 
     These are the learning rate, what mean and root are multiplied by, and the share of the new
@@ -212,7 +212,7 @@ def adam_numbers(group: Group, steps: float) -> list[float]:
     return [rate, size, root, 1 - beta1, 1 - beta2]
 
 
-def adam_start(parameter: Tensor, group: Group) -> State:
+def _adam_start(parameter: Tensor, group: _Group) -> _State:
     """Returns the state before Adam's first step."""
     return {
         "step": torch.zeros((), dtype=torch.float32),
@@ -221,8 +221,8 @@ def adam_start(parameter: Tensor, group: Group) -> State:
     }
 
 
-def sgd(
-    parameter: Tensor, gradient: Tensor, state: State, group: Group, scalars: Sequence[Tensor]
+def _sgd(
+    parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
     """Makes the update of gradient descent, with momentum if there is one."""
     rate, momentum, *_ = scalars
@@ -234,23 +234,23 @@ def sgd(
     parameter.sub_(rate * gradient)
 
 
-def sgd_numbers(group: Group, steps: float) -> list[float]:
+def _sgd_numbers(group: _Group, steps: float) -> list[float]:
     """Returns the numbers of the next step: learning rate and momentum."""
     return [float(group["lr"]), group["momentum"]]
 
 
-def sgd_start(parameter: Tensor, group: Group) -> State:
+def _sgd_start(parameter: Tensor, group: _Group) -> _State:
     """Returns the state before the first step with momentum."""
     return {"momentum_buffer": torch.zeros_like(parameter)} if group["momentum"] else {}
 
 
-RULES: dict[type[Optimizer], Rule] = {Adam: adam, AdamW: adamw, SGD: sgd}
-NUMBERS: dict[type[Optimizer], Callable[[Group, float], list[float]]] = {
-    Adam: adam_numbers, AdamW: adam_numbers, SGD: sgd_numbers,
+_RULES: dict[type[Optimizer], _Rule] = {Adam: _adam, AdamW: _adamw, SGD: _sgd}
+_NUMBERS: dict[type[Optimizer], Callable[[_Group, float], list[float]]] = {
+    Adam: _adam_numbers, AdamW: _adam_numbers, SGD: _sgd_numbers,
 }  # fmt: skip
 """What changes from step to step; a graph would find it anew for each weight."""
-START: dict[type[Optimizer], Callable[[Tensor, Group], State]] = {
-    Adam: adam_start, AdamW: adam_start, SGD: sgd_start,
+_START: dict[type[Optimizer], Callable[[Tensor, _Group], _State]] = {
+    Adam: _adam_start, AdamW: _adam_start, SGD: _sgd_start,
 }  # fmt: skip
 
 
@@ -260,8 +260,8 @@ def known(optimizer: Optimizer) -> bool:
     if any(p.device.type != "cpu" for group in optimizer.param_groups for p in group["params"]):
         return False
     return (
-        type(optimizer) in RULES
-        and not is_watched(optimizer)
+        type(optimizer) in _RULES
+        and not _is_watched(optimizer)
         and not any(
             # With dampening the first step of momentum is unlike the others.
             group.get(name)
@@ -271,7 +271,7 @@ def known(optimizer: Optimizer) -> bool:
     )
 
 
-def is_watched(optimizer: Optimizer) -> bool:
+def _is_watched(optimizer: Optimizer) -> bool:
     """Tells whether a step does more than the update, by hooks or a method put in its place."""
     hooks = (
         *optimizer._optimizer_step_pre_hooks,

@@ -8,7 +8,7 @@ from pyro_vae.objectives import ELBO
 
 __all__ = ["stand_in"]
 
-ANALYTIC = {Trace_ELBO: False, TraceMeanField_ELBO: None}
+_ANALYTIC = {Trace_ELBO: False, TraceMeanField_ELBO: None}
 """Whether the KL is in closed form; ``None``: where there is one."""
 
 
@@ -18,11 +18,11 @@ def stand_in(objective: Any) -> Any:
     Pyro's own read the loss of each site. The classes themselves are known, not what others
     derive from them; all else is returned as it is.
     """
-    if type(objective) not in ANALYTIC:
+    if type(objective) not in _ANALYTIC:
         return objective
     return ELBO(
         objective.num_particles,
-        analytic=ANALYTIC[type(objective)],
+        analytic=_ANALYTIC[type(objective)],
         max_plate_nesting=objective.max_plate_nesting,
         vectorize_particles=objective.vectorize_particles,
     )

@@ -13,7 +13,7 @@ from pyro_vae.validation import describe_value
 
 __all__ = ["check_objective", "point_masses", "reason_of"]
 
-INSTEAD = {
+_INSTEAD = {
     "RenyiELBO": "pyro_vae.objectives.Renyi(alpha, num_particles), or IWAE(num_particles) for "
     "alpha = 0",
     "TraceGraph_ELBO": "pyro_vae.objectives.ELBO() if all latent sites are reparameterized, else "
@@ -32,9 +32,9 @@ def check_objective(objective: Any) -> None:
         raise ValueError(f"Expected objective to be an instance, got {describe_value(objective)}")
     name = type(objective).__name__
     is_pyros = type(objective).__module__.startswith("pyro.")
-    if is_pyros and name in INSTEAD:
+    if is_pyros and name in _INSTEAD:
         raise ValueError(
-            f"Expected objective to have a differentiable loss, got {name}: use {INSTEAD[name]}"
+            f"Expected objective to have a differentiable loss, got {name}: use {_INSTEAD[name]}"
         )
     if not callable(getattr(objective, "differentiable_loss", None)):
         raise ValueError(f"Expected objective to have a differentiable_loss, got {name}")

@@ -23,7 +23,7 @@ class Call:
         self.leaves, self.spec = pytree.tree_flatten((args, kwargs))
         self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.others = [leaf for leaf in self.leaves if not isinstance(leaf, Tensor)]
-        self.key: Hashable = (self.spec, *map(argument_key, self.leaves))
+        self.key: Hashable = (self.spec, *map(_argument_key, self.leaves))
 
     def without_hash(self) -> Exception | None:
         """Returns an error that describes the first argument without a hash, if there is one."""
@@ -40,7 +40,7 @@ class Call:
         return pytree.tree_unflatten(leaves, self.spec)
 
 
-def argument_key(value: Any) -> Hashable:
+def _argument_key(value: Any) -> Hashable:
     """Returns what an argument has to have in common with another of the same kind of call."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device

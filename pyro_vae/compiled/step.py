@@ -26,7 +26,7 @@ __all__ = ["Step", "compile"]
 LIMIT = 16
 """How many graphs a step keeps; more of them mean that something changes with each call."""
 
-VARIANTS = 2
+_VARIANTS = 2
 """How many graphs a step keeps that differ only in numbers of the user's functions."""
 
 PRECISIONS = ("float32", "bfloat16")
@@ -286,7 +286,7 @@ class Step(EagerStep):
 
     def _check_limits(self, variants: Sequence[Known]) -> None:
         """Raises a ``NotCapturedError`` if there are too many graphs already."""
-        if len(variants) >= VARIANTS:
+        if len(variants) >= _VARIANTS:
             raise NeverCapturedError(
                 f"{variants[-1].constants.changed()} changes between calls; make it a scalar "
                 f"tensor, and change it in place with fill_"

@@ -9,7 +9,7 @@ from pyro_vae.compiled.graph import NotCapturedError
 
 __all__ = ["TOLERANCE_OF_BFLOAT16", "check", "check_changes"]
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Up to which part of its norm a result may differ; 1e-2 in lower precision."""
 
 TOLERANCE_OF_BFLOAT16 = 0.2
@@ -28,14 +28,14 @@ def check(
     Raises:
         NotCapturedError: If one differs by more.
     """
-    whole = sum(norm(value) ** 2 for value in expected) ** 0.5
+    whole = sum(_norm(value) ** 2 for value in expected) ** 0.5
     for one, other in zip(found, expected, strict=True):
-        tolerance = TOLERANCES.get(other.dtype, 1e-2) if other.is_floating_point() else 0.0
+        tolerance = _TOLERANCES.get(other.dtype, 1e-2) if other.is_floating_point() else 0.0
         tolerance = max(tolerance, least)
         same = (one == other) | (one.isnan() & other.isnan())
         difference = float(torch.where(same, 0, one.double() - other.double()).norm())
-        if not difference <= tolerance * max(norm(other), 0.01 * whole) + rounding(other):
-            raise NotCapturedError(said(what, difference, norm(other)))
+        if not difference <= tolerance * max(_norm(other), 0.01 * whole) + rounding(other):
+            raise NotCapturedError(_said(what, difference, _norm(other)))
 
 
 def check_changes(
@@ -51,9 +51,9 @@ def check_changes(
     for start, one, other in zip(before, found, expected, strict=True):
         kind = other.dtype
         rounding = 4 * torch.finfo(kind).eps if kind.is_floating_point else 0.0
-        difference, change = norm(one.double() - other.double()), norm(other - start)
-        if not difference <= TOLERANCES.get(kind, 1e-2) * change + rounding * norm(other):
-            raise NotCapturedError(said(what, difference, change))
+        difference, change = _norm(one.double() - other.double()), _norm(other - start)
+        if not difference <= _TOLERANCES.get(kind, 1e-2) * change + rounding * _norm(other):
+            raise NotCapturedError(_said(what, difference, change))
 
 
 def rounding(value: Tensor) -> float:
@@ -62,7 +62,7 @@ def rounding(value: Tensor) -> float:
     return float(eps * value.numel() ** 0.5)
 
 
-def said(what: str, difference: float, size: float) -> str:
+def _said(what: str, difference: float, size: float) -> str:
     """Returns what is told of a difference."""
     return (
         f"the {what} differs from the eager step's, by a norm of {difference:.3g} where that is "
@@ -70,7 +70,7 @@ def said(what: str, difference: float, size: float) -> str:
     )
 
 
-def norm(value: Tensor) -> float:
+def _norm(value: Tensor) -> float:
     """Returns the Euclidean norm of all numbers that are finite."""
     value = value.detach().double()
     return float(torch.where(value.isfinite(), value, 0).norm())

@@ -17,9 +17,6 @@ from pyro_vae.progress import progress_of
 __all__ = [
     "AGAIN",
     "EXPECTED",
-    "Interrupted",
-    "UsageError",
-    "UserError",
     "check_interrupted",
     "check_options",
     "explain",
@@ -31,11 +28,11 @@ __all__ = [
     "stop_at_signals",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 AGAIN = "run the same command again"
 
-FULL = "HYDRA_FULL_ERROR"
+_FULL = "HYDRA_FULL_ERROR"
 """The environment variable that asks for tracebacks; Hydra reads it too."""
 
 _SPACE = "free space, or choose another folder"
@@ -58,7 +55,7 @@ _received: list[int] = []
 """The first signal that has arrived, if any."""
 
 
-class Interrupted(KeyboardInterrupt):
+class _Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM has arrived.
 
     Arguments:
@@ -70,7 +67,7 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class UserError(BaseException):
+class _UserError(BaseException):
     """An error on its way through Hydra, which would print another line on an ``Exception``.
 
     Arguments:
@@ -82,11 +79,11 @@ class UserError(BaseException):
         self.cause = cause
 
 
-class UsageError(Exception):
+class _UsageError(Exception):
     """Options of a command line that do not exist."""
 
 
-def pass_errors(task: Callable[[Any], T]) -> Callable[[Any], T]:
+def pass_errors(task: Callable[[Any], _T]) -> Callable[[Any], _T]:
     """Makes a task of Hydra pass its errors to :func:`show_errors`, unless it is part of a sweep.
 
     The other jobs of a sweep continue, and Hydra's line says which one failed.
@@ -95,24 +92,24 @@ def pass_errors(task: Callable[[Any], T]) -> Callable[[Any], T]:
     from hydra.types import RunMode
 
     @functools.wraps(task)
-    def passing(cfg: Any) -> T:
+    def passing(cfg: Any) -> _T:
         try:
             return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            raise UserError(error) from error
+            raise _UserError(error) from error
 
     return passing
 
 
 def check_options(program: str) -> None:
-    """Raises a :class:`UsageError` for options on the command line that Hydra does not have."""
+    """Raises a :class:`_UsageError` for options on the command line that Hydra does not have."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
         dashes = ": settings are KEY=VALUE without dashes" * message.startswith("unrecognized")
-        raise UsageError(
+        raise _UsageError(
             f"{program}: {message}{dashes} ({program} --help lists settings, {program} "
             f"--hydra-help options)"
         )
@@ -125,14 +122,14 @@ def check_options(program: str) -> None:
 
 
 def check_interrupted() -> None:
-    """Raises :class:`Interrupted` if a signal has arrived, also where its exception was lost."""
+    """Raises :class:`_Interrupted` if a signal has arrived, also where its exception was lost."""
     if _received:
-        raise Interrupted(_received[0])
+        raise _Interrupted(_received[0])
 
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Raises :class:`Interrupted` in the main thread at SIGINT or SIGTERM; a second one kills.
+    """Raises :class:`_Interrupted` in the main thread at SIGINT or SIGTERM; a second one kills.
 
     A signal that this process ignores stays ignored. Outside of the main thread nothing changes.
     """
@@ -146,7 +143,7 @@ def raise_on_signals() -> Iterator[None]:
         for other in before:
             signal.signal(other, signal.SIG_DFL)
         _received.append(number)
-        raise Interrupted(number)
+        raise _Interrupted(number)
 
     for number in before:
         signal.signal(number, raise_once)
@@ -215,31 +212,31 @@ def show_errors(
         expected: The errors besides those of the operating system and of Hydra whose message is
             enough.
     """
-    full = os.environ.get(FULL)
+    full = os.environ.get(_FULL)
     # Hydra would otherwise show its traceback for most errors.
-    os.environ[FULL] = "1"
+    os.environ[_FULL] = "1"
     try:
         return command()
-    except UsageError as error:
+    except _UsageError as error:
         _say(str(error))
         return 2
-    except (Exception, UserError) as error:
+    except (Exception, _UserError) as error:
         check_interrupted()
         # As if it had not passed through Hydra.
-        error = error.cause if isinstance(error, UserError) else error
+        error = error.cause if isinstance(error, _UserError) else error
         line = None if full == "1" else _message(error, expected)
         if line is None:
             traceback.print_exception(error)
         else:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 line += f"; then {continuation()}"
-            _say(f"{line}\n\nSet the environment variable {FULL}=1 for a complete stack trace.")
+            _say(f"{line}\n\nSet the environment variable {_FULL}=1 for a complete stack trace.")
         return 1
     finally:
         if full is None:
-            os.environ.pop(FULL, None)
+            os.environ.pop(_FULL, None)
         else:
-            os.environ[FULL] = full
+            os.environ[_FULL] = full
 
 
 def run_process(function: Callable[[], int]) -> int:

@@ -12,9 +12,9 @@ from pyro_vae.validation import check_choice, check_positive
 
 __all__ = ["array", "frey_faces"]
 
-SCALES = ("open", "closed")
+_SCALES = ("open", "closed")
 
-EXACT = 2**53
+_EXACT = 2**53
 """Above it, double precision does not hold every integer."""
 
 
@@ -50,7 +50,7 @@ def array(
     check_protocol(binarize)
     scale = None if scale is None else check_positive("scale", scale)
     file = existing(path, (".npy", ".npz"))
-    held = read(file)
+    held = _read(file)
     if labels_key is not None and labels_key not in held:
         raise ValueError(f"Expected labels_key to be one of {sorted(held)}, got {labels_key!r}")
     names = sorted(name for name in held if name != labels_key)
@@ -58,12 +58,12 @@ def array(
         key = names[0]
     if key not in held:
         raise ValueError(f"Expected key to be one of {names}, the arrays of '{file}', got {key!r}")
-    x = rows(held[key], key) / (1 if scale is None else scale)
+    x = _rows(held[key], key) / (1 if scale is None else scale)
     if not bool(x.isfinite().all()):
         raise ValueError(f"Expected scale to keep values finite in {x.dtype}, got {scale!r}")
     if x.dim() == 3:
         x = x.unsqueeze(1)
-    labels = None if labels_key is None else integers(held[labels_key], labels_key, len(x))
+    labels = None if labels_key is None else _integers(held[labels_key], labels_key, len(x))
     parts = split(x, valid=valid, test=test, seed=seed)
     return make(
         file.stem,
@@ -107,9 +107,9 @@ def frey_faces(
     Raises:
         ValueError: If the file is missing or holds something else, or an argument is out of range.
     """
-    scale = check_choice("scale", scale, SCALES)
+    scale = check_choice("scale", scale, _SCALES)
     file = existing(path or folder(None) / "frey_faces.npz", (".npz",))
-    images = read(file).get("images")
+    images = _read(file).get("images")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 20):
         found = "none" if images is None else f"{images.dtype} of shape {images.shape}"
         raise ValueError(
@@ -130,7 +130,7 @@ def frey_faces(
     )
 
 
-def read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     """Returns the arrays of a file by their names; that of an npy file is called ``array``."""
     try:
         # NumPy leaves a file open that it cannot read.
@@ -144,13 +144,13 @@ def read(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def rows(values: Any, key: str) -> Tensor:
+def _rows(values: Any, key: str) -> Tensor:
     """Returns an array of rows as a tensor, or raises a ``ValueError`` if it is none of numbers."""
     if values.dtype.kind not in "buif":
         raise ValueError(f"Expected {key} to be an array of numbers, got dtype {values.dtype}")
     if values.ndim < 2 or 0 in values.shape:
         raise ValueError(f"Expected {key} to be rows of values, got shape {values.shape}")
-    if values.dtype.kind in "ui" and bool(((values > EXACT) | (values < -EXACT)).any()):
+    if values.dtype.kind in "ui" and bool(((values > _EXACT) | (values < -_EXACT)).any()):
         raise ValueError(
             f"Expected {key} to be numbers that double precision holds, got integers above 2**53: "
             f"leave identifiers out, or store reals"
@@ -165,7 +165,7 @@ def rows(values: Any, key: str) -> Tensor:
     return x
 
 
-def integers(values: Any, key: str, size: int) -> Tensor:
+def _integers(values: Any, key: str, size: int) -> Tensor:
     """Returns labels, or raises a ``ValueError`` if they are not one integer for each row."""
     if values.dtype.kind not in "bui" or values.shape != (size,):
         raise ValueError(

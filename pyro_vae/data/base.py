@@ -37,12 +37,12 @@ __all__ = [
     "split",
 ]
 
-FORMAT = "pyro_vae data 2"
-UNSIGNED = "pyro_vae data 1"
+_FORMAT = "pyro_vae data 2"
+_UNSIGNED = "pyro_vae data 1"
 """The format before, which has no checksum."""
 
-KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
-LARGEST = 2**28
+_KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
+_LARGEST = 2**28
 """The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
 
 PROTOCOLS = ("none", "threshold", "fixed", "dynamic")
@@ -84,13 +84,13 @@ class Rows(NamedTuple):
         self, index: Tensor | slice, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Returns some rows, drawn on their device if they are dynamic, and their mask."""
-        x = chosen(self.x, index)
+        x = _chosen(self.x, index)
         if self.dynamic:
             x = torch.bernoulli(x, generator=generator)
-        return x, None if self.mask is None else chosen(self.mask, index)
+        return x, None if self.mask is None else _chosen(self.mask, index)
 
 
-def chosen(tensor: Tensor, index: Tensor | slice) -> Tensor:
+def _chosen(tensor: Tensor, index: Tensor | slice) -> Tensor:
     """Returns some rows; by a call of its own for whole numbers, which takes a part of the time."""
     if isinstance(index, slice) or index.dtype == torch.bool:
         return tensor[index]
@@ -138,7 +138,7 @@ class Preparation(NamedTuple):
         """Returns the same as plain values for JSON, which gives each number back exactly."""
         scaling = None if self.scaling is None else self.scaling._asdict()
         values = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "event_shape": list(self.event_shape),
             "binarize": self.binarize,
             "columns": None if self.columns is None else list(self.columns),
@@ -162,7 +162,7 @@ class Preparation(NamedTuple):
                 f"Expected the folder of a run with a data.json, got '{run}' without one"
             )
         try:
-            return cls.from_dict(read_json(path, largest=LARGEST))
+            return cls.from_dict(read_json(path, largest=_LARGEST))
         except ValueError as error:
             raise ValueError(
                 f"Expected '{path}' to tell how data were prepared, got a damaged file: {error}"
@@ -176,12 +176,12 @@ class Preparation(NamedTuple):
             ValueError: If it is something else.
         """
         form = held.get("format") if isinstance(held, dict) else held
-        if form not in (FORMAT, UNSIGNED):
-            raise ValueError(f"Expected the format {FORMAT!r}, got {form!r:.50}")
-        written = {"sha256"} if form == FORMAT else set()
-        if set(held) != set(KEYS) | written:
-            raise ValueError(f"Expected the keys {KEYS}, got {sorted(held)}")
-        if written and held["sha256"] != _checksum({key: held[key] for key in KEYS}):
+        if form not in (_FORMAT, _UNSIGNED):
+            raise ValueError(f"Expected the format {_FORMAT!r}, got {form!r:.50}")
+        written = {"sha256"} if form == _FORMAT else set()
+        if set(held) != set(_KEYS) | written:
+            raise ValueError(f"Expected the keys {_KEYS}, got {sorted(held)}")
+        if written and held["sha256"] != _checksum({key: held[key] for key in _KEYS}):
             raise ValueError("Expected values that match their checksum, got others")
         shape = held["event_shape"]
         if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
@@ -370,7 +370,7 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
         ValueError: If the fractions leave no row for a part.
     """
     seed, valid, test = check_seed(seed), plain(valid), plain(test)
-    if whole(valid, test):
+    if _whole(valid, test):
         return Split(tensor, tensor[:0], tensor[:0])
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(tensor), generator=generator)
@@ -384,7 +384,7 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
     return Split(*(tensor[rows] for rows in order.split(sizes)))
 
 
-def whole(valid: float, test: float) -> bool:
+def _whole(valid: float, test: float) -> bool:
     """Tells whether data are not to be split: both numbers of rows are the integer 0."""
     return all(isinstance(n, int) and not isinstance(n, bool) and n == 0 for n in (valid, test))
 

@@ -16,12 +16,12 @@ from pyro_vae.validation import check_choice, check_flag, describe_value
 
 __all__ = ["table"]
 
-MISSING = ("raise", "nan")
+_MISSING = ("raise", "nan")
 
-UNNAMED = re.compile(r"Unnamed: \d+")
+_UNNAMED = re.compile(r"Unnamed: \d+")
 """What pandas calls a column without a name."""
 
-EXACT = 2**53
+_EXACT = 2**53
 """Above it, double precision does not hold every integer."""
 
 
@@ -72,7 +72,7 @@ def table(
     if isinstance(missing, float) and missing != missing:
         # On a command line nan is read as a number.
         missing = "nan"
-    missing = check_choice("missing", missing, MISSING)
+    missing = check_choice("missing", missing, _MISSING)
     standardize = check_flag("standardize", standardize)
     if not isinstance(separator, str) or not separator:
         raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
@@ -83,21 +83,21 @@ def table(
             f"Expected like to be a Preparation or the folder of a run, got {describe_value(like)}"
         )
     file = existing(path, (".csv", ".parquet"))
-    frame = read(file, separator)
-    names = _choose_names(file, frame, same_columns(file, frame, columns, like), label)
-    values = numbers(frame, names)
-    check_integers(file, frame, names, separator)
-    observed = check_missing(values, names, missing)
+    frame = _read(file, separator)
+    names = _choose_names(file, frame, _same_columns(file, frame, columns, like), label)
+    values = _numbers(frame, names)
+    _check_integers(file, frame, names, separator)
+    observed = _check_missing(values, names, missing)
     parts = split(values, valid=valid, test=test, seed=seed)
     masks = split(observed, valid=valid, test=test, seed=seed)
     if like is not None:
         scaling = like.scaling
     else:
-        scaling = learn(parts.train, masks.train, names) if standardize else None
+        scaling = _learn(parts.train, masks.train, names) if standardize else None
     x = _rescale(parts, masks, scaling)
-    check_range(x, names)
+    _check_range(x, names)
     quoted = file.suffix.lower() != ".parquet"
-    codes, kinds = (None, None) if label is None else coded(frame[label], label, quoted)
+    codes, kinds = (None, None) if label is None else _coded(frame[label], label, quoted)
     return Data(
         name=file.stem,
         binarize="none",
@@ -113,10 +113,10 @@ def table(
 
 
 def _choose_names(file: Path, frame: Any, wanted: Any, label: str | None) -> list[str]:
-    names = choose(list(frame.columns), wanted, label)
+    names = _choose(list(frame.columns), wanted, label)
     if wanted is None:
-        check_header(file, names, list(frame.columns))
-    check_once(list(frame.columns), names, label)
+        _check_header(file, names, list(frame.columns))
+    _check_once(list(frame.columns), names, label)
     return names
 
 
@@ -127,7 +127,7 @@ def _rescale(parts: Split, masks: Split, scaling: Scaling | None) -> Split:
     return Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
 
 
-def read(file: Path, separator: str) -> Any:
+def _read(file: Path, separator: str) -> Any:
     """Returns the table of a file, or raises a ``ValueError`` that says why there is none."""
     import pandas
 
@@ -138,8 +138,8 @@ def read(file: Path, separator: str) -> Any:
             with warnings.catch_warnings():
                 # A row of more values than names would otherwise lose some of them.
                 warnings.simplefilter("error", pandas.errors.ParserWarning)
-                frame = read_csv(file, separator)
-                frame.columns = header(file, separator, list(frame.columns))
+                frame = _read_csv(file, separator)
+                frame.columns = _header(file, separator, list(frame.columns))
     except ImportError as error:
         raise ValueError(
             f"Expected the extra parquet for '{file}', got none: pip install 'pyro_vae[parquet]'"
@@ -163,14 +163,14 @@ def read(file: Path, separator: str) -> Any:
     return frame
 
 
-def read_csv(file: Path, separator: str, **options: Any) -> Any:
+def _read_csv(file: Path, separator: str, **options: Any) -> Any:
     """Returns a csv file as pandas reads it."""
     import pandas
 
     return pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig", **options)
 
 
-def header(file: Path, separator: str, known: list[Any]) -> list[str]:
+def _header(file: Path, separator: str, known: list[Any]) -> list[str]:
     """Returns the names in the first line of a csv file; pandas changes the second of one name.
 
     Arguments:
@@ -179,16 +179,16 @@ def header(file: Path, separator: str, known: list[Any]) -> list[str]:
         known: The names that pandas gives; a column without a name keeps that one.
     """
     options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
-    line = read_csv(file, separator, **options).iloc[0]
+    line = _read_csv(file, separator, **options).iloc[0]
     names = [restore(str(name).strip()) for name in line]
     if len(names) != len(known):
         raise ValueError(f"{len(names)} names for {len(known)} columns")
     return [name or str(other) for name, other in zip(names, known, strict=True)]
 
 
-def check_header(file: Path, names: list[str], known: list[str]) -> None:
+def _check_header(file: Path, names: list[str], known: list[str]) -> None:
     """Raises a ``ValueError`` for an index of pandas, and for a first line of numbers."""
-    unnamed = [name for name in names if UNNAMED.fullmatch(name)]
+    unnamed = [name for name in names if _UNNAMED.fullmatch(name)]
     if unnamed:
         others = override("data.columns", [n for n in names if n not in unnamed] or ["NAME"])
         raise ValueError(
@@ -207,7 +207,7 @@ def check_header(file: Path, names: list[str], known: list[str]) -> None:
         )
 
 
-def same_columns(
+def _same_columns(
     file: Path, frame: Any, columns: Sequence[str] | None, like: Preparation | None
 ) -> Sequence[str] | None:
     """Returns the columns of another table, or a ``ValueError`` unless this one has them too."""
@@ -227,7 +227,7 @@ def same_columns(
     return wanted
 
 
-def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -> list[str]:
+def _choose(known: list[str], columns: Sequence[str] | None, label: str | None) -> list[str]:
     """Returns the names of the columns to use, or raises a ``ValueError`` for unknown ones."""
     if label is not None and label not in known:
         raise ValueError(f"Expected label to be one of {known}, got {label!r}")
@@ -243,7 +243,7 @@ def choose(known: list[str], columns: Sequence[str] | None, label: str | None) -
     return names
 
 
-def check_once(known: list[str], names: list[str], label: str | None) -> None:
+def _check_once(known: list[str], names: list[str], label: str | None) -> None:
     """Raises a ``ValueError`` for a column that is used and there twice."""
     twice = {name for name in names if names.count(name) + known.count(name) > 2}
     twice |= {label} if label is not None and known.count(label) > 1 else set()
@@ -255,7 +255,7 @@ def check_once(known: list[str], names: list[str], label: str | None) -> None:
         )
 
 
-def numbers(frame: Any, names: list[str]) -> Tensor:
+def _numbers(frame: Any, names: list[str]) -> Tensor:
     """Returns columns as a tensor, or raises a ``ValueError`` naming those that hold none."""
     from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
@@ -278,10 +278,10 @@ def numbers(frame: Any, names: list[str]) -> Tensor:
     )
 
 
-def check_integers(file: Path, frame: Any, names: list[str], separator: str) -> None:
+def _check_integers(file: Path, frame: Any, names: list[str], separator: str) -> None:
     """Raises a ``ValueError`` for integers that double precision would change."""
-    large = [n for n in names if ((frame[n] > EXACT) | (frame[n] < -EXACT)).any()]
-    bad = [name for name in large if integers(file, frame, name, separator)]
+    large = [n for n in names if ((frame[n] > _EXACT) | (frame[n] < -_EXACT)).any()]
+    bad = [name for name in large if _integers(file, frame, name, separator)]
     if bad:
         others = override("data.columns", [n for n in names if n not in bad] or ["NAME"])
         raise ValueError(
@@ -291,19 +291,19 @@ def check_integers(file: Path, frame: Any, names: list[str], separator: str) -> 
         )
 
 
-def integers(file: Path, frame: Any, name: str, separator: str) -> bool:
+def _integers(file: Path, frame: Any, name: str, separator: str) -> bool:
     """Whether a column holds integers, also where a missing value makes pandas read reals."""
     from pandas.api.types import is_integer_dtype
 
     if is_integer_dtype(frame[name].dtype) or file.suffix.lower() == ".parquet":
         return is_integer_dtype(frame[name].dtype)
     place = list(frame.columns).index(name)
-    column = read_csv(file, separator, usecols=[place], dtype=str).iloc[:, 0]
-    large = (frame[name].abs() > EXACT).to_numpy()
+    column = _read_csv(file, separator, usecols=[place], dtype=str).iloc[:, 0]
+    large = (frame[name].abs() > _EXACT).to_numpy()
     return bool(column[large].str.fullmatch(r"\s*[-+]?\d+\s*").any())
 
 
-def check_range(x: Split, names: list[str]) -> None:
+def _check_range(x: Split, names: list[str]) -> None:
     """Raises a ``ValueError`` for values that overflow in the precision of the data."""
     whole = torch.stack([part.isfinite().all(0) for part in x]).all(0).tolist()
     bad = [name for name, finite in zip(names, whole, strict=True) if not finite]
@@ -314,7 +314,7 @@ def check_range(x: Split, names: list[str]) -> None:
         )
 
 
-def check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
+def _check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
     """Returns where values are observed; raises a ``ValueError`` for what may not be."""
     if bool(values.isinf().any()):
         bad = [n for n, column in zip(names, values.unbind(1), strict=True) if column.isinf().any()]
@@ -331,7 +331,7 @@ def check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
     return observed
 
 
-def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
+def _learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     """Returns mean and standard deviation of the observed values of each column."""
     seen = observed.sum(0)
     loc = train.where(observed, 0.0).sum(0) / seen
@@ -353,7 +353,7 @@ def learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     return Scaling(loc, scale)
 
 
-def coded(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:
+def _coded(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:
     """Returns labels: integers as they are, other values by their place in their order, named.
 
     Arguments:

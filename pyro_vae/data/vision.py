@@ -14,12 +14,12 @@ from pyro_vae.validation import check_choice, check_flag, check_path, check_seed
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
 
-IDX = tuple(
+_IDX = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
-EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
-OMNIGLOT_PARTS = ("images_background", "images_evaluation")
-OMNIGLOT_SPLITS = ("alphabets", "burda")
+_EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+_OMNIGLOT_PARTS = ("images_background", "images_evaluation")
+_OMNIGLOT_SPLITS = ("alphabets", "burda")
 
 
 class Pictures(NamedTuple):
@@ -29,7 +29,7 @@ class Pictures(NamedTuple):
     labels: Tensor | None
 
 
-class Options(NamedTuple):
+class _Options(NamedTuple):
     """What every set of pictures is asked for."""
 
     root: str | Path | None
@@ -71,8 +71,8 @@ def mnist(
     Raises:
         ValueError: If torchvision or the files are missing, or an argument is out of range.
     """
-    options = Options(root, download, binarize, valid, limit, seed)
-    return load("mnist", "MNIST", [f"MNIST/raw/{file}" for file in IDX], idx, options)
+    options = _Options(root, download, binarize, valid, limit, seed)
+    return _load("mnist", "MNIST", [f"MNIST/raw/{file}" for file in _IDX], _idx, options)
 
 
 def fashion_mnist(
@@ -91,9 +91,9 @@ def fashion_mnist(
 
     Arguments and errors are those of :func:`mnist`; the files are in ``FashionMNIST/raw``.
     """
-    options = Options(root, download, binarize, valid, limit, seed)
-    files = [f"FashionMNIST/raw/{file}" for file in IDX]
-    return load("fashion_mnist", "FashionMNIST", files, idx, options)
+    options = _Options(root, download, binarize, valid, limit, seed)
+    files = [f"FashionMNIST/raw/{file}" for file in _IDX]
+    return _load("fashion_mnist", "FashionMNIST", files, _idx, options)
 
 
 def kmnist(
@@ -113,8 +113,8 @@ def kmnist(
 
     Arguments and errors are those of :func:`mnist`; the files are in ``KMNIST/raw``.
     """
-    options = Options(root, download, binarize, valid, limit, seed)
-    return load("kmnist", "KMNIST", [f"KMNIST/raw/{file}" for file in IDX], idx, options)
+    options = _Options(root, download, binarize, valid, limit, seed)
+    return _load("kmnist", "KMNIST", [f"KMNIST/raw/{file}" for file in _IDX], _idx, options)
 
 
 def emnist(
@@ -147,10 +147,10 @@ def emnist(
     Raises:
         ValueError: As of :func:`mnist`, and if there is no such split.
     """
-    check_choice("split", split, EMNIST_SPLITS)
+    check_choice("split", split, _EMNIST_SPLITS)
 
     def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
-        x, labels = idx(datasets, kind, train, split=split, **where)
+        x, labels = _idx(datasets, kind, train, split=split, **where)
         return Pictures(x.mT, labels)
 
     files = [
@@ -158,8 +158,8 @@ def emnist(
         for part in ("train", "test")
         for kind in ("images-idx3", "labels-idx1")
     ]
-    options = Options(root, download, binarize, valid, limit, seed)
-    return load(f"emnist ({split})", "EMNIST", files, read, options)
+    options = _Options(root, download, binarize, valid, limit, seed)
+    return _load(f"emnist ({split})", "EMNIST", files, read, options)
 
 
 def omniglot(
@@ -202,13 +202,13 @@ def omniglot(
     Raises:
         ValueError: As of :func:`mnist`, and if there is no such split.
     """
-    check_choice("split", split, OMNIGLOT_SPLITS)
-    options = Options(root, download, binarize, valid, limit, seed)
+    check_choice("split", split, _OMNIGLOT_SPLITS)
+    options = _Options(root, download, binarize, valid, limit, seed)
     if split == "burda":
-        return load("omniglot (burda)", "", ["chardata.mat"], columns, options)
-    files = [f"omniglot-py/{part}.zip" for part in OMNIGLOT_PARTS]
-    files += [f"omniglot-py/{part}/" for part in OMNIGLOT_PARTS]
-    return load("omniglot", "Omniglot", files, characters, options)
+        return _load("omniglot (burda)", "", ["chardata.mat"], _columns, options)
+    files = [f"omniglot-py/{part}.zip" for part in _OMNIGLOT_PARTS]
+    files += [f"omniglot-py/{part}/" for part in _OMNIGLOT_PARTS]
+    return _load("omniglot", "Omniglot", files, _characters, options)
 
 
 def cifar10(
@@ -237,8 +237,8 @@ def cifar10(
 
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
     files = [f"cifar-10-batches-py/{name}" for name in names]
-    options = Options(root, download, binarize, valid, limit, seed)
-    return load("cifar10", "CIFAR10", files, read, options)
+    options = _Options(root, download, binarize, valid, limit, seed)
+    return _load("cifar10", "CIFAR10", files, read, options)
 
 
 def svhn(
@@ -263,17 +263,17 @@ def svhn(
         files = getattr(datasets, kind)(split="train" if train else "test", **where)
         return Pictures(torch.from_numpy(files.data), torch.from_numpy(files.labels))
 
-    options = Options(root, download, binarize, valid, limit, seed)
-    return load("svhn", "SVHN", ["train_32x32.mat", "test_32x32.mat"], read, options)
+    options = _Options(root, download, binarize, valid, limit, seed)
+    return _load("svhn", "SVHN", ["train_32x32.mat", "test_32x32.mat"], read, options)
 
 
-def idx(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+def _idx(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
     """Reads a set in the format of MNIST."""
     files = getattr(datasets, kind)(train=train, **where)
     return Pictures(files.data.unsqueeze(1), files.targets.long())
 
 
-def characters(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+def _characters(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
     """Reads one part of Omniglot, in the order of its paths."""
     from PIL import Image
 
@@ -295,7 +295,7 @@ def characters(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
     return Pictures(255 - torch.stack(pictures).reshape(-1, 1, 28, 28), labels)
 
 
-def columns(datasets: Any, kind: str, train: bool, *, root: str, download: bool) -> Pictures:
+def _columns(datasets: Any, kind: str, train: bool, *, root: str, download: bool) -> Pictures:
     """Reads one part of a file of MATLAB's, where a picture is a column, from top to bottom."""
     from scipy.io import loadmat
 
@@ -305,8 +305,8 @@ def columns(datasets: Any, kind: str, train: bool, *, root: str, download: bool)
     return Pictures(torch.from_numpy(held.T.copy()).reshape(-1, 1, 28, 28).mT, None)
 
 
-def load(
-    name: str, kind: str, files: list[str], read: Callable[..., Pictures], options: Options
+def _load(
+    name: str, kind: str, files: list[str], read: Callable[..., Pictures], options: _Options
 ) -> Data:
     """Reads a set, by a class of torchvision's if one is named, and splits and binarizes it."""
     root, download, binarize, valid, limit, seed = options
@@ -315,7 +315,7 @@ def load(
     check_seed(seed)
     where = folder(None if root is None else check_path("root", root))
     train, test = fetch(name, kind, files, read, where, download)
-    rows, held_out = hold_out(len(train.x), valid, limit, seed)
+    rows, held_out = _hold_out(len(train.x), valid, limit, seed)
     dtype, largest = torch.get_default_dtype(), 255 if train.x.dtype is torch.uint8 else 1
     x = Split(train.x[rows], train.x[held_out], test.x).map(
         lambda part: part.to(dtype, memory_format=torch.contiguous_format) / largest
@@ -343,7 +343,7 @@ def fetch(
     download: bool,
 ) -> tuple[Pictures, Pictures]:
     """Returns the training and the test pictures, or raises a ``ValueError`` that says why not."""
-    datasets = torchvision_datasets()
+    datasets = _torchvision_datasets()
     where = {"root": str(root), "download": download}
     try:
         return read(datasets, kind, True, **where), read(datasets, kind, False, **where)
@@ -363,7 +363,7 @@ def fetch(
         ) from error
 
 
-def torchvision_datasets() -> Any:
+def _torchvision_datasets() -> Any:
     """Returns torchvision's data sets, or raises a ``ValueError`` that says what to install."""
     try:
         return import_module("torchvision.datasets")
@@ -376,7 +376,7 @@ def torchvision_datasets() -> Any:
         ) from error
 
 
-def hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Tensor, Tensor]:
+def _hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Returns the rows to train on and those kept for validation, in an order of the seed's."""
     kept = count("valid", valid, size)
     if not 0 <= kept < size:

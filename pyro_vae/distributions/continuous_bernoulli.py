@@ -9,13 +9,13 @@ from torch.types import _size
 
 __all__ = ["ContinuousBernoulli"]
 
-SERIES_BELOW = 0.05
+_SERIES_BELOW = 0.05
 """Where the power series, of error below 1e-13, replaces the closed form, which cancels."""
 
-VARIANCE_SERIES_BELOW = 0.5
+_VARIANCE_SERIES_BELOW = 0.5
 """The same for the variance, whose closed form cancels sooner; the error is below 1e-11."""
 
-DRAW_SERIES_BELOW = 0.02
+_DRAW_SERIES_BELOW = 0.02
 """The same for a draw, whose gradient cancels; the errors are below 1e-9."""
 
 
@@ -62,7 +62,7 @@ class ContinuousBernoulli(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         r"""The mean :math:`A'(\eta)`."""
-        near, small, eta = split(self.logits, SERIES_BELOW)
+        near, small, eta = _split(self.logits, _SERIES_BELOW)
         series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240
         # As for a draw, by symmetry, so that nothing overflows on the way back.
         size = eta.abs()
@@ -72,7 +72,7 @@ class ContinuousBernoulli(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         r"""The variance :math:`A''(\eta)`."""
-        near, small, eta = split(self.logits, VARIANCE_SERIES_BELOW)
+        near, small, eta = _split(self.logits, _VARIANCE_SERIES_BELOW)
         square = small**2
         series = 1 / 12 - square / 240 + square**2 / 6048 - square**3 / 172800 + square**4 / 5322240
         tail = torch.exp(-eta.abs())
@@ -80,7 +80,7 @@ class ContinuousBernoulli(TorchDistribution):
 
     def log_normalizer(self) -> Tensor:
         r"""Returns :math:`A(\eta)`."""
-        near, small, eta = split(self.logits, SERIES_BELOW)
+        near, small, eta = _split(self.logits, _SERIES_BELOW)
         series = small / 2 + small**2 / 24 - small**4 / 2880
         size = eta.abs()
         exact = eta.clamp(min=0) + torch.log(-torch.expm1(-size) / size)
@@ -96,7 +96,7 @@ class ContinuousBernoulli(TorchDistribution):
         """Draws by inversion of the distribution function, differentiably."""
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        near, small, eta = split(self.logits, DRAW_SERIES_BELOW)
+        near, small, eta = _split(self.logits, _DRAW_SERIES_BELOW)
         # By symmetry the draw is made for -|eta|, where exp cannot overflow, and reflected.
         size = eta.abs()
         draw = -torch.log1p(u * torch.expm1(-size)) / size
@@ -110,7 +110,7 @@ class ContinuousBernoulli(TorchDistribution):
         return torch.where(near, series, exact).clamp(0, 1)
 
 
-def split(logits: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+def _split(logits: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
     """Returns where the series holds, logits safe for it, and logits safe for the closed form.
 
     ``torch.where`` hands a gradient of zero to the branch that it leaves out, which overflow or a

@@ -20,7 +20,7 @@ __all__ = ["MixtureFit", "mixture"]
 SMOOTHING = (0.03, 0.1, 0.3, 1.0)
 """Pseudo-counts tried; the best on the validation rows is taken."""
 
-PATIENCE = 10
+_PATIENCE = 10
 """How many EM steps without a better validation density end a fit."""
 
 
@@ -40,7 +40,7 @@ class MixtureFit(NamedTuple):
     smoothing: float
 
 
-Family = Callable[[Tensor, Tensor, float], dist.TorchDistribution]
+_Family = Callable[[Tensor, Tensor, float], dist.TorchDistribution]
 """From responsibilities ``(N, K)``, rows ``(N, D)`` and a pseudo-count to K densities over D."""
 
 
@@ -91,7 +91,7 @@ def mixture(
                 f"Expected {name} of shape (N, {', '.join(map(str, likelihood.event_shape))}), got "
                 f"{tuple(x.shape)}"
             )
-    family = family_of(likelihood)
+    family = _family_of(likelihood)
     if family is None:
         return None
     rows = [x.flatten(1).double() for x in (train, valid, test)]
@@ -104,14 +104,14 @@ def mixture(
         fits = []
         for number, smoothing in enumerate(SMOOTHING):
             fits.append(
-                expectation_maximization(family, rows, start, smoothing, iterations, progress)
+                _expectation_maximization(family, rows, start, smoothing, iterations, progress)
             )
             progress.reach(number + 1)
     return max(fits, key=lambda fit: fit[0])[1]
 
 
-def expectation_maximization(
-    family: Family,
+def _expectation_maximization(
+    family: _Family,
     rows: list[Tensor],
     start: Tensor,
     smoothing: float,
@@ -126,45 +126,45 @@ def expectation_maximization(
         counts = responsibilities.sum(0) + smoothing
         log_weights = (counts / counts.sum()).log()
         parts = family(responsibilities, train, smoothing)
-        score = log_joint(parts, log_weights, valid).logsumexp(1).mean().item()
+        score = _log_joint(parts, log_weights, valid).logsumexp(1).mean().item()
         if score > best:
             best_step = step
-            evidence = log_joint(parts, log_weights, test).logsumexp(1)
+            evidence = _log_joint(parts, log_weights, test).logsumexp(1)
             best, best_fit = score, MixtureFit(evidence, start.shape[1], step, smoothing)
         progress.advance(1 / iterations)
-        if step - best_step >= PATIENCE:
+        if step - best_step >= _PATIENCE:
             break
-        responsibilities = log_joint(parts, log_weights, train).softmax(1)
+        responsibilities = _log_joint(parts, log_weights, train).softmax(1)
     assert best_fit is not None, "EM gave no finite density"
     return best, best_fit
 
 
-def log_joint(parts: dist.TorchDistribution, log_weights: Tensor, x: Tensor) -> Tensor:
+def _log_joint(parts: dist.TorchDistribution, log_weights: Tensor, x: Tensor) -> Tensor:
     """Returns log pi_k p(x given k), ``(N, K)``."""
     chunk = max(1, 2**22 // (parts.batch_shape.numel()))
     some = [parts.log_prob(rows.unsqueeze(1)).sum(-1) for rows in x.split(chunk)]
     return torch.cat(some) + log_weights
 
 
-def family_of(likelihood: Likelihood) -> Family | None:
+def _family_of(likelihood: Likelihood) -> _Family | None:
     """Returns the M step of a likelihood, or ``None``."""
     if isinstance(likelihood, likelihoods.Bernoulli) and not likelihood.grey_scale:
-        return bernoulli
+        return _bernoulli
     if isinstance(likelihood, likelihoods.ContinuousBernoulli):
         return lambda r, x, s: continuous_bernoulli(r, x, s, likelihood.max_logit)
     if isinstance(likelihood, likelihoods.Normal):
-        return lambda r, x, s: normal(r, x, s, likelihood)
+        return lambda r, x, s: _normal(r, x, s, likelihood)
     if isinstance(likelihood, likelihoods.Categorical):
-        return lambda r, x, s: categorical(r, x, s, likelihood.levels)
+        return lambda r, x, s: _categorical(r, x, s, likelihood.levels)
     return None
 
 
-def smoothed_mean(r: Tensor, x: Tensor, smoothing: float) -> Tensor:
+def _smoothed_mean(r: Tensor, x: Tensor, smoothing: float) -> Tensor:
     """Returns the means of components, ``(K, D)``, drawn a little to the mean of all rows."""
     return (r.T @ x + smoothing * x.mean(0)) / (r.sum(0) + smoothing).unsqueeze(1)
 
 
-def bernoulli(r: Tensor, x: Tensor, smoothing: float) -> dist.TorchDistribution:
+def _bernoulli(r: Tensor, x: Tensor, smoothing: float) -> dist.TorchDistribution:
     """The M step of a Bernoulli, with one pseudo-count for each of zero and one."""
     means = (r.T @ x + smoothing) / (r.sum(0) + 2 * smoothing).unsqueeze(1)
     return dist.Bernoulli(means, validate_args=False)
@@ -183,11 +183,11 @@ def continuous_bernoulli(
     return distributions.ContinuousBernoulli((low + high) / 2, validate_args=False)
 
 
-def normal(
+def _normal(
     r: Tensor, x: Tensor, smoothing: float, likelihood: likelihoods.Normal
 ) -> dist.TorchDistribution:
     """The M step of a normal whose scale is fixed, shared, or one for each element."""
-    means = smoothed_mean(r, x, smoothing)
+    means = _smoothed_mean(r, x, smoothing)
     if isinstance(likelihood.scale, float):
         return dist.Normal(means, likelihood.scale, validate_args=False)
     error = (r.T @ x**2 - 2 * means * (r.T @ x) + r.sum(0).unsqueeze(1) * means**2).clamp(min=0)
@@ -201,7 +201,7 @@ def normal(
     return dist.Normal(means, scale, validate_args=False)
 
 
-def categorical(r: Tensor, x: Tensor, smoothing: float, levels: int) -> dist.TorchDistribution:
+def _categorical(r: Tensor, x: Tensor, smoothing: float, levels: int) -> dist.TorchDistribution:
     """The M step of a categorical over levels, drawn a little to the frequencies of all rows."""
     index = (x * (levels - 1)).round().long()
     # Level by level: all at once would hold rows x elements x levels numbers.

@@ -21,7 +21,7 @@ from pyro_vae.validation import (
 
 __all__ = ["Bound", "Evidence", "elbo", "log_evidence"]
 
-LOG_LIKELIHOOD = "log p(x given z)"
+_LOG_LIKELIHOOD = "log p(x given z)"
 
 
 class Bound(NamedTuple):
@@ -160,7 +160,7 @@ def log_evidence(
     at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
     with Progress("log evidence", _rows(x), "rows", show=progress) as shown:
         sums = [
-            weight_sums(vae, part, num_particles, at_once, proposal, shown)
+            _weight_sums(vae, part, num_particles, at_once, proposal, shown)
             for part in chunks(vae, x, covariates, mask, rows)
         ]
     columns = list(zip(*sums, strict=True))
@@ -174,7 +174,7 @@ def log_evidence(
     return Evidence(estimate, spread.sqrt().to(x.dtype), size.to(x.dtype))
 
 
-def weight_sums(
+def _weight_sums(
     vae: VAE, chunk: Chunk, num_particles: int, at_once: int, proposal: str, progress: Progress
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns the logarithms of the sum of weights and of the sum of their squares, by row.
@@ -194,7 +194,7 @@ def weight_sums(
             else:
                 prior = chunk.prior.expand(torch.Size((len(chunk.x),)))
                 z, terms = prior.sample(shape), {}
-            terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
+            terms[_LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
             for name, bad in not_finite(terms).items():
                 faults[name] = bad | faults.get(name, False)
             log_w = torch.stack(list(terms.values())).double().sum(0)
@@ -295,8 +295,8 @@ def estimate_elbo(
                 else {"KL(q(z given x), p(z))": -chunk.present(kl)[None]}
             )
             rates.append(-torch.stack(list(terms.values())).sum(0).mean(0))
-            terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
-            distortions.append(-terms[LOG_LIKELIHOOD].mean(0))
+            terms[_LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
+            distortions.append(-terms[_LOG_LIKELIHOOD].mean(0))
             faults.append(not_finite(terms))
         if progress is not None:
             progress.advance(len(chunk.x))

@@ -15,7 +15,7 @@ from pyro_vae.validation import (
     check_size,
 )
 
-__all__ = ["active_units", "kl_per_dimension", "marginals", "posterior_means"]
+__all__ = ["active_units", "kl_per_dimension", "posterior_means"]
 
 
 @guard_process_state
@@ -107,7 +107,7 @@ def kl_per_dimension(
     check_vae(vae)
     kls = []
     for chunk in chunks(vae, x, covariates, mask, 1000):
-        q, p = marginals(chunk.q), marginals(chunk.prior)
+        q, p = _marginals(chunk.q), _marginals(chunk.prior)
         kl, _ = closed_form(q, p)
         if kl is None:
             z = q.sample(torch.Size((num_particles,)))
@@ -120,14 +120,14 @@ def kl_per_dimension(
     return kl.double().mean(0).to(x.dtype)
 
 
-def marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
+def _marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
     """Returns the distributions of the single dimensions, as one of batch shape ``(*, dim)``."""
     if isinstance(d, torch.distributions.Independent):
         return d.base_dist
     if isinstance(d, torch.distributions.MultivariateNormal):
         return dist.Normal(d.mean, d.variance.sqrt())
     if isinstance(d, torch.distributions.MixtureSameFamily):
-        parts = marginals(d.component_distribution)
+        parts = _marginals(d.component_distribution)
         if isinstance(parts, torch.distributions.Normal):
             # From (*batch, components, dim) to (*batch, dim, components).
             parts = dist.Normal(parts.loc.transpose(-1, -2), parts.scale.transpose(-1, -2))

@@ -9,15 +9,7 @@ from pyro_vae import evaluate
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
 
-__all__ = [
-    "active",
-    "finite_figures",
-    "mean",
-    "monte_carlo_error",
-    "rates",
-    "scores",
-    "standard_error",
-]
+__all__ = ["finite_figures", "mean", "scores"]
 
 
 def scores(
@@ -62,18 +54,18 @@ def scores(
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(vae, x, num_particles=elbo_particles, mask=mask)
     with Progress("latent dimensions", 2, "measures") as progress:
-        units = active(vae, x, mask)
+        units = _active(vae, x, mask)
         progress.advance()
-        kl = rates(vae, x, mask)
+        kl = _rates(vae, x, mask)
     return finite_figures({
         "log_evidence": mean(evidence.log_evidence),
-        "log_evidence_se": standard_error(evidence.log_evidence),
+        "log_evidence_se": _standard_error(evidence.log_evidence),
         "log_evidence_rows": len(evidence.log_evidence),
         "log_evidence_particles": num_particles,
-        "log_evidence_monte_carlo_se": monte_carlo_error(evidence.standard_error),
+        "log_evidence_monte_carlo_se": _monte_carlo_error(evidence.standard_error),
         "effective_sample_size_min": evidence.effective_sample_size.min().item(),
         "elbo": mean(bound.elbo),
-        "elbo_se": standard_error(bound.elbo),
+        "elbo_se": _standard_error(bound.elbo),
         "gap": mean(evidence.log_evidence - bound.elbo[few]),
         "rate": mean(bound.rate),
         "distortion": mean(bound.distortion),
@@ -97,12 +89,12 @@ def finite_figures(figures: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def active(vae: VAE, x: Tensor, mask: Tensor | None) -> int | None:
+def _active(vae: VAE, x: Tensor, mask: Tensor | None) -> int | None:
     """Returns the number of active units, or ``None`` for one row, over which no mean varies."""
     return int(evaluate.active_units(vae, x, mask=mask).sum()) if len(x) > 1 else None
 
 
-def rates(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
+def _rates(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
     """Returns the rate of each dimension, or ``None`` for a prior without known marginals."""
     try:
         return evaluate.kl_per_dimension(vae, x, mask=mask).tolist()
@@ -115,13 +107,13 @@ def mean(values: Tensor) -> float:
     return values.double().mean().item()
 
 
-def standard_error(values: Tensor) -> float:
+def _standard_error(values: Tensor) -> float:
     """Returns the standard error of the mean over rows, NaN for one row."""
     if len(values) < 2:
         return math.nan
     return (values.double().std() / math.sqrt(len(values))).item()
 
 
-def monte_carlo_error(errors: Tensor) -> float:
+def _monte_carlo_error(errors: Tensor) -> float:
     """Returns the standard error of a mean of independent estimates from that of each."""
     return (errors.double().pow(2).sum().sqrt() / len(errors)).item()

@@ -27,7 +27,7 @@ __all__ = [
     "write_whole",
 ]
 
-LOCK = ".lock"
+_LOCK = ".lock"
 
 PATIENCE = 5.0
 """Seconds to wait for another process that holds a folder, which may just be dying."""
@@ -107,7 +107,7 @@ def is_held(folder: Path) -> bool:
     """
     try:
         # A pipe of that name would otherwise block.
-        file = os.open(folder / LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        file = os.open(folder / _LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:
@@ -123,7 +123,7 @@ def _lock(folder: Path, patience: float) -> int:
     """Returns the descriptor of a file that is locked, where files can be locked."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise ValueError(
             f"Expected a folder that can be written to, got '{folder}' ({error.strerror}): free "

@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["protect", "quoting", "restore"]
 
-FORMULA = re.compile(r"[\t\r\n]|\s*[-=+@\uFF0B\uFF0D\uFF1D\uFF20]")
+_FORMULA = re.compile(r"[\t\r\n]|\s*[-=+@\uFF0B\uFF0D\uFF1D\uFF20]")
 """The beginning of a cell that a spreadsheet calculates, full-width signs included."""
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -55,4 +55,4 @@ def quoting(cells: Iterable[str]) -> Literal[0, 2]:
 
 def _is_formula(text: str) -> bool:
     text = text.lstrip("'")
-    return FORMULA.match(text) is not None and NUMBER.fullmatch(text) is None
+    return _FORMULA.match(text) is not None and NUMBER.fullmatch(text) is None

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 __all__ = ["parse_json", "read_bytes", "read_json", "read_yaml"]
 
-LARGEST = 4 * 2**20
+_LARGEST = 4 * 2**20
 """The largest file that is read, in bytes."""
 
 DEEPEST = 64
@@ -22,18 +22,18 @@ DEEPEST = 64
 MOST = 200_000
 """The largest number of values in a yaml file."""
 
-LARGEST_INTEGER = 2**64
-LONGEST_NUMBER = 100
+_LARGEST_INTEGER = 2**64
+_LONGEST_NUMBER = 100
 
 # The loader of libyaml is ten times as quick, and not part of every build of PyYAML.
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-PREFIX = "tag:yaml.org,2002:"
-PATH = re.compile(PREFIX + r"python/object/apply:pathlib(?:\._local)?\.(Posix|Windows|)Path")
+_PREFIX = "tag:yaml.org,2002:"
+_PATH = re.compile(_PREFIX + r"python/object/apply:pathlib(?:\._local)?\.(Posix|Windows|)Path")
 """The tag of a path, which OmegaConf writes for a ``pathlib.Path`` in a configuration."""
 
 
-def read_json(path: Path | str, *, largest: int = LARGEST) -> Any:
+def read_json(path: Path | str, *, largest: int = _LARGEST) -> Any:
     """Returns the values in a JSON file: dict, list, str, int, float, bool and None.
 
     Arguments:
@@ -75,7 +75,7 @@ def parse_json(content: bytes | str, *, strict: bool = True) -> Any:
     return values
 
 
-def read_yaml(path: Path | str, *, largest: int = LARGEST) -> Any:
+def read_yaml(path: Path | str, *, largest: int = _LARGEST) -> Any:
     """Returns the values in a yaml file: dict, list, str, int, float, bool and None.
 
     Scalars are read as OmegaConf reads them. Anchors, aliases and tags are refused, except the tag
@@ -91,7 +91,7 @@ def read_yaml(path: Path | str, *, largest: int = LARGEST) -> Any:
     """
     content = read_bytes(path, largest=largest)
     try:
-        events = yaml.parse(_text(content), Loader=LOADER)
+        events = yaml.parse(_text(content), Loader=_LOADER)
         return _Document(events).values()
     except (ValueError, yaml.YAMLError) as error:
         raise _damaged(path, "yaml", error) from None
@@ -159,7 +159,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _integer(text: str) -> int:
-    if len(text) > LONGEST_NUMBER or abs(value := int(text)) >= LARGEST_INTEGER:
+    if len(text) > _LONGEST_NUMBER or abs(value := int(text)) >= _LARGEST_INTEGER:
         raise ValueError(f"the integer {text[:30]}..., of more than 64 bits")
     return value
 
@@ -210,7 +210,7 @@ class _Resolver(yaml.resolver.Resolver):
 
 
 _Resolver.add_implicit_resolver(
-    f"{PREFIX}float",
+    f"{_PREFIX}float",
     re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
@@ -272,7 +272,7 @@ class _Document:
 
     def path(self, event: Any, depth: int) -> str:
         """Returns the path that a tag announces; any other tag is refused."""
-        kind = PATH.fullmatch(event.tag)
+        kind = _PATH.fullmatch(event.tag)
         if kind is None or not isinstance(event, yaml.SequenceStartEvent):
             raise ValueError(f"the tag {event.tag!r:.60} in line {_line(event)}")
         parts = self.sequence(depth)
@@ -284,14 +284,14 @@ class _Document:
     def scalar(self, event: Any) -> Any:
         """Returns the value of a scalar."""
         tag = self.resolver.resolve(yaml.ScalarNode, event.value, event.implicit)
-        kind = tag.removeprefix(PREFIX)
+        kind = tag.removeprefix(_PREFIX)
         if kind == "str":
             return _check_string(event.value)
-        if len(event.value) > LONGEST_NUMBER:
+        if len(event.value) > _LONGEST_NUMBER:
             raise ValueError(f"a number of {len(event.value)} digits in line {_line(event)}")
         node = yaml.ScalarNode(tag, event.value)
         value = getattr(self.constructor, f"construct_yaml_{kind}")(node)
-        if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+        if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
             raise ValueError(f"an integer of more than 64 bits in line {_line(event)}")
         return value
 

@@ -14,7 +14,7 @@ from pyro_vae.validation import check_number, check_positive, check_shape, descr
 
 __all__ = ["Normal"]
 
-KINDS = ("shared", "element", "network", "optimal")
+_KINDS = ("shared", "element", "network", "optimal")
 
 
 class Normal(Likelihood):
@@ -65,7 +65,7 @@ class Normal(Likelihood):
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
         event_shape = self.event_shape
-        self.scale = check_scale(scale)
+        self.scale = _check_scale(scale)
         self.feature_shape = torch.Size((2 if self.scale == "network" else 1, *event_shape))
         self.min_scale = check_positive("min_scale", min_scale)
         self.momentum = check_number("momentum", momentum, above=0.0, most=1.0)
@@ -127,13 +127,13 @@ class Normal(Likelihood):
         return f"event_shape={tuple(self.event_shape)}, scale={self.scale!r}"
 
 
-def check_scale(scale: Any) -> float | str:
+def _check_scale(scale: Any) -> float | str:
     """Returns a scale or the kind of one, or raises a ``ValueError``."""
-    if isinstance(scale, str) and scale in KINDS:
+    if isinstance(scale, str) and scale in _KINDS:
         return scale
     try:
         return check_positive("scale", scale)
     except ValueError:
         raise ValueError(
-            f"Expected scale to be positive or one of {KINDS}, got {describe_value(scale)}"
+            f"Expected scale to be positive or one of {_KINDS}, got {describe_value(scale)}"
         ) from None

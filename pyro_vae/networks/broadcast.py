@@ -47,10 +47,10 @@ def apply_network(
         torch.Size([7, 1, 3, 2])
     """
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
-    call = on_copies_of_buffers(network) if frozen else network
+    call = _on_copies_of_buffers(network) if frozen else network
     if getattr(network, "broadcasts", False):
-        out = check_output(network, call(x) if covariates is None else call(x, covariates))
-        return with_precision_of(x, out)
+        out = _check_output(network, call(x) if covariates is None else call(x, covariates))
+        return _with_precision_of(x, out)
     if covariates is None:
         x = x.reshape(math.prod(batch), *event)
         out = call(x)
@@ -59,16 +59,16 @@ def apply_network(
         x = x.expand(*batch, *event).reshape(math.prod(batch), *event)
         covariates = covariates.expand(*batch, covariates.shape[-1])
         out = call(x, covariates.reshape(math.prod(batch), covariates.shape[-1]))
-    check_output(network, out)
+    _check_output(network, out)
     if out.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
             f"got a tensor of shape {tuple(out.shape)}"
         )
-    return with_precision_of(x, out.reshape((*batch, *out.shape[1:])))
+    return _with_precision_of(x, out.reshape((*batch, *out.shape[1:])))
 
 
-def check_output(network: nn.Module, out: Any) -> Tensor:
+def _check_output(network: nn.Module, out: Any) -> Tensor:
     """Returns the output of a network, or raises a ``ValueError`` unless it is one tensor."""
     if isinstance(out, Tensor):
         return out
@@ -84,14 +84,14 @@ def _are_tensors(out: Any) -> bool:
     return isinstance(out, (tuple, list)) and all(isinstance(one, Tensor) for one in out)
 
 
-def with_precision_of(x: Tensor, out: Tensor) -> Tensor:
+def _with_precision_of(x: Tensor, out: Tensor) -> Tensor:
     """Returns an output in the precision of its input, which ``torch.autocast`` lowers."""
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
         return out.to(x.dtype)
     return out
 
 
-def on_copies_of_buffers(network: nn.Module) -> Callable[..., Tensor]:
+def _on_copies_of_buffers(network: nn.Module) -> Callable[..., Tensor]:
     """Returns a network as a function of its input, its buffers as they are now."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     if not buffers:

@@ -11,11 +11,11 @@ from pyro_vae.validation import check_flag, check_shape, check_size, check_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
 
-COLOURS = (1, 3, 4)
+_COLOURS = (1, 3, 4)
 """How many channels images have: grey, colour, colour with transparency."""
 
 
-def image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
+def _image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     """Reads ``(height, width)`` or ``(channels, height, width)``, or raises a ``ValueError``."""
     if len(shape) == 2:
         return 1, shape[0], shape[1]
@@ -27,14 +27,14 @@ def image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     )
 
 
-def looks_channels_last(shape: Sequence[int]) -> bool:
+def _looks_channels_last(shape: Sequence[int]) -> bool:
     """Whether a shape is that of an image whose channels come last, and no other plausible one."""
     if len(shape) != 3:
         return False
     height, width, channels = shape
     small, large = min(height, width), max(height, width)
     # Longer than 2:1 it may well be a series of several channels.
-    return channels in COLOURS and small >= 8 and large <= 2 * small
+    return channels in _COLOURS and small >= 8 and large <= 2 * small
 
 
 def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[int]) -> None:
@@ -47,7 +47,7 @@ def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[in
     """
     if not isinstance(network, (ConvEncoder, ConvDecoder)) or network.channels_first:
         return
-    if looks_channels_last(event_shape):
+    if _looks_channels_last(event_shape):
         height, width, channels = event_shape
         kind = type(network).__name__
         raise ValueError(
@@ -59,7 +59,7 @@ def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[in
         )
 
 
-def halve(size: int) -> int:
+def _halve(size: int) -> int:
     """Returns the size that a stride of two leaves."""
     return (size + 1) // 2
 
@@ -106,7 +106,7 @@ class ConvEncoder(nn.Module):
         self.channels_first = check_flag("channels_first", channels_first)
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        fan_in, height, width = image_shape(self.in_shape, "in_shape")
+        fan_in, height, width = _image_shape(self.in_shape, "in_shape")
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         self.image_shape = (fan_in, height, width)
@@ -117,7 +117,7 @@ class ConvEncoder(nn.Module):
             if batch_norm:
                 layers.append(nn.BatchNorm2d(fan_out))
             layers.append(activation_module(activation))
-            fan_in, height, width = fan_out, halve(height), halve(width)
+            fan_in, height, width = fan_out, _halve(height), _halve(width)
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.Linear(fan_in * height * width, hidden),
@@ -180,14 +180,14 @@ class ConvDecoder(nn.Module):
         self.out_shape = check_shape("out_shape", out_shape)
         shape = self.out_shape
         numbers, image = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
-        planes, height, width = image_shape(image, "out_shape")
+        planes, height, width = _image_shape(image, "out_shape")
         channels = check_sizes("channels", channels)
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         sizes = [(height, width)]
         for _ in channels:
-            sizes.append((halve(sizes[-1][0]), halve(sizes[-1][1])))
+            sizes.append((_halve(sizes[-1][0]), _halve(sizes[-1][1])))
         self.smallest = (channels[-1] if channels else numbers * planes, *sizes[-1])
         self.head = nn.Sequential(
             nn.Linear(self.in_shape.numel() + covariate_dim, hidden),
@@ -200,7 +200,7 @@ class ConvDecoder(nn.Module):
             if batch_norm:
                 layers.append(nn.BatchNorm2d(widths[depth]))
             layers.append(activation_module(activation))
-            layers.append(double(widths[depth], widths[depth + 1], sizes[-2 - depth]))
+            layers.append(_double(widths[depth], widths[depth + 1], sizes[-2 - depth]))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -211,7 +211,7 @@ class ConvDecoder(nn.Module):
         return self.layers(self.head(x).unflatten(-1, self.smallest)).reshape(-1, *self.out_shape)
 
 
-def double(fan_in: int, fan_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
+def _double(fan_in: int, fan_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
     """Makes the transposed convolution whose output has the given height and width."""
     odd = (1 - size[0] % 2, 1 - size[1] % 2)
     return nn.ConvTranspose2d(fan_in, fan_out, 3, stride=2, padding=1, output_padding=odd)

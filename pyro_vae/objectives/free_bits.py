@@ -98,14 +98,14 @@ class FreeBits(Additive):
         loss = loss / self.num_particles
         paid = [self._rates(pair, terms.rate) for pair, terms in zip(pairs, runs, strict=True)]
         for name in paid[0]:
-            rates = torch.stack([mean_rate(rates[name], dim) for rates in paid]).mean(0)
+            rates = torch.stack([_mean_rate(rates[name], dim) for rates in paid]).mean(0)
             loss = loss + self._penalty(rates, paid[0][name][0], pairs[0])
         return loss
 
     def _rates(self, pair: Pair, rates: list[Term]) -> dict[str, list[Term]]:
         """Returns the terms of each latent site, by dimension if that is asked for."""
         for name in pair.latent() + pair.auxiliary():
-            check_alike(pair, name)
+            _check_alike(pair, name)
         by_site: dict[str, list[Term]] = {}
         for term in rates:
             by_site.setdefault(term.name, []).append(term)
@@ -129,14 +129,14 @@ class FreeBits(Additive):
         site = pair.guide.nodes[term.name]
         if self.of == "datum":
             above = torch.maximum(rates, torch.as_tensor(self.nats, dtype=rates.dtype))
-            return scaled_sum(site_term(pair.guide, term.name, above, term.event_dim)).sum()
+            return _scaled_sum(site_term(pair.guide, term.name, above, term.event_dim)).sum()
         check_vectorized(term.name, site, "free bits of a batch's mean")
         size = data_size([site], term.frames)
-        mean = per_datum(scaled_sum(term._replace(value=rates)), size)
+        mean = per_datum(_scaled_sum(term._replace(value=rates)), size)
         return size * torch.maximum(mean, torch.as_tensor(self.nats, dtype=rates.dtype)).sum()
 
 
-def check_alike(pair: Pair, name: str) -> None:
+def _check_alike(pair: Pair, name: str) -> None:
     """Raises a ``ValueError`` for a site whose terms are not those of one KL."""
     if name not in pair.model.nodes:
         raise ValueError(
@@ -156,13 +156,13 @@ def check_alike(pair: Pair, name: str) -> None:
         )
 
 
-def mean_rate(terms: list[Term], dim: int | None) -> Tensor:
+def _mean_rate(terms: list[Term], dim: int | None) -> Tensor:
     """Returns a site's rates as the mean over particles, which keep their dimension."""
     rate = torch.stack([term.value for term in terms]).sum(0)
     return rate if dim is None else rate.mean(dim - terms[0].event_dim, keepdim=True)
 
 
-def scaled_sum(term: Term) -> Tensor:
+def _scaled_sum(term: Term) -> Tensor:
     """Returns the sum of a term over its batch, times its scale, of the shape of an event."""
     value = term.value * term.scale
     batch = tuple(range(value.dim() - term.event_dim))

@@ -13,7 +13,7 @@ from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 
 __all__ = ["GECO"]
 
-LIMITS = 1e-6, 1e6
+_LIMITS = 1e-6, 1e6
 """Between what the multiplier stays."""
 
 
@@ -91,7 +91,7 @@ class GECO(Additive):
         self.target = check_scalar("target", target)
         self.step_size = check_scalar("step_size", step_size, least=0.0)
         self.momentum = check_scalar("momentum", momentum, least=0.0, most=1.0)
-        first = check_scalar("multiplier", multiplier, least=LIMITS[0], most=LIMITS[1])
+        first = check_scalar("multiplier", multiplier, least=_LIMITS[0], most=_LIMITS[1])
         self.multiplier = torch.as_tensor(first, dtype=torch.get_default_dtype())
         self.average = torch.full_like(self.multiplier, float("nan"))
 
@@ -121,7 +121,7 @@ class GECO(Additive):
         finite = excess.isfinite()
         self.average.copy_(torch.where(finite, moved, self.average))
         grown = self.multiplier * torch.exp(self.step_size * self.average)
-        self.multiplier.copy_(torch.where(finite, grown.clamp(*LIMITS), self.multiplier))
+        self.multiplier.copy_(torch.where(finite, grown.clamp(*_LIMITS), self.multiplier))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns multiplier and moving average."""

@@ -17,7 +17,7 @@ from pyro_vae.validation import check_size
 
 __all__ = ["Jackknife"]
 
-MOST_SUBSETS = 10_000
+_MOST_SUBSETS = 10_000
 """The number of subsets of particles above which the request is taken for a mistake."""
 
 
@@ -84,9 +84,9 @@ class Jackknife(ImportanceWeighted):
                 f"Expected order to be below num_particles, got {order=}, {num_particles=}"
             )
         subsets = sum(math.comb(num_particles, j) for j in range(order + 1))
-        if subsets > MOST_SUBSETS:
+        if subsets > _MOST_SUBSETS:
             raise ValueError(
-                f"Expected order and num_particles to make at most {MOST_SUBSETS} subsets, got "
+                f"Expected order and num_particles to make at most {_MOST_SUBSETS} subsets, got "
                 f"{subsets} for {order=}, {num_particles=}"
             )
         self.order = order

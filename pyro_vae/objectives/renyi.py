@@ -16,7 +16,7 @@ from pyro_vae.objectives.iwae import spread
 
 __all__ = ["Renyi"]
 
-TINY = 1e-6
+_TINY = 1e-6
 """The least distance of a scheduled alpha from 1, where the formula has a removable gap."""
 
 
@@ -89,8 +89,8 @@ class Renyi(ImportanceWeighted):
         power = self._power(log_weights)
         if isinstance(self.alpha, Tensor):
             # A graph cannot choose by its value: both are computed, and near 1 the mean is taken.
-            near = power.abs() < TINY
-            power = torch.where(near, TINY, power)
+            near = power.abs() < _TINY
+            power = torch.where(near, _TINY, power)
             return torch.where(near, log_weights.mean(0), self._power_mean(log_weights, power))
         return self._power_mean(log_weights, power)
 
@@ -120,7 +120,7 @@ class Renyi(ImportanceWeighted):
         """Tells whether alpha is a given number, or too near for a difference; tensors are not."""
         if isinstance(self.alpha, Tensor):
             return False
-        return self.alpha == value or abs(self.alpha - value) < TINY
+        return self.alpha == value or abs(self.alpha - value) < _TINY
 
     def _power(self, log_weights: Tensor) -> Tensor:
         """Returns 1 - alpha, a scalar tensor."""

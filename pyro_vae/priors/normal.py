@@ -75,7 +75,7 @@ class Normal(Prior):
             self.register_buffer("loc", loc)
         self.shift = None
         if learned and covariate_dim:
-            self.shift = make_shift(covariate_dim, 2 * latent_dim, hidden)
+            self.shift = _make_shift(covariate_dim, 2 * latent_dim, hidden)
 
     def forward(
         self,
@@ -97,7 +97,7 @@ class Normal(Prior):
         return f"latent_dim={self.latent_dim}, learned={self.learned}"
 
 
-def make_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module:
+def _make_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module:
     """Returns a network that is zero until it is trained."""
     if not hidden:
         linear = nn.Linear(in_size, out_size, bias=False)

@@ -14,58 +14,58 @@ from pyro_vae.report.trained_run import Run
 
 __all__ = ["summary", "tell", "warnings"]
 
-LOOSE = 0.1
+_LOOSE = 0.1
 """The share of the log evidence above which the gap to the ELBO is worth a warning."""
 
 
 def tell(made: Run, metrics: dict[str, Any]) -> report.Report:
     """Returns the report of a run."""
     return report.Report(
-        title=title(made),
-        settings=settings(made, metrics),
-        figures=figures(metrics),
+        title=_title(made),
+        settings=_settings(made, metrics),
+        figures=_figures(metrics),
         warnings=warnings(metrics),
         pictures=pictures.pictures(made, metrics),
         history=made.result.history,
     )
 
 
-def title(made: Run) -> str:
+def _title(made: Run) -> str:
     """Returns what was trained on what."""
     vae = made.vae
     parts = [
         made.data.title,
-        f"{part_name(vae.likelihood)} likelihood",
-        f"{part_name(vae.prior)} prior",
-        f"{part_name(vae.posterior)} posterior",
+        f"{_part_name(vae.likelihood)} likelihood",
+        f"{_part_name(vae.prior)} prior",
+        f"{_part_name(vae.posterior)} posterior",
     ]
     return " · ".join(parts)
 
 
-def part_name(part: torch.nn.Module) -> str:
+def _part_name(part: torch.nn.Module) -> str:
     """Returns the name of a part's class."""
     return type(part).__name__
 
 
-def settings(made: Run, metrics: dict[str, Any]) -> dict[str, str]:
+def _settings(made: Run, metrics: dict[str, Any]) -> dict[str, str]:
     """Returns what was trained on what, name by name."""
     vae, rows, optimizer = made.vae, metrics["rows"], made.cfg.optimizer
     return {
         "Data": f"{made.data.name}: {made.data.source}",
-        **table(made.data),
+        **_table(made.data),
         "Binarization": made.data.binarize,
         "Rows": f"{rows['train']} training, {rows['valid']} validation, {rows['test']} test",
         "Event shape": " x ".join(map(str, vae.event_shape)),
         "Prior": repr(vae.prior),
         "Posterior": repr(vae.posterior),
         "Likelihood": repr(vae.likelihood),
-        "Encoder": network_name(vae.encoder),
-        "Decoder": network_name(vae.decoder),
+        "Encoder": _network_name(vae.encoder),
+        "Decoder": _network_name(vae.decoder),
         "Latent dimensions": str(vae.latent_dim),
         "Parameters": f"{metrics['parameters']:,}",
         "Objective": f"{type(made.objective).__name__}, "
         f"{getattr(made.objective, 'num_particles', 1)} particle(s)",
-        "KL of the ELBO": kl_term(made, metrics),
+        "KL of the ELBO": _kl_term(made, metrics),
         "Optimizer": (
             f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate "
             f"{optimizer.get('lr', 'by default')}"
@@ -83,7 +83,7 @@ def settings(made: Run, metrics: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def table(data: Data) -> dict[str, str]:
+def _table(data: Data) -> dict[str, str]:
     """Returns what is said of a table only: its columns, and how much of it is missing."""
     said = {}
     if data.columns is not None:
@@ -94,14 +94,14 @@ def table(data: Data) -> dict[str, str]:
     return said
 
 
-def kl_term(made: Run, metrics: dict[str, Any]) -> str:
+def _kl_term(made: Run, metrics: dict[str, Any]) -> str:
     """Returns how the KL of each site is computed, and whether training did otherwise."""
     terms = "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items())
     sampled = getattr(made.objective, "analytic", None) is False
     return terms + ("; sampled in training, as analytic=False asks" if sampled else "")
 
 
-def network_name(network: torch.nn.Module) -> str:
+def _network_name(network: torch.nn.Module) -> str:
     """Returns a network's class and the widths of its layers."""
     widths = [
         str(layer.weight.shape[0])
@@ -111,7 +111,7 @@ def network_name(network: torch.nn.Module) -> str:
     return f"{type(network).__name__}, layers of {', '.join(widths)}"
 
 
-def figures(metrics: dict[str, Any]) -> list[report.Figure]:
+def _figures(metrics: dict[str, Any]) -> list[report.Figure]:
     """Returns the figures with what each means."""
     particles = f"{metrics['log_evidence_particles']:,}"
     rows = [
@@ -171,7 +171,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             f"beta that rises from 0 over the first epochs often helps."
         )
     gap = metrics["gap"]
-    if gap > LOOSE * abs(metrics["log_evidence"]):
+    if gap > _LOOSE * abs(metrics["log_evidence"]):
         found.append(
             f"The ELBO lies {gap:.2f} nats below the log evidence: the posterior is a loose fit, "
             f"and the ELBO a poor stand-in for the evidence."

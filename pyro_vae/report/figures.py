@@ -22,10 +22,10 @@ from pyro_vae.vae.vae import VAE
 
 __all__ = ["pictures"]
 
-TSNE_ROWS = 1000
-PROPOSAL_ROWS = 100
-FEW_EPOCHS = 10
-SAMPLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
+_TSNE_ROWS = 1000
+_PROPOSAL_ROWS = 100
+_FEW_EPOCHS = 10
+_SAMPLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
 def pictures(made: Run, metrics: dict[str, Any]) -> list[report.Picture]:
@@ -35,21 +35,21 @@ def pictures(made: Run, metrics: dict[str, Any]) -> list[report.Picture]:
     means = evaluate.posterior_means(vae, x, mask=mask)
     kl = metrics["kl_per_dimension"]
     listed: list[Callable[[], report.Picture]] = []
-    if is_image(vae.event_shape):
-        listed += [partial(reconstructions, vae, x), partial(samples, vae)]
-        listed.append(partial(traversals, vae, means, kl))
+    if _is_image(vae.event_shape):
+        listed += [partial(_reconstructions, vae, x), partial(_samples, vae)]
+        listed.append(partial(_traversals, vae, means, kl))
         if vae.latent_dim == 2:
-            listed.append(partial(manifold, vae))
+            listed.append(partial(_manifold, vae))
     if vae.event_shape == (2,):
-        listed.append(partial(plane, vae, x))
-    listed.append(partial(latent, means, labels))
+        listed.append(partial(_plane, vae, x))
+    listed.append(partial(_latent, means, labels))
     # t-SNE crashes on codes that are all the same, as a collapsed encoder's are.
-    if vae.latent_dim > 2 and len(means) > 3 and bool((means[:TSNE_ROWS].var(0) > 1e-6).any()):
-        listed.append(partial(neighbours, means, labels))
+    if vae.latent_dim > 2 and len(means) > 3 and bool((means[:_TSNE_ROWS].var(0) > 1e-6).any()):
+        listed.append(partial(_neighbours, means, labels))
     if kl is not None:
         listed.append(partial(rates, kl, active_units(vae, x, mask)))
     most = made.cfg.evaluate.num_particles
-    return _drawn([*listed, partial(curves, made), partial(proposals, vae, x, mask, most)])
+    return _drawn([*listed, partial(_curves, made), partial(_proposals, vae, x, mask, most)])
 
 
 def _drawn(listed: Sequence[Callable[[], report.Picture]]) -> list[report.Picture]:
@@ -65,29 +65,29 @@ def labels_of(data: Data) -> Any:
     """Returns the labels of held-out data, by name where a picture has room for the names."""
     if data.labels is None:
         return None
-    labels = array(data.labels.test)
+    labels = _array(data.labels.test)
     if data.label_names is None or len(data.label_names) > plots.MAX_KINDS:
         return labels
     return np.array(data.label_names)[labels]
 
 
-def reconstructions(vae: VAE, x: Tensor) -> report.Picture:
+def _reconstructions(vae: VAE, x: Tensor) -> report.Picture:
     """Draws held-out data above what the VAE makes of them."""
-    ax = canvas(8, 1.9)
-    plots.reconstructions(array(x[:10]), array(vae.reconstruct(x[:10])), ax=ax)
+    ax = _canvas(8, 1.9)
+    plots.reconstructions(_array(x[:10]), _array(vae.reconstruct(x[:10])), ax=ax)
     caption = "Held-out data above, below the mean of p(x given z) at the mean of q(z given x)."
-    return report.Picture("reconstructions.png", "Reconstructions", caption, figure_of(ax))
+    return report.Picture("reconstructions.png", "Reconstructions", caption, _figure_of(ax))
 
 
-def samples(vae: VAE) -> report.Picture:
+def _samples(vae: VAE) -> report.Picture:
     """Draws means of p(x given z) for z from the prior."""
-    ax = plots.samples(array(vae.sample(40, mean=True)), ax=canvas(5.6, 3.6))
+    ax = plots.samples(_array(vae.sample(40, mean=True)), ax=_canvas(5.6, 3.6))
     caption = "Means of p(x given z) for z drawn from the prior: no encoder is needed to generate."
-    return report.Picture("samples.png", "Samples", caption, figure_of(ax))
+    return report.Picture("samples.png", "Samples", caption, _figure_of(ax))
 
 
 @torch.no_grad()
-def traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.Picture:
+def _traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.Picture:
     """Draws what changes along the dimensions that say most."""
     worth = means.var(0).cpu() if kl is None else torch.tensor(kl)
     order = worth.argsort(descending=True)[:6]
@@ -97,59 +97,59 @@ def traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.Pictur
         z[row, :, dimension] = values
     with eval_mode(vae):
         decoded = vae.decode(z.flatten(0, 1)).mean
-    ax = plots.images(array(decoded), columns=len(values), ax=canvas(5.6, 3.4))
+    ax = plots.images(_array(decoded), columns=len(values), ax=_canvas(5.6, 3.4))
     caption = (
         f"The first held-out datum's code with one dimension moved from -3 to 3: dimensions "
         f"{', '.join(str(int(d) + 1) for d in order)}, from that of the highest rate down."
     )
-    return report.Picture("traversals.png", "Traversals", caption, figure_of(ax))
+    return report.Picture("traversals.png", "Traversals", caption, _figure_of(ax))
 
 
 @torch.no_grad()
-def manifold(vae: VAE, side: int = 15) -> report.Picture:
+def _manifold(vae: VAE, side: int = 15) -> report.Picture:
     """Draws the decoder's means over the plane of a two-dimensional code."""
     quantiles = torch.linspace(0.02, 0.98, side)
     at = torch.special.ndtri(quantiles).to(next(vae.parameters()))
     z = torch.stack(torch.meshgrid(-at, at, indexing="ij"), -1).flip(-1)
     with eval_mode(vae):
         decoded = vae.decode(z.flatten(0, 1)).mean
-    ax = plots.images(array(decoded), columns=side, ax=canvas(5.6, 5.6))
+    ax = plots.images(_array(decoded), columns=side, ax=_canvas(5.6, 5.6))
     caption = "Means of p(x given z) over the plane of z, at quantiles of a standard normal."
-    return report.Picture("manifold.png", "Manifold", caption, figure_of(ax))
+    return report.Picture("manifold.png", "Manifold", caption, _figure_of(ax))
 
 
-def plane(vae: VAE, x: Tensor) -> report.Picture:
+def _plane(vae: VAE, x: Tensor) -> report.Picture:
     """Draws two-dimensional data among as many draws from the model."""
     points = torch.cat([x, vae.sample(len(x))])
     kinds = ["data"] * len(x) + ["model"] * len(x)
-    ax = plots.latent(array(points), kinds, ax=canvas(5.6, 4.4))
+    ax = plots.latent(_array(points), kinds, ax=_canvas(5.6, 4.4))
     ax.set(xlabel="$x_1$", ylabel="$x_2$")
     legend = ax.get_legend()
     assert legend is not None
     legend.set_title("")
     caption = "Held-out data, and as many draws from the model."
-    return report.Picture("plane.png", "Data and samples", caption, figure_of(ax))
+    return report.Picture("plane.png", "Data and samples", caption, _figure_of(ax))
 
 
-def latent(means: Tensor, labels: Any) -> report.Picture:
+def _latent(means: Tensor, labels: Any) -> report.Picture:
     """Draws codes, as they are in two dimensions and by principal components in more."""
-    ax = plots.latent(array(means), labels, ax=canvas(5.6, 4.4))
+    ax = plots.latent(_array(means), labels, ax=_canvas(5.6, 4.4))
     caption = "Posterior means of held-out data" + (
         "." if labels is None else ", coloured by label, which the model never saw."
     )
-    return report.Picture("latent.png", "Latent space", caption, figure_of(ax))
+    return report.Picture("latent.png", "Latent space", caption, _figure_of(ax))
 
 
-def neighbours(means: Tensor, labels: Any) -> report.Picture:
+def _neighbours(means: Tensor, labels: Any) -> report.Picture:
     """Draws codes by t-SNE, which keeps neighbours together."""
-    some = array(means[:TSNE_ROWS])
+    some = _array(means[:_TSNE_ROWS])
     perplexity = min(30.0, (len(some) - 1) / 3)
     with threadpool_limits(torch.get_num_threads()):
         flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(some)
-    ax = plots.latent(flat, None if labels is None else labels[:TSNE_ROWS], ax=canvas(5.6, 4.4))
+    ax = plots.latent(flat, None if labels is None else labels[:_TSNE_ROWS], ax=_canvas(5.6, 4.4))
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
     caption = f"{len(some):,} codes by t-SNE: neighbours mean something, distances do not."
-    return report.Picture("tsne.png", "Latent space by t-SNE", caption, figure_of(ax))
+    return report.Picture("tsne.png", "Latent space by t-SNE", caption, _figure_of(ax))
 
 
 def active_units(vae: VAE, x: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -162,72 +162,72 @@ def active_units(vae: VAE, x: Tensor, mask: Tensor | None) -> Tensor | None:
 
 def rates(kl: list[float], active: Tensor | None) -> report.Picture:
     """Draws the rate of each dimension, and which are active."""
-    ax = plots.rates(kl, active=active, ax=canvas(5.6, 3.2))
+    ax = plots.rates(kl, active=active, ax=_canvas(5.6, 3.2))
     caption = (
         f"KL of each dimension's marginal, in nats. A dimension is active if its posterior mean "
         f"varies over the data by more than {ACTIVE_VARIANCE:g} in variance."
     )
-    return report.Picture("rates.png", "Rate by latent dimension", caption, figure_of(ax))
+    return report.Picture("rates.png", "Rate by latent dimension", caption, _figure_of(ax))
 
 
-def curves(made: Run) -> report.Picture:
+def _curves(made: Run) -> report.Picture:
     """Draws the history."""
     history = made.result.history
-    ax = plots.curves(history, ax=canvas(5.6, 3.2))
+    ax = plots.curves(history, ax=_canvas(5.6, 3.2))
     if "valid_elbo" in history[0]:
         caption = "The objective on training rows and the ELBO on validation rows, epoch by epoch."
     else:
         caption = "The objective on training rows, epoch by epoch; there are no validation rows."
-    if len(history) <= FEW_EPOCHS:
+    if len(history) <= _FEW_EPOCHS:
         values = ", ".join(f"{row['train_objective']:.2f}" for row in history)
         caption += f" The objective: {values}.".replace("-", "\N{MINUS SIGN}")
-    return report.Picture("curves.png", "Training", caption, figure_of(ax))
+    return report.Picture("curves.png", "Training", caption, _figure_of(ax))
 
 
-def proposals(vae: VAE, x: Tensor, mask: Tensor | None, most: int) -> report.Picture:
+def _proposals(vae: VAE, x: Tensor, mask: Tensor | None, most: int) -> report.Picture:
     """Draws what the log evidence looks like without an encoder, and with it."""
-    counts = [count for count in SAMPLES if count <= max(most, SAMPLES[2])]
-    rows, seen = x[:PROPOSAL_ROWS], None if mask is None else mask[:PROPOSAL_ROWS]
+    counts = [count for count in _SAMPLES if count <= max(most, _SAMPLES[2])]
+    rows, seen = x[:_PROPOSAL_ROWS], None if mask is None else mask[:_PROPOSAL_ROWS]
     found = {
         f"z from the {proposal}": [
-            float(evidence(vae, rows, seen, count, proposal).mean()) for count in counts
+            float(_evidence(vae, rows, seen, count, proposal).mean()) for count in counts
         ]
         for proposal in ("posterior", "prior")
     }
-    ax = plots.lines(counts, found, ax=canvas(5.6, 3.2))
+    ax = plots.lines(counts, found, ax=_canvas(5.6, 3.2))
     ax.set(xlabel="samples for each datum", ylabel="log evidence, nats per datum", xscale="log")
     caption = (
         f"The log evidence of {len(rows)} held-out rows by importance sampling. Drawn from the "
         f"prior few z explain a given datum, and the estimate stays low; the encoder says where "
         f"to look."
     )
-    return report.Picture("proposals.png", "Why the encoder is needed", caption, figure_of(ax))
+    return report.Picture("proposals.png", "Why the encoder is needed", caption, _figure_of(ax))
 
 
-def evidence(vae: VAE, rows: Tensor, mask: Tensor | None, count: int, proposal: str) -> Tensor:
+def _evidence(vae: VAE, rows: Tensor, mask: Tensor | None, count: int, proposal: str) -> Tensor:
     """Returns the log evidence by one proposal."""
     found = evaluate.log_evidence(vae, rows, count, proposal=proposal, mask=mask, progress=False)
     assert isinstance(found, Tensor)
     return found
 
 
-def canvas(width: float, height: float) -> Axes:
+def _canvas(width: float, height: float) -> Axes:
     """Returns the axes of a figure that no global state of matplotlib knows."""
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
-def figure_of(ax: Axes) -> Figure:
+def _figure_of(ax: Axes) -> Figure:
     """Returns the figure that axes belong to."""
     figure = ax.figure
     assert isinstance(figure, Figure)
     return figure
 
 
-def is_image(event_shape: torch.Size) -> bool:
+def _is_image(event_shape: torch.Size) -> bool:
     """Tells whether a datum can be shown as a picture."""
     return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))
 
 
-def array(x: Tensor) -> Any:
+def _array(x: Tensor) -> Any:
     """Returns a tensor as an array on the host."""
     return x.detach().cpu().numpy()

@@ -99,54 +99,54 @@ def write(report: Report, folder: Path | str) -> Path:
         raise ValueError(f"Expected report to be a Report, got {type(report).__name__}")
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise ValueError(f"Expected folder to be a path, got {folder!r}")
-    check_files([picture.file for picture in report.pictures])
+    _check_files([picture.file for picture in report.pictures])
     page = Path(folder) / "report.html"
     (page.parent / "figures").mkdir(parents=True, exist_ok=True)
     pngs = []
     with Progress("writing the report", len(report.pictures), "figures") as progress:
         for picture in report.pictures:
-            pngs.append(to_png(picture.figure))
+            pngs.append(_to_png(picture.figure))
             progress.advance()
     for picture, png in zip(report.pictures, pngs, strict=True):
         write_whole(page.parent / "figures" / picture.file, png)
-    write_whole(page, render(report, pngs).encode())
+    write_whole(page, _render(report, pngs).encode())
     return page
 
 
-def check_files(names: Sequence[str]) -> None:
+def _check_files(names: Sequence[str]) -> None:
     """Raises a ``ValueError`` for names that would leave the folder or overwrite each other."""
     for index, name in enumerate(names):
         if not re.fullmatch(r"\w[\w.-]*\.png", name) or name in names[:index]:
             raise ValueError(f"Expected file to be a plain name of its own in .png, got {name!r}")
 
 
-def to_png(figure: matplotlib.figure.Figure) -> bytes:
+def _to_png(figure: matplotlib.figure.Figure) -> bytes:
     """Returns a drawing as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
-def render(report: Report, pngs: Sequence[bytes]) -> str:
+def _render(report: Report, pngs: Sequence[bytes]) -> str:
     """Returns the page, with its pictures as PNG files inside."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(written=written, error=error, available=available)
+    environment.filters.update(written=_written, error=_error, available=_available)
     source = resources.files("pyro_vae.report").joinpath("page.html.jinja").read_text("utf-8")
-    shown = [p._asdict() | embed(png) for p, png in zip(report.pictures, pngs, strict=True)]
+    shown = [p._asdict() | _embed(png) for p, png in zip(report.pictures, pngs, strict=True)]
     page = environment.from_string(source)
-    return page.render(report=report, pictures=shown, summary=summary(report))
+    return page.render(report=report, pictures=shown, summary=_summary(report))
 
 
-def embed(png: bytes) -> dict[str, str | int]:
+def _embed(png: bytes) -> dict[str, str | int]:
     """Returns a PNG file as an address that holds it, and the size that is written at its start."""
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return {"source": source, "width": width, "height": height}
 
 
-def summary(report: Report) -> str:
+def _summary(report: Report) -> str:
     """Returns the run in one sentence."""
     epochs = len(report.history)
     after = f" after {epochs:,} epoch{'s' * (epochs != 1)} of training" if epochs else ""
@@ -154,27 +154,27 @@ def summary(report: Report) -> str:
         return f"Nothing was measured{after}."
     first = report.figures[0]
     name = first.name if first.name[:2].isupper() else first.name[:1].lower() + first.name[1:]
-    if not available(first.value):
-        return f"The {name} is {written(first)}{after}."
-    said = " ".join(filter(None, [written(first), error(first), first.unit]))
+    if not _available(first.value):
+        return f"The {name} is {_written(first)}{after}."
+    said = " ".join(filter(None, [_written(first), _error(first), first.unit]))
     return f"The {name} is {said}{after}."
 
 
-def available(value: float | None) -> bool:
+def _available(value: float | None) -> bool:
     """Tells whether a number is known."""
     return value is not None and not math.isnan(value)
 
 
-def written(figure: Figure) -> str:
+def _written(figure: Figure) -> str:
     """Returns a value with the digits that mean something."""
-    return number(figure.value, decimals(figure))
+    return _number(figure.value, decimals(figure))
 
 
-def error(figure: Figure) -> str:
+def _error(figure: Figure) -> str:
     """Returns a standard error to the digits of its value, or nothing where none is known."""
-    if figure.standard_error is None or not available(figure.value):
+    if figure.standard_error is None or not _available(figure.value):
         return ""
-    return f"±\N{NO-BREAK SPACE}{number(figure.standard_error, decimals(figure))}"
+    return f"±\N{NO-BREAK SPACE}{_number(figure.standard_error, decimals(figure))}"
 
 
 def decimals(figure: Figure) -> int:
@@ -189,7 +189,7 @@ def decimals(figure: Figure) -> int:
     return min(6, max(0, 2 - math.floor(math.log10(value))))
 
 
-def number(value: float | None, decimals: int) -> str:
+def _number(value: float | None, decimals: int) -> str:
     """Returns a number as it is printed: a real minus, and none before zero."""
     if value is None or math.isnan(value):
         return "not available"

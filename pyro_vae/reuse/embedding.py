@@ -19,7 +19,7 @@ from pyro_vae.reuse.finished_run import Chosen, matched, opened, unsplit
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_size
 
-__all__ = ["embed", "label", "origin", "spread", "written"]
+__all__ = ["embed", "written"]
 
 
 @guard_process_state
@@ -106,20 +106,20 @@ def written(vae: VAE, chosen: Chosen, some: slice) -> dict[str, Any]:
     x, mask = chosen.rows(some, next(vae.parameters()))
     with eval_mode(vae):
         q = vae.encode(fill(x, mask))
-    columns = {**origin(chosen, some), **label(chosen, some)}
-    for kind, values in (("mean", q.mean), ("scale", spread(q))):
+    columns = {**_origin(chosen, some), **_label(chosen, some)}
+    for kind, values in (("mean", q.mean), ("scale", _spread(q))):
         numbers = values.cpu().numpy()
         columns |= {f"z_{kind}_{d}": numbers[:, d] for d in range(vae.latent_dim)}
     return columns
 
 
-def spread(q: Any) -> Tensor:
+def _spread(q: Any) -> Tensor:
     """Returns the standard deviation of each dimension."""
     # Of an independent normal it is the scale itself, not the root of its square.
     return q.base_dist.stddev if isinstance(q, torch.distributions.Independent) else q.stddev
 
 
-def origin(chosen: Chosen, some: slice) -> dict[str, Any]:
+def _origin(chosen: Chosen, some: slice) -> dict[str, Any]:
     """Returns the columns that say where rows come from."""
     numbers, split = chosen.data.row_numbers, not unsplit(chosen.data)
     names = Split._fields if split else ("all",) * 3
@@ -127,7 +127,7 @@ def origin(chosen: Chosen, some: slice) -> dict[str, Any]:
     return {"part": [names[part] for part in chosen.part[some].tolist()], "row": row.numpy()}
 
 
-def label(chosen: Chosen, some: slice) -> dict[str, Any]:
+def _label(chosen: Chosen, some: slice) -> dict[str, Any]:
     """Returns the column of labels, if there are any."""
     labels, names = chosen.data.labels, chosen.data.label_names
     if labels is None:

@@ -12,10 +12,10 @@ from pyro_vae.files.csv_cells import protect, quoting
 
 __all__ = ["check_path", "writer"]
 
-Piece = Mapping[str, Any]
+_Piece = Mapping[str, Any]
 """Columns by name, each an array or a list, of one length."""
 
-Write = Callable[[Piece], None]
+_Write = Callable[[_Piece], None]
 
 
 def check_path(out: Path | str) -> Path:
@@ -29,11 +29,11 @@ def check_path(out: Path | str) -> Path:
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"Expected out to name a .parquet or .csv file, got '{out}'")
     if path.suffix == ".parquet":
-        arrow(path)
+        _arrow(path)
     return path
 
 
-def writer(path: Path, facts: Mapping[str, str]) -> AbstractContextManager[Write]:
+def writer(path: Path, facts: Mapping[str, str]) -> AbstractContextManager[_Write]:
     """Returns what writes pieces of a table to a file, which appears when all are written.
 
     Arguments:
@@ -45,18 +45,18 @@ def writer(path: Path, facts: Mapping[str, str]) -> AbstractContextManager[Write
 
 
 @contextmanager
-def parquet(path: Path, facts: Mapping[str, str]) -> Iterator[Write]:
+def parquet(path: Path, facts: Mapping[str, str]) -> Iterator[_Write]:
     """Writes each piece as a group of rows."""
-    pyarrow, parquet = arrow(path)
+    pyarrow, parquet = _arrow(path)
     opened: list[Any] = []
 
-    def write(piece: Piece) -> None:
+    def write(piece: _Piece) -> None:
         table = pyarrow.table(dict(piece)).replace_schema_metadata(dict(facts))
         if not opened:
             opened.append(parquet.ParquetWriter(partial, table.schema))
         opened[0].write_table(table)
 
-    with replacing(path) as partial:
+    with _replacing(path) as partial:
         try:
             yield write
         finally:
@@ -65,16 +65,16 @@ def parquet(path: Path, facts: Mapping[str, str]) -> Iterator[Write]:
 
 
 @contextmanager
-def text(path: Path) -> Iterator[Write]:
+def text(path: Path) -> Iterator[_Write]:
     """Writes each piece as lines, below one line of names."""
     import pandas
 
-    def write(piece: Piece) -> None:
+    def write(piece: _Piece) -> None:
         table = pandas.DataFrame({protect(name): _cells(values) for name, values in piece.items()})
         texts = {text for values in piece.values() if isinstance(values, list) for text in values}
         table.to_csv(file, index=False, header=not file.tell(), quoting=quoting(texts))
 
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with _replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield write
 
 
@@ -83,7 +83,7 @@ def _cells(values: Any) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path) -> Iterator[Path]:
     """Gives another path to write to, which takes the place of this one at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -96,7 +96,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def arrow(path: Path) -> tuple[Any, Any]:
+def _arrow(path: Path) -> tuple[Any, Any]:
     """Returns pyarrow and its part for parquet, or raises a ``ValueError`` that names the extra."""
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")

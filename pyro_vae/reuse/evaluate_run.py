@@ -96,7 +96,7 @@ def judge_run(
         "run": str(run),
         "part": part,
         **figures,
-        **circumstances(chosen.data, vae),
+        **_circumstances(chosen.data, vae),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "device": str(device),
@@ -104,7 +104,7 @@ def judge_run(
     }
 
 
-def circumstances(found: Data, vae: VAE) -> dict[str, Any]:
+def _circumstances(found: Data, vae: VAE) -> dict[str, Any]:
     """Returns what figures were made of."""
     grey = getattr(vae.likelihood, "grey_scale", False)
     sizes = {name: len(rows) for name, rows in found.x._asdict().items()}

@@ -19,14 +19,21 @@ from pyro_vae.vae.serialization import load
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_choice, check_device
 
-__all__ = ["Chosen", "choose", "matched", "opened", "preparation", "stored_number", "unsplit"]
+__all__ = [
+    "Chosen",
+    "matched",
+    "opened",
+    "preparation",
+    "stored_number",
+    "unsplit",
+]
 
-PARTS = ("train", "valid", "test", "all")
+_PARTS = ("train", "valid", "test", "all")
 
-CHECKED = 4096
+_CHECKED = 4096
 """How many rows are checked at once."""
 
-FILES = ("pyro_vae.data.table", "pyro_vae.data.array")
+_FILES = ("pyro_vae.data.table", "pyro_vae.data.array")
 """Data of the user's own, which have no split that is anyone else's."""
 
 
@@ -71,7 +78,7 @@ def preparation(run: Path | str, *, allow: Sequence[str] = ()) -> Preparation:
     Raises:
         ValueError: If there is no such run, or its file is damaged.
     """
-    folder = finished(run)
+    folder = _finished(run)
     if (folder / "data.json").is_file():
         return Preparation.load(folder)
     return own_data(folder, allow).preparation
@@ -85,41 +92,41 @@ def opened(
     allow: Sequence[str],
 ) -> tuple[Chosen, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
-    check_choice("part", part, PARTS)
+    check_choice("part", part, _PARTS)
     where = check_device(device)
-    folder = finished(run)
+    folder = _finished(run)
     cfg = configuration(folder)
     # Making a VAE draws weights, in whose place those of the file come.
     with own_randomness(torch.device("cpu"), 0):
         vae = load(folder, allow=allow).to(where)
     like = preparation(folder, allow=allow)
     if source is None:
-        found, seed = own_data(folder, allow, like), seed_of(cfg["data"])
+        found, seed = own_data(folder, allow, like), _seed_of(cfg["data"])
     elif isinstance(source, Data):
         found, seed = source, 0
     else:
-        found, seed = made(source, like, split=part != "all"), seed_of(source)
-    found = fixed(found, seed)
-    check_form(run, found, like, vae)
-    chosen = choose(found, part)
-    check_values(vae, chosen)
+        found, seed = _made(source, like, split=part != "all"), _seed_of(source)
+    found = _fixed(found, seed)
+    _check_form(run, found, like, vae)
+    chosen = _choose(found, part)
+    _check_values(vae, chosen)
     return chosen, vae, cfg
 
 
 def matched(vae: VAE, source: Any, part: str) -> Chosen:
     """Returns rows that fit a VAE of which there is no run."""
-    check_choice("part", part, PARTS)
+    check_choice("part", part, _PARTS)
     if not isinstance(source, Data):
         raise ValueError(
             f"Expected data to be a pyro_vae.data.Data for a VAE, got {type(source).__name__}"
         )
-    check_shape("the VAE", source, tuple(vae.event_shape))
-    chosen = choose(fixed(source, 0), part)
-    check_values(vae, chosen)
+    _check_shape("the VAE", source, tuple(vae.event_shape))
+    chosen = _choose(_fixed(source, 0), part)
+    _check_values(vae, chosen)
     return chosen
 
 
-def finished(run: Path | str) -> Path:
+def _finished(run: Path | str) -> Path:
     """Returns the folder of a finished run, or raises a ``ValueError`` that says what it is."""
     folder = Path(str(run)).expanduser()
     if run is None or not os.path.isfile(folder / "config.yaml"):
@@ -148,7 +155,7 @@ def configuration(folder: Path) -> dict[str, Any]:
     cfg = read_yaml(path)
     if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
         raise ValueError(f"Expected '{path}' to hold the configuration of a run, got no data in it")
-    for value in strings(cfg):
+    for value in _strings(cfg):
         if "${" in value:
             raise ValueError(
                 f"Expected '{path}' to hold values, as a run writes them, got {value!r:.100}, "
@@ -157,7 +164,7 @@ def configuration(folder: Path) -> dict[str, Any]:
     return cfg
 
 
-def strings(node: Any) -> Iterator[str]:
+def _strings(node: Any) -> Iterator[str]:
     """Yields all strings of a configuration, names of settings included."""
     if isinstance(node, str):
         yield node
@@ -166,7 +173,7 @@ def strings(node: Any) -> Iterator[str]:
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from strings(child)
+            yield from _strings(child)
 
 
 def stored_number(cfg: Mapping[str, Any], name: str) -> int:
@@ -195,10 +202,10 @@ def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None
         ValueError: If the configuration names functions that are not allowed, or cannot be made.
     """
     node = configuration(folder)["data"]
-    check_targets(node, folder, allow)
+    _check_targets(node, folder, allow)
     options = node | ({"download": False} if "download" in node else {})
     try:
-        found = made(options, like)
+        found = _made(options, like)
     except Exception as error:
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
@@ -214,7 +221,7 @@ def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None
     return found
 
 
-def check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -> None:
+def _check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -> None:
     """Raises a ``ValueError`` unless a stored configuration calls only allowed names.
 
     A data set of this package is allowed at the top; what the user allows by name, anywhere.
@@ -223,10 +230,10 @@ def check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -
     sets = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
     if not isinstance(node.get("_target_"), str):
         raise ValueError(f"Expected the data of '{folder}' to have a _target_, got none")
-    check_node(node, {f"pyro_vae.data.{name}" for name in sets} | allowed, allowed, folder)
+    _check_node(node, {f"pyro_vae.data.{name}" for name in sets} | allowed, allowed, folder)
 
 
-def check_node(node: Any, known: Collection[str], within: Collection[str], folder: Path) -> None:
+def _check_node(node: Any, known: Collection[str], within: Collection[str], folder: Path) -> None:
     """Raises a ``ValueError`` for a name that is not known here, or not allowed further within."""
     for key in node if isinstance(node, dict) else ():
         value = node[key]
@@ -241,20 +248,20 @@ def check_node(node: Any, known: Collection[str], within: Collection[str], folde
             )
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
-        check_node(child, within, within, folder)
+        _check_node(child, within, within, folder)
 
 
-def seed_of(node: Mapping[str, Any]) -> int:
+def _seed_of(node: Mapping[str, Any]) -> int:
     """Returns the seed in a configuration of data, or 0 if it is missing."""
     seed = node.get("seed", 0)
     return seed if isinstance(seed, int) else 0
 
 
-def made(node: Mapping[str, Any], like: Preparation | None = None, *, split: bool = True) -> Data:
+def _made(node: Mapping[str, Any], like: Preparation | None = None, *, split: bool = True) -> Data:
     """Returns the data of a configuration, a table prepared like others."""
     options = dict(node)
     target = options.get("_target_")
-    if not split and target in FILES:
+    if not split and target in _FILES:
         options |= {"valid": 0, "test": 0}
     if target != "pyro_vae.data.table" or like is None:
         return config.build(options)
@@ -262,16 +269,16 @@ def made(node: Mapping[str, Any], like: Preparation | None = None, *, split: boo
     return config.build(options | {"_partial_": True, "like": None})(like=like)
 
 
-def check_form(run: Path | str, found: Data, like: Preparation, vae: VAE) -> None:
+def _check_form(run: Path | str, found: Data, like: Preparation, vae: VAE) -> None:
     """Raises a ``ValueError`` if data have not the form of a run's own."""
-    check_shape(f"run '{run}'", found, like.event_shape)
+    _check_shape(f"run '{run}'", found, like.event_shape)
     if None not in (found.columns, like.columns) and found.columns != like.columns:
         raise ValueError(
             f"Expected data with the columns {list(like.columns or ())} of run '{run}', in this "
             f"order, got {list(found.columns or ())} of '{found.name}': "
             f"data.table(..., like=reuse.preparation(run)) takes them so"
         )
-    if not same(found.scaling, like.scaling) or (like.scaling and found.columns is None):
+    if not _same(found.scaling, like.scaling) or (like.scaling and found.columns is None):
         state = "as they are" if found.scaling is None else "scaled otherwise"
         raise ValueError(
             f"Expected data scaled as the training data of run '{run}' were"
@@ -280,19 +287,19 @@ def check_form(run: Path | str, found: Data, like: Preparation, vae: VAE) -> Non
         )
     alike = (found.binarize == "none") == (like.binarize == "none")
     takes_bits = isinstance(vae.likelihood, Bernoulli) and not vae.likelihood.grey_scale
-    if not alike and not (takes_bits and binary(found)):
+    if not alike and not (takes_bits and _binary(found)):
         raise ValueError(
             f"Expected data with binarize={like.binarize!r}, as those of run '{run}', got "
             f"{found.binarize!r} of '{found.name}'"
         )
 
 
-def binary(found: Data) -> bool:
+def _binary(found: Data) -> bool:
     """Tells whether all values are zeros and ones, whatever made them so."""
     return all(bool(((x == 0) | (x == 1)).all()) for x in found.x)
 
 
-def check_shape(whose: str, found: Data, expected: tuple[int, ...]) -> None:
+def _check_shape(whose: str, found: Data, expected: tuple[int, ...]) -> None:
     """Raises a ``ValueError`` if a datum has another shape."""
     if tuple(found.event_shape) != expected:
         raise ValueError(
@@ -301,21 +308,21 @@ def check_shape(whose: str, found: Data, expected: tuple[int, ...]) -> None:
         )
 
 
-def same(scaling: data.Scaling | None, other: data.Scaling | None) -> bool:
+def _same(scaling: data.Scaling | None, other: data.Scaling | None) -> bool:
     """Tells whether two scalings are one."""
     if scaling is None or other is None:
         return scaling is other
     return all(torch.equal(a, b) for a, b in zip(scaling, other, strict=True))
 
 
-def check_values(vae: VAE, chosen: Chosen) -> None:
+def _check_values(vae: VAE, chosen: Chosen) -> None:
     """Raises a ``ValueError`` if values lie outside the likelihood's support."""
     weight = next(vae.parameters())
-    for start in range(0, len(chosen.part), CHECKED):
-        vae.check(*chosen.rows(slice(start, start + CHECKED), weight))
+    for start in range(0, len(chosen.part), _CHECKED):
+        vae.check(*chosen.rows(slice(start, start + _CHECKED), weight))
 
 
-def fixed(found: Data, seed: int) -> Data:
+def _fixed(found: Data, seed: int) -> Data:
     """Returns data whose training rows are drawn, once, as ``binarize="fixed"`` draws them."""
     if found.binarize != "dynamic":
         return found
@@ -330,13 +337,13 @@ def unsplit(found: Data) -> bool:
     return not len(found.x.valid) and not len(found.x.test)
 
 
-def choose(found: Data, part: str) -> Chosen:
+def _choose(found: Data, part: str) -> Chosen:
     """Returns the rows of a part; all in the order of their source, if they come from one.
 
     Raises:
         ValueError: If there are none.
     """
-    kept = range(3) if part == "all" else [PARTS.index(part)]
+    kept = range(3) if part == "all" else [_PARTS.index(part)]
     sizes = [len(rows) for rows in found.x]
     parts = torch.cat([torch.full((sizes[number],), number) for number in kept])
     chosen = Chosen(found, parts, torch.cat([torch.arange(sizes[number]) for number in kept]))

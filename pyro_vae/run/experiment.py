@@ -122,7 +122,7 @@ def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
     made = Run(cfg, data, vae, objective, result)
     metrics = judge(made)
     # Before the pictures, so that none of them can cost the figures.
-    write(place / "metrics.json", strict_json(metrics))
+    _write(place / "metrics.json", strict_json(metrics))
     report.write(content.tell(made, metrics), place)
     return metrics
 
@@ -136,17 +136,17 @@ def judge(made: Run) -> dict[str, Any]:
     kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
     return finite_figures({
         **figures,
-        "objective": held_out_objective(made),
+        "objective": _held_out_objective(made),
         "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
         "kl_reason": {name: term.reason for name, term in kl.items()},
-        "mixture_log_evidence": mixture_evidence(made),
+        "mixture_log_evidence": _mixture_evidence(made),
         "mixture_components": cfg.evaluate.baseline_components,
         "mixture_rows": min(len(made.data.x.train), cfg.evaluate.baseline_rows),
-        **protocol(made),
+        **_protocol(made),
     })  # fmt: skip
 
 
-def protocol(made: Run) -> dict[str, Any]:
+def _protocol(made: Run) -> dict[str, Any]:
     """Returns what the figures were made by, without which none can be compared."""
     cfg, data, vae = made.cfg, made.data, made.vae
     return {
@@ -169,7 +169,7 @@ def protocol(made: Run) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def held_out_objective(made: Run) -> float:
+def _held_out_objective(made: Run) -> float:
     """Returns what training maximized, on the test rows in evaluation mode."""
     total, test = 0.0, made.data.test
     with Progress("objective", len(test.x), "rows") as progress:
@@ -181,7 +181,7 @@ def held_out_objective(made: Run) -> float:
     return total / len(test.x)
 
 
-def mixture_evidence(made: Run) -> float | None:
+def _mixture_evidence(made: Run) -> float | None:
     """Returns the held-out log evidence of a mixture of the same likelihood, if there is one."""
     components = made.cfg.evaluate.baseline_components
     if not components:
@@ -201,6 +201,6 @@ def mixture_evidence(made: Run) -> float | None:
     return None if fit is None else mean(fit.log_evidence)
 
 
-def write(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     """Writes a text whole or not at all."""
     write_whole(path, text.encode())

@@ -17,16 +17,16 @@ from omegaconf import DictConfig
 from pyro_vae.files.atomic import remove_partial, write_whole
 from pyro_vae.sweeps.job_id import NAME, holds
 
-__all__ = ["COMPLETE", "UNFINISHED", "RunFolder", "check_out"]
+__all__ = ["UNFINISHED", "RunFolder", "check_out"]
 
 UNFINISHED = ".unfinished"
 """The folder within a finished run in which the results that will replace it are computed."""
 
-COMPLETE = ".complete"
+_COMPLETE = ".complete"
 """The same folder once its results are complete."""
 
-CHECKPOINTS = ("resume.pt", "last.safetensors", "model.safetensors")
-CONTENT = (
+_CHECKPOINTS = ("resume.pt", "last.safetensors", "model.safetensors")
+_CONTENT = (
     "report.html",
     "figures",
     "history.csv",
@@ -35,7 +35,7 @@ CONTENT = (
     "failure.json",
     ".hydra",
     NAME,
-    *CHECKPOINTS,
+    *_CHECKPOINTS,
 )
 """Everything that belongs to one run, besides ``metrics.json``."""
 
@@ -87,9 +87,9 @@ class RunFolder:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"Expected out to be a folder, got the file '{self.out}'")
         # Which run the folder holds is open until a replacement that was interrupted is completed.
-        if self.resume or self.overwrite or (self.out / COMPLETE).is_dir():
+        if self.resume or self.overwrite or (self.out / _COMPLETE).is_dir():
             return
-        if any((self.place / file).exists() for file in CHECKPOINTS):
+        if any((self.place / file).exists() for file in _CHECKPOINTS):
             self._refuse("an unfinished run")
         if self.place != self.out and holds(self.out) != self.name:
             self._refuse("the finished run of another configuration")
@@ -103,7 +103,7 @@ class RunFolder:
 
     def recover(self) -> None:
         """Completes a replacement that was interrupted."""
-        if (self.out / COMPLETE).is_dir():
+        if (self.out / _COMPLETE).is_dir():
             self._move_up()
 
     def open(self, files: Mapping[str, str]) -> Path:
@@ -122,7 +122,7 @@ class RunFolder:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         if place == self.out:
-            _remove(place, [] if self.resume else [*CHECKPOINTS, "history.csv"])
+            _remove(place, [] if self.resume else [*_CHECKPOINTS, "history.csv"])
             _remove(place, ["report.html"])
         elif checkpoint is not None and checkpoint.parent != place:
             write_whole(place / checkpoint.name, checkpoint.read_bytes())
@@ -140,7 +140,7 @@ class RunFolder:
         if place == self.out:
             _remove(place, ["failure.json"])
             return
-        os.replace(place, self.out / COMPLETE)
+        os.replace(place, self.out / _COMPLETE)
         self._move_up()
 
     def abandon(self, place: Path) -> None:
@@ -153,11 +153,11 @@ class RunFolder:
             shutil.rmtree(place, ignore_errors=True)
 
     def _move_up(self) -> None:
-        complete = self.out / COMPLETE
+        complete = self.out / _COMPLETE
         if (complete / "metrics.json").exists():
-            new = [name for name in CONTENT if (complete / name).exists()]
+            new = [name for name in _CONTENT if (complete / name).exists()]
             if (self.out / "metrics.json").exists():
-                _remove(self.out, [name for name in CONTENT if name not in new])
+                _remove(self.out, [name for name in _CONTENT if name not in new])
             # Without it the folder counts as unfinished, and never as the old run with new weights.
             _remove(self.out, ["metrics.json"])
             for name in new:

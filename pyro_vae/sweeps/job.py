@@ -24,24 +24,24 @@ from pyro_vae.sweeps.job_id import NAME, holds, run_id
 from pyro_vae.sweeps.job_status import Failure
 from pyro_vae.sweeps.worker_process import call, end_with
 
-__all__ = ["JobFailed", "Task", "alone", "continuation", "job", "work"]
+__all__ = ["alone", "continuation", "job"]
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-IN_USE = 75
+_IN_USE = 75
 """The exit code of a process that found its job in use: the temporary failure of sysexits.h."""
 
-NOT_WRITTEN = 74
+_NOT_WRITTEN = 74
 """The exit code of a process that could not note down why it failed: EX_IOERR of sysexits.h."""
 
-NOT_WRITTEN_REASON = "files cannot be written to '{}': free space, or change its permissions"
+_NOT_WRITTEN_REASON = "files cannot be written to '{}': free space, or change its permissions"
 
 
-class JobFailed(CompactHydraException):
+class _JobFailed(CompactHydraException):
     """A job of a sweep failed; the others go on. Hydra shows the message alone."""
 
 
-class Task:
+class _Task:
     """A job as this command knows it.
 
     Attributes:
@@ -62,14 +62,14 @@ class Task:
             f"out={config.quote(str(self.folder))}",
             "resume=true",
         ]
-        self.command = shlex.join(["pyro-vae", *sources(), *alone])
+        self.command = shlex.join(["pyro-vae", *_sources(), *alone])
 
     def note(self, outcome: str, reason: str = "") -> None:
         """Adds to the journal what the job came to."""
         journal.note(journal.Entry(str(self.folder), self.overrides, outcome, reason, self.command))
 
 
-def sources() -> list[str]:
+def _sources() -> list[str]:
     """Returns the options that name a configuration of the user's own and its folders."""
     hydra = HydraConfig.get()
     name = hydra.job.config_name
@@ -98,21 +98,21 @@ def job(cfg: DictConfig) -> float:
             another job.
     """
     end_with(journal.owner())
-    task = Task(cfg, list(HydraConfig.get().overrides.task))
+    task = _Task(cfg, list(HydraConfig.get().overrides.task))
     outcome, reason = done(task)
     task.note(outcome, reason)
     name = task.folder.name
     if outcome == "failed":
-        raise JobFailed(reason)
+        raise _JobFailed(reason)
     if outcome == "elsewhere":
-        log.info("%s is left to the process that is at it", name)
+        _log.info("%s is left to the process that is at it", name)
         return float("nan")
     before = " (finished before)" if outcome == "passed over" else ""
-    log.info("%s: log evidence %.3f nats per datum%s", name, evidence(task), before)
-    return evidence(task)
+    _log.info("%s: log evidence %.3f nats per datum%s", name, _evidence(task), before)
+    return _evidence(task)
 
 
-def done(task: Task) -> tuple[str, str]:
+def done(task: _Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
     try:
         return _done(task)
@@ -121,7 +121,7 @@ def done(task: Task) -> tuple[str, str]:
         return "failed", f"{type(error).__name__}: {explain(error)}"
 
 
-def _done(task: Task) -> tuple[str, str]:
+def _done(task: _Task) -> tuple[str, str]:
     if task.cfg.get("overwrite", False):
         return "failed", (
             "Expected overwrite=true for a single run only, got it for a sweep: delete the folder "
@@ -135,7 +135,7 @@ def _done(task: Task) -> tuple[str, str]:
     if job_status.state(task.folder) == "finished":
         return "passed over", ""
     task.note("started")
-    return attempt(task)
+    return _attempt(task)
 
 
 def alone(cfg: DictConfig) -> float:
@@ -158,7 +158,7 @@ def continuation(cfg: DictConfig) -> Callable[[], str]:
         if word.lstrip("+").partition("=")[0] not in ("out", "resume", "overwrite")
     ]
     out, name = Path(cfg.out), run_id(cfg)
-    words = ["pyro-vae", *sources(), *words, f"out={config.quote(str(out))}", "resume=true"]
+    words = ["pyro-vae", *_sources(), *words, f"out={config.quote(str(out))}", "resume=true"]
 
     def say() -> str:
         begun = (out / UNFINISHED).exists() or not (out / "metrics.json").exists()
@@ -176,37 +176,37 @@ def _composed(cfg: DictConfig) -> dict[str, str]:
     return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in texts.items()}
 
 
-def evidence(task: Task) -> float:
+def _evidence(task: _Task) -> float:
     """Returns the log evidence of a finished job."""
     found = job_status.metrics(task.folder)
     value = None if found is None else found["log_evidence"]
     return float("nan") if value is None else value
 
 
-def attempt(task: Task) -> tuple[str, str]:
+def _attempt(task: _Task) -> tuple[str, str]:
     """Returns what a job came to, and why if it failed."""
     try:
         cfg = cast(dict[str, Any], OmegaConf.to_container(task.cfg, resolve=True))
     except OmegaConfBaseException as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        job_status.write_failure(task.folder, Failure(reason, task.command, now()))
+        job_status.write_failure(task.folder, Failure(reason, task.command, _now()))
         return "failed", reason
     before = job_status.failure(task.folder)
     for name, text in _composed(task.cfg).items():
         (task.folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(task.folder / name, text.encode())
     if task.cfg.isolate:
-        code = call(work, (cfg, task.name, task.command), log=task.folder / "job.log")
+        code = call(_work, (cfg, task.name, task.command), log=task.folder / "job.log")
     else:
-        code = work(cfg, task.name, task.command, show_trace=False)
-    if code == IN_USE:
+        code = _work(cfg, task.name, task.command, show_trace=False)
+    if code == _IN_USE:
         return "elsewhere", ""
     if code == 0:
         return "finished", ""
     return judged(task, code, before)
 
 
-def judged(task: Task, code: int, before: Failure | None) -> tuple[str, str]:
+def judged(task: _Task, code: int, before: Failure | None) -> tuple[str, str]:
     """Returns what a job came to whose process ended with a code that is not zero.
 
     Arguments:
@@ -217,21 +217,21 @@ def judged(task: Task, code: int, before: Failure | None) -> tuple[str, str]:
     failed = job_status.failure(task.folder)
     if code > 0 and failed is not None and failed != before:
         return "failed", failed.reason
-    reason = NOT_WRITTEN_REASON.format(task.folder) if code == NOT_WRITTEN else ended_by(code)
+    reason = _NOT_WRITTEN_REASON.format(task.folder) if code == _NOT_WRITTEN else ended_by(code)
     try:
         with hold_folder(task.folder):
             # Another command may have done the job by now.
             if job_status.state(task.folder) == "finished":
                 return "finished", ""
-            job_status.write_failure(task.folder, Failure(reason, task.command, now()))
+            job_status.write_failure(task.folder, Failure(reason, task.command, _now()))
     except FolderInUseError:
         return "elsewhere", ""
     except (OSError, ValueError) as error:
-        log.warning("%s: the failure could not be noted down (%s)", task.folder.name, error)
+        _log.warning("%s: the failure could not be noted down (%s)", task.folder.name, error)
     return "failed", reason
 
 
-def work(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = True) -> int:
+def _work(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = True) -> int:
     """Does the work of a job, and returns an exit code.
 
     Arguments:
@@ -241,7 +241,7 @@ def work(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = Tru
         show_trace: Whether to print the traceback of an error.
 
     Returns:
-        0, 1 if it failed, :data:`IN_USE`, or :data:`NOT_WRITTEN`.
+        0, 1 if it failed, :data:`_IN_USE`, or :data:`_NOT_WRITTEN`.
     """
     from pyro_vae.run.experiment import run
 
@@ -258,7 +258,7 @@ def work(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = Tru
                 write_whole(place / NAME, name.encode())
             run(OmegaConf.create(cfg | {"resume": True}), name=name)
         except FolderInUseError:
-            return IN_USE
+            return _IN_USE
         except Exception as error:
             return _fail(place, error, command, show_trace)
     return 0
@@ -272,9 +272,9 @@ def _fail(place: Path, error: Exception, command: str, show_trace: bool) -> int:
         if show_trace:
             print(trace, file=sys.stderr, flush=True)
     try:
-        job_status.write_failure(place, Failure(reason, command, now(), trace))
+        job_status.write_failure(place, Failure(reason, command, _now(), trace))
     except OSError:
-        return NOT_WRITTEN
+        return _NOT_WRITTEN
     return 1
 
 
@@ -289,6 +289,6 @@ def ended_by(code: int) -> str:
     return f"the process was ended by {name}{hint}"
 
 
-def now() -> str:
+def _now() -> str:
     """Returns the time, in ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -52,11 +52,11 @@ def run_id(cfg: Mapping[str, Any] | DictConfig) -> str:
         >>> first == run_id(compose(["out=here", "seed=1"]))
         False
     """
-    text = json.dumps(deciding(cfg), sort_keys=True, separators=(",", ":"), default=str)
+    text = json.dumps(_deciding(cfg), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
 
 
-def deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+def _deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """Returns what decides a job's result, as plain values."""
     cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     part = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

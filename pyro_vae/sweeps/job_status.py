@@ -9,9 +9,15 @@ from typing import Any, Literal, NamedTuple
 from pyro_vae.files.atomic import is_held, strict_json, write_whole
 from pyro_vae.files.untrusted import read_json
 
-__all__ = ["Failure", "State", "failure", "metrics", "state", "write_failure"]
+__all__ = [
+    "Failure",
+    "failure",
+    "metrics",
+    "state",
+    "write_failure",
+]
 
-State = Literal["finished", "failed", "running", "cut off"]
+_State = Literal["finished", "failed", "running", "cut off"]
 """What has become of a job: ``"cut off"`` is one that neither ended nor is at work."""
 
 
@@ -31,7 +37,7 @@ class Failure(NamedTuple):
     trace: str = ""
 
 
-def state(folder: Path) -> State:
+def state(folder: Path) -> _State:
     """Returns the state of a job.
 
     One at work counts as cut off where folders cannot be locked.
@@ -52,7 +58,7 @@ def metrics(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: If their file is damaged.
     """
-    return read(folder / "metrics.json")
+    return _read(folder / "metrics.json")
 
 
 def failure(folder: Path) -> Failure | None:
@@ -63,7 +69,7 @@ def failure(folder: Path) -> Failure | None:
     Raises:
         ValueError: If its file is damaged.
     """
-    known = read(folder / "failure.json")
+    known = _read(folder / "failure.json")
     if known is None:
         return None
     texts = {name: known.get(name, "") for name in Failure._fields}
@@ -82,7 +88,7 @@ def write_failure(folder: Path, failed: Failure) -> None:
     write_whole(folder / "failure.json", strict_json(failed._asdict()).encode())
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     """Returns the object in a file of JSON, or ``None`` if the file is missing."""
     try:
         values = read_json(path)

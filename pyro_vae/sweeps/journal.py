@@ -115,15 +115,15 @@ def close(code: int) -> int:
         code: The exit code so far.
     """
     path = Path(os.environ.pop(VARIABLE, ""))
-    known = {entry.folder: entry for entry in read(path)}
+    known = {entry.folder: entry for entry in _read(path)}
     known |= {entry.folder: entry for entry in _NOTED}
     _NOTED.clear()
     if not known and not code and path.name:
         raise ValueError("Expected a sweep of one job or more, got none: a list of values is empty")
     if not known:
         return code
-    entries = [settle(entry) for entry in known.values()]
-    print(told(entries, path.parent.parent, code), flush=True)
+    entries = [_settle(entry) for entry in known.values()]
+    print(_told(entries, path.parent.parent, code), flush=True)
     return code or int(any(entry.outcome == "failed" for entry in entries))
 
 
@@ -133,7 +133,7 @@ def forget() -> None:
     _NOTED.clear()
 
 
-def read(path: Path) -> list[Entry]:
+def _read(path: Path) -> list[Entry]:
     """Returns the last word on each job; lines that a full disk cut off are left out."""
     entries = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -145,7 +145,7 @@ def read(path: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def settle(entry: Entry) -> Entry:
+def _settle(entry: Entry) -> Entry:
     """Returns what became of a job that had not ended under this command."""
     if entry.outcome not in ("elsewhere", "started"):
         return entry
@@ -169,7 +169,7 @@ def _outcome(place: Path) -> tuple[str, str]:
     return "failed", failed.reason if failed else "its process ended before it did"
 
 
-def told(entries: list[Entry], sweep: Path, code: int) -> str:
+def _told(entries: list[Entry], sweep: Path, code: int) -> str:
     """Returns what a terminal shows at the end of a sweep."""
     numbers = Counter(entry.outcome for entry in entries)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in numbers.items())

@@ -15,14 +15,14 @@ from pyro_vae.console.commands import run_process
 
 __all__ = ["call", "end_with"]
 
-PRELOADED = ["pyro_vae.run", "torch._dynamo", "sklearn.manifold"]
+_PRELOADED = ["pyro_vae.run", "torch._dynamo", "sklearn.manifold"]
 """What takes seconds to import, and starts no threads: done once for all processes."""
 
 
-GRACE = 10.0
+_GRACE = 10.0
 """Seconds in which an interrupted process may write its last checkpoint."""
 
-ENDING = threading.Event()
+_ENDING = threading.Event()
 """Set where this process is to end with its parent."""
 
 
@@ -40,35 +40,35 @@ def call(function: Callable[..., int], arguments: tuple[Any, ...], *, log: Path)
     Returns:
         The exit code; that of a process ended by a signal is minus the signal's number.
     """
-    context = start_method()
+    context = _start_method()
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=run, args=(function, arguments, str(log)))
+    process = context.Process(target=_run, args=(function, arguments, str(log)))
     process.start()
     try:
         process.join()
     finally:
         # On an interrupt, which stops this process and not that one.
         process.terminate()
-        process.join(GRACE)
+        process.join(_GRACE)
         process.kill()
         process.join()
     assert process.exitcode is not None
     return process.exitcode
 
 
-def start_method() -> Any:
+def _start_method() -> Any:
     """Returns how processes are started: forked from a server, or where there is none spawned."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 
-def run(function: Callable[..., int], arguments: tuple[Any, ...], log: str) -> None:
+def _run(function: Callable[..., int], arguments: tuple[Any, ...], log: str) -> None:
     """Calls the function, with its output in a file; in the new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with _opened(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -89,9 +89,9 @@ def end_with(parent: int) -> None:
     The workers of a pool that is killed would otherwise wait for its next task for ever, and do
     those that they were given already.
     """
-    if os.name != "posix" or os.getppid() != parent or ENDING.is_set():
+    if os.name != "posix" or os.getppid() != parent or _ENDING.is_set():
         return
-    ENDING.set()
+    _ENDING.set()
     # A terminal sends it to all processes; this one ends with its parent, and without a word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -103,7 +103,7 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Ends this process when that which started it is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -109,14 +109,14 @@ def fit_many(
         epochs, batch_size, clip_norm, patience
     )
     strict = check_flag("strict", strict)
-    vaes = checked_vaes(vaes)
+    vaes = _checked_vaes(vaes)
     count = len(vaes)
     adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
-    objectives = copied(for_each("objective", objective, count, ELBO()))
-    makers = for_each("optimizer", optimizer, count, adam)
-    lr_makers = for_each("lr_schedule", lr_schedule, count)
-    followed = for_each("schedules", schedules, count, {})
-    seeds = list(map(check_seed, for_each("seed", seed, count)))
+    objectives = _copied(_for_each("objective", objective, count, ELBO()))
+    makers = _for_each("optimizer", optimizer, count, adam)
+    lr_makers = _for_each("lr_schedule", lr_schedule, count)
+    followed = _for_each("schedules", schedules, count, {})
+    seeds = list(map(check_seed, _for_each("seed", seed, count)))
     steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
     each = list(zip(vaes, objectives, followed, makers, lr_makers, strict=True))
     for vae, one, own, make, lr_make in each:
@@ -128,10 +128,10 @@ def fit_many(
         Training(vae, one, own, train, valid, batch_size, clip_norm, number)
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
     ]
-    return trained_all(runs, makers, lr_makers, epochs, patience, strict=strict)
+    return _trained_all(runs, makers, lr_makers, epochs, patience, strict=strict)
 
 
-def trained_all(
+def _trained_all(
     runs: Sequence[Training],
     makers: Sequence[MakeOptimizer],
     lr_makers: Sequence[MakeSchedule | None],
@@ -154,17 +154,17 @@ def trained_all(
             put_back()
             raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
         warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=4)
-    return one_after_another(runs, states, epochs, patience)
+    return _one_after_another(runs, states, epochs, patience)
 
 
-def one_after_another(
+def _one_after_another(
     runs: Sequence[Training], states: Sequence[State], epochs: int, patience: int | None
 ) -> list[FitResult]:
     """Trains VAEs by themselves, in order, each from the state in which it was started."""
     results: list[FitResult] = []
     try:
         for run, state in zip(runs, states, strict=True):
-            results.append(alone(run, state, epochs, patience))
+            results.append(_alone(run, state, epochs, patience))
     except BaseException as error:
         rest = runs[len(results) :]
         vars(error)["fit_result"] = [*results, *map(result_of, rest)]
@@ -174,7 +174,7 @@ def one_after_another(
     return results
 
 
-def alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
+def _alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
     """Trains a VAE by itself, from the state in which it was started."""
     steps = epochs * len(batches(len(run.train.x), run.batch_size, torch.Generator()))
     rows = min(run.batch_size, len(run.train.x))
@@ -187,7 +187,7 @@ def alone(run: Training, state: State, epochs: int, patience: int | None) -> Fit
             return result_of(run, str(error))
 
 
-def checked_vaes(vaes: Any) -> list[VAE]:
+def _checked_vaes(vaes: Any) -> list[VAE]:
     """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
     if not isinstance(vaes, Iterable) or isinstance(vaes, Mapping):
         raise ValueError(f"Expected vaes to be a sequence of VAEs, got {type(vaes).__name__}")
@@ -205,7 +205,7 @@ def checked_vaes(vaes: Any) -> list[VAE]:
     return found
 
 
-def for_each(name: str, value: Any, count: int, default: Any = None) -> list[Any]:
+def _for_each(name: str, value: Any, count: int, default: Any = None) -> list[Any]:
     """Returns one value for each VAE, or raises a ``ValueError`` if their number is another.
 
     Arguments:
@@ -224,7 +224,7 @@ def for_each(name: str, value: Any, count: int, default: Any = None) -> list[Any
     return [default if one is None else one for one in values]
 
 
-def copied(objectives: Sequence[Any]) -> list[Any]:
+def _copied(objectives: Sequence[Any]) -> list[Any]:
     """Returns objectives of which none is there twice, since each has a state of its own."""
     seen: set[int] = set()
     found = []

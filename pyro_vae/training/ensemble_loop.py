@@ -37,11 +37,11 @@ State = dict[str, Any]
 def started(run: Training, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> State:
     """Starts a training, and returns the state from which its steps start."""
     with own_randomness(run.train.x.device, run.seed):
-        run.start(partial(with_own_numbers, make), lr_schedule)
+        run.start(partial(_with_own_numbers, make), lr_schedule)
         return run.capture()
 
 
-def with_own_numbers(
+def _with_own_numbers(
     make: MakeOptimizer, parameters: Iterable[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Makes an optimizer whose numbers, where they are tensors, are no other optimizer's."""
@@ -66,15 +66,15 @@ def together(
     Raises:
         NotCapturedError: If there is none, or no longer; all is then as before.
     """
-    put_back = saved(runs, states)
+    put_back = _saved(runs, states)
     try:
-        return trained_together(runs, states, epochs, patience)
+        return _trained_together(runs, states, epochs, patience)
     except NotCapturedError:
         put_back()
         raise
 
 
-def saved(runs: Sequence[Training], states: Sequence[State]) -> Callable[[], None]:
+def _saved(runs: Sequence[Training], states: Sequence[State]) -> Callable[[], None]:
     """Returns a function that puts all that training changes back to what it is now."""
     things = [thing for run in runs for thing in look_at(run.vae, run.objective).things]
     # State dicts lack buffers that are not persistent.
@@ -92,7 +92,7 @@ def saved(runs: Sequence[Training], states: Sequence[State]) -> Callable[[], Non
     return put_back
 
 
-def trained_together(
+def _trained_together(
     runs: Sequence[Training], states: Sequence[State], epochs: int, patience: int | None
 ) -> list[FitResult]:
     """Trains VAEs by one graph, from the first step to the last.
@@ -101,7 +101,7 @@ def trained_together(
         NotCapturedError: If there is none, or no longer.
     """
     began = time.perf_counter()
-    names = numbers_that_differ(runs)
+    names = _numbers_that_differ(runs)
     generators = [torch.Generator().set_state(state["noise"]) for state in states]
     failures: dict[int, str] = {}
     try:
@@ -109,35 +109,35 @@ def trained_together(
             for run in runs:
                 stack.enter_context(in_tensors(run, names))
                 run.vae.train()
-            crowd = Crowd(runs, generators, failures)
+            crowd = _Crowd(runs, generators, failures)
             stack.callback(crowd.end)
             crowd.train(epochs, patience)
         for i, run in enumerate(runs):
             run.seconds, run.engine = time.perf_counter() - began, "compiled-many"
-            finish(run, best=i not in failures)
+            _finish(run, best=i not in failures)
     except NotCapturedError:
         raise
     except BaseException as error:
-        vars(error)["fit_result"] = results_of(runs, failures)
+        vars(error)["fit_result"] = _results_of(runs, failures)
         for i, run in enumerate(runs):
             with settling(run):
-                finish(run, best=i not in failures)
+                _finish(run, best=i not in failures)
         raise
-    return results_of(runs, failures)
+    return _results_of(runs, failures)
 
 
-def finish(run: Training, *, best: bool) -> None:
+def _finish(run: Training, *, best: bool) -> None:
     """Leaves a VAE with the best weights, or the last, calibrated, in evaluation mode."""
     with own_randomness(run.train.x.device, run.seed):
         run.finish(best=best)
 
 
-def results_of(runs: Sequence[Training], failures: Mapping[int, str]) -> list[FitResult]:
+def _results_of(runs: Sequence[Training], failures: Mapping[int, str]) -> list[FitResult]:
     """Returns the result of each training."""
     return [result_of(run, failures.get(i)) for i, run in enumerate(runs)]
 
 
-class Crowd:
+class _Crowd:
     """Trainings that make each step together.
 
     Arguments:
@@ -253,16 +253,16 @@ class Crowd:
             self.runs[i].order.set_state(state)
 
 
-def numbers_that_differ(runs: Sequence[Training]) -> list[str]:
+def _numbers_that_differ(runs: Sequence[Training]) -> list[str]:
     """Returns the names of the objectives' numbers that a graph has to read anew for each."""
     objectives = [vars(run.objective) for run in runs]
     names = {name for run in runs for name in run.schedules}
-    names |= {n for n in objectives[0] if differ([own.get(n) for own in objectives])}
+    names |= {n for n in objectives[0] if _differ([own.get(n) for own in objectives])}
     # Where one has no such number, the objectives differ in more than numbers.
     return sorted(name for name in names if all(hasattr(run.objective, name) for run in runs))
 
 
-def differ(values: Sequence[Any]) -> bool:
+def _differ(values: Sequence[Any]) -> bool:
     """Tells whether values are numbers that can be read anew, and not all the same."""
     numbers = [v.item() if isinstance(v, Tensor) and not v.dim() else v for v in values]
     if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):

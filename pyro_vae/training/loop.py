@@ -167,8 +167,8 @@ class Training:
         row = {"epoch": self.epoch + 1, "train_objective": total / len(self.train.x)}
         row |= {name: schedule(self.steps - 1) for name, schedule in self.schedules.items()}
         if math.isfinite(row["train_objective"]) and self.valid is not None:
-            row |= validate(self.vae, self.valid, self.seed)
-        step_schedule(self.lr_schedule, row)
+            row |= _validate(self.vae, self.valid, self.seed)
+        _step_schedule(self.lr_schedule, row)
         whole = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
         if not bool(whole) or not all(math.isfinite(value) for value in row.values()):
             return None
@@ -191,7 +191,7 @@ class Training:
     def set_scheduled(self) -> None:
         """Sets the scalars of the objective that follow a schedule."""
         for name, schedule in self.schedules.items():
-            set_scalar(self.objective, name, schedule(self.steps))
+            _set_scalar(self.objective, name, schedule(self.steps))
 
     def eager_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Makes a step, operation by operation."""
@@ -341,7 +341,7 @@ class Training:
         self.vae.calibrate(x, mask=mask)
 
 
-def step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> None:
+def _step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> None:
     """Moves the learning rate at the end of an epoch.
 
     A plateau is one of the validation ELBO, or else of the training objective; ``mode="min"``,
@@ -354,7 +354,7 @@ def step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> Non
         schedule.step()
 
 
-def set_scalar(objective: Any, name: str, value: float) -> None:
+def _set_scalar(objective: Any, name: str, value: float) -> None:
     """Sets a scalar of an objective, in place where it is a tensor."""
     known = getattr(objective, name)
     if isinstance(known, Tensor):
@@ -372,7 +372,7 @@ def batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
     return parts
 
 
-def validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
+def _validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
     """Returns the bound on the validation rows, under the same noise at each call."""
     with own_randomness(valid.x.device, seed), pyro.validation_enabled(False):
         bound, _ = estimators.estimate_elbo(vae, valid.x, mask=valid.mask)

@@ -19,11 +19,11 @@ __all__ = [
 ]
 
 
-MOST_THREADS = 4096
+_MOST_THREADS = 4096
 
-STATE = b"pyro_vae state 2 "
+_STATE = b"pyro_vae state 2 "
 
-DIGITS = 64
+_DIGITS = 64
 """The length of a checksum, in hexadecimal digits."""
 
 STATE_KEYS: dict[str, type | tuple[type, ...]] = {
@@ -50,7 +50,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     inner = io.BytesIO()
     torch.save(state, inner)
     content = inner.getvalue()
-    write_whole(path, STATE + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    write_whole(path, _STATE + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _opened_state(content: bytes) -> tuple[str, bytes]:
     """Returns the checksum of a state and the bytes that it covers."""
-    if content.startswith(STATE):
-        start = len(STATE) + DIGITS
+    if content.startswith(_STATE):
+        start = len(_STATE) + _DIGITS
         if content[start : start + 1] != b"\n":
             raise ValueError("no checksum")
-        return content[len(STATE) : start].decode(), content[start + 1 :]
+        return content[len(_STATE) : start].decode(), content[start + 1 :]
     # The format before: a state within a state.
     outer = _read_plain(content)
     return outer["sha256"], outer["payload"].numpy().tobytes()
@@ -98,7 +98,7 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"Expected the state of a training in {path}, got {value!r:.50} for its {key}"
             )
-    if not 1 <= state["threads"] <= MOST_THREADS:
+    if not 1 <= state["threads"] <= _MOST_THREADS:
         raise ValueError(
             f"Expected the state of a training in {path}, got {state['threads']} threads"
         )

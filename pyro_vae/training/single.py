@@ -186,7 +186,7 @@ def fit(
         vae, objective, schedules, train, valid, batch_size, clip_norm, seed, engine,
         compile == "strict", precision,
     )  # fmt: skip
-    with held(folder), own_randomness(train.x.device, seed):
+    with _held(folder), own_randomness(train.x.device, seed):
         keeper = Keeper(folder, checkpoint_seconds)
         keeper.describe(vae)
         run.start(make, lr_schedule)
@@ -219,23 +219,23 @@ def trained(
     with same_threads(run):
         try:
             with in_tensors(run, run.schedules if run.compiled else ()):
-                for row in rows_until(run, epochs, patience, progress):
+                for row in _rows_until(run, epochs, patience, progress):
                     if tracker is not None:
                         tracker.log(row, run.epoch)
                     keeper.keep(run)
-            end(run, keeper)
+            _end(run, keeper)
         except BaseException as error:
             # Not by setattr, which an exception may forbid.
             vars(error)["fit_result"] = result_of(run)
             vars(error)["work_done"] = f"{run.epoch} of {epochs} epochs of training"
-            explain_interrupt(error, run, epochs, keeper)
+            _explain_interrupt(error, run, epochs, keeper)
             with settling(run):
-                end(run, keeper, best=not isinstance(error, NotFiniteError))
+                _end(run, keeper, best=not isinstance(error, NotFiniteError))
             raise
     return result_of(run)
 
 
-def explain_interrupt(error: BaseException, run: Training, epochs: int, keeper: Keeper) -> None:
+def _explain_interrupt(error: BaseException, run: Training, epochs: int, keeper: Keeper) -> None:
     """Adds to an interrupt from the keyboard how to continue, where Python shows such notes."""
     if isinstance(error, KeyboardInterrupt) and hasattr(error, "add_note"):
         if keeper.folder is None:
@@ -245,7 +245,7 @@ def explain_interrupt(error: BaseException, run: Training, epochs: int, keeper: 
         error.add_note(f"fit stopped after epoch {run.epoch} of {epochs}: {how}")
 
 
-def end(run: Training, keeper: Keeper, *, best: bool = True) -> None:
+def _end(run: Training, keeper: Keeper, *, best: bool = True) -> None:
     """Writes the state of a training, then leaves the VAE with the best weights, or the last."""
     if run.resumable:
         keeper.keep(run, now=True)
@@ -277,7 +277,7 @@ def result_of(run: Training, failure: str | None = None) -> FitResult:
     return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine, failure)
 
 
-def rows_until(
+def _rows_until(
     run: Training, epochs: int, patience: int | None, progress: bool | None = None
 ) -> Iterator[dict[str, float]]:
     """Trains, epoch by epoch, and yields each row of the history.
@@ -299,7 +299,7 @@ def rows_until(
 
 
 @contextmanager
-def held(folder: Path | None) -> Iterator[None]:
+def _held(folder: Path | None) -> Iterator[None]:
     """Holds a folder for this process, and removes the partial files of killed processes."""
     with ExitStack() as stack:
         if folder is not None:

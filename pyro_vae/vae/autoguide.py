@@ -18,10 +18,10 @@ from pyro_vae.validation import describe_value
 
 __all__ = ["AutoVAEGuide"]
 
-GIVEN = ("x", "covariates", "mask")
+_GIVEN = ("x", "covariates", "mask")
 
 
-def first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Returns the first argument of a model."""
     return x
 
@@ -88,7 +88,7 @@ class AutoVAEGuide(AutoGuide):
         model: Callable[..., Any],
         vae: VAE,
         *,
-        inputs: Callable[..., Tensor | Mapping[str, Tensor | None] | None] = first_argument,
+        inputs: Callable[..., Tensor | Mapping[str, Tensor | None] | None] = _first_argument,
         suffix: str | int | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
@@ -141,7 +141,7 @@ class AutoVAEGuide(AutoGuide):
         x, covariates, mask = self._given((), *args, **kwargs)
         x, _, _ = guide.observed(x, mask)
         with eval_mode(self._part()):
-            elements = marginals(guide.distribution(x, covariates))
+            elements = _marginals(guide.distribution(x, covariates))
         levels = torch.as_tensor(quantiles, dtype=elements.mean.dtype, device=elements.mean.device)
         return {self.site: elements.icdf(levels.reshape(-1, *(1 for _ in elements.batch_shape)))}
 
@@ -176,20 +176,22 @@ class AutoVAEGuide(AutoGuide):
         """Returns x, covariates and mask, as far as there are any: the rows that plates draw."""
         given = self.inputs(*args, **kwargs)
         given = given if isinstance(given, Mapping) else {"x": given}
-        unknown = sorted(set(given) - set(GIVEN))
+        unknown = sorted(set(given) - set(_GIVEN))
         if unknown:
-            raise ValueError(f"Expected inputs to return some of {list(GIVEN)}, got also {unknown}")
-        x, covariates, mask = (given.get(name) for name in GIVEN)
+            raise ValueError(
+                f"Expected inputs to return some of {list(_GIVEN)}, got also {unknown}"
+            )
+        x, covariates, mask = (given.get(name) for name in _GIVEN)
         event_dim = len(self._part().event_shape)
         single = mask is not None and x is not None and mask.dim() == x.dim()
         return (
-            rows_of(plates, "x", x, event_dim),
-            rows_of(plates, "covariates", covariates, 1),
-            rows_of(plates, "mask", mask, event_dim if single else 0),
+            _rows_of(plates, "x", x, event_dim),
+            _rows_of(plates, "covariates", covariates, 1),
+            _rows_of(plates, "mask", mask, event_dim if single else 0),
         )
 
 
-def rows_of(
+def _rows_of(
     plates: Iterable[pyro.plate], name: str, value: Tensor | None, event_dim: int
 ) -> Tensor | None:
     """Returns the rows of a tensor that plates draw, if it has all rows.
@@ -212,7 +214,7 @@ def rows_of(
     return value
 
 
-def marginals(q: dist.TorchDistribution) -> dist.TorchDistribution:
+def _marginals(q: dist.TorchDistribution) -> dist.TorchDistribution:
     """Returns the distributions of the single elements of a vector.
 
     Raises:

@@ -20,7 +20,7 @@ from pyro_vae.validation import check_size, check_tensor, plain
 
 __all__ = ["Guide", "Model", "Parts", "Sizes", "check_input", "state_without_store", "told_apart"]
 
-NO_BATCH = torch.Size()
+_NO_BATCH = torch.Size()
 
 
 class Sizes(NamedTuple):
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     decoder: nn.Module
 
 
-class Side(nn.Module):
+class _Side(nn.Module):
     """What model and guide share: the parts that each needs, and how the batch is opened."""
 
     prior: Prior
@@ -67,10 +67,10 @@ class Side(nn.Module):
         self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
     ) -> dist.TorchDistribution:
         """Returns q(z given x)."""
-        check_trailing("x", x, self.event_shape)
+        _check_trailing("x", x, self.event_shape)
         self.check_covariates(covariates, x.shape[: x.dim() - len(self.event_shape)])
         features = apply_network(self.encoder, x, len(self.event_shape), covariates, frozen=frozen)
-        check_trailing("the encoder's output", features, self.posterior.feature_shape)
+        _check_trailing("the encoder's output", features, self.posterior.feature_shape)
         return self.posterior(features)
 
     def encode_in_eval_mode(
@@ -86,7 +86,7 @@ class Side(nn.Module):
         needs = getattr(self.prior, "uses_encoder", False)
         return self.prior(covariates, encode=self.encode_in_eval_mode if needs else None)
 
-    def check_covariates(self, covariates: Tensor | None, batch: torch.Size = NO_BATCH) -> None:
+    def check_covariates(self, covariates: Tensor | None, batch: torch.Size = _NO_BATCH) -> None:
         """Raises a ``ValueError`` unless there are covariates just where they are expected.
 
         Arguments:
@@ -116,8 +116,8 @@ class Side(nn.Module):
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
         check_tensor("x", x)
-        check_place("x", x, self)
-        check_trailing("x", x, self.event_shape)
+        _check_place("x", x, self)
+        _check_trailing("x", x, self.event_shape)
         if x.numel() == 0:
             raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -134,7 +134,7 @@ class Side(nn.Module):
             )
         if bool(torch.isinf(x).any()):
             raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
-        check_dtype("x", x, self)
+        _check_dtype("x", x, self)
 
     def observed(
         self, x: Tensor | None, mask: Tensor | None
@@ -211,7 +211,7 @@ class Side(nn.Module):
         return n
 
 
-class Model(Side):
+class Model(_Side):
     """The generative model, p(z) p(x given z), as a Pyro function."""
 
     likelihood: Likelihood
@@ -231,10 +231,10 @@ class Model(Side):
 
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z)."""
-        check_trailing("z", z, torch.Size((self.latent_dim,)))
+        _check_trailing("z", z, torch.Size((self.latent_dim,)))
         self.check_covariates(covariates, z.shape[:-1])
         features = apply_network(self.decoder, z, 1, covariates)
-        check_trailing("the decoder's output", features, self.likelihood.feature_shape)
+        _check_trailing("the decoder's output", features, self.likelihood.feature_shape)
         return self.likelihood(features)
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -263,7 +263,7 @@ class Model(Side):
         self.scope.announce(self)
         with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
             prior = self.prior_distribution(covariates)
-            z = pyro.sample(self.site("z", suffix), prior, infer=checked_infer(infer))
+            z = pyro.sample(self.site("z", suffix), prior, infer=_checked_infer(infer))
             p = self.decode(z, covariates)
             if elements is not None and (rows is None or factorizes(p)):
                 p = mask_elements(p, elements)
@@ -271,7 +271,7 @@ class Model(Side):
         return z
 
 
-class Guide(Side):
+class Guide(_Side):
     """The amortized posterior, q(z given x), as a Pyro function."""
 
     def take(self, parts: Parts) -> None:
@@ -308,14 +308,14 @@ class Guide(Side):
     ) -> Tensor:
         """Samples z within whatever plates and masks are open."""
         q = self.distribution(x, covariates)
-        return pyro.sample(self.site("z", suffix), q, infer=checked_infer(infer))
+        return pyro.sample(self.site("z", suffix), q, infer=_checked_infer(infer))
 
     def distribution(self, x: Tensor | None, covariates: Tensor | None) -> dist.TorchDistribution:
         """Returns the posterior, or the prior where there is no x."""
         return self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
 
 
-def checked_infer(infer: dict[str, Any] | None) -> InferDict | None:
+def _checked_infer(infer: dict[str, Any] | None) -> InferDict | None:
     """Returns what a site is told, or raises a ``ValueError``."""
     if infer is not None and not isinstance(infer, dict):
         raise ValueError(f"Expected infer to be a dict or None, got {infer!r}")
@@ -342,11 +342,11 @@ def check_input(name: str, x: Any, module: nn.Module) -> None:
     check_tensor(name, x)
     if not x.numel():
         raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
-    check_place(name, x, module)
-    check_dtype(name, x, module)
+    _check_place(name, x, module)
+    _check_dtype(name, x, module)
 
 
-def check_place(name: str, x: Tensor, module: nn.Module) -> None:
+def _check_place(name: str, x: Tensor, module: nn.Module) -> None:
     """Raises a ``ValueError`` unless a tensor is dense and on the device of a module's weights."""
     if x.layout != torch.strided:
         raise ValueError(
@@ -360,7 +360,7 @@ def check_place(name: str, x: Tensor, module: nn.Module) -> None:
         )
 
 
-def check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
+def _check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
     """Raises a ``ValueError`` unless a tensor has the dtype of a module's weights."""
     own = next((p.dtype for p in module.parameters()), x.dtype)
     if x.dtype != own:
@@ -370,7 +370,7 @@ def check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
         )
 
 
-def check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:
+def _check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:
     """Raises a ``ValueError`` unless a tensor's shape ends in ``shape``."""
     if value.shape[max(value.dim() - len(shape), 0) :] != shape:
         raise ValueError(

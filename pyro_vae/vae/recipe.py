@@ -22,12 +22,12 @@ from pyro_vae.vae.vae import PARTS, VAE
 
 __all__ = ["advice", "check_allow", "check_classes", "check_recipe", "differences", "make_vae"]
 
-PACKAGES = ("priors", "posteriors", "likelihoods", "networks")
-NEEDED = {"event_shape", "latent_dim", "name", "parts"}
-OPTIONAL = {"plate", "covariate_dim"}
-PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PACKAGES = ("priors", "posteriors", "likelihoods", "networks")
+_NEEDED = {"event_shape", "latent_dim", "name", "parts"}
+_OPTIONAL = {"plate", "covariate_dim"}
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-HOOKS = (
+_HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
     "_state_dict_hooks",
@@ -37,8 +37,8 @@ HOOKS = (
 )
 """The hooks of a module that can change its output or the weights in a file."""
 
-INTERNAL = frozenset(vars(nn.Module()))
-DEEPEST = 4
+_INTERNAL = frozenset(vars(nn.Module()))
+_DEEPEST = 4
 
 
 def check_allow(allow: Sequence[str]) -> frozenset[str]:
@@ -56,8 +56,8 @@ def check_allow(allow: Sequence[str]) -> frozenset[str]:
 def check_recipe(recipe: Any) -> dict[str, Any]:
     """Returns a recipe from a file, or raises a ``ValueError`` if it has another form."""
     keys = set(recipe) if isinstance(recipe, dict) else set()
-    if not NEEDED <= keys <= NEEDED | OPTIONAL:
-        raise ValueError(f"Expected a recipe with {sorted(NEEDED)}, got {sorted(keys)}")
+    if not _NEEDED <= keys <= _NEEDED | _OPTIONAL:
+        raise ValueError(f"Expected a recipe with {sorted(_NEEDED)}, got {sorted(keys)}")
     parts = recipe["parts"]
     if not isinstance(parts, dict) or set(parts) != set(PARTS):
         raise ValueError(f"Expected a recipe of the parts {PARTS}, got {parts!r:.100}")
@@ -147,12 +147,12 @@ def advice(place: str) -> str:
 def _own_classes() -> set[str]:
     return {
         f"pyro_vae.{package}.{member}"
-        for package in PACKAGES
+        for package in _PACKAGES
         for member in import_module(f"pyro_vae.{package}").__all__
     }
 
 
-FACTORIES = {
+_FACTORIES = {
     torch.arange, torch.empty, torch.eye, torch.full, torch.ones, torch.rand, torch.randn,
     torch.tril_indices, torch.zeros,
 }  # fmt: skip
@@ -171,7 +171,7 @@ class _Budget(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in FACTORIES:
+        if func in _FACTORIES:
             sizes = args[0] if args and isinstance(args[0], (list, tuple)) else args
             self.left -= max(4096, math.prod(abs(n) for n in sizes if isinstance(n, int)))
             if self.left < 0:
@@ -212,7 +212,7 @@ def _fits(one: Any, other: Any) -> bool:
     """Whether a tensor can take the place of another, in any precision."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
-    same = one.dtype == other.dtype or {one.dtype, other.dtype} <= set(PRECISIONS)
+    same = one.dtype == other.dtype or {one.dtype, other.dtype} <= set(_PRECISIONS)
     return same and one.shape == other.shape
 
 
@@ -268,7 +268,7 @@ def _own_differences(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, st
     names, expected = list(one._modules), list(other._modules)
     if names != expected and sorted(names) == sorted(expected):
         yield "children", f"the order {names}, where it makes {expected}"
-    for key in HOOKS:
+    for key in _HOOKS:
         mine, theirs = (list(getattr(module, key).values()) for module in (one, other))
         if not _alike(mine, theirs):
             yield key.strip("_"), f"{len(mine)}, where it makes {len(theirs)} or others"
@@ -301,13 +301,13 @@ def _setting_differences(one: nn.Module, other: nn.Module) -> Iterator[tuple[str
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    hidden = INTERNAL | ({"recipe", "model", "guide"} if isinstance(module, VAE) else set())
+    hidden = _INTERNAL | ({"recipe", "model", "guide"} if isinstance(module, VAE) else set())
     return {name: value for name, value in _public(module).items() if name not in hidden}
 
 
 def _alike(one: Any, other: Any, depth: int = 0) -> bool:
     """Whether two settings are equal, as far as they can be compared; lists equal tuples."""
-    if one is other or depth > DEEPEST:
+    if one is other or depth > _DEEPEST:
         return True
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(

@@ -27,11 +27,11 @@ from pyro_vae.validation import check_path, describe_value
 
 __all__ = ["load", "recipe_to_write", "save", "save_weights"]
 
-FORMAT = "pyro_vae 2"
-WEIGHTS_ONLY = "pyro_vae 1"
+_FORMAT = "pyro_vae 2"
+_WEIGHTS_ONLY = "pyro_vae 1"
 """The format before, whose checksum leaves the recipe out."""
 
-UNKNOWN = "0" * 64
+_UNKNOWN = "0" * 64
 """The placeholder of the checksum while it is computed."""
 
 
@@ -115,15 +115,15 @@ def _packed(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
     own = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
     # The checksum stands first, so that its place is the first that looks like it. One entry,
     # because safetensors writes several in an order that changes from run to run.
-    header = {"format": FORMAT, "sha256": UNKNOWN, "recipe": dict(recipe)}
+    header = {"format": _FORMAT, "sha256": _UNKNOWN, "recipe": dict(recipe)}
     content = to_bytes(own, {"pyro_vae": json.dumps(header)})
-    return content.replace(UNKNOWN.encode(), _checksum(content, UNKNOWN).encode(), 1)
+    return content.replace(_UNKNOWN.encode(), _checksum(content, _UNKNOWN).encode(), 1)
 
 
 def _checksum(content: bytes, written: str) -> str:
     """Returns the SHA-256 of a file's content with zeros in the place of the written checksum."""
     head = 8 + int.from_bytes(content[:8], "little")
-    sha = hashlib.sha256(content[:head].replace(written.encode(), UNKNOWN.encode(), 1))
+    sha = hashlib.sha256(content[:head].replace(written.encode(), _UNKNOWN.encode(), 1))
     sha.update(memoryview(content)[head:])
     return sha.hexdigest()
 
@@ -177,17 +177,17 @@ def _unpacked(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Ten
         form = header.get("format")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Expected safetensors in {path}, got a damaged file: {error}") from None
-    if form not in (FORMAT, WEIGHTS_ONLY):
+    if form not in (_FORMAT, _WEIGHTS_ONLY):
         raise ValueError(f"Expected a file written by pyro_vae.save in {path}, got format {form!r}")
     damaged = ValueError(f"Expected {path} to match its checksum: the file is damaged")
     written = header.get("sha256")
-    if not isinstance(written, str) or len(written) != len(UNKNOWN):
+    if not isinstance(written, str) or len(written) != len(_UNKNOWN):
         raise damaged
-    if form == FORMAT and _checksum(content, written) != written:
+    if form == _FORMAT and _checksum(content, written) != written:
         raise damaged
     try:
         weights = from_bytes(content)
-        if form == WEIGHTS_ONLY and _weights_checksum(weights) != written:
+        if form == _WEIGHTS_ONLY and _weights_checksum(weights) != written:
             raise damaged
         return check_recipe(header.get("recipe")), weights
     except Exception as error:

@@ -22,7 +22,7 @@ __all__ = ["VAE"]
 
 PARTS = Parts._fields
 
-KINDS: dict[type, str] = {Prior: "prior", Posterior: "posterior", Likelihood: "likelihood"}
+_KINDS: dict[type, str] = {Prior: "prior", Posterior: "posterior", Likelihood: "likelihood"}
 
 
 class VAE(nn.Module):
@@ -161,12 +161,12 @@ class VAE(nn.Module):
 
     def _check_parts(self) -> None:
         """Raises a ``ValueError`` if a part was made for another size."""
-        check_part("prior", self.prior, latent_dim=self.latent_dim)
-        check_part("posterior", self.posterior, latent_dim=self.latent_dim)
-        check_part("likelihood", self.likelihood, event_shape=self.event_shape)
+        _check_part("prior", self.prior, latent_dim=self.latent_dim)
+        _check_part("posterior", self.posterior, latent_dim=self.latent_dim)
+        _check_part("likelihood", self.likelihood, event_shape=self.event_shape)
         for role in ("encoder", "decoder"):
             if role in self._modules:
-                check_kind(role, self._modules[role])
+                _check_kind(role, self._modules[role])
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Raises a ``ValueError``: a VAE is two programs, of which the caller has to choose one."""
@@ -347,9 +347,9 @@ class VAE(nn.Module):
         )
 
 
-def check_part(role: str, part: nn.Module, **sizes: object) -> None:
+def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
     """Raises a ``ValueError`` if a part is of another kind, or was made for another size."""
-    check_kind(role, part)
+    _check_kind(role, part)
     for name, size in sizes.items():
         own = getattr(part, name, size)
         if own != size:
@@ -361,9 +361,9 @@ def check_part(role: str, part: nn.Module, **sizes: object) -> None:
         )
 
 
-def check_kind(role: str, part: nn.Module | None) -> None:
+def _check_kind(role: str, part: nn.Module | None) -> None:
     """Raises a ``ValueError`` if a part is one for another role."""
-    roles = [other for kind, other in KINDS.items() if isinstance(part, kind)]
+    roles = [other for kind, other in _KINDS.items() if isinstance(part, kind)]
     for other in roles:
         if role not in roles:
             raise ValueError(

@@ -30,7 +30,7 @@ __all__ = [
 Facts = dict[str, tuple[Hashable, Any]]
 """What a graph holds for good, by name: what tells it from others, and itself."""
 
-OF_OPTIMIZERS = (
+_OF_OPTIMIZERS = (
     "weight_decay", "eps", "nesterov", "decoupled_weight_decay", "amsgrad", "maximize",
     "differentiable", "dampening",
 )  # fmt: skip
@@ -42,9 +42,9 @@ def check_alike(
 ) -> None:
     """Raises a ``NotCapturedError`` for what differs in more than a graph reads anew."""
     for vae, objective, optimizer in zip(vaes, objectives, optimizers, strict=True):
-        check_kind(objective)
-        check_optimizer(vae, optimizer)
-    check_memory(vaes, objectives)
+        _check_kind(objective)
+        _check_optimizer(vae, optimizer)
+    _check_memory(vaes, objectives)
     check_facts([facts_of(*each) for each in zip(vaes, objectives, optimizers, strict=True)])
 
 
@@ -52,7 +52,7 @@ def check_facts(facts: Sequence[Facts]) -> None:
     """Raises a ``NotCapturedError`` if a VAE differs from the first, saying in what."""
     for i, other in enumerate(facts[1:], 1):
         if name := different(facts[0], other):
-            own, theirs = (shown(known.get(name)) for known in (other, facts[0]))
+            own, theirs = (_shown(known.get(name)) for known in (other, facts[0]))
             raise NotCapturedError(f"VAE {i} has {name} {own}, the first has {theirs}")
 
 
@@ -63,7 +63,7 @@ def different(first: Facts, other: Facts) -> str | None:
     return next((n for n in names if first.get(n, nothing)[0] != other.get(n, nothing)[0]), None)
 
 
-def shown(fact: tuple[Hashable, Any] | None) -> str:
+def _shown(fact: tuple[Hashable, Any] | None) -> str:
     """Returns a fact as it is told."""
     if fact is None:
         return "missing"
@@ -71,7 +71,7 @@ def shown(fact: tuple[Hashable, Any] | None) -> str:
     return value.__name__ if isinstance(value, type) else reprlib.repr(value)
 
 
-def check_kind(objective: Any) -> None:
+def _check_kind(objective: Any) -> None:
     """Raises a ``NotCapturedError`` for an objective that needs more than one graph."""
     if stand_in(objective) is not objective and objective.vectorize_particles:
         raise NotCapturedError("Pyro's vectorized particles draw noise to find the plates")
@@ -79,7 +79,7 @@ def check_kind(objective: Any) -> None:
         raise NotCapturedError(f"the objective {type(objective).__name__} is a module")
 
 
-def check_optimizer(vae: VAE, optimizer: torch.optim.Optimizer) -> None:
+def _check_optimizer(vae: VAE, optimizer: torch.optim.Optimizer) -> None:
     """Raises a ``NotCapturedError`` for an update that cannot be mapped."""
     if not Update(optimizer, None).captured:
         raise NotCapturedError(
@@ -90,7 +90,7 @@ def check_optimizer(vae: VAE, optimizer: torch.optim.Optimizer) -> None:
         raise NotCapturedError("an optimizer has other parameters than its VAE, or another order")
 
 
-def check_memory(vaes: Sequence[VAE], objectives: Sequence[Any]) -> None:
+def _check_memory(vaes: Sequence[VAE], objectives: Sequence[Any]) -> None:
     """Raises a ``NotCapturedError`` for tensors that stacks would tear from others.
 
     Each tensor becomes a view of a stack; what else looks at its memory would not see it change.
@@ -103,14 +103,14 @@ def check_memory(vaes: Sequence[VAE], objectives: Sequence[Any]) -> None:
     scalars = [tensor for objective in objectives for tensor in tensors_of(objective)]
     if len({tensor.data_ptr() for tensor in scalars}) != len(scalars):
         raise NotCapturedError("two objectives share a tensor")
-    for tensor in met(vaes, objectives):
+    for tensor in _met(vaes, objectives):
         if tensor.numel() and tensor.untyped_storage().data_ptr() in owners:
             raise NotCapturedError("two tensors share memory")
         if tensor.requires_grad:
             raise NotCapturedError("a module holds a tensor with gradient that is no parameter")
 
 
-def met(vaes: Sequence[VAE], objectives: Sequence[Any]) -> Iterator[Tensor]:
+def _met(vaes: Sequence[VAE], objectives: Sequence[Any]) -> Iterator[Tensor]:
     """Yields the tensors that can be reached from VAEs but are not their own."""
     for vae, objective in zip(vaes, objectives, strict=True):
         yield from (t for t in look_at(vae, objective).things if isinstance(t, Tensor))
@@ -147,10 +147,10 @@ def tensors_of(objective: Any) -> list[Tensor]:
 def facts_of(vae: VAE, objective: Any, optimizer: torch.optim.Optimizer) -> Facts:
     """Returns what a graph holds of a VAE, its objective and its optimizer for good."""
     look = Look(names_of(vae, objective))
-    return of_vae(vae, look) | of_objective(objective, look) | of_optimizer(optimizer, look)
+    return _of_vae(vae, look) | of_objective(objective, look) | of_optimizer(optimizer, look)
 
 
-def of_vae(vae: VAE, look: Look) -> Facts:
+def _of_vae(vae: VAE, look: Look) -> Facts:
     """Returns classes, modes, settings and hooks, and the form of each tensor."""
     facts: Facts = {}
     for path, module in vae.named_modules():
@@ -186,7 +186,7 @@ def of_optimizer(optimizer: torch.optim.Optimizer, look: Look) -> Facts:
     kind: Any = type(optimizer)
     facts: Facts = {"class of the optimizer": (kind, kind)}
     for i, group in enumerate(optimizer.param_groups):
-        held = {name: group.get(name) for name in OF_OPTIMIZERS}
+        held = {name: group.get(name) for name in _OF_OPTIMIZERS}
         held |= {"parameters": len(group["params"]), "any momentum": bool(group.get("momentum"))}
         facts |= {f"{name} of group {i}": (look.told(v), v) for name, v in held.items()}
     return facts

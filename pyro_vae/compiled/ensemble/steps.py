@@ -33,16 +33,16 @@ from pyro_vae.vae.vae import VAE
 
 __all__ = ["ManySteps"]
 
-TOLERANCE_AGAIN = 0.01
+_TOLERANCE_AGAIN = 0.01
 """Up to which part of a norm the results of a later step may differ from the eager ones.
 
 Rounding may switch a unit on or off, of which among many steps there will be some.
 """
 
-Run = Callable[..., Sequence[Tensor]]
+_Run = Callable[..., Sequence[Tensor]]
 
 
-class Known(NamedTuple):
+class _Known(NamedTuple):
     """A step for inputs of some shapes.
 
     Attributes:
@@ -50,11 +50,11 @@ class Known(NamedTuple):
         reached: The parameters of the first VAE that the gradients are of.
     """
 
-    run: Run
+    run: _Run
     reached: Sequence[Tensor]
 
 
-class Given(NamedTuple):
+class _Given(NamedTuple):
     """What a step of one VAE is made with, to be compared.
 
     Attributes:
@@ -104,7 +104,7 @@ class ManySteps:
         self.crowd = list(zip(vaes, objectives, optimizers, strict=True))
         self.generators = generators
         self.settings = Settings("mkl", "float32", strict=True, divide_by=1.0, validate=False)
-        self.updates = [UpdateOfMany(optimizer, clip_norm) for optimizer in optimizers]
+        self.updates = [_UpdateOfMany(optimizer, clip_norm) for optimizer in optimizers]
         self.steps = [
             EagerStep(objective, vae.model, vae.guide, None, self.settings, update)
             for vae, objective, update in zip(vaes, objectives, self.updates, strict=True)
@@ -119,7 +119,7 @@ class ManySteps:
         self.going = list(range(len(vaes)))
         self.stacks: dict[tuple[int, int], Tensor] = {}
         self.held: dict[int, Facts] = {}
-        self.known: dict[Hashable, Known] = {}
+        self.known: dict[Hashable, _Known] = {}
 
     def tensors(self, i: int) -> list[Tensor]:
         """Returns the tensors that a step of one VAE reads or changes; for all in one order."""
@@ -131,7 +131,7 @@ class ManySteps:
         alike = list(zip(*map(self.tensors, self.going), strict=True))
         # Before any tensor is moved, as there may be too little memory.
         stacks = [torch.stack([tensor.detach() for tensor in tensors]) for tensors in alike]
-        self.stacks = {place(stack): stack for stack in stacks if stack.numel()}
+        self.stacks = {_place(stack): stack for stack in stacks if stack.numel()}
         for tensors, stack in zip(alike, stacks, strict=True):
             for tensor, view in zip(tensors, stack, strict=True):
                 tensor.data = view
@@ -150,7 +150,7 @@ class ManySteps:
         state = ((f"state {k}", tensor) for k, tensor in enumerate(self.updates[i].tensors()))
         of = ((f"objective.{name}", value) for name, value in vars(objective).items())
         own = (*vae.named_parameters(), *vae.named_buffers(), *of, *state)
-        return {n: ((id(t), place(t)), t) for n, t in own if isinstance(t, Tensor)}
+        return {n: ((id(t), _place(t)), t) for n, t in own if isinstance(t, Tensor)}
 
     def settled(self, i: int) -> Facts:
         """Returns what stays as it is while one VAE is trained: its tensors, and settings."""
@@ -205,23 +205,23 @@ class ManySteps:
             with pyro.validation_enabled(is_validation_enabled() and not self.known):
                 again = key in self.known
                 known = self.known[key] if again else self.made(inputs)
-                self.verify(known, inputs, TOLERANCE_AGAIN if again else 0.0)
+                self.verify(known, inputs, _TOLERANCE_AGAIN if again else 0.0)
             self.known[key] = known
         with torch.no_grad():
             return self.known[key].run(*inputs)[0]
 
-    def made(self, inputs: Sequence[Tensor]) -> Known:
+    def made(self, inputs: Sequence[Tensor]) -> _Known:
         """Returns the step for inputs of these shapes: machine code for the first, then the graph.
 
         Batches are all of one size, but for the last of an epoch, which is not worth compiling.
         """
-        call = arguments(0, inputs)
+        call = _arguments(0, inputs)
         # What the VAEs themselves raise is no fault of the graph.
         self.warm_up(inputs)
         with self.unchanged([0]):
             reached = self.steps[0].try_eagerly(call)
         try:
-            return Known(self.mapped(call, reached, inputs), reached)
+            return _Known(self.mapped(call, reached, inputs), reached)
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise NotCapturedError(reason) from error
@@ -230,17 +230,17 @@ class ManySteps:
         """Lets each VAE make what it makes lazily, which has to be alike, too."""
         with self.unchanged(self.going, lazily=True):
             for i in self.going:
-                self.steps[i].try_eagerly(arguments(i, inputs))
+                self.steps[i].try_eagerly(_arguments(i, inputs))
         check_facts([facts_of(*self.crowd[i]) for i in self.going])
         self.held = {i: self.settled(i) for i in self.going}
 
-    def mapped(self, call: Call, reached: list[Tensor], inputs: Sequence[Tensor]) -> Run:
+    def mapped(self, call: Call, reached: list[Tensor], inputs: Sequence[Tensor]) -> _Run:
         """Returns the step of all, given the call of the first and what it gives gradients of."""
         one = GraphBuilder(self.steps[0]).capture(call, reached)
         noises = noise_as_inputs(one)
         drawn = [noise.stack(len(self.steps)) for noise in noises]
         graph = self.over_all(one, [*inputs, *drawn])
-        run: Run = graph.graph if self.known else to_machine_code(graph, [*inputs, *drawn])
+        run: _Run = graph.graph if self.known else to_machine_code(graph, [*inputs, *drawn])
 
         def step(*given: Tensor) -> Sequence[Tensor]:
             for i, generator in enumerate(self.generators):
@@ -252,8 +252,8 @@ class ManySteps:
 
     def over_all(self, one: Captured, inputs: Sequence[Tensor]) -> Captured:
         """Returns the graph of one VAE, mapped over the tensors of all."""
-        tensors = [self.stacks.get(place(tensor), tensor) for tensor in one.lifted]
-        dims = [0 if place(tensor) in self.stacks else None for tensor in one.lifted]
+        tensors = [self.stacks.get(_place(tensor), tensor) for tensor in one.lifted]
+        dims = [0 if _place(tensor) in self.stacks else None for tensor in one.lifted]
         each = torch.func.vmap(one.graph, in_dims=(*dims, *[0] * len(inputs)))
         with torch.no_grad():
             before = copies(self.stacks.values())
@@ -268,7 +268,7 @@ class ManySteps:
         for stack, copy in zip(self.stacks.values(), tensors, strict=True):
             stack.copy_(copy)
 
-    def verify(self, known: Known, inputs: Sequence[Tensor], least: float) -> None:
+    def verify(self, known: _Known, inputs: Sequence[Tensor], least: float) -> None:
         """Compares a step with an eager one of each VAE, and leaves no trace in tensors.
 
         Arguments:
@@ -288,7 +288,7 @@ class ManySteps:
             self.put_back(before)
             with self.unchanged(self.going):
                 for i in self.going:
-                    given = Given(states[i], arguments(i, inputs), least)
+                    given = _Given(states[i], _arguments(i, inputs), least)
                     self.verify_one(i, given, known, [r[i] for r in results], found[i])
         finally:
             self.put_back(before)
@@ -298,8 +298,8 @@ class ManySteps:
     def verify_one(
         self,
         i: int,
-        given: Given,
-        known: Known,
+        given: _Given,
+        known: _Known,
         results: Sequence[Tensor],
         found: Sequence[Tensor],
     ) -> None:
@@ -323,7 +323,7 @@ class ManySteps:
         update.optimizer.zero_grad(set_to_none=True)
 
     def paired(
-        self, i: int, known: Known, found: Sequence[Tensor]
+        self, i: int, known: _Known, found: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the parameters of one VAE that have a gradient, and what was found for these."""
         of = dict(zip(map(id, known.reached), found, strict=True))
@@ -339,7 +339,7 @@ class ManySteps:
         return reached, gradients
 
 
-class UpdateOfMany(Update):
+class _UpdateOfMany(Update):
     """An update that can be mapped over the tensors of many."""
 
     def factor(self, gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
@@ -350,12 +350,12 @@ class UpdateOfMany(Update):
         return factor.reshape(1).sort().values[0]
 
 
-def arguments(i: int, inputs: Sequence[Tensor]) -> Call:
+def _arguments(i: int, inputs: Sequence[Tensor]) -> Call:
     """Returns the call of the step of one VAE."""
     x, *mask = (tensor[i] for tensor in inputs)
     return Call((x,), {"mask": mask[0]} if mask else {})
 
 
-def place(tensor: Tensor) -> tuple[int, int]:
+def _place(tensor: Tensor) -> tuple[int, int]:
     """Returns where a tensor lies in memory."""
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())

@@ -12,10 +12,10 @@ from pyro_vae.objectives.core.closed_form_kl import alike
 from pyro_vae.objectives.core.sites import Pair, check_vectorized
 from pyro_vae.objectives.core.terms import total
 
-__all__ = ["Batch", "data_size", "mean_terms", "per_datum"]
+__all__ = ["data_size", "mean_terms", "per_datum"]
 
 
-class Batch(NamedTuple):
+class _Batch(NamedTuple):
     """A batch in means per datum, zero where nothing is observed.
 
     Attributes:
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     size: Tensor
 
 
-def mean_terms(runs: list[Terms], pairs: list[Pair], num_particles: int) -> Batch:
+def mean_terms(runs: list[Terms], pairs: list[Pair], num_particles: int) -> _Batch:
     """Returns the means per datum of some runs.
 
     Raises:
@@ -55,7 +55,7 @@ def mean_terms(runs: list[Terms], pairs: list[Pair], num_particles: int) -> Batc
     size = data_size([pairs[0].guide.nodes[name] for name in latent], data)
     gained = sum(total(terms.log_likelihood) for terms in runs)
     paid = sum(total(terms.rate) for terms in runs)
-    return Batch(
+    return _Batch(
         -per_datum(gained / num_particles, size), per_datum(paid / num_particles, size), size
     )
 

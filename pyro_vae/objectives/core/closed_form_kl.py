@@ -71,7 +71,7 @@ def kl_report(
 
 def closed_terms(pair: Pair) -> dict[str, tuple[Tensor | None, str]]:
     """Returns for each latent site its KL in closed form, or ``None``, and the reason."""
-    return {name: closed_term(pair, name) for name in pair.latent()}
+    return {name: _closed_term(pair, name) for name in pair.latent()}
 
 
 def require_closed(sampled: dict[str, str]) -> None:
@@ -81,7 +81,7 @@ def require_closed(sampled: dict[str, str]) -> None:
         raise ValueError(f"Expected a closed-form KL at every latent site, got {reasons}")
 
 
-def closed_term(pair: Pair, name: str) -> tuple[Tensor | None, str]:
+def _closed_term(pair: Pair, name: str) -> tuple[Tensor | None, str]:
     """Returns the KL of one latent site in closed form, or ``None``, and the reason."""
     q_site, p_site = pair.guide.nodes[name], pair.model.nodes[name]
     if not alike(q_site["scale"], p_site["scale"]):
@@ -90,7 +90,7 @@ def closed_term(pair: Pair, name: str) -> tuple[Tensor | None, str]:
         return None, "the mask of guide and model cannot be told to be the same"
     if is_point(q_site["fn"]):
         return None, "the guide has a point mass here, whose term is its density alone"
-    parent = misplaced_parent(pair, name)
+    parent = _misplaced_parent(pair, name)
     if parent is not None:
         return None, (
             f"{parent!r} comes after this site in the guide but before it in the model, so that "
@@ -112,11 +112,11 @@ def rates_per_dimension(pair: Pair, *, closed: bool) -> list[Term]:
 def dimension_terms(pair: Pair, name: str, closed: bool) -> list[Term] | None:
     """Returns the terms of a site's rate for each dimension, or ``None`` if it has none."""
     site = pair.guide.nodes[name]
-    q, p = elements(site["fn"]), elements(pair.model.nodes[name]["fn"])
+    q, p = _elements(site["fn"]), _elements(pair.model.nodes[name]["fn"])
     if q is None or p is None or q.batch_shape != p.batch_shape:
         return None
     event_dim = site["fn"].event_dim
-    if closed and closed_term(pair, name)[0] is not None:
+    if closed and _closed_term(pair, name)[0] is not None:
         kl, _ = closed_form(q, p)
         if kl is not None:
             return [site_term(pair.guide, name, kl, event_dim)]
@@ -127,7 +127,7 @@ def dimension_terms(pair: Pair, name: str, closed: bool) -> list[Term] | None:
     ]
 
 
-def elements(fn: Any) -> Any:
+def _elements(fn: Any) -> Any:
     """Returns the distribution of the elements of an event, or ``None`` if they are dependent."""
     if not fn.event_dim:
         return fn
@@ -136,7 +136,7 @@ def elements(fn: Any) -> Any:
     return None
 
 
-def misplaced_parent(pair: Pair, name: str) -> str | None:
+def _misplaced_parent(pair: Pair, name: str) -> str | None:
     """Returns a site that may descend from this one in the guide and precede it in the model."""
     in_guide = pair.latent() + pair.auxiliary()
     in_guide = [site for site in pair.guide.nodes if site in in_guide]

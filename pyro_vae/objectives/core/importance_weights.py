@@ -22,7 +22,7 @@ from pyro_vae.objectives.core.terms import Term, average, gather, negative, site
 __all__ = ["Weights", "outer_sites", "weigh"]
 
 
-class Parts(NamedTuple):
+class _Parts(NamedTuple):
     """Which sites belong to a datum, and which to several data together.
 
     Attributes:
@@ -74,11 +74,11 @@ def weigh(pairs: list[Pair], dim: int | None) -> Weights:
     Raises:
         ValueError: If the weights of a datum would not be its own.
     """
-    parts = divide(pairs[0])
-    runs = [densities(pair, parts, dim) for pair in pairs]
-    gained, log_p, log_q = (stacked([run[i] for run in runs], dim) for i in range(3))
+    parts = _divide(pairs[0])
+    runs = [_densities(pair, parts, dim) for pair in pairs]
+    gained, log_p, log_q = (_stacked([run[i] for run in runs], dim) for i in range(3))
     zero = torch.zeros(())
-    outer, likelihoods, rates = shared(pairs, parts, dim)
+    outer, likelihoods, rates = _shared(pairs, parts, dim)
     points = [log_q[n] for n in log_q if is_point(pairs[0].guide.nodes[n]["fn"])]
     scored = [log_q[n] for n in log_q if not is_point(pairs[0].guide.nodes[n]["fn"])]
     return Weights(
@@ -94,11 +94,11 @@ def weigh(pairs: list[Pair], dim: int | None) -> Weights:
 def outer_sites(guide_trace: AnyTrace) -> frozenset[str]:
     """Returns the sites that a guide draws outside of plates in which it draws others."""
     names = drawn_sites(guide_trace)
-    data = datum_plates(guide_trace, names)
+    data = _datum_plates(guide_trace, names)
     return frozenset(name for name in names if frames(guide_trace.nodes[name]) < data)
 
 
-def datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[int, str]]:
+def _datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[int, str]]:
     """Returns the innermost plates in which a guide draws: a datum is an element of them.
 
     A guide that draws all latent variables jointly, outside of every plate, has point masses alone
@@ -122,7 +122,7 @@ def datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[int
     return innermost
 
 
-def divide(pair: Pair) -> Parts:
+def _divide(pair: Pair) -> _Parts:
     """Tells the sites of a datum from those that data share.
 
     Raises:
@@ -132,25 +132,25 @@ def divide(pair: Pair) -> Parts:
     if not latent:
         raise ValueError("Expected a latent site for an importance-weighted bound, got none")
     places = {name: frames(pair.guide.nodes[name]) for name in latent}
-    data = datum_plates(pair.guide, latent)
-    check_nested(places, data)
+    data = _datum_plates(pair.guide, latent)
+    _check_nested(places, data)
     observed = pair.observed() + pair.guide_factors()
     inside = [name for name in observed if data <= frames(pair.site(name))]
     own = [name for name in latent if data <= places[name]]
-    parts = Parts(
+    parts = _Parts(
         frozenset(dim for dim, _ in data),
-        common_scale(pair, own + inside),
+        _common_scale(pair, own + inside),
         own,
         inside,
         [name for name in latent if name not in own],
         [name for name in observed if name not in inside],
     )
-    check_order(pair, parts)
-    check_shapes(pair)
+    _check_order(pair, parts)
+    _check_shapes(pair)
     return parts
 
 
-def check_nested(places: dict[str, frozenset], data: frozenset) -> None:
+def _check_nested(places: dict[str, frozenset], data: frozenset) -> None:
     """Raises a ``ValueError`` unless all sites lie within the data plates or around them."""
     aside = [name for name, place in places.items() if not (place <= data or data <= place)]
     if aside:
@@ -162,7 +162,7 @@ def check_nested(places: dict[str, frozenset], data: frozenset) -> None:
         )
 
 
-def check_shapes(pair: Pair) -> None:
+def _check_shapes(pair: Pair) -> None:
     """Raises a ``ValueError`` for a batch without a plate, whose data would share their weights."""
     for trace in (pair.model, pair.guide):
         for name, site in sites(trace):
@@ -176,7 +176,7 @@ def check_shapes(pair: Pair) -> None:
                 )
 
 
-def check_order(pair: Pair, parts: Parts) -> None:
+def _check_order(pair: Pair, parts: _Parts) -> None:
     """Raises a ``ValueError`` where what data share may depend on the samples of a datum.
 
     Given one draw of what comes before them the data are independent, and a bound for each makes
@@ -195,7 +195,7 @@ def check_order(pair: Pair, parts: Parts) -> None:
             )
 
 
-def common_scale(pair: Pair, names: list[str]) -> float:
+def _common_scale(pair: Pair, names: list[str]) -> float:
     """Returns the one scale of the sites of a datum.
 
     Raises:
@@ -217,8 +217,8 @@ def common_scale(pair: Pair, names: list[str]) -> float:
     return float(first)
 
 
-def densities(
-    pair: Pair, parts: Parts, dim: int | None
+def _densities(
+    pair: Pair, parts: _Parts, dim: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Returns log densities by datum: of what is observed, and p and q of what is latent."""
 
@@ -238,21 +238,21 @@ def densities(
     return gained, log_p, log_q
 
 
-def stacked(runs: list[dict[str, Tensor]], dim: int | None) -> dict[str, Tensor]:
+def _stacked(runs: list[dict[str, Tensor]], dim: int | None) -> dict[str, Tensor]:
     """Returns the values with particles leftmost, from one vectorized run or from several."""
     if dim is not None:
         return runs[0]
     return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
 
 
-def shared(
-    pairs: list[Pair], parts: Parts, dim: int | None
+def _shared(
+    pairs: list[Pair], parts: _Parts, dim: int | None
 ) -> tuple[Tensor | None, dict[str, Tensor], dict[str, Tensor]]:
     """Returns what sites shared by data add to the loss, and their densities and rates."""
     if not parts.outer and not parts.outer_observed:
         return None, {}, {}
-    gained = [[outer_gain(pair, name) for name in parts.outer_observed] for pair in pairs]
-    paid = [[term for name in parts.outer for term in outer_rate(pair, name)] for pair in pairs]
+    gained = [[_outer_gain(pair, name) for name in parts.outer_observed] for pair in pairs]
+    paid = [[term for name in parts.outer for term in _outer_rate(pair, name)] for pair in pairs]
     particles = 1 if dim is None else pairs[0].guide.nodes[parts.latent[0]]["value"].shape[0]
     loss = torch.as_tensor(sum(total(p) - total(g) for g, p in zip(gained, paid, strict=True)))
     likelihoods = average([gather(terms, None, dim) for terms in gained])
@@ -260,14 +260,14 @@ def shared(
     return loss / (len(pairs) * particles), likelihoods, rates
 
 
-def outer_gain(pair: Pair, name: str) -> Term:
+def _outer_gain(pair: Pair, name: str) -> Term:
     """Returns the log density of an observed site, minus that of a factor of the guide."""
     if name in pair.model.nodes:
         return site_term(pair.model, name)
     return negative(site_term(pair.guide, name))
 
 
-def outer_rate(pair: Pair, name: str) -> list[Term]:
+def _outer_rate(pair: Pair, name: str) -> list[Term]:
     """Returns the terms of a rate."""
     terms = [site_term(pair.guide, name)]
     return [*terms, negative(site_term(pair.model, name))] if name in pair.model.nodes else terms

@@ -21,7 +21,7 @@ def along_samples(loss: Tensor, pairs: list[Pair]) -> Tensor:
     """
     samples = [sample for pair in pairs for sample in pair.drawn.values()]
     leaves = [pair.guide.nodes[name]["value"] for pair in pairs for name in pair.drawn]
-    slopes = list(derivatives(loss, leaves))
+    slopes = list(_derivatives(loss, leaves))
     gradient = torch.zeros((), dtype=loss.dtype, device=loss.device)
     for i, sample in reversed(list(enumerate(samples))):
         slope = slopes[i]
@@ -29,13 +29,13 @@ def along_samples(loss: Tensor, pairs: list[Pair]) -> Tensor:
         if slope is None or not sample.requires_grad:
             continue
         gradient = gradient + (slope * value_free(sample)).sum()
-        for j, more in enumerate(derivatives((slope * sample).sum(), leaves[:i])):
+        for j, more in enumerate(_derivatives((slope * sample).sum(), leaves[:i])):
             known = slopes[j]
             slopes[j] = more if known is None else known if more is None else known + more
     return gradient
 
 
-def derivatives(value: Tensor, by: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _derivatives(value: Tensor, by: list[Tensor]) -> tuple[Tensor | None, ...]:
     """Returns the derivatives of a scalar, ``None`` by what it does not depend on."""
     if not by:
         return ()

@@ -22,7 +22,6 @@ __all__ = [
     "is_drawn",
     "is_point",
     "keep_dims",
-    "plates",
     "sites",
 ]
 
@@ -121,7 +120,7 @@ class Pair(NamedTuple):
                     f"get a gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
                     f"discrete site, TraceEnum_ELBO"
                 )
-            if is_partly_reparameterized(fn):
+            if _is_partly_reparameterized(fn):
                 raise ValueError(
                     f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
                     f"from {type(layers(fn)[-1]).__name__}, whose rsample gives a part of the "
@@ -153,11 +152,11 @@ def is_point(fn: Any) -> bool:
     return isinstance(layers(fn)[-1], dist.Delta)
 
 
-def is_partly_reparameterized(fn: Any) -> bool:
+def _is_partly_reparameterized(fn: Any) -> bool:
     """Whether a distribution adds a score term, as ``pyro.distributions.Rejector`` does."""
     core = layers(fn)[-1]
     if isinstance(core, torch.distributions.TransformedDistribution):
-        return is_partly_reparameterized(core.base_dist)
+        return _is_partly_reparameterized(core.base_dist)
     default = Distribution.score_parts
     return getattr(type(core), "score_parts", default) is not default
 
@@ -195,7 +194,7 @@ def frames(site: Any) -> frozenset[tuple[int, str]]:
     )
 
 
-def plates(site: Any) -> frozenset[int]:
+def _plates(site: Any) -> frozenset[int]:
     """Returns the dimensions of a site's plates, particles left out."""
     return frozenset(dim for dim, _ in frames(site))
 

@@ -15,16 +15,16 @@ from pyro_vae.kl import INVERSE, layers
 
 __all__ = ["check_fixed_support"]
 
-MOVES = "moves"
+_MOVES = "moves"
 """A support that depends on a parameter."""
 
-FIXED = "fixed"
+_FIXED = "fixed"
 """A support that depends on no parameter, and of which nothing else is known."""
 
-LINE = (-math.inf, math.inf)
-RAY = (0.0, math.inf)
+_LINE = (-math.inf, math.inf)
+_RAY = (0.0, math.inf)
 
-BOUNDED = (
+_BOUNDED = (
     type(constraints.positive),
     type(constraints.nonnegative),
     type(constraints.less_than(0.0)),
@@ -46,7 +46,7 @@ def check_fixed_support(name: str, fn: Any) -> None:
             f"Expected sites of a declared support for estimators other than 'standard', got "
             f"{name!r} from {_name(fn)}, which declares none: give its class a `support`"
         ) from None
-    if support == MOVES:
+    if support == _MOVES:
         raise ValueError(
             f"Expected sites of a support that does not depend on parameters for estimators other "
             f"than 'standard', got {name!r} from {_name(fn)}: the mean of its score is not zero"
@@ -58,7 +58,7 @@ def _name(fn: Any) -> str:
 
 
 def _support(fn: Any) -> Any:
-    """Returns :data:`MOVES`, :data:`FIXED`, a pair of bounds, or a class of constraints."""
+    """Returns :data:`_MOVES`, :data:`_FIXED`, a pair of bounds, or a class of constraints."""
     core = layers(fn)[-1]
     if isinstance(core, TransformedDistribution) and not _declares_support(core):
         return reduce(_image, core.transforms, _support(core.base_dist))
@@ -77,16 +77,16 @@ def _describe(constraint: Constraint | None) -> Any:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     if _learns(vars(constraint).values()):
-        return MOVES
+        return _MOVES
     if isinstance(constraint, type(constraints.real)):
-        return LINE
-    if isinstance(constraint, BOUNDED):
+        return _LINE
+    if isinstance(constraint, _BOUNDED):
         lower = getattr(constraint, "lower_bound", -math.inf)
         upper = getattr(constraint, "upper_bound", math.inf)
         # A tensor is not read, for that would wait for a device.
-        return FIXED if isinstance(lower, Tensor) or isinstance(upper, Tensor) else (lower, upper)
+        return _FIXED if isinstance(lower, Tensor) or isinstance(upper, Tensor) else (lower, upper)
     # That of parts, each of which may have any support.
-    return FIXED if vars(constraint) else type(constraint)
+    return _FIXED if vars(constraint) else type(constraint)
 
 
 def _image(support: Any, transform: Any) -> Any:
@@ -95,15 +95,15 @@ def _image(support: Any, transform: Any) -> Any:
         return reduce(_image, transform.parts, support)
     if isinstance(transform, transforms.IndependentTransform):
         return _image(support, transform.base_transform)
-    if support in (MOVES, FIXED):
-        return MOVES if support == MOVES or _learns([transform]) else FIXED
+    if support in (_MOVES, _FIXED):
+        return _MOVES if support == _MOVES or _learns([transform]) else _FIXED
     if support == _describe(transform.domain):
         return _describe(transform.codomain)
-    if support == RAY and isinstance(transform, transforms.AffineTransform):
+    if support == _RAY and isinstance(transform, transforms.AffineTransform):
         origin = isinstance(transform.loc, (int, float)) and transform.loc == 0
         if origin:
-            return RAY
-    return MOVES if _learns([transform]) else FIXED
+            return _RAY
+    return _MOVES if _learns([transform]) else _FIXED
 
 
 def _learns(values: Iterable[Any]) -> bool:

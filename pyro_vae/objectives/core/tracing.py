@@ -43,7 +43,7 @@ __all__ = [
 OF_A_SAMPLE = "_pyro_vae_sample"
 """Marks the leaves that hold samples, which are no parameters."""
 
-UNQUANTIZED = "_unquantize"
+_UNQUANTIZED = "_unquantize"
 """The attribute of a straight-through sample in which Pyro keeps the relaxed sample."""
 
 
@@ -70,7 +70,7 @@ class Cut(Messenger):
         if not is_drawn(msg) or msg["name"] in self.kept or is_point(msg["fn"]):
             return
         value: Any = msg["value"]
-        if hasattr(value, UNQUANTIZED):
+        if hasattr(value, _UNQUANTIZED):
             raise ValueError(
                 f"Expected sites whose log density depends on their value alone for estimators "
                 f"other than 'standard', got {msg['name']!r} from {type(msg['fn']).__name__}, "
@@ -84,7 +84,7 @@ class Cut(Messenger):
             setattr(msg["value"], OF_A_SAMPLE, True)
 
 
-class Both(NamedTuple):
+class _Both(NamedTuple):
     """The traces of the model run against the guide and of the guide, and the sites of plates."""
 
     model: AnyTrace
@@ -126,8 +126,11 @@ def run_pair(
     Raises:
         ValueError: If the two do not suit the objective, which is named.
     """
-    both = run_both(model, guide, args, kwargs, cut)
-    model_trace, guide_trace = without_deterministic(both.model), without_deterministic(both.guide)
+    both = _run_both(model, guide, args, kwargs, cut)
+    model_trace, guide_trace = (
+        _without_deterministic(both.model),
+        _without_deterministic(both.guide),
+    )
     pair = Pair(
         prune_subsample_sites(model_trace),
         prune_subsample_sites(guide_trace),
@@ -140,22 +143,22 @@ def run_pair(
         check_model_guide_match(model_trace, guide_trace, nesting)
     try:
         for trace in (pair.model, pair.guide):
-            compute(trace, nesting, check or validated)
+            _compute(trace, nesting, check or validated)
             if check:
-                check_plates(trace)
+                _check_plates(trace)
     except (KeyError, NotImplementedError):
-        check_invertible(pair)
+        _check_invertible(pair)
         raise
     return pair
 
 
-def run_both(
+def _run_both(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     cut: Cut | None = None,
-) -> Both:
+) -> _Both:
     """Runs the guide, and the model against it."""
     messenger = poutine.unwrap(guide)
     # Outermost, so that traces too hold what the program goes on with.
@@ -164,19 +167,19 @@ def run_both(
             # An effectful guide runs the model itself.
             guide(*args, **kwargs)
             # Pyro removes the sites of plates from the two traces.
-            return Both(*messenger.get_traces(), subsampled(messenger.trace))
+            return _Both(*messenger.get_traces(), _subsampled(messenger.trace))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    return Both(model_trace, guide_trace, subsampled(model_trace) | subsampled(guide_trace))
+    return _Both(model_trace, guide_trace, _subsampled(model_trace) | _subsampled(guide_trace))
 
 
-def subsampled(trace: AnyTrace) -> dict[str, Any]:
+def _subsampled(trace: AnyTrace) -> dict[str, Any]:
     """Returns the sites of the plates of a trace, which hold the rows of a batch."""
     return {name: site for name, site in sites(trace) if site_is_subsample(site)}
 
 
-def check_invertible(pair: Pair) -> None:
+def _check_invertible(pair: Pair) -> None:
     """Raises a ``ValueError`` for a site whose log density needs an inverse that is unknown."""
     for name in pair.drawn:
         site = pair.guide.nodes[name]
@@ -190,7 +193,7 @@ def check_invertible(pair: Pair) -> None:
             ) from error
 
 
-def without_deterministic(trace: AnyTrace) -> AnyTrace:
+def _without_deterministic(trace: AnyTrace) -> AnyTrace:
     """Returns a copy without the sites of ``pyro.deterministic``, which have no density."""
     trace = trace.copy()
     for name, site in list(sites(trace)):
@@ -217,8 +220,8 @@ class Shared(Messenger):
         value = msg["fn"](*msg["args"], **msg["kwargs"])
         axis = self.dim - msg["fn"].event_dim
         msg["value"] = _repeat_first(value, axis)
-        if hasattr(value, UNQUANTIZED):
-            setattr(msg["value"], UNQUANTIZED, _repeat_first(getattr(value, UNQUANTIZED), axis))
+        if hasattr(value, _UNQUANTIZED):
+            setattr(msg["value"], _UNQUANTIZED, _repeat_first(getattr(value, _UNQUANTIZED), axis))
         msg["done"] = True
 
 
@@ -226,7 +229,7 @@ def _repeat_first(value: Tensor, axis: int) -> Tensor:
     return value.narrow(axis, 0, 1).expand(value.shape)
 
 
-def compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
+def _compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
     """Computes the log densities of a trace, and checks their shapes."""
     trace.compute_log_prob()
     if check:
@@ -234,7 +237,7 @@ def compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
             check_site_shape(site, nesting)
 
 
-def check_plates(trace: AnyTrace) -> None:
+def _check_plates(trace: AnyTrace) -> None:
     """Raises a ``ValueError`` for a batch without a plate, such as particles in a wrong place."""
     for name, site in sites(trace):
         if bare := bare_dims(site):
@@ -256,13 +259,13 @@ def run_undisturbed(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Both:
+) -> _Both:
     """Runs the guide, and the model against it, without side effects."""
     with undisturbed(), poutine.block():
-        return run_both(model, guide, args, kwargs)
+        return _run_both(model, guide, args, kwargs)
 
 
-def layout(both: Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
+def layout(both: _Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
     """Returns the structure of a model and guide.
 
     Arguments:
@@ -277,7 +280,7 @@ def layout(both: Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
         # A batch without a plate goes unnoticed once there are particles to its left, and is
         # confused with them where there are as many: checked even with validation disabled.
         for trace in traces:
-            compute(trace, float("inf"), True)
+            _compute(trace, float("inf"), True)
     # Deterministic sites included: a plate may hold nothing else.
     dims = [
         frame.dim
@@ -320,7 +323,7 @@ def first_not_finite(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> str:
     """Says at which site of a run the first number that is not finite appears."""
-    both = run_both(model, guide, args, kwargs)
+    both = _run_both(model, guide, args, kwargs)
     for side, trace in (("guide", both.guide), ("model", both.model)):
         trace = prune_subsample_sites(trace)
         trace.compute_log_prob()

@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["user_line"]
 
-LIBRARIES = tuple(
+_LIBRARIES = tuple(
     str(folder) + os.sep
     for folder in (
         Path(torch.__file__).parent,
@@ -31,12 +31,12 @@ def user_line(error: BaseException) -> traceback.FrameSummary | None:
     while cause is not None:
         for line in traceback.extract_tb(cause.__traceback__):
             # Code that a library makes has a name such as <string>.
-            if line.filename.startswith(("<string>", *LIBRARIES[:-1])):
+            if line.filename.startswith(("<string>", *_LIBRARIES[:-1])):
                 continue
             # Installed packages may lie below the folder of the standard library.
             if "site-packages" in line.filename:
                 installed = line
-            elif not line.filename.startswith(LIBRARIES[-1]):
+            elif not line.filename.startswith(_LIBRARIES[-1]):
                 found = line
         cause = cause.__cause__
     return found or installed
