@@ -90,7 +90,7 @@ def draw_plane(ax: Axes, vaes: dict[float, VAE]) -> None:
     for (floor, vae), colour in zip(vaes.items(), (plots.BLUE, plots.ORANGE), strict=True):
         ax.scatter(*vae.sample(len(rows)).T, s=10, color=colour, linewidths=0, label=label(floor))
     ax.scatter(*rows.T, s=4, color=plots.INK, linewidths=0, label="data")
-    plots.tidy(ax, xlabel="$x_1$", ylabel="$x_2$").legend(frameon=False, fontsize=8)
+    plots.tidy_axes(ax, xlabel="$x_1$", ylabel="$x_2$").legend(frameon=False, fontsize=8)
 
 
 def find_places(**options: Any) -> tuple[VAE, evaluate.Bound]:
@@ -172,7 +172,7 @@ def two_modes() -> None:
     titles = ["data", "what tells: ELBO takes one mode", "what cures: IWAE covers both"]
     figure, (left, *others) = panels(titles)
     left.hist(x.squeeze().numpy(), bins=40, color=plots.BLUE)
-    plots.tidy(left, xlabel="x", ylabel="held-out rows")
+    plots.tidy_axes(left, xlabel="x", ylabel="held-out rows")
     kinds = {"ELBO": objectives.ELBO(), "IWAE(50)": objectives.IWAE(50)}
     for ax, (name, objective) in zip(others, kinds.items(), strict=True):
         vae = fit_squares(objective)
@@ -193,7 +193,7 @@ def draw_posteriors(ax: Axes, vae: VAE) -> None:
         q = vae.encode(x).log_prob(z.view(-1, 1, 1)).exp().squeeze()
     ax.plot(z, (log_joint(z, x) - log_evidence(x)).exp()[0], color=plots.INK, label="p(z given x)")
     ax.plot(z, q, color=plots.ORANGE, label="q(z given x)")
-    plots.tidy(ax, xlabel="z, at x = 2", ylabel="density").set_ylim(0, 3)
+    plots.tidy_axes(ax, xlabel="z, at x = 2", ylabel="density").set_ylim(0, 3)
     ax.legend(frameon=False, fontsize=8)
 
 

@@ -1,7 +1,7 @@
 """Variational autoencoders as first-class citizens of Pyro.
 
-Shapes are written the same everywhere: data ``x`` is ``(*batch, *event)``, codes ``z`` are
-``(*batch, latent_dim)``, and particles stand leftmost, ``(particles, *batch, ...)``. All
+Shapes follow one convention: data ``x`` is ``(*batch, *event)``, latents ``z`` are
+``(*batch, latent_dim)``, and particles are leftmost, ``(particles, *batch, ...)``. All
 information is in nats.
 """
 
@@ -75,7 +75,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Hydra imports this package for shell completion: PyTorch must wait until it is needed.
+    # Hydra imports this package for shell completion, which must not wait for PyTorch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in HOMES:

@@ -1,4 +1,4 @@
-"""Posterior collapse, by one definition for reports and comparisons."""
+"""Posterior collapse: one definition for reports and comparisons."""
 
 __all__ = ["ACTIVE_VARIANCE", "LEAST_RATE", "is_collapsed"]
 
@@ -6,13 +6,13 @@ ACTIVE_VARIANCE = 0.01
 """The variance of its posterior mean over the data above which a latent dimension is active."""
 
 LEAST_RATE = 0.1
-"""The rate, in nats per datum, below which latents say next to nothing about their datum."""
+"""The rate, in nats per datum, below which latents carry almost no information on the data."""
 
 
 def is_collapsed(active_units: float | None, rate: float | None) -> bool:
-    """Whether latents say next to nothing about the data.
+    """Whether latents carry almost no information on the data.
 
-    Some dimensions without use are not a collapse: the ELBO leaves out those that the data do not
+    A few inactive dimensions are not a collapse: the ELBO prunes dimensions that the data do not
     need.
 
     Arguments:

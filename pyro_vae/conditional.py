@@ -13,21 +13,21 @@ __all__ = ["Conditional", "Likelihood", "Posterior", "Prior", "positive"]
 class Conditional(nn.Module, ABC):
     """A module whose ``forward`` returns a Pyro distribution.
 
-    A part never calls ``pyro.sample`` and knows no site name; whoever uses it decides where its
+    A part never calls ``pyro.sample`` and uses no site names. Its caller decides where the
     distribution is sampled or scored.
     """
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
-        """Returns the distribution for what it is conditioned on."""
+        """Returns the distribution given the values of the condition."""
 
 
 class Prior(Conditional):
     r"""A prior :math:`p(z)` or :math:`p(z \mid c)` over vectors of length ``latent_dim``.
 
     ``forward(covariates=None, *, encode=None)`` returns a distribution of event shape
-    ``(latent_dim,)``. A prior that needs the posterior of its own inputs, as the VampPrior does,
-    sets :attr:`uses_encoder` and calls ``encode``, a callable :math:`x \mapsto q(z \mid x)`.
+    ``(latent_dim,)``. A prior that evaluates the posterior, such as the VampPrior, sets
+    :attr:`uses_encoder` and calls ``encode``, a callable :math:`x \mapsto q(z \mid x)`.
     """
 
     uses_encoder: bool = False
@@ -40,7 +40,7 @@ class Prior(Conditional):
 
 
 class Posterior(Conditional):
-    r"""A posterior family :math:`q(z \mid x)`, read off the features of an encoder.
+    r"""A posterior family :math:`q(z \mid x)`, parametrized by the features of an encoder.
 
     ``forward(features)`` takes ``(*batch, *feature_shape)`` and returns a distribution of batch
     shape ``batch`` and event shape ``(latent_dim,)``.
@@ -55,7 +55,7 @@ class Posterior(Conditional):
 
 
 class Likelihood(Conditional):
-    r"""A likelihood family :math:`p(x \mid z)`, read off the features of a decoder.
+    r"""A likelihood family :math:`p(x \mid z)`, parametrized by the features of a decoder.
 
     ``forward(features)`` takes ``(*batch, *feature_shape)`` and returns a distribution of batch
     shape ``batch`` and event shape ``event_shape``.
@@ -65,7 +65,7 @@ class Likelihood(Conditional):
     feature_shape: torch.Size
 
     def check(self, x: Tensor) -> None:
-        """Raises a ``ValueError`` where ``x`` lies outside the support."""
+        """Raises a ``ValueError`` if ``x`` lies outside the support."""
 
     def extra_repr(self) -> str:
         """Shows the shape in the module's repr."""
@@ -75,7 +75,6 @@ class Likelihood(Conditional):
 def positive(raw: Tensor, floor: float) -> Tensor:
     r"""Maps a real number to a scale, :math:`\mathrm{softplus}(\mathrm{raw}) + \mathrm{floor}`.
 
-    It grows linearly, so that no network output overflows it, and is bounded below, so that no
-    density grows without limit.
+    It grows linearly, so that it does not overflow. The lower bound keeps densities finite.
     """
     return nn.functional.softplus(raw) + floor

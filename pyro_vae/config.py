@@ -1,4 +1,4 @@
-"""From yaml to objects: where the configuration lies, and the one call of ``instantiate``."""
+"""Finds and composes the configuration, and instantiates objects from it."""
 
 import re
 import shlex
@@ -9,30 +9,38 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["APP", "build", "compose", "folder", "override", "quote", "resolved"]
+__all__ = [
+    "APP",
+    "build",
+    "compose",
+    "find_folder",
+    "format_override",
+    "quote_value",
+    "resolve_references",
+]
 
 
-def folder() -> Path:
-    """Returns the folder of the configuration, in a checkout or installed."""
+def find_folder() -> Path:
+    """Returns the folder of the configuration, in a checkout or an installed package."""
     package = Path(__file__).parent
     return next(p for p in (package / "conf", package.parent / "conf") if (p / "app").is_dir())
 
 
-APP = folder() / "app"
-"""The folder of the command's own configuration."""
+APP = find_folder() / "app"
+"""The folder of the command's configuration."""
 
 
 def compose(overrides: list[str] | None = None) -> DictConfig:
-    """Composes the configuration of a run, as the command does.
+    """Composes the configuration of a run, like the command.
 
-    A program that uses Hydra itself may call it: Hydra's global state stays as it is.
+    A program that uses Hydra itself may call it, because Hydra's global state does not change.
 
     Arguments:
-        overrides: As on the command line. ``out`` has to be among them, because the command's
-            default is known only while Hydra runs a job.
+        overrides: As on the command line. They must include ``out``, because its default is
+            defined only while Hydra runs a job.
 
     Raises:
-        ValueError: If it is not a list of strings.
+        ValueError: If ``overrides`` is not a list of strings.
 
     Example:
         >>> compose(["vae/prior=vamp", "out=."]).vae.prior.components
@@ -43,74 +51,76 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
     listed = isinstance(overrides, Sequence) and not isinstance(overrides, str)
     if overrides is not None and not (listed and all(isinstance(o, str) for o in overrides)):
         raise ValueError(f"Expected overrides to be a list of strings, got {overrides!r}")
-    with _own_hydra(), hydra.initialize_config_dir(str(APP), version_base="1.3"):
+    with _isolate_hydra(), hydra.initialize_config_dir(str(APP), version_base="1.3"):
         return hydra.compose("pyro_vae", overrides=list(overrides or []))
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Sets Hydra's global state aside, so that a program that uses Hydra keeps its own."""
+def _isolate_hydra() -> Iterator[None]:
+    """Clears Hydra's global state within the context, and restores it after it."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
     from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase
 
-    kept: dict[type, Any] = {
+    saved: dict[type, Any] = {
         kind: Singleton._instances.pop(kind, None)
         for kind in (GlobalHydra, JobRuntime, VersionBase)
     }
     try:
         yield
     finally:
-        for kind, instance in kept.items():
+        for kind, instance in saved.items():
             Singleton._instances.pop(kind, None)
             if instance is not None:
                 Singleton._instances[kind] = instance
 
 
-def override(name: str, value: str | Sequence[str]) -> str:
-    """Returns a setting of text, or of a list of texts, as it is typed in a shell.
+def format_override(name: str, value: str | Sequence[str]) -> str:
+    """Returns an override with a string, or a list of strings, in the syntax of a shell.
 
     Example:
-        >>> print(override("out", "run"), override("data.columns", ["height", "width (cm)"]))
-        out=run 'data.columns=[height,"width (cm)"]'
+        >>> print(format_override("data.columns", ["height", "width (cm)"]))
+        'data.columns=[height,"width (cm)"]'
     """
-    text = quote(value) if isinstance(value, str) else f"[{','.join(map(quote, value))}]"
+    text = (
+        quote_value(value) if isinstance(value, str) else f"[{','.join(map(quote_value, value))}]"
+    )
     return shlex.quote(f"{name}={text}")
 
 
-def quote(value: str) -> str:
-    """Returns text as Hydra reads it, in quotes if it needs them.
+def quote_value(value: str) -> str:
+    """Returns a string in Hydra's syntax, in quotes if necessary.
 
     Example:
-        >>> quote("height"), quote("width (cm)")
+        >>> quote_value("height"), quote_value("width (cm)")
         ('height', '"width (cm)"')
     """
-    # A number may begin with a dot.
-    plain = re.fullmatch(r"(?!\.\d)[A-Za-z_/.][\w./-]*", value, re.ASCII)
-    if plain and value.lower().lstrip("+-") not in ("null", "true", "false", "nan", "inf"):
+    # A text with a leading dot may be a number.
+    unquoted = re.fullmatch(r"(?!\.\d)[A-Za-z_/.][\w./-]*", value, re.ASCII)
+    if unquoted and value.lower().lstrip("+-") not in ("null", "true", "false", "nan", "inf"):
         return value
     mark = "'" if '"' in value and "'" not in value else '"'
     value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-    # Hydra reads a backslash as such, unless it stands before a quote or at the end.
+    # Hydra escapes by a backslash only before a quote or at the end.
     text = re.sub(rf"(\\*)({mark}|$)", lambda m: m[1] * 2 + (f"\\{mark}" if m[2] else ""), value)
     return f"{mark}{text}{mark}"
 
 
-def resolved(cfg: DictConfig) -> DictConfig:
-    """Returns a copy in which nothing refers to anything else any more."""
+def resolve_references(cfg: DictConfig) -> DictConfig:
+    """Returns a copy of a configuration without references."""
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """Makes what a part of the configuration describes.
+    """Instantiates the object that a node of the configuration describes.
 
     Arguments:
-        node: A part with a ``_target_``.
-        arguments: What the program adds to it.
+        node: A node with a ``_target_``.
+        arguments: Further arguments of the target.
 
     Raises:
-        ValueError: The one that the target raised, without Hydra's frame around it.
+        ValueError: The target's error, without Hydra's wrapper.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate

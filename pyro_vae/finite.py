@@ -1,4 +1,4 @@
-"""Figures that are not finite, reported with the rows and the term that cause it."""
+"""Reports metrics that are not finite, with the rows and the terms that cause it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,21 +6,27 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_finite", "check_weights", "joined", "not_finite", "valid_parameters"]
+__all__ = [
+    "check_finite",
+    "check_weights",
+    "concatenate_faults",
+    "explain_invalid_parameters",
+    "find_nonfinite_rows",
+]
 
 
-def not_finite(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns for each term the rows in which it is not finite for some particle."""
+def find_nonfinite_rows(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns, for each term, the rows in which it is not finite for at least one particle."""
     return {name: ~value.isfinite().all(0) for name, value in terms.items()}
 
 
-def joined(faults: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the rows of all parts of the data, in which a term is not finite."""
+def concatenate_faults(faults: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenates the nonfinite rows of all chunks of the data, for each term."""
     return {name: torch.cat([part[name] for part in faults]) for name in faults[0]}
 
 
-def check_finite(figure: str, values: Tensor, faults: Mapping[str, Tensor]) -> None:
-    """Raises a ``FloatingPointError`` that names rows and terms unless all rows are finite."""
+def check_finite(metric: str, values: Tensor, faults: Mapping[str, Tensor]) -> None:
+    """Raises a ``FloatingPointError`` with rows and terms unless all rows are finite."""
     bad = ~values.isfinite()
     if not bool(bad.any()):
         return
@@ -29,16 +35,16 @@ def check_finite(figure: str, values: Tensor, faults: Mapping[str, Tensor]) -> N
         f"{name} is not finite for {count} of them" for name, count in counts.items() if count
     ]
     raise FloatingPointError(
-        f"The {figure} is not finite for {int(bad.sum())} of {len(bad)} rows, the first of them "
+        f"The {metric} is not finite for {int(bad.sum())} of {len(bad)} rows, the first of them "
         f"row {int(bad.nonzero()[0])}"
         + (f": {', '.join(causes)}" if causes else "")
-        + ". Evaluate in double precision (vae.double(), x.double()); more particles help where "
+        + ". Evaluate in double precision (vae.double(), x.double()); more particles help if "
         "every draw has density zero"
     )
 
 
 def check_weights(vae: nn.Module) -> None:
-    """Raises a ``FloatingPointError`` that names weights and buffers that are not finite."""
+    """Raises a ``FloatingPointError`` with the names of nonfinite weights and buffers."""
     names = [name for name, value in vae.state_dict().items() if not bool(value.isfinite().all())]
     if names:
         raise FloatingPointError(
@@ -49,12 +55,12 @@ def check_weights(vae: nn.Module) -> None:
 
 
 @contextmanager
-def valid_parameters(name: str) -> Iterator[None]:
-    """Names the distribution whose parameters overflow, where PyTorch shows the tensor alone."""
+def explain_invalid_parameters(name: str) -> Iterator[None]:
+    """Names the distribution whose parameters are invalid; PyTorch shows only the tensor."""
     try:
         yield
     except ValueError as error:
-        # PyTorch has no class for this error.
+        # PyTorch does not define a class for this error.
         if not str(error).startswith("Expected parameter"):
             raise
         raise FloatingPointError(

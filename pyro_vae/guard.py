@@ -1,4 +1,4 @@
-"""State of the whole process: the handlers of Pyro, random numbers, the cache of autocast."""
+"""Guards process-wide state: Pyro's handlers, random numbers, and the cache of autocast."""
 
 import functools
 import os
@@ -20,14 +20,14 @@ _lock = threading.RLock()
 def guard_process_state(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Makes a function safe in threads and under ``torch.autocast``.
 
-    Pyro's handler stack and PyTorch's random state belong to the process, so that two threads that
-    use Pyro at once change each other's results. Guarded functions run in one thread at a time,
-    in whatever thread they are called; a guarded function may call another. All entry points of
-    this package are guarded. Guard a function of your own that uses Pyro in a thread, such as a
-    loop over ``SVI.step``, in the same way.
+    Pyro's handler stack and PyTorch's random state belong to the process. Two threads that use
+    Pyro at the same time therefore change each other's results. Guarded functions run one at a
+    time, in any thread; a guarded function may call another. All entry points of this package are
+    guarded. If you use Pyro in a thread, such as in a loop over ``SVI.step``, guard your function
+    in the same way.
 
-    ``torch.autocast`` keeps the weights that it has rounded until its block ends, also when an
-    optimizer changes them. A guarded function rounds the current weights instead.
+    ``torch.autocast`` caches rounded weights until its block ends, even if an optimizer changes
+    the weights. A guarded function rounds the current weights instead.
 
     Arguments:
         function: The function; it must not wait for another thread that calls a guarded one.
@@ -46,25 +46,24 @@ def guard_process_state(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """
 
     @functools.wraps(function)
-    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if torch.compiler.is_dynamo_compiling():
-            # What is compiled has no handlers left, and Dynamo knows no locks.
+            # Dynamo cannot trace locks, and compiled code has no handlers.
             return function(*args, **kwargs)
         with _lock:
-            cached = torch.is_autocast_cache_enabled()
-            if not cached:
+            if not torch.is_autocast_cache_enabled():
                 return function(*args, **kwargs)
             torch.set_autocast_cache_enabled(False)
             try:
                 return function(*args, **kwargs)
             finally:
-                torch.set_autocast_cache_enabled(cached)
+                torch.set_autocast_cache_enabled(True)
 
-    return guarded
+    return wrapper
 
 
-def _free_in_child() -> None:
-    """Frees a forked process of a lock, and of handlers, of a thread that it does not have."""
+def _reset_in_child() -> None:
+    """Releases the lock and the handlers of a thread that a forked process does not have."""
     global _lock
     if _lock.acquire(blocking=False):
         _lock.release()
@@ -74,4 +73,4 @@ def _free_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)

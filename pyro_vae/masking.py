@@ -8,15 +8,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-__all__ = ["expand_mask", "factorizes", "fill", "mask_elements", "masked", "split_mask"]
+__all__ = ["expand_mask", "factorizes", "fill_missing", "mask_elements", "mask_rows", "split_mask"]
 
 
 def split_mask(
     mask: Tensor | None, x: Tensor | None, event_shape: torch.Size
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the mask of rows and that of elements, as far as one is given.
+    """Returns the mask of rows and the mask of elements, each or both ``None`` if not defined.
 
-    A mask of rows is also one of elements: what stands in a missing row is arbitrary too.
+    A mask of rows also masks their elements, because the values of a missing row are arbitrary.
     """
     if mask is None:
         return None, None
@@ -28,14 +28,13 @@ def split_mask(
 
 
 def _check_mask(mask: Tensor) -> None:
-    """Raises a ``ValueError`` unless a mask is a boolean tensor."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"Expected mask to be boolean, got {got}")
 
 
 def expand_mask(mask: Tensor, x: Tensor, event_shape: torch.Size) -> Tensor:
-    """Returns a mask of the shape of ``x``, from one of that shape or of its batch."""
+    """Returns a mask of the shape of ``x``, from a mask of that shape or of its batch shape."""
     _check_mask(mask)
     batch = x.shape[: x.dim() - len(event_shape)]
     if mask.shape == batch:
@@ -48,23 +47,23 @@ def expand_mask(mask: Tensor, x: Tensor, event_shape: torch.Size) -> Tensor:
     )
 
 
-def fill(x: Tensor, elements: Tensor | None) -> Tensor:
-    """Returns ``x`` with zeros, which every likelihood here supports, for what is missing."""
+def fill_missing(x: Tensor, elements: Tensor | None) -> Tensor:
+    """Returns ``x`` with zeros for missing elements; all likelihoods here support zeros."""
     return x if elements is None else torch.where(elements, x, torch.zeros_like(x))
 
 
-def masked(rows: Tensor | None) -> AbstractContextManager:
-    """Takes rows out of every site within, or nothing."""
+def mask_rows(rows: Tensor | None) -> AbstractContextManager:
+    """Masks rows of every site in the context; ``None`` masks nothing."""
     return nullcontext() if rows is None else poutine.mask(mask=cast(torch.BoolTensor, rows))
 
 
 def factorizes(p: dist.TorchDistribution) -> bool:
-    """Tells whether a likelihood is one of independent elements."""
+    """Whether the elements of a likelihood are independent."""
     return isinstance(p, torch.distributions.Independent)
 
 
 def mask_elements(p: dist.TorchDistribution, elements: Tensor) -> dist.TorchDistribution:
-    """Returns a likelihood that scores the observed elements only.
+    """Returns a likelihood that scores only the observed elements.
 
     Raises:
         ValueError: If the likelihood does not factorize over elements.

@@ -1,4 +1,4 @@
-"""How a VAE's parameters meet Pyro: param messages, and the store only where SVI asks for it."""
+"""Registers a VAE's parameters with Pyro: by messages, and in the store only under SVI."""
 
 import gc
 import weakref
@@ -14,32 +14,32 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import nn
 
-__all__ = ["Scope", "remove"]
+__all__ = ["Scope", "remove_entry"]
 
 _DIVIDER = "$$$"
-"""What Pyro puts between the name of a module and that of its parameter."""
+"""Pyro's separator between the name of a module and the name of its parameter."""
 
 _TAG = "_pyro_vae_scope"
-"""The key under which a param message says which VAE it comes from."""
+"""The key of a param message under which it refers to the scope of its VAE."""
 
 _owners: "weakref.WeakValueDictionary[str, Scope]" = weakref.WeakValueDictionary()
-"""The scope, alive, that holds entries of Pyro's store under a name."""
+"""The living scope that owns the entries of Pyro's store under a name."""
 
 
 class Scope:
-    """The name of one VAE, shared by it, its model and its guide.
+    """The name of a VAE, shared by the VAE, its model and its guide.
 
-    Pyro's global parameter store keys parameters by name: two modules of one name silently share
-    an entry, and one of them is never trained. A scope writes there only while a handler that
-    captures parameters is active, as SVI's is; refuses to if another living VAE holds the name;
-    and takes its entries away when the VAE, its model and its guide are gone. Under Pyro's setting
-    ``module_local_params`` it never writes there.
+    Pyro's global parameter store keys parameters by name: two modules with the same name silently
+    share an entry, and one of them is never trained. A scope writes to the store only while a
+    handler captures parameters, such as SVI's. It raises an error if another living VAE owns the
+    name, and removes its entries when the VAE, its model and its guide are deleted. Under Pyro's
+    setting ``module_local_params`` it never writes to the store.
 
     Arguments:
         name: The name of the VAE.
 
     Raises:
-        ValueError: If ``name`` is not usable as one.
+        ValueError: If ``name`` is empty, is not a string, or contains Pyro's separator.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,15 +52,15 @@ class Scope:
         self._finalizer: weakref.finalize | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles as a name alone: a copy holds no entry of the store."""
+        """Copies and pickles only the name: a copy owns no entries of the store."""
         return Scope, (self.name,)
 
-    def announce(self, module: nn.Module) -> None:
-        """Sends a param message for each parameter of a module that is to be trained.
+    def announce_parameters(self, module: nn.Module) -> None:
+        """Sends a param message for each trainable parameter of a module.
 
         Raises:
-            ValueError: If another VAE of this name takes part, the store holds something else, or a
-                handler puts another value into a parameter's place.
+            ValueError: If the program contains another VAE of this name, the store has another
+                tensor under the name, or a handler replaces the value of a parameter.
         """
         if not _PYRO_STACK:
             return
@@ -68,28 +68,28 @@ class Scope:
         local = pyro.settings.get("module_local_params")
         if captured and local:
             for parameter in module.parameters():
-                # SVI asks for it, of frozen ones too where a PyroModule sends them.
+                # SVI reads this attribute, also on frozen parameters that a PyroModule sends.
                 parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-        enter = self._store if captured and not local else self._send
+        register = self._enter_in_store if captured and not local else self._send_message
         for name, parameter in module.named_parameters():
             full = f"{self.name}{_DIVIDER}{name}"
-            if parameter.requires_grad and enter(full, parameter) is not parameter:
+            if parameter.requires_grad and register(full, parameter) is not parameter:
                 _check_not_replaced(full)
         if captured:
             self._remove_other_names()
 
-    def _send(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
-        """Sends a message that leaves the store alone; returns what handlers make of it."""
+    def _send_message(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
+        """Sends a message that bypasses the store; returns the value after all handlers."""
         traces = [h.trace for h in _PYRO_STACK if isinstance(h, TraceMessenger)]
-        if any(self._stranger(trace, full) for trace in traces):
-            raise ValueError(self._clash())
-        return _message(parameter, name=full, infer={_TAG: weakref.ref(self)})
+        if any(self._belongs_to_other(trace, full) for trace in traces):
+            raise ValueError(self._describe_clash())
+        return _send_param(parameter, name=full, infer={_TAG: weakref.ref(self)})
 
     def _remove_other_names(self) -> None:
-        """Leaves each parameter in the store under the VAE's name alone.
+        """Removes entries of the parameters under other names than the VAE's.
 
-        A PyroModule enters the parameters of a child under its attribute's name whenever it is
-        asked for the child, so that those which the other side has entered are there again.
+        A PyroModule registers the parameters of a child under the attribute's name at each access.
+        Parameters that model or guide registered before are then in the store twice.
         """
         for full, entry in self._entries.items():
             parameter = entry()
@@ -97,53 +97,53 @@ class Scope:
                 _remove_other(pyro.get_param_store(), full, parameter)
 
     def rename(self, name: str) -> None:
-        """Gives the VAE another name, and takes what stands in the store under the old one away."""
+        """Renames the VAE, and removes its entries in the store under the old name."""
         Scope(name)
         if _owners.get(self.name) is self:
             del _owners[self.name]
-        _forget(self._entries)
+        _remove_entries(self._entries)
         self._entries.clear()
         self.name = name
 
-    def _stranger(self, trace: Trace, full: str) -> bool:
-        """Tells whether a trace holds this parameter of another VAE of the same name."""
+    def _belongs_to_other(self, trace: Trace, full: str) -> bool:
+        """Whether a trace has this parameter from another VAE of the same name."""
         if full not in trace:
             return False
         infer: Any = trace.nodes[full]["infer"]
         tag = (infer or {}).get(_TAG)
         return tag is not None and tag() is not self
 
-    def _store(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
-        """Enters a parameter into Pyro's store, where SVI looks for it, under this name alone."""
+    def _enter_in_store(self, full: str, parameter: nn.Parameter) -> torch.Tensor:
+        """Enters a parameter into Pyro's store, where SVI reads it, under this name only."""
         store = pyro.get_param_store()
-        self._claim(store)
+        self._claim_name(store)
         if full in store and store._params[full] is not parameter:
-            known = self._entries.get(full)
-            if known is None or known() is not store._params[full]:
+            entry = self._entries.get(full)
+            if entry is None or entry() is not store._params[full]:
                 raise ValueError(
                     f"Pyro's parameter store already holds another tensor named {full!r}: remove "
                     f"it (pyro.clear_param_store()), or give this VAE another name, "
                     f"VAE(..., name=...)"
                 )
-            remove(store, full)
+            remove_entry(store, full)
         self._entries[full] = weakref.ref(parameter)
         _remove_other(store, full, parameter)
         return pyro.param(full, parameter)
 
-    def _claim(self, store: ParamStoreDict) -> None:
-        """Takes the name, unless another living VAE has entries under it."""
+    def _claim_name(self, store: ParamStoreDict) -> None:
+        """Claims the name, unless another living VAE has entries under it."""
         if _owners.get(self.name) is self:
             return
-        if _held(self.name, store):
+        if _has_living_owner(self.name, store):
             gc.collect()
-        if _held(self.name, store):
-            raise ValueError(self._clash())
+        if _has_living_owner(self.name, store):
+            raise ValueError(self._describe_clash())
         _owners[self.name] = self
         if self._finalizer is None:
-            self._finalizer = weakref.finalize(self, _forget, self._entries)
+            self._finalizer = weakref.finalize(self, _remove_entries, self._entries)
             self._finalizer.atexit = False
 
-    def _clash(self) -> str:
+    def _describe_clash(self) -> str:
         return (
             f"Two VAEs named {self.name!r} are alive in one program: give one of them another "
             f"name, VAE(..., name=...), so that both are trained"
@@ -151,56 +151,56 @@ class Scope:
 
 
 @effectful(type="param")
-def _message(parameter: torch.Tensor) -> torch.Tensor:
-    """A param site that leaves the store alone."""
+def _send_param(parameter: torch.Tensor) -> torch.Tensor:
+    """A param site that bypasses the store."""
     return parameter
 
 
 def _check_not_replaced(full: str) -> None:
-    """Raises a ``ValueError`` where a handler has put a value into a parameter's place.
+    """Raises a ``ValueError`` if a handler has replaced the value of a parameter.
 
-    The networks would go on with the parameter, as they do rightly where Pyro's compiler traces.
+    The networks would still use the parameter itself. Under Pyro's compiler this is correct.
     """
     for handler in _PYRO_STACK:
         if isinstance(handler, (LiftMessenger, SubstituteMessenger)):
             raise ValueError(
                 f"Expected the parameter {full!r} as it is, got another value from a "
-                f"{type(handler).__name__}, which would not reach the network: for weights that "
-                f"are random give them a prior in a network that is a PyroModule, by PyroSample"
+                f"{type(handler).__name__}, which would not reach the network: for random weights, "
+                f"use a PyroModule as network and give them a prior by PyroSample"
             )
 
 
-def _held(name: str, store: ParamStoreDict) -> bool:
-    """Tells whether a living VAE has entries in the store under this name."""
+def _has_living_owner(name: str, store: ParamStoreDict) -> bool:
+    """Whether a living VAE has entries in the store under this name."""
     owner = _owners.get(name)
     return owner is not None and any(
         full in store and store._params[full] is entry() for full, entry in owner._entries.items()
     )
 
 
-def _forget(entries: "dict[str, weakref.ref[nn.Parameter]]") -> None:
-    """Takes entries out of the store, except where something else has taken their place."""
+def _remove_entries(entries: "dict[str, weakref.ref[nn.Parameter]]") -> None:
+    """Removes entries from the store, except those that another tensor has replaced."""
     store = pyro.get_param_store()
     for name, entry in entries.items():
         if name in store and store._params[name] is entry():
-            remove(store, name)
+            remove_entry(store, name)
 
 
 def _remove_other(store: ParamStoreDict, full: str, parameter: nn.Parameter) -> None:
-    """Removes the entry of a parameter under a name that no VAE has given it.
+    """Removes the entry of a parameter under a name that is not a VAE's.
 
     Such an entry would outlive the VAE.
     """
     name = store._param_to_name.get(parameter, full)
     if name != full and name.partition(_DIVIDER)[0] not in _owners:
-        remove(store, name)
+        remove_entry(store, name)
 
 
-def remove(store: ParamStoreDict, name: str) -> None:
-    """Removes an entry, also where its tensor stands under another name too: Pyro's own fails."""
+def remove_entry(store: ParamStoreDict, name: str) -> None:
+    """Removes an entry, even if its tensor has another name too; Pyro's own deletion fails then."""
     value = store._params.pop(name)
     store._constraints.pop(name, None)
     store._param_to_name.pop(value, None)
-    others = [other for other, known in store._params.items() if known is value]
+    others = [other for other, tensor in store._params.items() if tensor is value]
     if others:
         store._param_to_name[value] = others[0]

@@ -1,7 +1,7 @@
-"""Plots: arrays in, an ``Axes`` out.
+"""Plots of arrays on a matplotlib ``Axes``, which each function returns.
 
-None touches pyplot, or the figure and backend that its caller is using. Without an ``ax`` each
-makes a figure of its own: ``plots.samples(x).figure``.
+No function uses pyplot, or changes the current figure and backend. Without an ``ax`` a function
+creates a new figure: ``plots.samples(x).figure``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ __all__ = ["curves", "images", "latent", "lines", "rates", "reconstructions", "s
 
 _Array = NDArray[Any]
 INK, GREY, LIGHT, BLUE, ORANGE = "#30353d", "#b4bac4", "#e6e8ec", "#2c6fbb", "#d9661f"
-_MISSING = (0.93, 0.62, 0.55)  # A colour that no grey scale holds, for pixels that are NaN.
-MAX_KINDS = 20  # As many as colours can tell apart.
+_MISSING = (0.93, 0.62, 0.55)  # For NaN pixels: a colour that is not grey.
+MAX_KINDS = 20  # The size of the largest palette of distinct colours.
 
 
 def images(x: ArrayLike, *, columns: int | None = None, ax: Axes | None = None) -> Axes:
@@ -28,12 +28,12 @@ def images(x: ArrayLike, *, columns: int | None = None, ax: Axes | None = None) 
 
     Arguments:
         x: Images of shape ``(N, H, W)``, ``(N, 1, H, W)`` or ``(N, 3, H, W)``. Values are clipped
-            to [0, 1]; those that are NaN are shown in a colour of their own.
-        columns: The number of images side by side; by default more than there are rows.
-        ax: Where to draw.
+            to [0, 1]; NaN is shown in a separate colour.
+        columns: The number of images in a row. Default: more than the number of rows.
+        ax: The axes to draw on.
 
     Raises:
-        ValueError: If ``x`` is not images or ``columns`` is not positive.
+        ValueError: If ``x`` does not contain images or ``columns`` is not positive.
 
     Example:
         >>> images(np.zeros((6, 1, 8, 8))).images[0].get_array().shape
@@ -45,28 +45,28 @@ def images(x: ArrayLike, *, columns: int | None = None, ax: Axes | None = None) 
     if not isinstance(columns, Integral) or columns is True or columns < 1:
         raise ValueError(f"Expected columns to be a positive integer, got {columns!r}")
     columns = int(columns)
-    ax = _new_axes(0.7 * columns, 0.7 * -(-len(tiles) // columns)) if ax is None else ax
-    ax.imshow(_mosaic(tiles, columns))
+    ax = _create_axes(0.7 * columns, 0.7 * -(-len(tiles) // columns)) if ax is None else ax
+    ax.imshow(_build_mosaic(tiles, columns))
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax
 
 
 def samples(x: ArrayLike, *, columns: int | None = None, ax: Axes | None = None) -> Axes:
-    """Shows samples in a grid; all as in :func:`images`."""
+    """Shows samples in a grid; the arguments are those of :func:`images`."""
     return images(x, columns=columns, ax=ax)
 
 
 def reconstructions(x: ArrayLike, reconstructed: ArrayLike, *, ax: Axes | None = None) -> Axes:
-    """Shows data in one row and what became of each below it.
+    """Shows data in one row and their reconstructions in the row below.
 
     Arguments:
         x: Images, of a shape as in :func:`images`.
-        reconstructed: As many images of the same size.
-        ax: Where to draw.
+        reconstructed: The same number of images of the same size.
+        ax: The axes to draw on.
 
     Raises:
-        ValueError: If either is not images or the two differ in shape.
+        ValueError: If either does not contain images or the two differ in shape.
     """
     above, below = _as_tiles("x", x), _as_tiles("reconstructed", reconstructed)
     if above.shape != below.shape:
@@ -81,18 +81,19 @@ def reconstructions(x: ArrayLike, reconstructed: ArrayLike, *, ax: Axes | None =
 
 
 def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None = None) -> Axes:
-    """Shows codes in a plane: two dimensions as they are, one along a line, more by two components.
+    """Shows embeddings in a plane; more than two dimensions by two principal components.
 
-    The axes of principal components say which share of the variance each explains.
+    One dimension is spread along a line. The labels of principal axes show their share of the
+    variance.
 
     Arguments:
-        codes: Codes of shape ``(N, latent_dim)``.
-        labels: Labels of shape ``(N,)`` to colour by: integers, booleans or strings of up to 20
+        codes: Embeddings of shape ``(N, latent_dim)``.
+        labels: Labels of shape ``(N,)``, shown by colour: integers, booleans or strings of up to 20
             kinds with a legend, other numbers with a colour bar.
-        ax: Where to draw.
+        ax: The axes to draw on.
 
     Raises:
-        ValueError: If the codes are not a table of finite numbers or the labels do not fit them.
+        ValueError: If the embeddings are not a table of finite numbers or the labels do not fit.
 
     Example:
         >>> latent(np.eye(4, 2), labels=[0, 0, 1, 1]).get_xlabel()
@@ -105,25 +106,25 @@ def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None
     kinds = None if labels is None else np.asarray(labels)
     if kinds is not None and kinds.shape != z.shape[:1]:
         raise ValueError(f"Expected labels of shape {z.shape[:1]}, got {kinds.shape}")
-    points, x_label, y_label = _plane(z)
-    ax = _new_axes(5.6, 4.4) if ax is None else ax
-    _scatter(ax, points, kinds)
+    points, x_label, y_label = _project_to_plane(z)
+    ax = _create_axes(5.6, 4.4) if ax is None else ax
+    _scatter_points(ax, points, kinds)
     ax.set_aspect("equal" if y_label else "auto", adjustable="datalim")
     ax.yaxis.set_visible(bool(y_label))
-    return tidy(ax, xlabel=x_label, ylabel=y_label)
+    return tidy_axes(ax, xlabel=x_label, ylabel=y_label)
 
 
 def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) -> Axes:
     """Shows the training objective and the validation ELBO, in nats per datum, by epoch.
 
     Arguments:
-        history: One row an epoch, with ``epoch``, ``train_objective`` and, where there are
-            validation rows, ``valid_elbo``, whose best epoch is marked. Of more than 20 epochs
-            the lowest twentieth of values lies below the frame, to leave room for the others.
-        ax: Where to draw.
+        history: One row per epoch, with ``epoch``, ``train_objective`` and, with validation rows,
+            ``valid_elbo``, whose best epoch is marked. For more than 20 epochs the lowest 5 % of
+            the values lie below the frame, so that the others are readable.
+        ax: The axes to draw on.
 
     Raises:
-        ValueError: If there is no epoch.
+        ValueError: If there are no epochs.
     """
     if not isinstance(history, Sequence) or not history:
         raise ValueError(
@@ -134,7 +135,7 @@ def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) ->
             raise ValueError(
                 f"Expected each row of history to have epoch and train_objective, got {row!r}"
             )
-    ax = _new_axes(5.6, 3.6) if ax is None else ax
+    ax = _create_axes(5.6, 3.6) if ax is None else ax
     epochs = np.array([row["epoch"] for row in history])
     dot = "o" if len(epochs) == 1 else ""
     train = np.array([row["train_objective"] for row in history])
@@ -142,27 +143,27 @@ def curves(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None) ->
     valid = np.array([row.get("valid_elbo", np.nan) for row in history])
     if np.isfinite(valid).any():
         ax.plot(epochs, valid, color=BLUE, marker=dot, label="validation ELBO")
-        at = int(np.nanargmax(valid))
-        label = f"best epoch: {epochs[at]:g}"
-        ax.plot(epochs[at], valid[at], "o", color=BLUE, mec="white", ms=9, label=label)
+        best = int(np.nanargmax(valid))
+        label = f"best epoch: {epochs[best]:g}"
+        ax.plot(epochs[best], valid[best], "o", color=BLUE, mec="white", ms=9, label=label)
     if len(epochs) > 20:
         ax.set_ylim(bottom=np.nanquantile(np.concatenate([train, valid]), 0.05))
     ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small")
-    return tidy(ax, xlabel="epoch", ylabel="nats per datum")
+    return tidy_axes(ax, xlabel="epoch", ylabel="nats per datum")
 
 
 def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Axes:
-    """Draws one line a series, named in a legend.
+    """Draws one line per series, with a legend.
 
     Arguments:
-        x: Where the values lie, of shape ``(N,)``.
-        series: For each name ``N`` values.
-        ax: Where to draw.
+        x: The abscissas, of shape ``(N,)``.
+        series: ``N`` values for each name.
+        ax: The axes to draw on.
 
     Raises:
-        ValueError: If a series has another length.
+        ValueError: If the length of a series is not ``N``.
 
     Example:
         >>> [line.get_label() for line in lines([1, 2], {"a": [0.0, 1.0], "b": [1.0, 0.0]}).lines]
@@ -170,13 +171,13 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
     """
     if not isinstance(series, Mapping):
         raise ValueError(f"Expected series to be values by name, got {type(series).__name__}")
-    ax = _new_axes(5.6, 3.6) if ax is None else ax
+    ax = _create_axes(5.6, 3.6) if ax is None else ax
     for (name, values), colour in zip(series.items(), (BLUE, ORANGE, INK, GREY), strict=False):
         if len(values) != np.size(x):
             raise ValueError(f"Expected {np.size(x)} values of {name!r}, got {len(values)}")
         ax.plot(x, values, color=colour, label=name, marker="o", markersize=3)
     ax.legend(frameon=False)
-    return tidy(ax, xlabel="", ylabel="")
+    return tidy_axes(ax, xlabel="", ylabel="")
 
 
 def rates(
@@ -186,43 +187,43 @@ def rates(
 
     Arguments:
         kl_per_dimension: The KL of each dimension, of shape ``(latent_dim,)``.
-        active: Which dimensions are active, as :func:`pyro_vae.evaluate.active_units` returns it;
-            the bars of the others are grey. Default: all bars have one colour.
-        ax: Where to draw.
+        active: Whether each dimension is active, from :func:`pyro_vae.evaluate.active_units`; the
+            bars of the others are grey. Default: all bars have one colour.
+        ax: The axes to draw on.
 
     Raises:
-        ValueError: If there is no dimension or the shape has more than one axis.
+        ValueError: If there are no dimensions or the shape has more than one axis.
     """
     kl = _as_numbers("kl_per_dimension", kl_per_dimension)
     if kl.ndim != 1 or not kl.size:
         raise ValueError(f"Expected kl_per_dimension of shape (latent_dim,), got {kl.shape}")
-    ax = _new_axes(5.6, 3.6) if ax is None else ax
-    order, place = np.argsort(-kl, kind="stable"), np.arange(len(kl))
-    used = np.ones(len(kl), bool) if active is None else np.asarray(active)
-    if used.shape != kl.shape or used.dtype != bool:
+    ax = _create_axes(5.6, 3.6) if ax is None else ax
+    order, positions = np.argsort(-kl, kind="stable"), np.arange(len(kl))
+    is_active = np.ones(len(kl), bool) if active is None else np.asarray(active)
+    if is_active.shape != kl.shape or is_active.dtype != bool:
         raise ValueError(
-            f"Expected active to be booleans of shape {kl.shape}, got {used.dtype} of shape "
-            f"{used.shape}"
+            f"Expected active to be booleans of shape {kl.shape}, got {is_active.dtype} of shape "
+            f"{is_active.shape}"
         )
-    ax.bar(place, kl[order], color=np.where(used[order], BLUE, GREY))
+    ax.bar(positions, kl[order], color=np.where(is_active[order], BLUE, GREY))
     step = -(-len(kl) // 25)
-    ax.set_xticks(place[::step], [str(dimension + 1) for dimension in order[::step]])
+    ax.set_xticks(positions[::step], [str(dimension + 1) for dimension in order[::step]])
     ax.set_xlim(-0.7, len(kl) - 0.3)
     if active is not None:
-        for color, count, word in ((BLUE, used, "active"), (GREY, ~used, "not active")):
-            label = f"{word}: {count.sum()} of {len(kl)}"
+        for color, group, text in ((BLUE, is_active, "active"), (GREY, ~is_active, "not active")):
+            label = f"{text}: {group.sum()} of {len(kl)}"
             ax.scatter([], [], color=color, marker="s", label=label)
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
-    return tidy(ax, xlabel="latent dimension", ylabel="KL, nats per datum")
+    return tidy_axes(ax, xlabel="latent dimension", ylabel="KL, nats per datum")
 
 
-def _new_axes(width: float, height: float) -> Axes:
-    """Returns the axes of a figure, sized in inches, that pyplot does not know."""
+def _create_axes(width: float, height: float) -> Axes:
+    """Returns the axes of a new figure of a size in inches, independent of pyplot."""
     return Figure(figsize=(max(width, 2), max(height, 1)), layout="constrained").add_subplot()
 
 
-def tidy(ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
-    """Names the axes and takes from the frame what shows no data."""
+def tidy_axes(ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
+    """Labels the axes, and removes the parts of the frame without data."""
     ax.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
@@ -243,46 +244,46 @@ def _as_numbers(name: str, x: ArrayLike) -> _Array:
 
 def _as_tiles(name: str, x: ArrayLike) -> _Array:
     """Returns images as ``(N, H, W, 3)``, in [0, 1] or NaN."""
-    found = _as_numbers(name, x)
-    found = found[:, None] if found.ndim == 3 else found
-    if found.ndim != 4 or found.shape[1] not in (1, 3) or 0 in found.shape:
+    pixels = _as_numbers(name, x)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(f"Expected {name} of shape (N[, 1 or 3], H, W), got {np.shape(x)}")
-    last = np.moveaxis(found.clip(0, 1), 1, -1)
-    return np.broadcast_to(last, (*last.shape[:-1], 3))
+    channels_last = np.moveaxis(pixels.clip(0, 1), 1, -1)
+    return np.broadcast_to(channels_last, (*channels_last.shape[:-1], 3))
 
 
-def _mosaic(tiles: _Array, columns: int) -> _Array:
-    """Returns one image of many, ``(height, width, 4)``, transparent between them."""
+def _build_mosaic(tiles: _Array, columns: int) -> _Array:
+    """Arranges tiles in one image, ``(height, width, 4)``, with transparent gaps."""
     gap = max(1, round(max(tiles.shape[1:3]) / 14))
     height, width = tiles.shape[1] + gap, tiles.shape[2] + gap
-    found = np.zeros((-(-len(tiles) // columns) * height, columns * width, 4))
+    mosaic = np.zeros((-(-len(tiles) // columns) * height, columns * width, 4))
     for index, tile in enumerate(tiles):
         top, left = index // columns * height, index % columns * width
-        part = found[top : top + tile.shape[0], left : left + tile.shape[1]]
-        part[..., :3] = np.where(np.isnan(tile).any(-1, keepdims=True), _MISSING, tile)
-        part[..., 3] = 1
-    return found[:-gap, :-gap]
+        cell = mosaic[top : top + tile.shape[0], left : left + tile.shape[1]]
+        cell[..., :3] = np.where(np.isnan(tile).any(-1, keepdims=True), _MISSING, tile)
+        cell[..., 3] = 1
+    return mosaic[:-gap, :-gap]
 
 
-def _plane(z: _Array) -> tuple[_Array, str, str]:
-    """Returns points of a plane for codes, and what its two axes are."""
+def _project_to_plane(z: _Array) -> tuple[_Array, str, str]:
+    """Projects embeddings to a plane; returns the points and the labels of both axes."""
     if z.shape[1] == 1:
-        # Multiples of the golden ratio spread points evenly, the same way each time.
+        # Multiples of the golden ratio spread points evenly and deterministically.
         return np.column_stack([z[:, 0], np.arange(len(z)) * 0.6180339887 % 1]), "$z_1$", ""
     if z.shape[1] == 2 or len(z) == 1:
         return z[:, :2], "$z_1$", "$z_2$"
     from sklearn.decomposition import PCA
 
     pca = PCA(2, svd_solver="full")
-    with np.errstate(invalid="ignore"):  # Codes that are all alike have no variance to share.
+    with np.errstate(invalid="ignore"):  # The total variance of equal embeddings is zero.
         points = pca.fit_transform(z)
     shares = np.nan_to_num(pca.explained_variance_ratio_)
     names = [f"component {k} ({share:.0%} of variance)" for k, share in enumerate(shares, 1)]
     return points, names[0], names[1]
 
 
-def _scatter(ax: Axes, points: _Array, labels: _Array | None) -> None:
-    """Draws points in the order of the data, so that no label hides the others."""
+def _scatter_points(ax: Axes, points: _Array, labels: _Array | None) -> None:
+    """Draws points in the order of the data, so that one label does not hide the others."""
     style: dict[str, Any] = {"s": np.clip(8000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
     if labels is None:
         ax.scatter(points[:, 0], points[:, 1], color=BLUE, **style)
@@ -292,8 +293,8 @@ def _scatter(ax: Axes, points: _Array, labels: _Array | None) -> None:
     if labels.dtype.kind == "U" and len(kinds) > MAX_KINDS:
         raise ValueError(f"Expected at most {MAX_KINDS} kinds of labels, got {len(kinds)}")
     if labels.dtype.kind == "f" or len(kinds) > MAX_KINDS:
-        drawn = ax.scatter(points[:, 0], points[:, 1], c=labels, **style)
-        ax.figure.colorbar(drawn, ax=ax, label="label")
+        artist = ax.scatter(points[:, 0], points[:, 1], c=labels, **style)
+        ax.figure.colorbar(artist, ax=ax, label="label")
         return
     palette = colormaps["tab10" if len(kinds) <= 10 else "tab20"]
     ax.scatter(points[:, 0], points[:, 1], color=palette(kind), **style)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal or notebook, lines at intervals elsewhere."""
+"""Progress of long tasks: a bar in a terminal or notebook, lines at intervals elsewhere."""
 
 import shutil
 import sys
@@ -9,10 +9,10 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Progress", "check_progress", "progress_of", "show_always"]
+__all__ = ["Progress", "check_progress", "read_progress", "show_always"]
 
 _REDRAW = 0.1
-"""Seconds between two states of a bar."""
+"""Seconds between two updates of a bar."""
 _FIRST_BAR = 1.0
 """Seconds of work after which a library function shows a bar."""
 _FIRST_LINE = 2.0
@@ -26,7 +26,7 @@ _always: ContextVar[bool] = ContextVar("always", default=False)
 
 @contextmanager
 def show_always() -> Iterator[None]:
-    """Within, progress is also shown where there is no terminal, and bars from the start."""
+    """Shows progress without a terminal too, and bars from the start, within the context."""
     token = _always.set(True)
     try:
         yield
@@ -35,7 +35,7 @@ def show_always() -> Iterator[None]:
 
 
 def check_progress(progress: Any) -> None:
-    """Raises a ``ValueError`` unless progress is true, false or ``None``."""
+    """Raises a ``ValueError`` unless progress is a boolean or ``None``."""
     if progress is not None and not isinstance(progress, bool):
         raise ValueError(f"Expected progress to be True, False or None, got {progress!r}")
 
@@ -43,15 +43,15 @@ def check_progress(progress: Any) -> None:
 class Progress:
     """The progress of one stage of work, as a context manager.
 
-    Reporting costs a look at the clock, unless something is to be drawn.
+    A report only reads the clock, unless an update of the display is due.
 
     Arguments:
         stage: The name of the stage.
-        total: How many units there are.
+        total: The number of units.
         unit: The name of the units, in the plural.
-        show: Whether to show it; ``None``: in a terminal or notebook, and within
+        show: Whether to show it. Default: in a terminal or notebook, and within
             :func:`show_always` everywhere.
-        at_once: Whether a bar is shown from the start.
+        at_once: Whether to show a bar from the start.
     """
 
     def __init__(
@@ -91,26 +91,26 @@ class Progress:
             self._bar.close()
 
     def advance(self, amount: float = 1.0) -> None:
-        """Adds to the units that are done."""
+        """Adds to the number of completed units."""
         self.reach(self.done + amount)
 
     def reach(self, done: float, note: str | None = None) -> None:
-        """Sets how many units are done, and a note such as the current ELBO."""
+        """Sets the number of completed units, and a note such as the current ELBO."""
         self.done = done
         if note is not None:
             self.note = note
         self._show_if_due()
 
     def position(self) -> str:
-        """Returns how far the stage is, as in ``3 of 10 epochs of training``."""
-        # Parts of units add up to a little less than the units.
+        """Returns the position within the stage, as in ``3 of 10 epochs of training``."""
+        # Sums of fractions of units are rounded to slightly less than whole units.
         return f"{int(self.done + 1e-6)} of {self.total} {self.unit} of {self.stage}"
 
     def _show_if_due(self) -> None:
         now = time.monotonic()
         if now < self._next:
             return
-        # A full disk or a closed pipe does not end the work.
+        # A full disk or a closed pipe must not stop the work.
         with suppress(OSError):
             if self._in_bar:
                 self._draw()
@@ -128,7 +128,7 @@ class Progress:
                 unit=self.unit,
                 leave=False,
                 bar_format=_FORMAT,
-                # Some terminals, as those of containers, say that they have no columns.
+                # Some terminals, such as those of containers, report zero columns.
                 ncols=None if _in_notebook() else shutil.get_terminal_size().columns,
             )
             self._bar.start_t -= time.monotonic() - self._start
@@ -147,15 +147,15 @@ class Progress:
 
 
 def _line_interval(seconds: float) -> float:
-    """Returns the seconds to the next line: ten, later a twentieth of the time taken, up to 60."""
+    """Returns the seconds to the next line: 5 % of the elapsed time, but between 10 and 60."""
     return min(60.0, max(10.0, seconds / 20))
 
 
-def progress_of(error: BaseException | None) -> str | None:
-    """Returns how far the work was that an error, or one behind it, ended; ``None`` if unknown."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+def read_progress(error: BaseException | None) -> str | None:
+    """Returns the position of the work that an error or its cause stopped, ``None`` if unknown."""
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         if isinstance(text := getattr(error, "work_done", None), str):
             return text
         error = error.__cause__ or error.__context__

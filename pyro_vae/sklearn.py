@@ -1,4 +1,4 @@
-"""A VAE with the interface of scikit-learn: numpy in, numpy out."""
+"""A VAE with scikit-learn's interface and NumPy arrays."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from pyro_vae import evaluate, likelihoods, networks, posteriors, priors
 from pyro_vae.data import Rows, Scaling
 from pyro_vae.guard import guard_process_state
 from pyro_vae.networks import eval_mode
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.single import fit
 from pyro_vae.vae.build import Part
 from pyro_vae.vae.vae import VAE
@@ -29,29 +29,30 @@ _Array = NDArray[Any]
 
 
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    r"""The codes of a VAE as a transformer of scikit-learn's, for tables and for pictures.
+    r"""A VAE as a scikit-learn transformer, for tables and images.
 
-    ``transform`` gives the mean of q(z given x), ``inverse_transform`` the mean of p(x given z),
-    ``score_samples`` an estimate of log p(x) in nats, in the units of the data, and ``score`` its
-    mean over rows, by which a grid search may choose. Data are two-dimensional as everywhere in
-    scikit-learn, a picture one row. NaN marks a missing value, which is left out of the likelihood.
+    ``transform`` returns the mean of q(z given x), ``inverse_transform`` the mean of p(x given z),
+    and ``score_samples`` an estimate of log p(x) in nats, in the units of the data. ``score``
+    returns its mean over rows, as a criterion for a grid search. Data are two-dimensional as
+    everywhere in scikit-learn; an image is one row. NaN marks a missing value, which the likelihood
+    ignores.
 
-    It works in double precision and on the processor. All randomness comes from ``random_state``.
+    It computes in double precision on the CPU. All randomness comes from ``random_state``.
 
     Arguments:
-        latent_dim: The number of codes.
-        event_shape: The shape of one datum, such as ``(1, 8, 8)`` for pictures of 64 columns;
-            ``None`` stands for the number of columns.
-        standardize: Whether each column is brought to mean 0 and standard deviation 1 before.
-            Turn it off for a likelihood of data within bounds.
-        prior: As those that follow, a part as :class:`pyro_vae.VAE` takes it.
+        latent_dim: The number of latent dimensions.
+        event_shape: The shape of one datum, such as ``(1, 8, 8)`` for images of 64 columns.
+            Default: the number of columns.
+        standardize: Whether to scale each column to mean 0 and standard deviation 1 first. Pass
+            ``False`` for a likelihood of bounded data.
+        prior: The prior p(z); this and the next four are parts as in :class:`pyro_vae.VAE`.
         posterior: The family of q(z given x).
         likelihood: The family of p(x given z).
         encoder: The network from x.
         decoder: The network from z.
-        objective: As in :func:`pyro_vae.fit`, an instance such as ``objectives.IWAE(5)``, of which
-            each ``fit`` uses a copy; or a class or function that makes one. Default: the ELBO.
-        optimizer: Makes a PyTorch optimizer from parameters, as in :func:`pyro_vae.fit`.
+        objective: As in :func:`pyro_vae.fit`: an instance such as ``objectives.IWAE(5)``, which
+            each ``fit`` copies, or a class or function that returns one. Default: the ELBO.
+        optimizer: A function from parameters to a PyTorch optimizer, as in :func:`pyro_vae.fit`.
         epochs: The number of passes over the data.
         batch_size: The number of rows of a batch.
         num_particles: The number of samples for each row of ``score_samples``.
@@ -59,8 +60,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Attributes:
         vae_: The VAE.
-        scaling_: How the columns were standardized.
-        result_: What :func:`pyro_vae.fit` returned.
+        scaling_: The standardization of the columns.
+        result_: The result of :func:`pyro_vae.fit`.
         n_features_in_: The number of columns.
 
     Raises:
@@ -70,8 +71,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Example:
         >>> from sklearn.datasets import load_iris
         >>> x = load_iris().data
-        >>> codes = VAETransformer(2, epochs=5, random_state=0).fit_transform(x)
-        >>> codes.shape
+        >>> embedding = VAETransformer(2, epochs=5, random_state=0).fit_transform(x)
+        >>> embedding.shape
         (150, 2)
     """
 
@@ -93,7 +94,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         num_particles: int = 100,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
-        # Scikit-learn wants the arguments unchanged and unchecked until there are data.
+        # Scikit-learn requires that arguments are neither changed nor checked before ``fit``.
         self.latent_dim = latent_dim
         self.event_shape = event_shape
         self.standardize = standardize
@@ -110,7 +111,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.random_state = random_state
 
     def set_params(self, **params: Any) -> "VAETransformer":
-        """Sets arguments of the constructor; those of an objective are not reached by ``__``."""
+        """Sets arguments of the constructor; nested names with ``__`` are not supported."""
         nested = [name for name in params if "__" in name]
         if nested:
             raise ValueError(
@@ -129,16 +130,16 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_size("num_particles", self.num_particles, least=1)
         standardize = check_flag("standardize", self.standardize)
-        x = torch.tensor(self._checked(X, reset=True))
+        x = torch.tensor(self._validate(X, reset=True))
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.scaling_ = _standard(x) if standardize else _identity(x)
-        with own_randomness(x.device, self._seed):
-            self.vae_ = self._made(x.shape[1])
-        x, mask = self._rows(x)
+        self.scaling_ = _fit_scaling(x) if standardize else _identity_scaling(x)
+        with fork_and_seed_rng(x.device, self._seed):
+            self.vae_ = self._build_vae(x.shape[1])
+        x, mask = self._standardize(x)
         self.result_ = fit(
             self.vae_,
             Rows(x, mask),
-            objective=self._make_objective(),
+            objective=self._copy_objective(),
             optimizer=self.optimizer,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -149,7 +150,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     @guard_process_state
     def transform(self, X: _Array) -> _Array:
         """Returns the means of q(z given x), of shape ``(N, latent_dim)``."""
-        x, mask = self._given(X)
+        x, mask = self._prepare_rows(X)
         return evaluate.posterior_means(self.vae_, x, mask=mask).numpy()
 
     @guard_process_state
@@ -158,7 +159,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Returns the means of p(x given z), of shape ``(N, columns)``.
 
         Arguments:
-            X: Codes of shape ``(N, latent_dim)``.
+            X: Embeddings of shape ``(N, latent_dim)``.
         """
         check_is_fitted(self)
         z = torch.tensor(check_array(X, dtype=np.float64))
@@ -170,14 +171,16 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def score_samples(self, X: _Array) -> _Array:
         """Returns estimates of log p(x) by importance sampling, of shape ``(N,)``, in nats.
 
-        They are the same each time for the same rows in the same order.
+        They are deterministic for the same rows in the same order.
         """
-        x, mask = self._given(X)
-        with own_randomness(x.device, self._seed):
-            found = evaluate.log_evidence(self.vae_, x, self.num_particles, mask=mask)
-        unit = self.scaling_.scale.log().expand(len(x), -1)
-        seen = unit if mask is None else torch.where(mask.flatten(1), unit, 0.0)
-        return (found - seen.sum(1)).numpy()
+        x, mask = self._prepare_rows(X)
+        with fork_and_seed_rng(x.device, self._seed):
+            log_evidence = evaluate.log_evidence(self.vae_, x, self.num_particles, mask=mask)
+        # The log determinant of the standardization converts to the units of the data.
+        log_scale = self.scaling_.scale.log().expand(len(x), -1)
+        if mask is not None:
+            log_scale = torch.where(mask.flatten(1), log_scale, 0.0)
+        return (log_evidence - log_scale.sum(1)).numpy()
 
     def score(self, X: _Array, y: object = None) -> float:
         """Returns the mean of :meth:`score_samples`.
@@ -190,27 +193,25 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @property
     def _n_features_out(self) -> int:
-        """What scikit-learn names the codes by."""
+        """The number of output columns, which scikit-learn names after the class."""
         return self.latent_dim
 
     def __sklearn_tags__(self) -> Any:
-        """Tells scikit-learn that NaN may stand for a missing value."""
+        """Declares that NaN is allowed."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
 
-    def _checked(self, X: _Array, *, reset: bool) -> _Array:
-        """Returns data as scikit-learn checks them."""
+    def _validate(self, X: _Array, *, reset: bool) -> _Array:
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
         return validate_data(self, X, reset=reset, **options)
 
-    def _made(self, columns: int) -> VAE:
-        """Returns a VAE with new weights."""
-        given = columns if self.event_shape is None else self.event_shape
-        shape = tuple(check_shape("event_shape", given))
+    def _build_vae(self, columns: int) -> VAE:
+        event_shape = columns if self.event_shape is None else self.event_shape
+        shape = tuple(check_shape("event_shape", event_shape))
         if math.prod(shape) != columns:
             raise ValueError(
-                f"Expected X to have {math.prod(shape)} columns, as event_shape={shape} says, got "
+                f"Expected X to have {math.prod(shape)} columns for event_shape={shape}, got "
                 f"{columns}"
             )
         return VAE(
@@ -223,32 +224,31 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             decoder=self.decoder,
         ).double()
 
-    def _make_objective(self) -> Any:
-        """Returns an objective that no other ``fit`` changes."""
+    def _copy_objective(self) -> Any:
+        """Returns an objective that other calls of ``fit`` do not change."""
         if hasattr(self.objective, "differentiable_loss") and not isinstance(self.objective, type):
             return copy.deepcopy(self.objective)
         return self.objective() if callable(self.objective) else self.objective
 
-    def _given(self, X: _Array) -> tuple[Tensor, Tensor | None]:
-        """Returns rows and mask for data that come after the fit."""
+    def _prepare_rows(self, X: _Array) -> tuple[Tensor, Tensor | None]:
         check_is_fitted(self)
-        return self._rows(torch.tensor(self._checked(X, reset=False)))
+        return self._standardize(torch.tensor(self._validate(X, reset=False)))
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _standardize(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns standardized rows of the event shape, and a mask if values are missing."""
         scaled = (x - self.scaling_.loc) / self.scaling_.scale
         rows = scaled.reshape(-1, *self.vae_.event_shape)
-        seen = ~rows.isnan()
-        return rows, None if bool(seen.all()) else seen
+        mask = ~rows.isnan()
+        return rows, None if bool(mask.all()) else mask
 
 
-def _standard(x: Tensor) -> Scaling:
-    """Returns what brings each column to mean 0 and standard deviation 1, constant ones to 0."""
-    seen = ~x.isnan()
-    count = seen.sum(0).clamp(min=1)
-    loc = torch.where(seen, x, 0.0).sum(0) / count
-    scale = (torch.where(seen, (x - loc) ** 2, 0.0).sum(0) / count).sqrt()
-    # The mean of equal numbers differs from them in the last bits.
+def _fit_scaling(x: Tensor) -> Scaling:
+    """Returns the scaling to mean 0 and standard deviation 1; constant columns become 0."""
+    mask = ~x.isnan()
+    count = mask.sum(0).clamp(min=1)
+    loc = torch.where(mask, x, 0.0).sum(0) / count
+    scale = (torch.where(mask, (x - loc) ** 2, 0.0).sum(0) / count).sqrt()
+    # The mean of equal numbers may differ from them in the last bits.
     constant = scale <= 1e-12 * loc.abs()
     if not bool(scale.isfinite().all()):
         columns = (~scale.isfinite()).nonzero().flatten().tolist()
@@ -259,6 +259,5 @@ def _standard(x: Tensor) -> Scaling:
     return Scaling(loc, torch.where(constant, 1.0, scale))
 
 
-def _identity(x: Tensor) -> Scaling:
-    """Returns what leaves each column as it is."""
+def _identity_scaling(x: Tensor) -> Scaling:
     return Scaling(torch.zeros_like(x[0]), torch.ones_like(x[0]))

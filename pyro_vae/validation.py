@@ -1,6 +1,6 @@
-"""Checks of arguments: a ``ValueError`` names the argument, the value and the expectation.
+"""Argument checks, whose ``ValueError`` contains the name, the value and the expectation.
 
-NumPy's integers, floats and booleans count as Python's; each check returns a plain Python value.
+NumPy integers, floats and booleans are accepted; each check returns a plain Python value.
 """
 
 import math
@@ -28,17 +28,17 @@ __all__ = [
     "check_sizes",
     "check_tensor",
     "describe_value",
-    "plain",
+    "to_plain_python",
 ]
 
 _INFINITY = float("inf")
 
-_LONGEST = 100
-"""The number of characters of a value that an error message shows."""
+_MAX_CHARACTERS = 100
+"""The maximum length of a value in an error message."""
 
 
 def describe_value(value: Any) -> str:
-    """Returns a value as one short line: arrays, tensors and tables by their type and shape."""
+    """Describes a value in one short line: arrays, tensors and tables by their type and shape."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if getattr(value, "ndim", 0) and hasattr(value, "shape"):
@@ -46,17 +46,17 @@ def describe_value(value: Any) -> str:
     if isinstance(value, (nn.Module, torch.optim.Optimizer)):
         return f"an instance of {type(value).__name__}"
     text = " ".join(repr(value).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
-def plain(value: Any) -> Any:
-    """Returns a value with Python's numbers in place of NumPy's, also within containers."""
+def to_plain_python(value: Any) -> Any:
+    """Converts NumPy scalars to Python numbers, also within containers."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (list, tuple, set):
-        return type(value)(map(plain, value))
+        return type(value)(map(to_plain_python, value))
     if type(value) is dict:
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain_python(item) for key, item in value.items()}
     return value
 
 
@@ -70,7 +70,7 @@ def check_size(name: str, value: Any, *, least: int) -> int:
 
 
 def check_sizes(name: str, values: Any) -> tuple[int, ...]:
-    """Returns positive integers, any number of them, or raises a ``ValueError``."""
+    """Returns a tuple of positive integers, or raises a ``ValueError``."""
     if not _are_sizes(values):
         raise ValueError(
             f"Expected {name} to be a list of positive integers, got {describe_value(values)}"
@@ -100,27 +100,27 @@ def check_scalar(
     Arguments:
         name: The name of the argument.
         value: Its value.
-        least: The least number allowed.
-        most: The largest number allowed.
-        above: A number that the value has to exceed, or ``None``.
+        least: The smallest allowed number.
+        most: The largest allowed number.
+        above: An exclusive lower bound, or ``None``.
         infinite: Whether infinity is allowed.
     """
     if isinstance(value, Tensor) and value.dim():
         raise ValueError(f"Expected {name} to be a scalar, got shape {tuple(value.shape)}")
     real = isinstance(value, Tensor) and not value.is_complex()
     real = real or (isinstance(value, Real) and not isinstance(value, bool))
-    number = _as_float(value) if real else math.nan
+    number = _to_float(value) if real else math.nan
     within = least <= number <= most and (above is None or number > above)
     if within and (infinite or math.isfinite(number)):
         return value if isinstance(value, Tensor) else number
-    wanted = "finite" if within else _range(least, most, above)
-    raise ValueError(f"Expected {name} to be {wanted}, got {describe_value(value)}")
+    expected = "finite" if within else _describe_range(least, most, above)
+    raise ValueError(f"Expected {name} to be {expected}, got {describe_value(value)}")
 
 
 def check_number(name: str, value: Any, **limits: Any) -> float:
-    """Returns a number as a float, or raises a ``ValueError``; limits as of :func:`check_scalar`.
+    """Returns a number as a float, or raises a ``ValueError``; tensors are refused.
 
-    A tensor is not a number.
+    The limits are those of :func:`check_scalar`.
     """
     if isinstance(value, Tensor):
         raise ValueError(f"Expected {name} to be a number, got {describe_value(value)}")
@@ -147,26 +147,26 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """Returns a choice, or raises a ``ValueError`` for any other value."""
-    value = plain(value)
+    """Returns a value that is one of the choices, or raises a ``ValueError``."""
+    value = to_plain_python(value)
     if not any(value is c or (isinstance(c, str) and _is_text(value, c)) for c in choices):
-        listed = ", ".join(map(repr, choices[:-1]))
+        alternatives = ", ".join(map(repr, choices[:-1]))
         raise ValueError(
-            f"Expected {name} to be {listed} or {choices[-1]!r}, got {describe_value(value)}"
+            f"Expected {name} to be {alternatives} or {choices[-1]!r}, got {describe_value(value)}"
         )
     return value
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """Returns a tensor, or raises a ``ValueError`` that says how to make one."""
+    """Returns a tensor, or raises a ``ValueError`` that suggests a conversion."""
     if isinstance(value, Tensor):
         return value
-    cure = ""
+    remedy = ""
     if isinstance(value, (np.ndarray, list)):
-        cure = f": convert it, torch.as_tensor({name}, dtype=torch.float32)"
+        remedy = f": convert it, torch.as_tensor({name}, dtype=torch.float32)"
     elif hasattr(value, "to_numpy"):
-        cure = f": convert it, torch.tensor({name}.to_numpy(), dtype=torch.float32)"
-    raise ValueError(f"Expected {name} to be a torch.Tensor, got {type(value).__name__}{cure}")
+        remedy = f": convert it, torch.tensor({name}.to_numpy(), dtype=torch.float32)"
+    raise ValueError(f"Expected {name} to be a torch.Tensor, got {type(value).__name__}{remedy}")
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -177,24 +177,25 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_device(device: Any) -> torch.device:
-    """Returns a device of this machine, or raises a ``ValueError`` that says why it is not one."""
+    """Returns a device of this machine, or raises a ``ValueError`` with PyTorch's reason."""
     try:
-        found = torch.device(device)
-        # The meta device has no values.
-        torch.zeros(1, device=found).item()
+        checked_device = torch.device(device)
+        # Reading a value back fails on the meta device.
+        torch.zeros(1, device=checked_device).item()
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        why = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
         raise ValueError(
-            f"Expected device to be one of this machine, such as cpu or cuda, got {device!r}: {why}"
+            f"Expected device to be one of this machine, such as cpu or cuda, got {device!r}: "
+            f"{reason}"
         ) from None
-    return found
+    return checked_device
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _as_float(value: Any) -> float:
+def _to_float(value: Any) -> float:
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
     except OverflowError:
@@ -202,17 +203,16 @@ def _as_float(value: Any) -> float:
 
 
 def _are_sizes(values: Any) -> bool:
-    vector = isinstance(values, np.ndarray) and values.ndim == 1
-    plain_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
-    return (vector or plain_list) and all(_is_integer(n) and n > 0 for n in values)
+    is_vector = isinstance(values, np.ndarray) and values.ndim == 1
+    is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    return (is_vector or is_list) and all(_is_integer(n) and n > 0 for n in values)
 
 
 def _is_text(value: Any, choice: str) -> bool:
     return isinstance(value, str) and value == choice
 
 
-def _range(least: float, most: float, above: float | None) -> str:
-    """Returns a range of numbers in words."""
+def _describe_range(least: float, most: float, above: float | None) -> str:
     if above is not None:
         if most < _INFINITY:
             return f"within ({above:g}, {most:g}]"

@@ -346,5 +346,5 @@ def test_what_it_refuses():
     observed = poutine.condition(model, {"vae.z": torch.zeros(ROWS, K)})
     with pytest.raises(ValueError, match=r"a latent site 'vae\.z'"):
         AutoVAEGuide(observed, vae)(X, Y)
-    with pytest.raises(ValueError, match=r"some of \['x', 'covariates', 'mask'\], got also \['y"):
+    with pytest.raises(ValueError, match=r"only \['x', 'covariates', 'mask'\], got also \['y"):
         AutoVAEGuide(model, vae, inputs=lambda x, y: {"x": x, "y": y})(X, Y)

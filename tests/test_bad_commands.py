@@ -17,8 +17,8 @@ from pyro_vae.run.experiment import run
 MAINS = {
     "pyro-vae": ("pyro_vae.cli.train", "main"),
     "pyro-vae-compare": ("pyro_vae.cli.compare", "main"),
-    "pyro-vae-embed": ("pyro_vae.cli.reuse", "embed"),
-    "pyro-vae-evaluate": ("pyro_vae.cli.reuse", "evaluate"),
+    "pyro-vae-embed": ("pyro_vae.cli.reuse", "run_embed"),
+    "pyro-vae-evaluate": ("pyro_vae.cli.reuse", "run_evaluate"),
 }
 QUICK = [
     "data=moons", "data.n=60", "vae/likelihood=normal", "vae.latent_dim=1", "train.epochs=1",
@@ -155,7 +155,7 @@ pyro-vae resume=maybe | Expected resume to be true or false, got 'maybe'
 pyro-vae 'seed=${seed}' | Recursive interpolation detected
 pyro-vae vae.prior._target_=os.system | Target 'os.system' is blocklisted
 pyro-vae-evaluate run=folder | which has no config.yaml
-pyro-vae-evaluate run=nometrics | finish it by its own command with out=nometrics resume=true
+pyro-vae-evaluate run=nometrics | run its command again with out=nometrics resume=true
 pyro-vae-evaluate run=badyaml | Expected 'badyaml/config.yaml' to hold yaml of plain values
 pyro-vae-evaluate run=done part=tests | Expected part to be 'train', 'valid', 'test' or
 pyro-vae-evaluate run=done data=digits | Expected data of shape (2,), that of run 'done'
@@ -172,7 +172,7 @@ def table(text):
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("bad")
     with contextlib.redirect_stdout(io.StringIO()):
-        run(config.compose([*QUICK, f"out={config.quote(str(place / 'done'))}"]))
+        run(config.compose([*QUICK, f"out={config.quote_value(str(place / 'done'))}"]))
     (place / "words.csv").write_text("a,b,c d\n1,x,2\n3,y,4\n5,z,5\n")
     (place / "empty.csv").write_text("")
     (place / "binary.csv").write_bytes(bytes(range(256)))
@@ -281,7 +281,8 @@ def test_a_process_says_the_same(program, tmp_path):
      "null", "True", "12", "1e3", "größe", "sepal length (cm)", "a,b", "", "${x}", "#", "a:b", "~"],
 )  # fmt: skip
 def test_a_quoted_value_is_read_as_it_is(value):
-    words = shlex.split(f"{config.override('study', value)} {config.override('out', [value, 'b'])}")
+    overrides = (("study", value), ("out", [value, "b"]))
+    words = shlex.split(" ".join(config.format_override(*override) for override in overrides))
     cfg = config.compose(words)
     assert cfg.study == value
     assert list(cfg.out) == [value, "b"]

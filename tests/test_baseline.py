@@ -41,7 +41,7 @@ def test_one_component_without_smoothing_is_the_maximum_likelihood_fit(likelihoo
     else:
         # The best continuous Bernoulli has the mean of the data: no other logit does better.
         def score(shift):
-            fit = baseline.continuous_bernoulli(torch.ones(400, 1).double(), flat, 1e-9, 20.0)
+            fit = baseline.fit_continuous_bernoulli(torch.ones(400, 1).double(), flat, 1e-9, 20.0)
             fit.logits = fit.logits + shift
             return fit.log_prob(flat).sum(1).mean().item()
 

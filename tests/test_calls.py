@@ -261,7 +261,7 @@ def test_two_calls_alike_are_refused_with_what_to_do(plate, side):
                 getattr(vae, side)(X[0], suffix=suffix)
 
     for twice in ((None, None), (1, 1), (1, "1")):
-        with pytest.raises(ValueError, match=r"told apart by suffix=.*vae"):
+        with pytest.raises(ValueError, match=r"different values of suffix=.*vae"):
             poutine.trace(run).get_trace(*twice)
     run(None, None)
 

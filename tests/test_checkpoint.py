@@ -82,7 +82,7 @@ def rewritten(path, change):
         header = json.loads(file.metadata()["pyro_vae"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(header["recipe"])
-    path.write_bytes(serialization._packed(header["recipe"], weights))
+    path.write_bytes(serialization._pack(header["recipe"], weights))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ METRICS = {
     ],
 )
 def test_a_warning_is_one_of_a_collapse_alone(active, rate, said):
-    found = content.warnings(METRICS | {"active_units": active, "rate": rate})
+    found = content.find_warnings(METRICS | {"active_units": active, "rate": rate})
     assert [text.startswith("Posterior collapse") for text in found] == [True] * said
     assert is_collapsed(active, rate) is said
 
@@ -54,11 +54,11 @@ def test_the_picture_counts_the_dimensions_that_the_metrics_count():
     mask[:50] = False
     kl = evaluate.kl_per_dimension(vae, x).tolist()
     assert min(kl) > 0.1
-    active = figures.active_units(vae, x, mask)
+    active = figures.find_active_units(vae, x, mask)
     assert active.tolist() == evaluate.active_units(vae, x[50:]).tolist() == [False, False, True]
-    legend = figures.rates(kl, active).figure.axes[0].get_legend()
+    legend = figures.draw_rates(kl, active).figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [
         "active: 1 of 3",
         "not active: 2 of 3",
     ]
-    assert figures.active_units(vae, x[:1], None) is None
+    assert figures.find_active_units(vae, x[:1], None) is None

@@ -25,11 +25,11 @@ import pyro_vae.compare
 from pyro_vae.cli.compare import main
 from pyro_vae.compare import runs as found_runs
 from pyro_vae.compare.comparison import compare
-from pyro_vae.compare.configurations import Mean, mean, over_seeds
-from pyro_vae.compare.csv_table import table
+from pyro_vae.compare.configurations import Mean, mean_with_error, over_seeds
+from pyro_vae.compare.csv_table import build_csv
 from pyro_vae.compare.differences import verdict
-from pyro_vae.compare.factors import factors, short
-from pyro_vae.compare.markdown import escaped, markdown
+from pyro_vae.compare.factors import find_factors, shorten_paths
+from pyro_vae.compare.markdown import build_markdown, escape_markdown
 
 ASSETS = Path(pyro_vae.compare.__file__).parent / "assets"
 ATTACK = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
@@ -39,10 +39,10 @@ PRIOR = "vae.prior._target_"
 def levels(*settings):
     """Returns the factors of runs with these settings, by name."""
     runs = [
-        found_runs.Run(Path(str(place)), str(place), "finished", configuration(one))
+        found_runs.RunRecord(Path(str(place)), str(place), "finished", configuration(one))
         for place, one in enumerate(settings)
     ]
-    return {factor.name: factor.levels for factor in factors(runs)}
+    return {factor.name: factor.levels for factor in find_factors(runs)}
 
 
 def figures(value):
@@ -63,12 +63,14 @@ def test_runs_are_found_at_any_depth_and_each_once(tmp_path):
     (tmp_path / "other" / "config.yaml").write_text("model: {}\n")
     (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    names = [run.name for run in found_runs.find([tmp_path, tmp_path / "b", tmp_path / "link"])]
+    names = [
+        run.name for run in found_runs.find_runs([tmp_path, tmp_path / "b", tmp_path / "link"])
+    ]
     assert names == ["a/0", "a/deep/1", "b"]
 
 
 def test_a_folder_that_is_a_run_works(tmp_path):
-    (run,) = found_runs.find([write(tmp_path / "mine")])
+    (run,) = found_runs.find_runs([write(tmp_path / "mine")])
     assert (run.name, run.state, run.metrics["elbo"]) == ("mine", "finished", -18.5)
 
 
@@ -86,7 +88,7 @@ def test_states_of_an_unfinished_sweep(tmp_path):
     write(tmp_path / "2", state="cut off")
     write(tmp_path / "3", state="cut off")
     with FileLock(tmp_path / "3" / ".lock"):
-        runs = found_runs.find([tmp_path])
+        runs = found_runs.find_runs([tmp_path])
     assert [run.state for run in runs] == ["finished", "failed", "cut off", "running"]
     assert runs[1].failure.reason == "out of luck"
 
@@ -107,7 +109,7 @@ def test_a_damaged_file_is_a_problem_of_its_run_alone(tmp_path, file, content):
     found = compare([tmp_path])
     states = {run.name: run.state for run in found.runs}
     assert states == {"good": "finished", "bad": "unreadable"}
-    assert file in markdown(found)
+    assert file in build_markdown(found)
     assert main([str(tmp_path)]) == 0
 
 
@@ -115,7 +117,7 @@ def test_metrics_that_are_no_numbers_are_unknown(tmp_path):
     write(tmp_path / "0", {}, {"log_evidence": None})
     found = compare([tmp_path])
     assert found.headline() == "No run has a log evidence yet, so that there is nothing to rank."
-    assert "1 run ended with a figure that is not finite" in " ".join(found.cautions)
+    assert "1 run ended with a figure that is not finite" in " ".join(found.caveats)
     assert main([str(tmp_path)]) == 0
 
 
@@ -139,7 +141,7 @@ DAMAGED = {
     "a word": ("metrics.json", edited(elbo="high"), "elbo .* a number .* got 'high'"),
     "a truth": ("metrics.json", edited(seconds=True), "seconds .* a number .* got True"),
     "a huge number": ("metrics.json", edited(rate=1e300), "rate .* a number of a size up to 1e100"),
-    "not finite": ("metrics.json", edited(elbo=math.inf), "Infinity, which is no JSON"),
+    "not finite": ("metrics.json", edited(elbo=math.inf), "Infinity, which is not JSON"),
     "1e400": ("metrics.json", edited().replace("-18.0", "1e400"), "1e400, too large"),
     "a huge integer": (
         "metrics.json",
@@ -204,7 +206,7 @@ def test_a_hostile_file_is_reported_and_the_others_are_compared(tmp_path, capsys
     page = read_page(tmp_path)
     assert problem in capsys.readouterr().out
     assert any(problem in words for words in page.words)
-    assert escaped(problem) in (tmp_path / "comparison.md").read_text()
+    assert escape_markdown(problem) in (tmp_path / "comparison.md").read_text()
 
 
 def test_settings_of_odd_kinds_are_levels(tmp_path):
@@ -305,7 +307,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    states = {run.name: run.problem for run in found_runs.find([tmp_path])}
+    states = {run.name: run.problem for run in found_runs.find_runs([tmp_path])}
     assert states["good"] == ""
     assert states["closed"].endswith("cannot be listed: Permission denied")
 
@@ -317,7 +319,7 @@ def test_many_files_and_folders_that_are_no_runs(tmp_path):
     for index in range(300):
         (tmp_path / "x" / str(index)).mkdir(parents=True)
         (tmp_path / "x" / str(index) / "config.yaml").write_text("model: {a: &b 1}")
-    assert [run.name for run in found_runs.find([tmp_path])] == ["0"]
+    assert [run.name for run in found_runs.find_runs([tmp_path])] == ["0"]
 
 
 def test_names_that_would_control_a_terminal_are_shown(tmp_path, capsys):
@@ -381,7 +383,7 @@ def test_an_argument_of_some_levels_is_a_factor_if_it_varies_within_one():
 def test_names_are_long_where_short_ones_are_ambiguous():
     known = levels({}, {"vae.encoder.hidden": [8], "data.seed": 1, "objective.beta": 2.0})
     assert set(known) == {"encoder.hidden", "data.seed", "beta"}
-    assert short(["a.b", "b"]) == {"a.b": "a.b", "b": "b"}
+    assert shorten_paths(["a.b", "b"]) == {"a.b": "a.b", "b": "b"}
 
 
 def test_numbers_of_one_value_are_one_level():
@@ -407,15 +409,17 @@ def test_a_schedule_or_none_is_one_factor():
 
 def test_the_mean_and_its_error_by_hand():
     # Deviations are -1, 0 and 1: the sample variance is 1, and the error is 1 / sqrt(3).
-    assert mean([1.0, 2.0, 3.0]) == Mean(2.0, pytest.approx(1 / math.sqrt(3)), 3)
-    assert mean([4.0]) == Mean(4.0, None, 1)
+    assert mean_with_error([1.0, 2.0, 3.0]) == Mean(2.0, pytest.approx(1 / math.sqrt(3)), 3)
+    assert mean_with_error([4.0]) == Mean(4.0, None, 1)
 
 
 def test_the_error_is_that_of_the_library():
     draw = Random(1)
     values = [draw.gauss(-17, 2) for _ in range(30)]
     error = statistics.stdev(values) / math.sqrt(30)
-    assert mean(values) == Mean(pytest.approx(statistics.fmean(values)), pytest.approx(error), 30)
+    assert mean_with_error(values) == Mean(
+        pytest.approx(statistics.fmean(values)), pytest.approx(error), 30
+    )
 
 
 def test_runs_of_one_seed_count_once():
@@ -462,7 +466,7 @@ def test_the_best_of_each_level(tmp_path):
     write(tmp_path / "3", vamp | {"vae.latent_dim": 4}, figures(-19))
     found = compare([tmp_path])
     (group,) = found.groups
-    assert [(name, lv, found.described(c, group)) for name, lv, c in group.best_by_level] == [
+    assert [(name, lv, found.describe(c, group)) for name, lv, c in group.best_by_level] == [
         ("latent_dim", "2", "latent_dim=2, prior=Vamp"),
         ("latent_dim", "4", "latent_dim=4, prior=Normal"),
         ("prior", "Normal", "latent_dim=4, prior=Normal"),
@@ -568,7 +572,7 @@ def test_the_verdict_is_that_of_the_t_distribution():
 
 def test_of_differences_of_nothing_few_are_clear():
     draw = Random(3)
-    found = [mean([draw.gauss(0, 1) for _ in range(4)]) for _ in range(2000)]
+    found = [mean_with_error([draw.gauss(0, 1) for _ in range(4)]) for _ in range(2000)]
     share = Counter(verdict(one, 1) for one in found)["clear"] / len(found)
     # 5 %, within four standard errors of a share of 2000.
     assert abs(share - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 2000)
@@ -598,7 +602,7 @@ def test_what_does_not_compare_is_not_compared(tmp_path, settings, metrics):
     (difference,) = [one for group in found.groups for one in group.differences]
     assert difference.means["log_evidence"].value == 1
     assert found.groups[0].title != found.groups[1].title
-    assert "2 ways that do not compare" in found.cautions[0]
+    assert "2 ways that do not compare" in found.caveats[0]
     assert found.headline().startswith("The best configuration depends on what is compared")
 
 
@@ -625,21 +629,21 @@ def test_likelihoods_of_one_measure_compare(tmp_path):
 )
 def test_what_makes_figures_doubtful_is_said(tmp_path, metrics, said):
     write(tmp_path / "0", {"seed": 0})
-    assert compare([tmp_path]).cautions == ()
+    assert compare([tmp_path]).caveats == ()
     write(tmp_path / "1", {"seed": 1}, metrics)
-    assert said in " ".join(compare([tmp_path]).cautions)
+    assert said in " ".join(compare([tmp_path]).caveats)
 
 
 def test_dimensions_that_are_not_needed_are_no_fault(tmp_path):
     write(tmp_path / "0", {"seed": 0})
     write(tmp_path / "1", {"seed": 1}, {"active_units": 1, "latent_dim": 10})
-    assert compare([tmp_path]).cautions == ()
+    assert compare([tmp_path]).caveats == ()
 
 
 def test_one_seed_is_said(tmp_path):
     write(tmp_path / "0")
     write(tmp_path / "1", {"vae.latent_dim": 4})
-    assert "one seed" in compare([tmp_path]).cautions[0]
+    assert "one seed" in compare([tmp_path]).caveats[0]
 
 
 # ------------------------------------------------------------------------------- what is written
@@ -665,7 +669,7 @@ def test_the_csv_has_a_row_a_run_and_no_name_twice(tmp_path):
     write(tmp_path / "s" / "0", {}, {"objective": -20.5, "log_evidence": None})
     settings = {"vae.latent_dim": 4, "objective._target_": "pyro_vae.objectives.IWAE", "seed": 1}
     write(tmp_path / "s" / "1", settings, state="cut off")
-    head, *rows = csv.reader(table(compare([tmp_path / "s"]), tmp_path).splitlines())
+    head, *rows = csv.reader(build_csv(compare([tmp_path / "s"]), tmp_path).splitlines())
     assert len(set(head)) == len(head)
     first, second = (dict(zip(head, row, strict=True)) for row in rows)
     assert (first["run"], first["state"], first["objective"]) == ("s/0", "finished", "ELBO")
@@ -680,7 +684,7 @@ def test_the_csv_holds_no_formula(tmp_path):
     names = ["=1+1", "+1+1", "-1+1", "@a", "\t=a", "x\r=b", "'=c", "-1.5", "a=1"]
     for place, name in enumerate(names):
         write(tmp_path / name, {"vae.latent_dim": name, f"vae.{name}": place}, {name: name})
-    text = table(compare([tmp_path]), tmp_path)
+    text = build_csv(compare([tmp_path]), tmp_path)
     head, *rows = csv.reader(io.StringIO(text, newline=""))
     cells = [cell for row in (head, *rows) for cell in row]
     risky = [c for c in cells if c[:1] in set("=+-@\t\r\n")]
@@ -721,9 +725,9 @@ def test_a_name_that_is_no_unicode_is_linked(tmp_path):
 
 
 def test_markdown_shows_text_as_it_is():
-    assert escaped("a|b_c<d>\n") == "a\\|b\\_c\\<d\\> "
-    assert escaped("&lt;\r\n# x") == "\\&lt; \\# x"
-    assert escaped("\u2028~$") == " \\~\\$"
+    assert escape_markdown("a|b_c<d>\n") == "a\\|b\\_c\\<d\\> "
+    assert escape_markdown("&lt;\r\n# x") == "\\&lt; \\# x"
+    assert escape_markdown("\u2028~$") == " \\~\\$"
 
 
 class Page(HTMLParser):
@@ -794,10 +798,10 @@ def test_hostile_text_stays_text(tmp_path):
 def test_five_hundred_runs(tmp_path):
     big(tmp_path)
     found = compare([tmp_path])
-    assert found.states() == "500 runs: 485 finished, 9 failed, 6 cut off"
+    assert found.count_states() == "500 runs: 485 finished, 9 failed, 6 cut off"
     assert len(found.groups) == 2
-    assert markdown(found).count("**0") == 9
-    assert len(table(found, tmp_path).splitlines()) == 501
+    assert build_markdown(found).count("**0") == 9
+    assert len(build_csv(found, tmp_path).splitlines()) == 501
 
 
 def test_the_command_needs_no_pytorch(tmp_path):

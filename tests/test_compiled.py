@@ -80,7 +80,7 @@ def move(vae, seed):
 @pytest.fixture
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
+    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
 
 
 @pytest.fixture(scope="module")
@@ -125,25 +125,27 @@ def test_float32_and_fresh_noise_and_a_beta_that_moves(mlp):
     for seed, beta in enumerate([1.0, 0.0, 3.0]):
         objective.beta.fill_(beta)
         assert_like_eager(made_step, vae, objective, batch(), 1e-4, seed=seed)
-    assert len(made_step._known) == 1
+    assert len(made_step._cache) == 1
     losses = {float(made_step(batch())) for _ in range(5)}
     assert len(losses) == 5
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 def test_products_by_onednn_are_products(monkeypatch):
-    monkeypatch.setattr(matmul, "LARGE", 0)
+    monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 0)
     vae, objective = made(), objectives.ELBO()
     made_step = pyro_vae.compile(objective, vae.model, vae.guide, products="onednn", strict=True)
     assert_like_eager(made_step, vae, objective, batch(), 1e-4, seed=1)
     assert made_step.engine == "compiled-onednn"
     left, right = torch.randn(7, 3), torch.randn(5, 3)
-    torch.testing.assert_close(matmul.by_onednn()(left, right), left @ right.T)
-    captured = graph.capture(lambda a, b: (torch.addmm(a[0], a, b), a @ b.T), [left[:3], right[:3]])
-    assert len(matmul.eligible(captured.graph)) == 2
-    assert matmul.choose_products(captured.graph) in ("mkl", "onednn")
-    monkeypatch.setattr(matmul, "LARGE", 3 * 3 * 5 + 1)
-    assert not matmul.eligible(captured.graph)
+    torch.testing.assert_close(matmul.get_onednn_matmul()(left, right), left @ right.T)
+    captured = graph.capture_graph(
+        lambda a, b: (torch.addmm(a[0], a, b), a @ b.T), [left[:3], right[:3]]
+    )
+    assert len(matmul.find_eligible_matmuls(captured.graph)) == 2
+    assert matmul.choose_matmul_library(captured.graph) in ("mkl", "onednn")
+    monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 3 * 3 * 5 + 1)
+    assert not matmul.find_eligible_matmuls(captured.graph)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -186,7 +188,7 @@ def test_one_graph_for_each_kind_of_call(as_graph):
         torch.manual_seed(5)
         eager = objective.differentiable_loss(vae.model, vae.guide, x, **kwargs)
         torch.testing.assert_close(loss, eager.detach())
-        return len(made_step._known)
+        return len(made_step._cache)
 
     assert graphs() == 1
     assert graphs(batch(seed=9)) == 1
@@ -211,7 +213,7 @@ def test_one_graph_for_each_kind_of_call(as_graph):
 
 
 def test_a_number_that_changes_with_each_call_ends_in_the_eager_step(as_graph, monkeypatch):
-    monkeypatch.setattr(step, "LIMIT", 3)
+    monkeypatch.setattr(step, "MAX_GRAPHS", 3)
     vae, objective = made(), objectives.ELBO()
     made_step = pyro_vae.compile(objective, vae.model, vae.guide)
 
@@ -266,7 +268,7 @@ class Counts(objectives.ELBO):
         ({"encoder": partial(Forks, hidden=[5])}, objectives.ELBO(), "depends on the values"),
         ({"encoder": partial(Picks, hidden=[5])}, objectives.ELBO(), "depends on the values"),
         ({}, Reads(beta=torch.tensor(2.0)), "depends on the values"),
-        ({}, Counts(), "anew with each call"),
+        ({}, Counts(), "replaces a number or a tensor"),
     ],
     ids=["fork", "pick", "read", "count"],
 )
@@ -305,7 +307,7 @@ def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
     def wrong(captured, inputs, *_):
         return lambda *tensors: [value * 1.001 for value in captured.graph(*tensors)]
 
-    monkeypatch.setattr(graph_builder, "to_machine_code", wrong)
+    monkeypatch.setattr(graph_builder, "compile_graph", wrong)
     vae = made()
     with pytest.warns(UserWarning, match="the loss differs from the eager step's"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
@@ -320,7 +322,7 @@ def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(graph_builder, "to_machine_code", forgets)
+    monkeypatch.setattr(graph_builder, "compile_graph", forgets)
     vae = made(**BATCH_NORM)
     with pytest.warns(UserWarning, match="the state of modules differs"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
@@ -471,7 +473,7 @@ def compare_other(name, tolerance):
         assert_close(ours, {str(i): p.grad for i, p in enumerate(made_step.parameters)}, tolerance)
         optimizer.step()
     assert made_step.engine.startswith("compiled")
-    assert len(made_step._known) == 1
+    assert len(made_step._cache) == 1
     return made_step
 
 
@@ -513,7 +515,7 @@ def test_modules_within_functions_are_met(as_graph):
     first.eval()
     made_step(x, y)
     assert (first.num_batches_tracked, second.num_batches_tracked) == (1, 2)
-    assert len(made_step._known) == 2
+    assert len(made_step._cache) == 2
 
 
 def test_gradients_are_set_in_tensors_of_their_own(as_graph):
@@ -607,7 +609,7 @@ def trained(digits, **changes):
         "objective": objectives.ELBO(),
         "batch_size": 100,
         "clip_norm": 5.0,
-        "schedules": {"beta": objectives.Linear(0.0, 1.0, steps=step.LIMIT + 4)},
+        "schedules": {"beta": objectives.Linear(0.0, 1.0, steps=step.MAX_GRAPHS + 4)},
         "checkpoint_seconds": 0.0,
     } | changes
     return vae, fit(vae, digits.train, **settings)

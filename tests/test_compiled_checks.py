@@ -13,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 import pyro_vae
 from pyro_vae import VAE, objectives
 from pyro_vae.compiled import graph_builder
-from pyro_vae.compiled.reasons import reason_of
+from pyro_vae.compiled.reasons import describe_capture_failure
 
 GOOD = torch.tensor([0.0, 1.0, 1.0, 0.0])
 OUTSIDE = torch.tensor([0.0, 255.0, 1.0, 0.0])
@@ -23,7 +23,7 @@ NAN = torch.tensor([0.0, torch.nan, 1.0, 0.0])
 @pytest.fixture
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
+    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
 
 
 class Coins(torch.nn.Module):
@@ -346,7 +346,7 @@ def test_a_failed_call_is_as_if_the_eager_step_alone_had_failed(as_graph):
                     made_step(x)
                     assert made_step.engine == "compiled"
                 else:
-                    made_step.make_eagerly((x,), {})
+                    made_step.run_eagerly((x,), {})
             noise = torch.rand(1)
         states = [objective.state_dict(), net.state_dict()]
         return noise, {k: v for state in states for k, v in state.items()}
@@ -377,14 +377,14 @@ def test_a_loss_of_nan_is_repeated_with_the_same_noise(as_graph, optimizer):
             warnings.simplefilter("ignore")
             for value in (1.0, -1.0, 1.0):
                 scale.fill_(value)
-                made_step() if compiled else made_step.make_eagerly((), {})
+                made_step() if compiled else made_step.run_eagerly((), {})
         return weight.detach()
 
     torch.testing.assert_close(after(True), after(False), equal_nan=True)
 
 
 def test_where_nothing_is_read_a_failed_call_has_no_gradient(as_graph, monkeypatch):
-    monkeypatch.setattr(graph_builder, "is_read", lambda loss: False)
+    monkeypatch.setattr(graph_builder, "can_read_validity", lambda loss: False)
     coins, _, made_step = made()
     made_step(GOOD)
     assert all((p.grad != 0).any() for p in coins.parameters())
@@ -420,8 +420,11 @@ def test_a_gradient_of_zero_is_no_mismatch(as_graph):
 
 
 def test_an_error_without_a_message_has_a_name():
-    assert reason_of(NotImplementedError("\nTrace Shapes:\n x")) == "NotImplementedError"
-    assert reason_of(NotImplementedError()) == "NotImplementedError"
+    assert (
+        describe_capture_failure(NotImplementedError("\nTrace Shapes:\n x"))
+        == "NotImplementedError"
+    )
+    assert describe_capture_failure(NotImplementedError()) == "NotImplementedError"
 
 
 def test_a_generator_is_named_as_the_reason():

@@ -27,7 +27,7 @@ SETTINGS = types.SimpleNamespace(beta=1.0, unused=0)
 @pytest.fixture(autouse=True)
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
+    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
 
 
 def guide(x):
@@ -335,7 +335,7 @@ def test_a_number_that_changes_is_never_the_old_one(way):
     assert made_step.engine == "compiled"
     set_beta(1.0)
     assert_eager_loss(made_step, model, x)
-    assert sum(map(len, made_step._known.values())) == 2
+    assert sum(map(len, made_step._cache.values())) == 2
     set_beta(3.0)
     with pytest.warns(UserWarning, match=r"changes between calls; make it a scalar") as warned:
         assert_eager_loss(made_step, model, x)
@@ -410,7 +410,7 @@ def test_numbers_that_no_function_names_do_not_matter():
         trainer.steps += 1
         SETTINGS.unused += 1
         made_step(torch.ones(3))
-    assert len(made_step._known) == 1
+    assert len(made_step._cache) == 1
 
 
 def test_models_of_this_package_have_nothing_to_watch():
@@ -422,14 +422,14 @@ def test_models_of_this_package_have_nothing_to_watch():
 
 @pytest.mark.parametrize("beyond", [False, True])
 def test_few_places_are_watched(beyond):
-    names = [f"number_{i}" for i in range(constants.MOST + 10)]
+    names = [f"number_{i}" for i in range(constants.MAX_REFERENCES + 10)]
     code = "\n".join(["def model():", *(f"    {name}" for name in names)])
     variables = dict.fromkeys(names, 0) | {"__name__": "users"}
     exec(code, variables)
     found = constants.Constants([variables["model"]])
     variables[sorted(names)[-1 if beyond else 0]] = 1
-    assert len(found.places) == constants.MOST
-    assert (found.changed() is None) == beyond
+    assert len(found.references) == constants.MAX_REFERENCES
+    assert (found.describe_change() is None) == beyond
 
 
 def reads_number(x):

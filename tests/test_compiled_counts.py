@@ -109,7 +109,7 @@ def compilations(monkeypatch):
         found.append(captured.graph)
         return captured.graph
 
-    monkeypatch.setattr(graph_builder, "to_machine_code", keep)
+    monkeypatch.setattr(graph_builder, "compile_graph", keep)
     return found
 
 
@@ -166,4 +166,4 @@ def test_memory_does_not_grow_over_a_hundred_thousand_steps():
     before = most(1000)
     # In kB: less than 20 bytes a step.
     assert most(100_000) - before < 2000
-    assert len(compiled._known) == 1
+    assert len(compiled._cache) == 1

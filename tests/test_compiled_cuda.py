@@ -35,7 +35,7 @@ def test_a_processor_has_no_recording():
     def run(weight, x):
         return [weight * x]
 
-    assert cuda_graph.recorded(run, [torch.ones(2)], [torch.ones(2)]) is run
+    assert cuda_graph.record_graph(run, [torch.ones(2)], [torch.ones(2)]) is run
 
 
 def test_a_recording_reads_its_arguments_and_changes_none(gpu):
@@ -48,9 +48,9 @@ def test_a_recording_reads_its_arguments_and_changes_none(gpu):
 
     weight, first, second = torch.zeros(2), torch.ones(2), torch.tensor([2.0, 3.0])
     recording = cuda_graph.Recording(run, [weight], [first])
-    recording.graph.run = lambda: run(weight, *recording.places)
+    recording.graph.run = lambda: run(weight, *recording.inputs)
     recording.graph.results = recording.results
-    assert len(calls) == cuda_graph.WARM_UP + 1
+    assert len(calls) == cuda_graph.WARM_UP_CALLS + 1
     weight.zero_()
     loss, gradient = recording(weight, second)
     assert loss == 5.0

@@ -73,7 +73,7 @@ def test_double_precision_and_a_graph_without_products_stay_as_they_are():
     ids=["mlp", "conv"],
 )
 def test_a_step_has_nearly_the_same_loss_and_gradients(monkeypatch, parts):
-    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
+    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
     torch.manual_seed(0)
     vae, objective = VAE((1, 8, 8), 2, **parts), objectives.ELBO()
     x = (torch.rand(30, 1, 8, 8) > 0.5).float()

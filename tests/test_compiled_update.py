@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 import pyro_vae
 from pyro_vae import VAE, networks, objectives
 from pyro_vae.compiled import graph_builder
-from pyro_vae.compiled.optimizer_step import Update, known
+from pyro_vae.compiled.optimizer_step import Update, is_capturable
 
 ROWS = 12
 
@@ -32,7 +32,7 @@ def batches(count, dtype=torch.float64):
 @pytest.fixture
 def as_graph(monkeypatch):
     """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(graph_builder, "to_machine_code", lambda captured, *_: captured.graph)
+    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
 
 
 def by_hand(make, clip_norm, x):
@@ -108,7 +108,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *OTHERS])
 def test_an_update_is_the_optimizers_own(as_graph, name, clip_norm):
     make = (OPTIMIZERS | OTHERS)[name]
-    assert known(make(made().parameters())) == (name in OPTIMIZERS)
+    assert is_capturable(make(made().parameters())) == (name in OPTIMIZERS)
     x = batches(6)
     assert_same(by_graph(make, clip_norm, x), by_hand(make, clip_norm, x), 1e-10)
 
@@ -339,7 +339,7 @@ def test_numbers_that_move_need_no_new_graph(as_graph, monkeypatch):
     made_graphs = []
     monkeypatch.setattr(
         graph_builder,
-        "to_machine_code",
+        "compile_graph",
         lambda captured, *_: made_graphs.append(1) or captured.graph,
     )
     trained(lambda vae: Adam(vae.parameters()), batches(10), compiled=True, change=cycle)
@@ -357,7 +357,7 @@ def test_a_changed_buffer_is_compared_too(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(graph_builder, "to_machine_code", wrong)
+    monkeypatch.setattr(graph_builder, "compile_graph", wrong)
     vae = made()
     made_step = pyro_vae.compile(
         objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 1e-5), strict=True
@@ -420,7 +420,7 @@ def test_what_is_changed_between_calls_has_its_effect(as_graph, kind, change):
             if i == 3:
                 CHANGES[change](optimizer, parameters)
             x = torch.tensor([1.0, 2.0])
-            made_step(x) if compiled else made_step.make_eagerly((x,), {})
+            made_step(x) if compiled else made_step.run_eagerly((x,), {})
         return parameters
 
     with warnings.catch_warnings():

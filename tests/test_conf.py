@@ -17,7 +17,7 @@ from tables import EVENT, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
 import pyro_vae
 from pyro_vae import config
 
-CONF = config.folder()
+CONF = config.find_folder()
 GIVEN = {"event_shape": EVENT}
 
 
@@ -192,5 +192,5 @@ def test_installed_plugin_is_the_one_of_this_checkout():
     ],
 )
 def test_quoted_text_is_read_as_it_was(text):
-    override = OverridesParser.create().parse_override(f"key={config.quote(text)}")
+    override = OverridesParser.create().parse_override(f"key={config.quote_value(text)}")
     assert OmegaConf.create({"key": override.value()}).key == text

@@ -126,12 +126,12 @@ def test_a_missing_anchor_and_an_open_block_are_found(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "mark", "module"),
+    ("page", "mark", "module", "function"),
     [
-        ("objectives.md", "objectives", "pyro_vae.objectives.__main__"),
-        ("scenarios/index.md", "scenarios", "scenarios.table"),
+        ("objectives.md", "objectives", "pyro_vae.objectives.__main__", "render_table"),
+        ("scenarios/index.md", "scenarios", "scenarios.table", "table"),
     ],
 )
-def test_a_generated_table_is_the_one_that_its_command_prints(page, mark, module):
+def test_a_generated_table_is_the_one_that_its_command_prints(page, mark, module, function):
     shown = text_of(page).split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
-    assert shown.strip() == import_module(module).table()
+    assert shown.strip() == getattr(import_module(module), function)()

@@ -14,9 +14,9 @@ import torch
 from sklearn.utils import check_array
 
 from pyro_vae import VAE, config, data, evaluate, fit, likelihoods, run
-from pyro_vae.console.hydra_errors import describe
+from pyro_vae.console.hydra_errors import describe_error
 from pyro_vae.data import vision
-from pyro_vae.objectives.core.user_lines import user_line
+from pyro_vae.objectives.core.user_lines import find_user_line
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_message_is_the_one_shown(kind, call, shown, folder):
             run.run(config.compose([*overrides, "out=written", "threads=1"]))
         # What is refused is refused before anything is trained.
         assert not list(folder.rglob("*.safetensors"))
-    message = describe(caught.value) or str(caught.value)
+    message = describe_error(caught.value) or str(caught.value)
     assert same(message, shown), message
     assert "\n" not in message
 
@@ -85,14 +85,14 @@ def test_the_command_prints_the_line_and_fails(folder):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    line = "ValueError: Expected data.path to name a file, got 'persons.csv', which is none"
+    line = "ValueError: Expected data.path to name a file, got 'persons.csv', which is not a file"
     assert line in done.stderr.splitlines()
 
 
 def test_code_that_a_library_makes_is_no_line_of_the_program():
     with pytest.raises(ZeroDivisionError) as caught:
         exec("1 / 0", {})
-    assert user_line(caught.value).line == 'exec("1 / 0", {})'
+    assert find_user_line(caught.value).line == 'exec("1 / 0", {})'
 
 
 def test_the_line_of_the_program_is_preferred_to_that_of_a_package():
@@ -101,5 +101,5 @@ def test_the_line_of_the_program_is_preferred_to_that_of_a_package():
 
     with pytest.raises(ValueError, match="Expected 2D array") as caught:
         program()
-    line = user_line(caught.value)
+    line = find_user_line(caught.value)
     assert (Path(line.filename), line.line) == (Path(__file__), "check_array(None)")

@@ -80,7 +80,7 @@ def enter(folder):
 
 def test_a_forked_process_keeps_no_lock(tmp_path):
     code = (
-        "import os, sys, time; from pathlib import Path; from pyro_vae.files import *\n"
+        "import os, sys, time; from pathlib import Path; from pyro_vae.files.atomic import *\n"
         "folder = Path(sys.argv[1])\n"
         "with hold_folder(folder):\n"
         "    if not (child := os.fork()): time.sleep(60)\n"

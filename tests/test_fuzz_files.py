@@ -139,15 +139,15 @@ def resumed(path):
 def without_name(folder):
     """The name of a run of an earlier version, which left its configuration alone."""
     (folder / ".job").unlink(missing_ok=True)
-    return job_id.holds(folder)
+    return job_id.read_run_id(folder)
 
 
 def compared(path):
     """Compares a damaged run with a whole one, which has to stay as it is."""
     found = comparison.compare([path.parent.parent])
-    for text in (page.page, csv_table.table):
+    for text in (page.build_page, csv_table.build_csv):
         text(found, path.parent.parent)
-    markdown.markdown(found)
+    markdown.build_markdown(found)
     by_name = {one.name: one for one in found.runs}
     assert by_name["whole"].state == "finished"
     assert found.headline()
@@ -176,16 +176,20 @@ READERS = {
         False,
     ),
     "holds config": ("run/config.yaml", lambda path: without_name(path.parent), False),
-    "holds": ("named/.job", lambda path: job_id.holds(path.parent), False),
+    "holds": ("named/.job", lambda path: job_id.read_run_id(path.parent), False),
     "folder.metrics": (
         "runs/bad/metrics.json",
-        lambda p: plain(job_status.metrics(p.parent)),
+        lambda p: plain(job_status.read_metrics(p.parent)),
         False,
     ),
-    "folder.state": ("runs/bad/metrics.json", lambda path: job_status.state(path.parent), False),
+    "folder.state": (
+        "runs/bad/metrics.json",
+        lambda path: job_status.read_state(path.parent),
+        False,
+    ),
     "folder.failure": (
         "runs/failed/failure.json",
-        lambda p: plain(job_status.failure(p.parent)),
+        lambda p: plain(job_status.read_failure(p.parent)),
         False,
     ),
     "compare metrics": ("runs/bad/metrics.json", compared, False),

@@ -192,7 +192,7 @@ def test_fit_many_leaves_the_best_weights_of_each(digits, monkeypatch, sequentia
         "valid": digits.x.valid.flatten(1), "seed": [0, 1, 2],
     }  # fmt: skip
     rows = digits.x.train[:200].flatten(1)
-    epochs, real = [], loop.Training.end_of_epoch
+    epochs, real = [], loop.Training.record_epoch
 
     def interrupted(run, total):
         row = real(run, total)
@@ -209,7 +209,7 @@ def test_fit_many_leaves_the_best_weights_of_each(digits, monkeypatch, sequentia
     )
     with expectation:
         expected = fit_many(shorter, rows, epochs=4 if sequential else 2, **options)
-    monkeypatch.setattr(loop.Training, "end_of_epoch", interrupted)
+    monkeypatch.setattr(loop.Training, "record_epoch", interrupted)
     with (
         pytest.warns(UserWarning, match="one after") if sequential else contextlib.nullcontext(),
         pytest.raises(KeyboardInterrupt) as caught,

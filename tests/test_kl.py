@@ -173,7 +173,7 @@ def folded(loc: float) -> dist.FoldedDistribution:
     return dist.FoldedDistribution(dist.Normal(vector(loc), 1.0))
 
 
-OWN = r"\w+ is a class of its own"
+OWN = r"\w+ is a custom class"
 UNKNOWN = "no closed form is known for "
 
 REFUSED = {

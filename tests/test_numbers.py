@@ -23,7 +23,7 @@ from pyro_vae import (
     priors,
     save,
 )
-from pyro_vae.validation import check_device, check_number, check_size, plain
+from pyro_vae.validation import check_device, check_number, check_size, to_plain_python
 
 ONE, TWO, FIVE = np.int64(1), np.int32(2), np.uint8(5)
 HALF = np.float32(0.5)
@@ -112,7 +112,7 @@ def test_booleans_and_tensors_are_not_numbers():
 
 def test_plain_values_stay_what_they_are():
     tensor = torch.ones(2)
-    made = plain({"a": [np.float32(0.5), (np.int8(1), tensor)], "b": "c"})
+    made = to_plain_python({"a": [np.float32(0.5), (np.int8(1), tensor)], "b": "c"})
     assert made == {"a": [0.5, (1, tensor)], "b": "c"}
     assert type(made["a"][0]) is float
 

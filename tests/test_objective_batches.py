@@ -16,7 +16,7 @@ from pyro import poutine
 from truths import SIGMAS, z_score
 
 from pyro_vae.objectives import ELBO, GECO, IWAE, Capacity, FreeBits, Jackknife, Renyi
-from pyro_vae.objectives.core.batch_means import per_datum
+from pyro_vae.objectives.core.batch_means import divide_by_size
 
 ROWS = 6
 LOC_A, LOC_B = torch.linspace(0.5, 2.0, ROWS), torch.linspace(-1.0, 1.0, ROWS)
@@ -232,8 +232,8 @@ def test_elements_of_an_inner_plate_do_not_count_as_data():
 
 
 def test_sums_over_nothing_are_zero_per_datum():
-    assert per_datum(torch.tensor(0.0), torch.tensor(0.0)) == 0
-    assert per_datum(torch.tensor(3.0), torch.tensor(2.0)) == 1.5
+    assert divide_by_size(torch.tensor(0.0), torch.tensor(0.0)) == 0
+    assert divide_by_size(torch.tensor(3.0), torch.tensor(2.0)) == 1.5
 
 
 def exact_jackknife(log_weights, order):

@@ -231,7 +231,7 @@ def test_a_class_of_the_users_own_is_sampled():
 
     report = kl_report(skewed, guide)["z"]
     assert not report.closed_form
-    assert "Skewed is a class of its own" in report.reason
+    assert "Skewed is a custom class" in report.reason
 
 
 class Handwritten:

@@ -270,7 +270,7 @@ def test_a_shared_straight_through_site_keeps_its_relaxed_sample(kind):
         with pyro.plate("n", 4):
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
-    (pair,), _ = IWAE(3)._run(model, guide, (), {})
+    (pair,), _ = IWAE(3)._run_particles(model, guide, (), {})
     site = pair.guide.nodes["w"]
     relaxed = site["value"]._unquantize
     assert not torch.equal(relaxed, site["value"])

@@ -54,7 +54,7 @@ def test_an_old_vae_loads_embeds_as_before_and_is_saved_in_the_new_format(folder
 
 def test_a_file_of_the_first_format_without_a_recipe_says_so():
     with pytest.raises(
-        ValueError, match=r"to say how each part is made, got nothing on \['prior'\]"
+        ValueError, match=r"to describe each part, got no description of \['prior'\]"
     ):
         load(DATA / "format1" / "ready_made.safetensors")
 

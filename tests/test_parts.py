@@ -16,7 +16,7 @@ from truths import SIGMAS
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.networks import MLP
-from pyro_vae.vae.build import build
+from pyro_vae.vae.build import build_part
 
 ROWS = [
     *(("prior", name) for name in PRIORS),
@@ -33,7 +33,7 @@ class Made(nn.Module):
     def __init__(self, role: str, name: str, latent_dim: int = 3, event=EVENT) -> None:
         super().__init__()
         sizes = {"latent_dim": latent_dim, "event_shape": event, "covariate_dim": 0}
-        self.role, self.part = role, build(TABLES[role][name], role, **sizes)
+        self.role, self.part = role, build_part(TABLES[role][name], role, **sizes)
         if role == "prior":
             self.posterior = posteriors.Normal(latent_dim, min_scale=0.2)
             self.encoder = MLP(event, self.posterior.feature_shape, hidden=[7])

@@ -13,7 +13,7 @@ import torch
 
 from pyro_vae import VAE, config, data, evaluate, fit, progress
 from pyro_vae.console import commands
-from pyro_vae.progress import Progress, progress_of, show_always
+from pyro_vae.progress import Progress, read_progress, show_always
 from pyro_vae.run.experiment import run
 from pyro_vae.run.folder import RunFolder
 
@@ -173,7 +173,7 @@ def test_an_interrupted_fit_says_how_to_continue(folder, digits, tmp_path, monke
     (note,) = caught.value.__notes__
     assert note.startswith("fit stopped after epoch 2 of 5: ")
     assert ("out='run' and resume=True" in note) == (folder is not None)
-    assert progress_of(caught.value) == "2 of 5 epochs of training"
+    assert read_progress(caught.value) == "2 of 5 epochs of training"
 
 
 # The history

@@ -101,7 +101,7 @@ def test_the_page_says_everything(told, tmp_path):
     for number in ("−18.21 ± 0.24 nats per datum", "−19.00 nats per datum", "in use. 5"):
         assert number in page.text
     assert "The log evidence is −18.21 ± 0.24 nats per datum after 2 epochs of" in page.text
-    order = [page.text.index(heading) for heading in ("Before you", "Figures", "Pictures", "Sett")]
+    order = [page.text.index(heading) for heading in ("Before you", "Metrics", "Figures", "Sett")]
     assert order == sorted(order)
 
 
@@ -243,7 +243,7 @@ def test_a_page_appears_only_when_it_is_whole(told, tmp_path, monkeypatch):
 @pytest.mark.parametrize("file", ["../x.png", "a/b.png", "x.jpg", ".png", ".x.png", "", "x.png\n"])
 def test_pictures_stay_in_their_folder(file, told, tmp_path):
     bad = told._replace(pictures=[told.pictures[0]._replace(file=file)])
-    with pytest.raises(ValueError, match="Expected file to be a plain name of its own"):
+    with pytest.raises(ValueError, match="Expected file to be a unique plain name"):
         report.write(bad, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

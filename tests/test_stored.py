@@ -7,7 +7,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 from omegaconf import OmegaConf
 
-from pyro_vae.files.untrusted import DEEPEST, MOST, parse_json, read_bytes, read_json, read_yaml
+from pyro_vae.files.untrusted import (
+    DEEPEST,
+    MOST_VALUES,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_yaml,
+)
 
 VALUES = {
     "numbers": [1, -2, 0, 2.5, 1e-5, 1e22, float("inf"), -float("inf"), 2**63, True, False, None],
@@ -62,7 +69,10 @@ HOSTILE_YAML = {
     "billion laughs": ("a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]", "anchor or alias 'a'"),
     "unknown alias": ("a: *x", "anchor or alias 'x'"),
     "call": ("a: !!python/object/apply:os.system [ls]", "the tag '.*os.system' in line 1"),
-    "path of no strings": ("a: !!python/object/apply:pathlib.Path [[1]]", "path of other things"),
+    "path of no strings": (
+        "a: !!python/object/apply:pathlib.Path [[1]]",
+        "path with parts other than strings",
+    ),
     "path of no list": ("a: !!python/object/apply:pathlib.Path x", "the tag"),
     "plain tag": ("a: !!str b", "the tag"),
     "own tag": ("a: ! b", "the tag '!'"),
@@ -73,7 +83,7 @@ HOSTILE_YAML = {
     "digits": ("a: " + "9" * 100_000, "a number of 100000 digits"),
     "base 60": ("a: " + "1:1" * 100_000, "a number of 300000 digits"),
     "large": ("a: " + "9" * 30, "more than 64 bits"),
-    "many": ("[" + "a," * (MOST + 10) + "]", f"more than {MOST} values"),
+    "many": ("[" + "a," * (MOST_VALUES + 10) + "]", f"more than {MOST_VALUES} values"),
     "cut off": ("a: [1, 2", "flow sequence"),
     "no digits": ("a: 0x_", "invalid literal"),
     "bytes": (b"a: \xe9", "utf-8"),
@@ -89,7 +99,7 @@ HOSTILE_JSON = {
     "deep": ("[" * 100_000, "nesting"),
     "deeper than ours": ("[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "nesting"),
     "twice": ('{"a": 1, "a": 2}', "the key 'a' twice"),
-    "nan": ("[NaN]", "NaN, which is no JSON"),
+    "nan": ("[NaN]", "NaN, which is not JSON"),
     "infinity": ("[1e999]", "too large"),
     "large": ("1" + "0" * 30, "more than 64 bits"),
     "digits": ("9" * 10_000, "more than 64 bits"),
@@ -133,7 +143,7 @@ def test_what_is_no_file_is_one_error(tmp_path, read):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for path in (tmp_path, *map(tmp_path.joinpath, ("none", "pipe", "loop", "zero", "x" * 5000))):
-        with pytest.raises(ValueError, match="to be a file that can be read, got") as raised:
+        with pytest.raises(ValueError, match="to be a readable file, got") as raised:
             read(path)
         assert str(path) in str(raised.value)
     with pytest.raises(ValueError, match="null byte"):

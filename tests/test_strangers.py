@@ -16,7 +16,7 @@ import yaml
 
 from pyro_vae import VAE, data, fit, likelihoods, load, networks, posteriors, priors, reuse, save
 from pyro_vae.data import Preparation
-from pyro_vae.reuse.finished_run import configuration, own_data
+from pyro_vae.reuse.finished_run import build_own_data, read_configuration
 from pyro_vae.training import resume_state
 from pyro_vae.vae import serialization
 
@@ -65,12 +65,12 @@ HOSTILE_DATA = {
     "deep": (TABLE | {"columns": {"a": {"b": [LOAD]}}}, r"got 'torch\.load'"),
     "create": (
         TABLE | {"seed": "${oc.create:{_target_:pandas.read_pickle,filepath_or_buffer:bomb.pkl}}"},
-        r"Expected 'run/config\.yaml' to hold values, .* which refers to others",
+        r"Expected 'run/config\.yaml' to hold plain values, .* which is an interpolation",
     ),
-    "decode": (TABLE | {"seed": "${oc.decode:'{_target_: os.getpid}'}"}, "refers to others"),
-    "environment": (TABLE | {"path": "${oc.env:HOME}/x.csv"}, "refers to others"),
-    "escaped": (TABLE | {"path": "\\${x}"}, "refers to others"),
-    "name": (TABLE | {"${x}": 1}, "refers to others"),
+    "decode": (TABLE | {"seed": "${oc.decode:'{_target_: os.getpid}'}"}, "is an interpolation"),
+    "environment": (TABLE | {"path": "${oc.env:HOME}/x.csv"}, "is an interpolation"),
+    "escaped": (TABLE | {"path": "\\${x}"}, "is an interpolation"),
+    "name": (TABLE | {"${x}": 1}, "is an interpolation"),
     "missing": (TABLE | {"path": "???"}, r"made by settings, got path='\?\?\?'"),
     "partial": (TABLE | {"_partial_": True}, "got _partial_=True"),
     "arguments": (TABLE | {"_args_": [LOAD]}, "got _args_="),
@@ -209,7 +209,7 @@ def test_a_recipe_that_does_not_fit_its_weights_is_refused_at_once(run, case):
     role, arguments = HOSTILE_RECIPES[case]
     vae.recipe["parts"][role]["arguments"] = arguments
     path = run / "model.safetensors"
-    path.write_bytes(serialization._packed({**vae.recipe, "name": "v"}, vae.state_dict()))
+    path.write_bytes(serialization._pack({**vae.recipe, "name": "v"}, vae.state_dict()))
     with pytest.raises(
         ValueError, match=f"Expected {path} to describe a VAE that can be"
     ) as raised:
@@ -229,7 +229,7 @@ def test_sizes_that_cannot_be_are_refused_at_once(run, change):
     vae = small()
     path = run / "model.safetensors"
     recipe = {**vae.recipe, "name": "v"} | change
-    path.write_bytes(serialization._packed(recipe, vae.state_dict()))
+    path.write_bytes(serialization._pack(recipe, vae.state_dict()))
     with pytest.raises(ValueError, match=f"Expected {path} to"):
         load(run)
 
@@ -321,8 +321,8 @@ def test_damage_to_a_configuration_is_one_error_or_none(run):
     path = run / "config.yaml"
 
     def read():
-        cfg = configuration(run)
-        return cfg, own_data(run, ())
+        cfg = read_configuration(run)
+        return cfg, build_own_data(run, ())
 
     kept = checked(path, path.read_bytes(), read, number=COUNT[0])
     assert all(isinstance(found, data.Data) for _, found in kept)
@@ -343,7 +343,7 @@ def test_what_data_were_prepared_by_has_one_form(tmp_path, values):
     whole = json.loads((FORMAT1 / "run" / "data.json").read_text())
     held = whole | values if isinstance(values, dict) and "format" not in values else values
     (tmp_path / "data.json").write_text(json.dumps(held if values != {} else {}))
-    with pytest.raises(ValueError, match=r"Expected '.*data\.json' to tell how data were prepared"):
+    with pytest.raises(ValueError, match=r"Expected '.*data\.json' to describe prepared data"):
         Preparation.load(tmp_path)
 
 

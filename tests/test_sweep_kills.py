@@ -64,7 +64,7 @@ def test_kills_change_nothing(launcher, unbroken, tmp_path):
             process.wait()
             killed += 1
     assert killed == KILLS, "The sweep ended before it could be killed often enough"
-    begun = [job_status.state(path) for path in jobs(there).values()]
+    begun = [job_status.read_state(path) for path in jobs(there).values()]
     assert "finished" in begun
     assert len(begun) < 48 or set(begun) != {"finished"}
     assert start(*launcher, cwd=tmp_path).wait() == 0

@@ -22,8 +22,8 @@ from pyro_vae import config
 from pyro_vae.files import atomic
 from pyro_vae.files.atomic import hold_folder
 from pyro_vae.sweeps import job, job_status, journal
-from pyro_vae.sweeps.job_id import UNRELATED, holds, run_id
-from pyro_vae.sweeps.worker_process import call
+from pyro_vae.sweeps.job_id import UNRELATED, read_run_id, run_id
+from pyro_vae.sweeps.worker_process import call_in_process
 
 QUICK = [
     "train.epochs=2",
@@ -120,9 +120,9 @@ def test_what_refers_to_an_unrelated_setting_is_a_setting_too():
 
 def test_a_folder_knows_the_name_of_its_run(tmp_path):
     cfg = config.compose(["seed=3", "optimizer.eps=1e-12", f"out={tmp_path}"])
-    assert holds(tmp_path) is None
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config.resolved(cfg)))
-    assert holds(tmp_path) == run_id(cfg)
+    assert read_run_id(tmp_path) is None
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config.resolve_references(cfg)))
+    assert read_run_id(tmp_path) == run_id(cfg)
 
 
 # Processes of their own
@@ -161,7 +161,10 @@ def called(tmp_path, monkeypatch):
 
 def test_each_call_has_a_fresh_process_and_its_output_in_a_file(called, tmp_path):
     log = tmp_path / "log" / "job.log"
-    assert [call(called.leave, (str(tmp_path), code), log=log) for code in (0, 3)] == [0, 3]
+    assert [call_in_process(called.leave, (str(tmp_path), code), log=log) for code in (0, 3)] == [
+        0,
+        3,
+    ]
     assert log.read_text() == "said\nsaid\n"
     traces = [p for p in tmp_path.iterdir() if p.is_file()]
     assert len(traces) == 2
@@ -171,9 +174,9 @@ def test_each_call_has_a_fresh_process_and_its_output_in_a_file(called, tmp_path
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
 def test_a_process_that_is_killed_says_so_by_its_code(name, called, tmp_path):
-    code = call(called.killed, (name,), log=tmp_path / "log")
+    code = call_in_process(called.killed, (name,), log=tmp_path / "log")
     assert code == -getattr(signal, name)
-    assert name in job.ended_by(code)
+    assert name in job.describe_exit(code)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -207,18 +210,18 @@ def until(condition, seconds=60):
 
 
 def test_the_states_of_a_job(tmp_path):
-    assert job_status.state(tmp_path) == "cut off"
+    assert job_status.read_state(tmp_path) == "cut off"
     with hold_folder(tmp_path):
         (tmp_path / "metrics.json").write_text("{}")
-        assert job_status.state(tmp_path) == "running"
+        assert job_status.read_state(tmp_path) == "running"
         (tmp_path / "report.html").write_text("page")
-        assert job_status.state(tmp_path) == "finished"
+        assert job_status.read_state(tmp_path) == "finished"
     (tmp_path / "report.html").unlink()
-    assert job_status.state(tmp_path) == "cut off"
+    assert job_status.read_state(tmp_path) == "cut off"
     failed = job_status.Failure("ValueError: no", "pyro-vae", "2020-01-01", "trace")
     job_status.write_failure(tmp_path, failed)
-    assert job_status.state(tmp_path) == "failed"
-    assert job_status.failure(tmp_path) == failed
+    assert job_status.read_state(tmp_path) == "failed"
+    assert job_status.read_failure(tmp_path) == failed
 
 
 def test_a_finished_sweep_is_passed_over_without_pytorch():
@@ -244,11 +247,11 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
     assert "2 finished, 2 failed" in said.replace("2 failed, 2 finished", "2 finished, 2 failed")
     assert said.count("why   ValueError: Expected latent_dim to be an integer of at least 1") == 2
     assert "Traceback" not in said
-    states = [job_status.state(p) for p in jobs(place / "multirun" / "sweep").values()]
+    states = [job_status.read_state(p) for p in jobs(place / "multirun" / "sweep").values()]
     assert sorted(states) == ["failed", "failed", "finished", "finished"]
     for path in jobs(place / "multirun" / "sweep").values():
-        assert holds(path) == path.name
-        if failed := job_status.failure(path):
+        assert read_run_id(path) == path.name
+        if failed := job_status.read_failure(path):
             assert f"alone {failed.command}" in said
             assert "Traceback" in failed.trace
             assert "Traceback" in (path / "job.log").read_text()
@@ -257,7 +260,7 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
 def test_the_command_that_is_told_runs_the_job_alone(swept):
     place, *_ = swept
     failed = [
-        f for p in jobs(place / "multirun" / "sweep").values() if (f := job_status.failure(p))
+        f for p in jobs(place / "multirun" / "sweep").values() if (f := job_status.read_failure(p))
     ]
     words = shlex.split(failed[0].command.replace("vae.latent_dim=0", "vae.latent_dim=1"))
     process = command(*words[1:], cwd=place)
@@ -355,7 +358,7 @@ def kill_endless(sweep):
     """Kills a job that would train for ever, if there is one, and tells whether there was."""
     for path in sweep.glob("*/resume.pt"):
         epochs = yaml.safe_load((path.parent / "config.yaml").read_text())["train"]["epochs"]
-        if epochs > 2 and job_status.state(path.parent) == "running":
+        if epochs > 2 and job_status.read_state(path.parent) == "running":
             inode = (path.parent / ".lock").stat().st_ino
             for line in Path("/proc/locks").read_text().splitlines():
                 _, _, _, _, pid, place, *_ = line.split()
@@ -385,7 +388,7 @@ def test_a_folder_in_use_is_refused_to_a_run_alone(tmp_path, monkeypatch):
         FileLock(tmp_path / ".lock"),
         pytest.raises(ValueError, match="no other process writes to"),
     ):
-        job.alone(cfg)
+        job.run_single(cfg)
 
 
 def test_a_strange_folder_a_study_of_ones_own_and_a_reference(tmp_path):
@@ -401,7 +404,9 @@ def test_a_strange_folder_a_study_of_ones_own_and_a_reference(tmp_path):
         out, err = process.communicate()
         assert process.returncode == 1, err
         assert said_of in out
-    failed = [f for p in jobs(place / "multirun" / "own").values() if (f := job_status.failure(p))]
+    failed = [
+        f for p in jobs(place / "multirun" / "own").values() if (f := job_status.read_failure(p))
+    ]
     assert "another configuration" not in failed[0].reason
     words = shlex.split(failed[0].command)
     alone = command(*words[1:], cwd=place)
@@ -426,16 +431,16 @@ def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monk
     before = job_status.Failure("OldError: old", "pyro-vae", "2020")
     job_status.write_failure(tmp_path, before)
     with FileLock(tmp_path / ".lock"):
-        assert job.judged(task, -9, before) == ("elsewhere", "")
+        assert job.diagnose_exit(task, -9, before) == ("elsewhere", "")
     if done:
         (tmp_path / "failure.json").unlink()
         for name in ("metrics.json", "report.html"):
             (tmp_path / name).write_text("{}")
-        assert job.judged(task, -9, before) == ("finished", "")
-        assert job_status.failure(tmp_path) is None
+        assert job.diagnose_exit(task, -9, before) == ("finished", "")
+        assert job_status.read_failure(tmp_path) is None
     else:
-        assert job.judged(task, 1, before)[1] == "the process ended with exit code 1"
-        assert job.judged(task, -9, None)[1].startswith("the process was ended by SIGKILL")
+        assert job.diagnose_exit(task, 1, before)[1] == "the process ended with exit code 1"
+        assert job.diagnose_exit(task, -9, None)[1].startswith("the process was ended by SIGKILL")
 
 
 @pytest.mark.parametrize("name", [".job", "metrics.json", "failure.json"])
@@ -443,7 +448,7 @@ def test_a_damaged_folder_fails_its_job_alone(name, tmp_path):
     (tmp_path / "report.html").write_text("")
     (tmp_path / name).write_bytes(b"{\xff")
     task = SimpleNamespace(folder=tmp_path, name="0" * 12, cfg={})
-    outcome, reason = job.done(task)
+    outcome, reason = job.try_task(task)
     assert outcome == "failed"
     assert name in reason
 
@@ -460,7 +465,7 @@ def test_a_setting_that_refers_to_nothing_fails_in_its_job(tmp_path):
 
 def test_the_journal_is_only_a_sweeps(monkeypatch, capsys):
     monkeypatch.delenv(journal.VARIABLE, raising=False)
-    assert [journal.close(code) for code in (0, 2)] == [0, 2]
+    assert [journal.close_journal(code) for code in (0, 2)] == [0, 2]
     assert capsys.readouterr().out == ""
 
 
@@ -471,13 +476,15 @@ def test_a_job_whose_process_vanished_is_told(tmp_path, monkeypatch, capsys):
     done.mkdir()
     for name in ("metrics.json", "report.html"):
         (done / name).write_text("{}")
-    journal.note(journal.Entry(str(tmp_path / "gone"), "seed=1", "started", command="pyro-vae"))
-    journal.note(journal.Entry(str(done), "seed=2", "elsewhere"))
+    journal.add_entry(
+        journal.Entry(str(tmp_path / "gone"), "seed=1", "started", command="pyro-vae")
+    )
+    journal.add_entry(journal.Entry(str(done), "seed=2", "elsewhere"))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "failure.json").write_text("[")
-    journal.note(journal.Entry(str(damaged), "seed=3", "started"))
-    assert journal.close(0) == 1
+    journal.add_entry(journal.Entry(str(damaged), "seed=3", "started"))
+    assert journal.close_journal(0) == 1
     said = capsys.readouterr().out
     assert "why   its process ended before it did" in said
     assert "damaged/failure.json" in said

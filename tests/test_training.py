@@ -19,7 +19,7 @@ from pyro_vae import (
     objectives,
     priors,
 )
-from pyro_vae.training.loop import batches
+from pyro_vae.training.loop import draw_batches
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +88,17 @@ def test_train_objective_is_the_mean_over_rows_not_over_batches(digits):
     order = torch.Generator().manual_seed(0)
     loss = sum(
         objectives.ELBO().loss(reference.model, reference.guide, rows[part])
-        for part in batches(130, 100, order)
+        for part in draw_batches(130, 100, order)
     )
     assert result.history[0]["train_objective"] == pytest.approx(-float(loss) / 130, rel=1e-6)
 
 
 def test_batches_cover_all_rows_and_leave_no_single_one():
     order = torch.Generator().manual_seed(0)
-    parts = batches(101, 25, order)
+    parts = draw_batches(101, 25, order)
     assert [len(p) for p in parts] == [25, 25, 25, 26]
     assert sorted(torch.cat(parts).tolist()) == list(range(101))
-    assert [len(p) for p in batches(1, 25, order)] == [1]
+    assert [len(p) for p in draw_batches(1, 25, order)] == [1]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_model_and_guide_refuse(name, side):
 
 
 WITH_CONTEXT = {
-    "missing": ({"x": X}, r"covariates of shape \(batch, 2\), as covariate_dim=2 says, got None"),
+    "missing": ({"x": X}, r"covariates of shape \(batch, 2\) for covariate_dim=2, got None"),
     "missing_for_draws": ({"n": 3}, "covariates of shape .* got None"),
     "features": (
         {"x": X, "covariates": torch.ones(12, 3)},

@@ -1,4 +1,4 @@
-"""The command ``pyro-vae-compare``. What reads and writes is imported late: help is quick."""
+"""The command ``pyro-vae-compare``. Most modules are imported late, so that help is quick."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from pyro_vae.console.commands import explain, stop_at_signals
 __all__ = ["main"]
 
 _LISTED = 10
-"""How many unreadable runs the terminal lists; the page lists all."""
+"""The number of unreadable runs that the terminal lists; the page lists all."""
 
 _EXAMPLES = """\
 examples:
@@ -22,100 +22,100 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compares runs, and returns an exit code: 0, or 1 with a message if that cannot be done.
+    """Compares runs, and returns an exit code: 0, or 1 with a message after an error.
 
     Arguments:
-        arguments: What stands on the command line; by default, that of this process.
+        arguments: The command line arguments; by default, those of this process.
     """
-    given = _parser().parse_args(arguments)
+    options = _build_parser().parse_args(arguments)
 
     def command() -> int:
         try:
-            lines = _compare(given.folder, given.out, given.against)
+            lines = _compare(options.folder, options.out, options.against)
         except (OSError, ValueError) as error:
-            _show([f"pyro-vae-compare: {explain(error)}"], sys.stderr)
+            _print_lines([f"pyro-vae-compare: {explain(error)}"], sys.stderr)
             return 1
-        _show(lines, sys.stdout)
+        _print_lines(lines, sys.stdout)
         return 0
 
     return stop_at_signals(command, program="pyro-vae-compare")
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Returns what reads the command line."""
-    made = argparse.ArgumentParser(
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="pyro-vae-compare",
         description="Compares runs of pyro-vae: a page, a text, and a table.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
+    parser.add_argument(
         "folder",
         metavar="FOLDER",
         nargs="+",
         help="a folder with runs, at any depth; finished or not",
     )
-    made.add_argument(
+    parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where comparison.html, .md and .csv are written; by default the first FOLDER",
+        help="folder for comparison.html, .md and .csv; by default the first FOLDER",
     )
-    made.add_argument(
+    parser.add_argument(
         "--against",
         metavar="FACTOR=LEVEL",
         nargs="+",
         action="extend",
         default=[],
-        help="the level that the others of a factor are compared with; by default its first",
+        help="the reference level of a factor; by default its first",
     )
-    return made
+    return parser
 
 
-def _show(lines: Sequence[str], stream: TextIO) -> None:
-    """Prints lines without control characters, in the encoding of the terminal."""
-    from pyro_vae.compare.formatting import visible
+def _print_lines(lines: Sequence[str], stream: TextIO) -> None:
+    """Prints lines in the encoding of the terminal, without control characters."""
+    from pyro_vae.compare.formatting import escape_control_characters
 
     encoding = getattr(stream, "encoding", None) or "utf-8"
     for line in lines:
-        print(visible(line).encode(encoding, "replace").decode(encoding), file=stream)
+        visible = escape_control_characters(line)
+        print(visible.encode(encoding, "replace").decode(encoding), file=stream)
 
 
 def _compare(folders: Sequence[str], out: str | None, against: Sequence[str]) -> list[str]:
     """Writes the comparison of all runs in folders, and returns the lines for a terminal.
 
     Arguments:
-        folders: Where to look.
-        out: Where to write; by default to the first of the folders.
-        against: The levels that others are compared with, as ``FACTOR=LEVEL``.
+        folders: The folders to search.
+        out: The output folder; by default the first of the folders.
+        against: The reference levels, as ``FACTOR=LEVEL``.
     """
-    from pyro_vae.compare import comparison
-    from pyro_vae.compare.csv_table import table
-    from pyro_vae.compare.markdown import markdown
-    from pyro_vae.compare.page import page
+    from pyro_vae.compare.comparison import compare
+    from pyro_vae.compare.csv_table import build_csv
+    from pyro_vae.compare.markdown import build_markdown
+    from pyro_vae.compare.page import build_page
     from pyro_vae.files.atomic import write_whole
 
     for name, value in [*(("FOLDER", folder) for folder in folders), ("--out", out)]:
         if value is not None and not value.strip():
             raise ValueError(f"Expected {name} to name a folder, got {value!r}")
-    found = comparison.compare(folders, against)
-    place = Path(folders[0] if out is None else out).resolve()
-    if place.exists() and not place.is_dir():
+    comparison = compare(folders, against)
+    target = Path(folders[0] if out is None else out).resolve()
+    if target.exists() and not target.is_dir():
         raise ValueError(f"Expected --out to be a folder, got the file '{out}'")
-    place.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     texts = {
-        "comparison.html": page(found, place),
-        "comparison.md": markdown(found),
-        "comparison.csv": table(found, place),
+        "comparison.html": build_page(comparison, target),
+        "comparison.md": build_markdown(comparison),
+        "comparison.csv": build_csv(comparison, target),
     }
     for name, text in texts.items():
-        write_whole(place / name, text.encode("utf-8", errors="replace"))
-    problems = [f"unreadable {run.name}: {run.problem}" for run in found.runs if run.problem]
+        write_whole(target / name, text.encode("utf-8", errors="replace"))
+    problems = [f"unreadable {run.name}: {run.problem}" for run in comparison.runs if run.problem]
     more = [f"and {len(problems) - _LISTED} more unreadable"] if len(problems) > _LISTED else []
     return [
-        f"{found.states()}.",
-        found.headline(),
-        *(f"- {text}" for text in [*found.cautions, *problems[:_LISTED], *more]),
-        *(f"{place / name}" for name in texts),
+        f"{comparison.count_states()}.",
+        comparison.headline(),
+        *(f"- {text}" for text in [*comparison.caveats, *problems[:_LISTED], *more]),
+        *(f"{target / name}" for name in texts),
     ]
 
 

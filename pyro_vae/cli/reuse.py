@@ -1,6 +1,6 @@
 """The commands ``pyro-vae-evaluate`` and ``pyro-vae-embed``.
 
-PyTorch is imported where the work begins, so that help is quick.
+PyTorch is imported late, so help is quick.
 """
 
 import atexit
@@ -19,98 +19,100 @@ from pyro_vae.console.commands import EXPECTED, check_options, pass_errors, run_
 from pyro_vae.files.atomic import check_new_file
 from pyro_vae.progress import show_always
 
-__all__ = ["embed", "evaluate"]
+__all__ = ["run_embed", "run_evaluate"]
 
 _MARGIN = " " * 19
 
-_WRITTEN: set[str | None] = set()
-"""The files that this command was told to write."""
+_OUT_FILES: set[str | None] = set()
+"""The output files of the runs of this command so far."""
 
 
-def _options(group: str) -> str:
-    """Returns the names of a group's options, in the column of the help for what settings mean."""
+def _list_options(group: str) -> str:
+    """Returns the names of a group's options, wrapped for the second column of the help."""
     names = ", ".join(sorted(path.stem for path in (APP / group).glob("*.yaml")))
     return textwrap.fill(names, 95, initial_indent=_MARGIN, subsequent_indent=_MARGIN).lstrip()
 
 
-def _scratch() -> str:
-    """Returns a folder for what Hydra writes of several runs, which is removed at the end."""
+def _make_scratch_folder() -> str:
+    """Creates a folder for Hydra's files of several runs, removed at exit."""
     folder = tempfile.mkdtemp(prefix="pyro_vae_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-OmegaConf.register_new_resolver("pyro_vae.options", _options, replace=True)
-OmegaConf.register_new_resolver("pyro_vae.scratch", _scratch, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("pyro_vae.options", _list_options, replace=True)
+OmegaConf.register_new_resolver(
+    "pyro_vae.scratch", _make_scratch_folder, replace=True, use_cache=True
+)
 
 
-def evaluate() -> None:
+def run_evaluate() -> None:
     """Runs the command ``pyro-vae-evaluate``."""
-    _run("pyro-vae-evaluate", _evaluate)
+    _run_application("pyro-vae-evaluate", _evaluate)
 
 
-def embed() -> None:
+def run_embed() -> None:
     """Runs the command ``pyro-vae-embed``."""
-    _run("pyro-vae-embed", _embed)
+    _run_application("pyro-vae-embed", _embed)
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="evaluate")
 @pass_errors
 def _evaluate(cfg: DictConfig) -> float:
-    return _judged(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    return _evaluate_and_print(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="embed")
 @pass_errors
 def _embed(cfg: DictConfig) -> None:
-    _embedded(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    _embed_and_print(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
-def _run(program: str, application: Callable[[], Any]) -> NoReturn:
+def _run_application(program: str, application: Callable[[], Any]) -> NoReturn:
     def command() -> int:
         check_options(program)
         application()
         return 0
 
-    # A device that does not exist is a RuntimeError of PyTorch.
+    # PyTorch raises a RuntimeError for a missing device.
     sys.exit(run_command(command, program=program, expected=(*EXPECTED, RuntimeError)))
 
 
-def _judged(cfg: Any) -> float:
-    """Judges a run, and writes and shows the figures."""
+def _evaluate_and_print(cfg: Any) -> float:
     from pyro_vae import reuse
 
-    _check_once(cfg.out)
+    _check_out_file(cfg.out)
     with show_always():
-        figures = reuse.judge_run(cfg.run, **_common(cfg), **cfg.evaluate, seed=cfg.seed)
-    print(reuse.summary(figures, reuse.write_evaluation(figures, cfg.out)))
-    return figures["log_evidence"]
+        metrics = reuse.judge_run(cfg.run, **_common_arguments(cfg), **cfg.evaluate, seed=cfg.seed)
+    print(reuse.summary(metrics, reuse.write_evaluation(metrics, cfg.out)))
+    return metrics["log_evidence"]
 
 
-def _embedded(cfg: Any) -> None:
-    """Writes the codes, and shows where they are."""
+def _embed_and_print(cfg: Any) -> None:
     from pyro_vae import reuse
 
-    _check_once(cfg.out)
+    _check_out_file(cfg.out)
     with show_always():
-        path = reuse.embed(cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **_common(cfg))
-    print(f"codes  {path}")
+        path = reuse.embed(
+            cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **_common_arguments(cfg)
+        )
+    print(f"embedding  {path}")
 
 
-def _check_once(out: str | None) -> None:
+def _check_out_file(out: str | None) -> None:
     """Raises a ``ValueError`` unless ``out`` is a file name that no other run uses."""
     if out is not None:
         check_new_file("out", out)
-    if out is not None and out in _WRITTEN:
+    if out is not None and out in _OUT_FILES:
         raise ValueError(
-            f"Expected a file of its own for each run, got '{out}' again: without out each has one "
-            f"in its folder"
+            f"Expected another out for each run, got '{out}' again: without out, each run has a "
+            f"file in its folder"
         )
-    _WRITTEN.add(out)
+    _OUT_FILES.add(out)
 
 
-def _common(cfg: DictConfig) -> dict[str, Any]:
-    """Sets the number of threads, and returns what both commands hand on."""
+def _common_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Sets the number of threads, and returns the arguments that both commands share."""
     import torch
 
     from pyro_vae.validation import check_size

@@ -1,4 +1,4 @@
-"""The command ``pyro-vae``. PyTorch is imported where a job begins, so that help is quick."""
+"""The command ``pyro-vae``. PyTorch is imported when a job starts, so help is quick."""
 
 import sys
 
@@ -11,56 +11,60 @@ from pyro_vae.config import APP
 from pyro_vae.console import commands
 from pyro_vae.run.folder import check_out
 from pyro_vae.sweeps import job_id, journal
-from pyro_vae.sweeps.job import alone, continuation, job
+from pyro_vae.sweeps.job import build_continuation, run_job, run_single
 
 __all__ = ["main"]
 
-# Before Hydra composes anything, in each process that imports the command.
-job_id.register()
+# Every process that imports the command needs the resolver before Hydra composes.
+job_id.register_resolver()
 
-_SAY = [lambda: commands.AGAIN]
-"""Says how to continue after an interruption."""
+_CONTINUATION = [lambda: commands.AGAIN]
+"""Returns how to continue after an interruption."""
 
 
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="pyro_vae")
 def _application(cfg: DictConfig) -> float:
     """Runs one job, and returns its held-out log evidence in nats per datum."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return job(cfg)
-    return _alone(cfg)
+        return run_job(cfg)
+    return _run_single(cfg)
 
 
 @commands.pass_errors
-def _alone(cfg: DictConfig) -> float:
+def _run_single(cfg: DictConfig) -> float:
     check_out(cfg)
-    _SAY[0] = continuation(cfg)
-    return alone(cfg)
+    _CONTINUATION[0] = build_continuation(cfg)
+    return run_single(cfg)
 
 
-def _run() -> int:
+def _run_application() -> int:
     commands.check_options("pyro-vae")
     try:
         _application()
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
 
 
 def _command() -> int:
-    """Runs the command, and after a sweep shows the outcome of its jobs."""
+    """Runs the command, and after a sweep prints the outcome of its jobs."""
     try:
-        code = commands.show_errors(_run, continuation=lambda: _SAY[0]())
-        return commands.show_errors(lambda: journal.close(code))
+        code = commands.show_errors(_run_application, continuation=lambda: _CONTINUATION[0]())
+        return commands.show_errors(lambda: journal.close_journal(code))
     except KeyboardInterrupt:
-        journal.forget()
+        journal.discard_journal()
         raise
     finally:
-        journal.remove_unused()
+        journal.remove_unused_folders()
 
 
 def main() -> None:
     """Runs the command, and exits with its code."""
-    sys.exit(commands.stop_at_signals(_command, program="pyro-vae", continuation=lambda: _SAY[0]()))
+    sys.exit(
+        commands.stop_at_signals(
+            _command, program="pyro-vae", continuation=lambda: _CONTINUATION[0]()
+        )
+    )
 
 
 if __name__ == "__main__":

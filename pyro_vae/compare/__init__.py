@@ -1,4 +1,4 @@
-"""The comparison of runs: which settings differ, what they give, and how sure that is.
+"""Comparison of runs: differing settings, means over seeds, paired differences, uncertainty.
 
 Nothing here needs PyTorch.
 """

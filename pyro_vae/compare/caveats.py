@@ -1,45 +1,44 @@
-"""What a reader should know before trusting a comparison."""
+"""Warnings to read before trusting a comparison."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from pyro_vae.collapse import LEAST_RATE, is_collapsed
 from pyro_vae.compare.comparable import ComparableSet
-from pyro_vae.compare.runs import STATES, Run, seed
+from pyro_vae.compare.runs import STATES, RunRecord
 
-__all__ = ["cautions"]
+__all__ = ["find_caveats"]
 
-_FEW = 10
+_SMALL_SAMPLE_SIZE = 10
 """The effective sample size below which a log evidence may be off, as in the report of a run."""
 
 
-def cautions(runs: Sequence[Run], sets: Sequence[ComparableSet]) -> list[str]:
-    """Returns what a reader should know before trusting a comparison, the gravest first.
+def find_caveats(runs: Sequence[RunRecord], sets: Sequence[ComparableSet]) -> list[str]:
+    """Returns the warnings to read before trusting a comparison, the most severe first.
 
     Arguments:
         runs: All runs.
         sets: The comparable sets.
     """
     finished = [run for run in runs if run.state == "finished"]
-    said = [
-        _protocols(sets),
-        _unfinished(runs),
-        _cross_entropy(runs, sets),
-        _infinite(finished),
-        _collapsed(finished),
-        _uncertain(finished),
-        _particles(finished),
-        _below_mixture(finished),
-        _one_seed(finished),
+    warnings = [
+        _check_sets(sets),
+        _check_states(runs),
+        _check_cross_entropy(sets),
+        _check_finite(finished),
+        _check_collapse(finished),
+        _check_sample_sizes(finished),
+        _check_particles(finished),
+        _check_mixture(finished),
+        _check_seeds(finished),
     ]
-    return [text for text in said if text]
+    return [text for text in warnings if text]
 
 
-def _protocols(sets: Sequence[ComparableSet]) -> str:
-    """Says that not all figures compare."""
+def _check_sets(sets: Sequence[ComparableSet]) -> str:
     if len(sets) < 2:
         return ""
-    titles = "; ".join(f"{one.title} ({_runs_of(len(one.runs))})" for one in sets[:6])
+    titles = "; ".join(f"{one.title} ({_format_count(len(one.runs))})" for one in sets[:6])
     more = f"; and {len(sets) - 6} more" if len(sets) > 6 else ""
     return (
         f"The runs were judged in {len(sets)} ways that do not compare: {titles}{more}. Each is "
@@ -47,10 +46,9 @@ def _protocols(sets: Sequence[ComparableSet]) -> str:
     )
 
 
-def _unfinished(runs: Sequence[Run]) -> str:
-    """Says that runs are missing."""
-    numbers = Counter(run.state for run in runs)
-    missing = [f"{numbers[state]} {state}" for state in STATES[1:] if numbers[state]]
+def _check_states(runs: Sequence[RunRecord]) -> str:
+    counts = Counter(run.state for run in runs)
+    missing = [f"{counts[state]} {state}" for state in STATES[1:] if counts[state]]
     if not missing:
         return ""
     return (
@@ -60,52 +58,47 @@ def _unfinished(runs: Sequence[Run]) -> str:
     )
 
 
-def _cross_entropy(runs: Sequence[Run], sets: Sequence[ComparableSet]) -> str:
-    """Says that some figures are no likelihoods."""
+def _check_cross_entropy(sets: Sequence[ComparableSet]) -> str:
     count = sum(len(one.runs) for one in sets if one.grey_scale)
     if not count:
         return ""
     return (
-        f"{_runs_of(count)} scored grey values by a Bernoulli's cross-entropy, which is no "
+        f"{_format_count(count)} scored grey values by a Bernoulli's cross-entropy, which is no "
         f"likelihood: what is called evidence there compares with no other likelihood's."
     )
 
 
-def _infinite(finished: Sequence[Run]) -> str:
-    """Says that some figures are not finite."""
-    keys = ("log_evidence", "elbo", "rate", "distortion")
-    count = sum(any(run.number(key) is None for key in keys) for run in finished)
-    return f"{_runs_of(count)} ended with a figure that is not finite, which is left out." * (
-        count > 0
-    )
+def _check_finite(finished: Sequence[RunRecord]) -> str:
+    metrics = ("log_evidence", "elbo", "rate", "distortion")
+    count = sum(any(run.number(metric) is None for metric in metrics) for run in finished)
+    if not count:
+        return ""
+    return f"{_format_count(count)} ended with a figure that is not finite, which is left out."
 
 
-def _collapsed(finished: Sequence[Run]) -> str:
-    """Says where latents carry nothing."""
+def _check_collapse(finished: Sequence[RunRecord]) -> str:
     count = sum(is_collapsed(run.number("active_units"), run.number("rate")) for run in finished)
     if not count:
         return ""
     return (
-        f"Posterior collapse: in {_runs_of(count)} no latent dimension is active, or the rate is "
-        f"below {LEAST_RATE:g} nats per datum."
+        f"Posterior collapse: in {_format_count(count)} no latent dimension is active, or the rate "
+        f"is below {LEAST_RATE:g} nats per datum."
     )
 
 
-def _uncertain(finished: Sequence[Run]) -> str:
-    """Says whose log evidence rests on few samples."""
+def _check_sample_sizes(finished: Sequence[RunRecord]) -> str:
     sizes = [run.number("effective_sample_size_min") for run in finished]
-    few = [size for size in sizes if size is not None and size < _FEW]
-    if not few:
+    small = [size for size in sizes if size is not None and size < _SMALL_SAMPLE_SIZE]
+    if not small:
         return ""
     return (
-        f"In {_runs_of(len(few))} the importance weights of some row are worth fewer than {_FEW} "
-        f"samples (the worst {min(few):.1f}): the log evidence may be too low there, by another "
-        f"amount for each model. More evaluate.num_particles help."
+        f"In {_format_count(len(small))} the importance weights of some row are worth fewer than "
+        f"{_SMALL_SAMPLE_SIZE} samples (the worst {min(small):.1f}): the log evidence may be too "
+        f"low there, by another amount for each model. More evaluate.num_particles help."
     )
 
 
-def _particles(finished: Sequence[Run]) -> str:
-    """Says that log evidences were estimated with different numbers of samples."""
+def _check_particles(finished: Sequence[RunRecord]) -> str:
     counts = sorted({run.number("log_evidence_particles") or 0 for run in finished} - {0})
     if len(counts) < 2:
         return ""
@@ -116,24 +109,21 @@ def _particles(finished: Sequence[Run]) -> str:
     )
 
 
-def _below_mixture(finished: Sequence[Run]) -> str:
-    """Says how many runs a simpler model beats."""
+def _check_mixture(finished: Sequence[RunRecord]) -> str:
+    """Returns a warning if a mixture, the simpler model, beats some runs."""
     pairs = [(run.number("log_evidence"), run.number("mixture_log_evidence")) for run in finished]
-    known = [
-        (value, mixture) for value, mixture in pairs if value is not None and mixture is not None
-    ]
-    count = sum(value < mixture for value, mixture in known)
+    complete = [(vae, mixture) for vae, mixture in pairs if vae is not None and mixture is not None]
+    count = sum(vae < mixture for vae, mixture in complete)
     if not count:
         return ""
     return (
-        f"In {count} of {_runs_of(len(known))} a plain mixture of the same likelihood predicts the "
-        f"held-out rows better."
+        f"In {count} of {_format_count(len(complete))} a plain mixture of the same likelihood "
+        f"predicts the held-out rows better."
     )
 
 
-def _one_seed(finished: Sequence[Run]) -> str:
-    """Says that chance cannot be judged."""
-    if len(finished) < 2 or len({seed(run) for run in finished}) > 1:
+def _check_seeds(finished: Sequence[RunRecord]) -> str:
+    if len(finished) < 2 or len({run.seed for run in finished}) > 1:
         return ""
     return (
         "All finished runs have one seed: how much of a difference is chance is not known. "
@@ -141,6 +131,5 @@ def _one_seed(finished: Sequence[Run]) -> str:
     )
 
 
-def _runs_of(count: int) -> str:
-    """Returns a number of runs in words."""
+def _format_count(count: int) -> str:
     return f"{count:,} run{'s' * (count != 1)}"

@@ -1,14 +1,14 @@
-"""Which runs may be compared: those that were judged on the same data in the same unit."""
+"""Sets of comparable runs: those evaluated on the same data in the same unit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.compare.factors import text
-from pyro_vae.compare.runs import Run
+from pyro_vae.compare.factors import format_level
+from pyro_vae.compare.runs import RunRecord
 from pyro_vae.sweeps.job_id import UNRELATED
 
-__all__ = ["ComparableSet", "comparable_sets"]
+__all__ = ["ComparableSet", "find_comparable_sets"]
 
 _MEASURES = {
     "Bernoulli": "probabilities of discrete data",
@@ -16,17 +16,18 @@ _MEASURES = {
     "ContinuousBernoulli": "densities",
     "Normal": "densities",
 }
-"""What kind of number the likelihood of each class is."""
+"""Whether the likelihood of each class is a probability or a density."""
 
 
 @dataclass(frozen=True)
 class ComparableSet:
-    """Finished runs whose figures have one meaning.
+    """Finished runs whose metrics have the same meaning.
 
     Attributes:
-        title: What tells it from the other sets, and the data set.
-        runs: Which runs, as positions in the list of all.
-        grey_scale: Whether greys were scored by a cross-entropy, so that no figure is a likelihood.
+        title: The data set, and the differences from the other sets.
+        runs: The runs, as positions in the list of all.
+        grey_scale: Whether grey values were scored by a cross-entropy, so that no metric is a
+            likelihood.
     """
 
     title: str
@@ -34,13 +35,15 @@ class ComparableSet:
     grey_scale: bool
 
 
-def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
-    """Returns the finished runs by what their figures mean, the largest set first.
+def find_comparable_sets(runs: Sequence[RunRecord]) -> list[ComparableSet]:
+    """Groups the finished runs by the meaning of their metrics, the largest set first.
 
-    Runs are in one set if they agree in the data and all its settings, the seed of its split and
-    its binarization among them, in the number of rows of each part and of the log evidence, in
-    whether greys are scored by a cross-entropy, and in whether the likelihood is a probability or
-    a density.
+    Runs are in one set if they agree in all of these:
+
+    * the data and its settings, including the seed of its split and its binarization;
+    * the number of rows of each part and of the log evidence;
+    * whether grey values are scored by a cross-entropy;
+    * whether the likelihood is a probability or a density.
 
     Arguments:
         runs: All runs.
@@ -48,57 +51,60 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):
         if run.state == "finished":
-            groups.setdefault(tuple(_meaning(run).items()), []).append(index)
-    known = [dict(key) for key in groups]
+            groups.setdefault(tuple(_read_protocol(run).items()), []).append(index)
+    protocols = [dict(key) for key in groups]
     sets = [
-        ComparableSet(_title(dict(key), known), tuple(there), dict(key)["cross-entropy"] == "true")
-        for key, there in groups.items()
+        ComparableSet(
+            _build_title(protocol, protocols), tuple(members), protocol["cross-entropy"] == "true"
+        )
+        for protocol, members in zip(protocols, groups.values(), strict=True)
     ]
     return sorted(sets, key=lambda one: -len(one.runs))
 
 
-def _meaning(run: Run) -> dict[str, str]:
-    """Returns what the figures of a run depend on beside its model and training."""
+def _read_protocol(run: RunRecord) -> dict[str, str]:
+    """Returns the settings, besides model and training, on which the metrics of a run depend."""
     config, metrics = run.config, run.metrics
     rows = metrics.get("rows")
     data = config.get("data")
     likelihood = config["vae"].get("likelihood")
     name = str(likelihood.get("_target_") if isinstance(likelihood, Mapping) else likelihood)
     name = name.rpartition(".")[2]
+    counts = rows.values() if isinstance(rows, Mapping) else [rows]
     return {
-        "data": text(metrics.get("data")),
-        "binarize": text(metrics.get("binarize")),
+        "data": format_level(metrics.get("data")),
+        "binarize": format_level(metrics.get("binarize")),
         "likelihood": _MEASURES.get(name, f"of {name}"),
-        "cross-entropy": text(bool(metrics.get("grey_scale"))),
-        "rows": "/".join(map(text, rows.values())) if isinstance(rows, Mapping) else text(rows),
-        "rows of the log evidence": text(metrics.get("log_evidence_rows")),
-        **(_arguments(data) if isinstance(data, Mapping) else {}),
+        "cross-entropy": format_level(bool(metrics.get("grey_scale"))),
+        "rows": "/".join(map(format_level, counts)),
+        "rows of the log evidence": format_level(metrics.get("log_evidence_rows")),
+        **(_read_data_settings(data) if isinstance(data, Mapping) else {}),
     }
 
 
-def _arguments(data: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the settings of the data that decide what they are."""
+def _read_data_settings(data: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the settings that determine the content of the data."""
     settings = {f"data.{key}": value for key, value in data.items()}
-    return {key: text(settings[key]) for key in sorted(settings) if key not in UNRELATED}
+    return {key: format_level(settings[key]) for key in sorted(settings) if key not in UNRELATED}
 
 
-def _title(one: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> str:
-    """Returns the data set of a set of runs, and what differs from other sets.
+def _build_title(protocol: Mapping[str, str], protocols: Sequence[Mapping[str, str]]) -> str:
+    """Returns the data set of a comparable set, and its differences from other sets.
 
-    What follows from another part of the title is not said again.
+    A setting is left out if it follows from an earlier part of the title.
 
     Arguments:
-        one: What the figures of the set depend on.
-        known: The same of all sets.
+        protocol: The protocol of the set.
+        protocols: The protocols of all sets.
     """
-    parts = [one["data"]]
-    said: list[tuple[str, ...]] = [(other["data"],) for other in known]
-    for key in one:
-        values = [other.get(key, "-") for other in known]
-        more = [(*old, value) for old, value in zip(said, values, strict=True)]
-        if len(set(more)) > len(set(said)):
-            said = more
-            parts.append(
-                one[key] if key == "likelihood" else f"{key.removeprefix('data.')} {one[key]}"
-            )
+    parts = [protocol["data"]]
+    prefixes: list[tuple[str, ...]] = [(other["data"],) for other in protocols]
+    for key, level in protocol.items():
+        longer = [
+            (*prefix, other.get(key, "-"))
+            for prefix, other in zip(prefixes, protocols, strict=True)
+        ]
+        if len(set(longer)) > len(set(prefixes)):
+            prefixes = longer
+            parts.append(level if key == "likelihood" else f"{key.removeprefix('data.')} {level}")
     return ", ".join(parts)

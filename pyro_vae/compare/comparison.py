@@ -1,37 +1,42 @@
-"""The comparison of runs: all that its page, its tables and its text are made of."""
+"""The comparison of runs: the content of its page, its Markdown text and its csv table."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyro_vae.compare.caveats import cautions
-from pyro_vae.compare.comparable import ComparableSet, comparable_sets
+from pyro_vae.compare.caveats import find_caveats
+from pyro_vae.compare.comparable import ComparableSet, find_comparable_sets
 from pyro_vae.compare.configurations import (
     Configuration,
     Mean,
-    best_by_level,
-    configurations,
-    lead,
+    compute_lead,
+    find_best_by_level,
+    rank_configurations,
 )
-from pyro_vae.compare.differences import Difference, differences, references, verdict
-from pyro_vae.compare.factors import Factor, factors
-from pyro_vae.compare.formatting import NBSP, written
-from pyro_vae.compare.runs import STATES, Run, find
+from pyro_vae.compare.differences import (
+    Difference,
+    choose_references,
+    paired_differences,
+    verdict,
+)
+from pyro_vae.compare.factors import Factor, find_factors
+from pyro_vae.compare.formatting import NBSP, format_mean
+from pyro_vae.compare.runs import STATES, RunRecord, find_runs
 
 __all__ = ["Comparison", "Group", "compare"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A comparable set, with what its runs say.
+    """A comparable set with its results.
 
     Attributes:
-        title: What it is called.
-        runs: Which runs, as positions in the list of all.
-        factors: What differs within it, but for the seed.
+        title: Its title.
+        runs: Its runs, as positions in the list of all.
+        factors: The factors with several levels in it, without the seed.
         configurations: Its configurations, the best first.
-        lead: How far the first configuration is ahead of the second, over the seeds of both.
+        lead: The lead of the first configuration over the second, over the seeds of both.
         best_by_level: For each level of each factor, its best configuration.
         differences: Its paired differences.
     """
@@ -47,38 +52,38 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What runs say together.
+    """The results of all runs.
 
     Attributes:
-        title: What was compared.
+        title: The names of the compared folders.
         runs: All runs.
-        factors: What differs between them, the seed last.
+        factors: The factors of all runs, the seed last.
         groups: The comparable sets, the largest first.
-        cautions: What a reader should know before trusting it.
+        caveats: Warnings to read before trusting it.
     """
 
     title: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     factors: tuple[Factor, ...]
     groups: tuple[Group, ...]
-    cautions: tuple[str, ...]
+    caveats: tuple[str, ...]
 
     @property
     def comparisons(self) -> int:
-        """How many differences of log evidences are judged together."""
+        """The number of differences in log evidence that are tested together."""
         return sum(len(group.differences) for group in self.groups)
 
     @property
-    def failures(self) -> list[Run]:
+    def failures(self) -> list[RunRecord]:
         """The runs that failed or cannot be read."""
         return [run for run in self.runs if run.failure is not None or run.problem]
 
-    def verdict(self, one: Difference) -> str:
-        """Returns whether the difference of log evidences can be told from none."""
-        return verdict(one.means["log_evidence"], self.comparisons)
+    def verdict(self, difference: Difference) -> str:
+        """Returns whether a difference in log evidence is distinguishable from zero."""
+        return verdict(difference.means["log_evidence"], self.comparisons)
 
-    def caveat(self) -> str:
-        """Returns what many comparisons mean for the verdict on each."""
+    def explain_verdict(self) -> str:
+        """Returns a note on the verdicts, and on the effect of many comparisons."""
         if self.comparisons == 1:
             return "The verdict is on the log evidence."
         return (
@@ -86,89 +91,91 @@ class Comparison:
             f"many, some look clear by chance, and a plain 'clear' allows for that."
         )
 
-    def described(self, one: Configuration, group: Group) -> str:
-        """Returns a configuration by the levels of what differs in its set."""
+    def describe(self, configuration: Configuration, group: Group) -> str:
+        """Returns the levels of a configuration, for the factors of its set."""
         settings = [factor for factor in self.factors if factor.key != "seed"]
-        levels = {f.name: lv for f, lv in zip(settings, one.levels, strict=True)}
+        levels = {f.name: lv for f, lv in zip(settings, configuration.levels, strict=True)}
         return ", ".join(f"{f.name}={levels[f.name]}" for f in group.factors) or "the one there is"
 
-    def states(self) -> str:
-        """Returns how many runs there are of each state."""
-        numbers = Counter(run.state for run in self.runs)
-        counts = ", ".join(f"{numbers[state]:,} {state}" for state in STATES if numbers[state])
-        return f"{len(self.runs):,} run{'s' * (len(self.runs) != 1)}: {counts}"
+    def count_states(self) -> str:
+        """Returns the number of runs in each state, as text."""
+        counts = Counter(run.state for run in self.runs)
+        states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+        return f"{len(self.runs):,} run{'s' * (len(self.runs) != 1)}: {states}"
 
     def headline(self) -> str:
         """Returns the best configuration in one sentence."""
-        found = [
+        ranked = [
             group for group in self.groups if group.configurations[0].means.get("log_evidence")
         ]
-        if not found:
+        if not ranked:
             return "No run has a log evidence yet, so that there is nothing to rank."
-        if len(found) == 1:
-            return f"The best configuration is {self.best(found[0])}."
-        parts = "; ".join(f"on {group.title}, {self.best(group)}" for group in found[:3])
-        more = f"; and {len(found) - 3} sets more" if len(found) > 3 else ""
+        if len(ranked) == 1:
+            return f"The best configuration is {self.describe_best(ranked[0])}."
+        parts = "; ".join(f"on {group.title}, {self.describe_best(group)}" for group in ranked[:3])
+        more = f"; and {len(ranked) - 3} sets more" if len(ranked) > 3 else ""
         return f"The best configuration depends on what is compared: {parts}{more}."
 
-    def best(self, group: Group) -> str:
+    def describe_best(self, group: Group) -> str:
         """Returns the best configuration of a set, with its log evidence."""
-        first = group.configurations[0]
-        evidence = first.means["log_evidence"]
+        best = group.configurations[0]
+        evidence = best.means["log_evidence"]
         seeds = f"{evidence.seeds} seed{'s' * (evidence.seeds != 1)}"
-        place = f"best of {len(group.configurations)}" * (len(group.configurations) > 1)
-        lead = written(group.lead, "log_evidence", signed=True)
+        rank = f"best of {len(group.configurations)}" * (len(group.configurations) > 1)
+        lead = format_mean(group.lead, "log_evidence", signed=True)
         ahead = f"{lead} over the next" if group.lead else ""
         return (
-            f"{self.described(first, group)}, with a log evidence of "
-            f"{written(evidence, 'log_evidence')}{NBSP}nats per datum "
-            f"({'; '.join(filter(None, [seeds, place, ahead]))})"
+            f"{self.describe(best, group)}, with a log evidence of "
+            f"{format_mean(evidence, 'log_evidence')}{NBSP}nats per datum "
+            f"({'; '.join(filter(None, [seeds, rank, ahead]))})"
         )
 
 
 def compare(folders: Sequence[Path | str], against: Sequence[str] = ()) -> Comparison:
-    """Compares all runs that lie in folders or below them.
+    """Compares all runs in folders and below them.
 
     Arguments:
-        folders: Where to look.
-        against: The levels that others are compared with, as ``FACTOR=LEVEL``; by default the
-            first level of each factor.
+        folders: The folders to search.
+        against: The reference levels, as ``FACTOR=LEVEL``; by default the first level of each
+            factor.
 
     Raises:
-        ValueError: If a folder does not exist, there is no run, or ``against`` names no factor or
-            no level.
+        ValueError: If a folder does not exist, there is no run, or ``against`` does not name a
+            factor and one of its levels.
     """
-    runs = find(folders)
-    varying = sorted(factors(runs), key=lambda factor: factor.key == "seed")
-    levels = references(varying, against)
-    sets = comparable_sets(runs)
-    groups = tuple(group(runs, varying, one, levels) for one in sets)
+    runs = find_runs(folders)
+    factors = sorted(find_factors(runs), key=lambda factor: factor.key == "seed")
+    references = choose_references(factors, against)
+    sets = find_comparable_sets(runs)
+    groups = tuple(_summarize_set(runs, factors, one, references) for one in sets)
     title = ", ".join(Path(folder).resolve().name for folder in folders)
-    return Comparison(title, tuple(runs), tuple(varying), groups, tuple(cautions(runs, sets)))
+    return Comparison(title, tuple(runs), tuple(factors), groups, tuple(find_caveats(runs, sets)))
 
 
-def group(
-    runs: Sequence[Run],
-    varying: Sequence[Factor],
-    one: ComparableSet,
-    against: dict[str, str],
+def _summarize_set(
+    runs: Sequence[RunRecord],
+    factors: Sequence[Factor],
+    within: ComparableSet,
+    references: dict[str, str],
 ) -> Group:
-    """Returns what the runs of a comparable set say.
+    """Returns the results of a comparable set.
 
     Arguments:
         runs: All runs.
-        varying: What differs between them.
-        one: The set.
-        against: The reference level of each factor.
+        factors: The factors of all runs.
+        within: The set.
+        references: The reference level of each factor.
     """
-    ranked = configurations(runs, varying, one)
-    inside = [f for f in varying if f.key != "seed" and len({f.of[i] for i in one.runs}) > 1]
+    ranked = rank_configurations(runs, factors, within)
+    varying = [
+        f for f in factors if f.key != "seed" and len({f.by_run[i] for i in within.runs}) > 1
+    ]
     return Group(
-        one.title,
-        one.runs,
-        tuple(inside),
+        within.title,
+        within.runs,
+        tuple(varying),
         tuple(ranked),
-        lead(runs, ranked),
-        tuple(best_by_level(ranked, varying)),
-        tuple(differences(runs, varying, one, against)),
+        compute_lead(runs, ranked),
+        tuple(find_best_by_level(ranked, factors)),
+        tuple(paired_differences(runs, factors, within, references)),
     )

@@ -1,21 +1,24 @@
-"""Paired differences: what one level of a factor gives over another, all else being equal."""
+"""Paired differences: the gain of one level of a factor over another, all else being equal."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyro_vae.compare.comparable import ComparableSet
 from pyro_vae.compare.configurations import Mean, over_seeds
-from pyro_vae.compare.factors import Factor, tied
-from pyro_vae.compare.runs import Run, seed
+from pyro_vae.compare.factors import Factor, find_tied_factors
+from pyro_vae.compare.runs import RunRecord
 
-__all__ = ["METRICS", "Difference", "differences", "references", "verdict"]
+if TYPE_CHECKING:
+    import pandas
 
-METRICS = ("log_evidence", "elbo", "rate", "distortion")
-"""What differences are taken of."""
+__all__ = ["PAIRED_METRICS", "Difference", "choose_references", "paired_differences", "verdict"]
+
+PAIRED_METRICS = ("log_evidence", "elbo", "rate", "distortion")
+"""The metrics whose differences are reported."""
 
 _ERROR_RATE = 0.05
-"""How often a difference of nothing may be called clear."""
+"""The probability of a verdict of "clear" if the true difference is zero."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Difference:
         factor: The name of the factor.
         along: The names of settings that change together with it.
         level: The level.
-        reference: What is subtracted.
+        reference: The level that is subtracted.
         pairs: The number of pairs of runs.
-        means: For each of :data:`METRICS`, the mean over seeds of the differences.
+        means: For each of :data:`PAIRED_METRICS`, the mean over seeds of the differences.
     """
 
     factor: str
@@ -39,134 +42,111 @@ class Difference:
     means: dict[str, Mean]
 
 
-def references(factors: Sequence[Factor], chosen: Sequence[str]) -> dict[str, str]:
-    """Returns the level of each factor that others are compared with.
+def choose_references(factors: Sequence[Factor], choices: Sequence[str]) -> dict[str, str]:
+    """Returns the reference level of each factor, by its name.
 
     Arguments:
-        factors: What differs between runs.
-        chosen: Choices as ``FACTOR=LEVEL``. The first level of all other factors is taken.
+        factors: The factors of all runs.
+        choices: Choices as ``FACTOR=LEVEL``. Other factors have their first level as reference.
 
     Raises:
-        ValueError: If one names no factor, or no level of it.
+        ValueError: If a choice does not name a factor and one of its levels.
     """
-    found = {factor.name: factor.levels[0] for factor in factors if factor.key != "seed"}
-    known = {name: f for f in factors if f.key != "seed" for name in (f.key, f.name)}
-    for choice in chosen:
+    settings = [factor for factor in factors if factor.key != "seed"]
+    references = {factor.name: factor.levels[0] for factor in settings}
+    by_name = {name: factor for factor in settings for name in (factor.key, factor.name)}
+    for choice in choices:
         name, _, level = choice.partition("=")
-        if name not in known:
-            names = ", ".join(found) or "none, because no setting differs"
+        if name not in by_name:
+            names = ", ".join(references) or "none, because no setting differs"
             raise ValueError(
                 f"Expected --against to name a factor as FACTOR=LEVEL, got '{choice}'; "
                 f"factors are: {names}"
             )
-        if level not in known[name].levels:
-            levels = ", ".join(known[name].levels)
+        if level not in by_name[name].levels:
+            levels = ", ".join(by_name[name].levels)
             raise ValueError(
                 f"Expected --against to name a level of {name}, got '{choice}'; levels are: "
                 f"{levels}"
             )
-        found[known[name].name] = level
-    return found
+        references[by_name[name].name] = level
+    return references
 
 
-def differences(
-    runs: Sequence[Run],
+def paired_differences(
+    runs: Sequence[RunRecord],
     factors: Sequence[Factor],
     within: ComparableSet,
-    against: Mapping[str, str],
+    references: Mapping[str, str],
 ) -> list[Difference]:
     """Returns the paired differences of a comparable set.
 
-    A pair are two runs that are equal in all settings but one factor, the seed included. Runs with
-    a figure that is not finite are left out.
+    Two runs form a pair if they are equal in all settings but one factor, including the seed.
+    Runs with a metric that is not finite are left out.
 
     Arguments:
         runs: All runs.
-        factors: What differs between them.
+        factors: The factors of all runs.
         within: The set.
-        against: The reference level of each factor, by its name. Where the set has no run of it,
-            the first level that it has a run of is taken.
+        references: The reference level of each factor, by its name. If the set has no run of it,
+            the first level with a run takes its place.
     """
-    found = []
-    known = [i for i in within.runs if all(runs[i].number(m) is not None for m in METRICS)]
+    differences = []
+    complete = [i for i in within.runs if None not in map(runs[i].number, PAIRED_METRICS)]
+    seeds = [run.seed for run in runs]
     for factor in factors:
-        if factor.key == "seed":
+        present = {factor.by_run[index] for index in complete}
+        levels = [level for level in factor.levels if level in present]
+        if factor.key == "seed" or len(levels) < 2:
             continue
-        there = {factor.of[index] for index in known}
-        levels = [level for level in factor.levels if level in there]
-        if len(levels) < 2:
-            continue
-        reference = against[factor.name] if against[factor.name] in there else levels[0]
-        others = _rest(factor, factors)
-        sides = {level: [i for i in known if factor.of[i] == level] for level in levels}
-        grouped = {level: _alike(runs, others, side) for level, side in sides.items()}
-        along = tuple(other.name for other in tied(factor, factors))
+        reference = references[factor.name]
+        if reference not in present:
+            reference = levels[0]
+        tied = find_tied_factors(factor, factors)
+        equal = [other.by_run for other in factors if other is not factor and other not in tied]
+        averages = _average_equal_runs(runs, complete, [factor.by_run, seeds, *equal])
+        along = tuple(other.name for other in tied)
         for level in levels:
-            means, pairs = _paired(runs, grouped[level], grouped[reference])
-            if level != reference and pairs:
-                found.append(Difference(factor.name, along, level, reference, pairs, means))
-    return found
+            gains = (averages.loc[level] - averages.loc[reference]).dropna()
+            if level != reference and len(gains):
+                means = {
+                    metric: over_seeds(zip(gains.index.get_level_values(0), values, strict=True))
+                    for metric, values in gains.to_dict("list").items()
+                }
+                differences.append(
+                    Difference(factor.name, along, level, reference, len(gains), means)
+                )
+    return differences
 
 
-def _rest(factor: Factor, factors: Sequence[Factor]) -> list[Factor]:
-    """Returns what has to be equal in a pair of runs, but for their seed."""
-    along = tied(factor, factors)
-    return [other for other in factors if other is not factor and other not in along]
-
-
-def _alike(
-    runs: Sequence[Run], factors: Sequence[Factor], there: Sequence[int]
-) -> dict[tuple[str, ...], list[int]]:
-    """Returns runs by their seed and levels."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index in there:
-        key = (seed(runs[index]), *(factor.of[index] for factor in factors))
-        groups.setdefault(key, []).append(index)
-    return groups
-
-
-def _paired(
-    runs: Sequence[Run],
-    high: Mapping[tuple[str, ...], Sequence[int]],
-    low: Mapping[tuple[str, ...], Sequence[int]],
-) -> tuple[dict[str, Mean], int]:
-    """Returns the mean differences of runs that are alike, and the number of their pairs.
+def _average_equal_runs(
+    runs: Sequence[RunRecord], indices: Sequence[int], keys: Sequence[Sequence[str]]
+) -> "pandas.DataFrame":
+    """Returns the mean of each metric over runs with equal keys, indexed by the keys.
 
     Arguments:
         runs: All runs.
-        high: Those of one level, by what has to be equal, the seed first.
-        low: Those of the reference.
+        indices: The runs to average, as positions in the list of all.
+        keys: The values of each key, in the order of all runs.
     """
-    shared = [key for key in high if key in low]
-    if not shared:
-        return {}, 0
-    means = {
-        metric: over_seeds(
-            [
-                (key[0], _average(runs, high[key], metric) - _average(runs, low[key], metric))
-                for key in shared
-            ]
-        )
-        for metric in METRICS
-    }
-    return means, len(shared)
+    import pandas
+
+    values = [[runs[index].number(metric) for metric in PAIRED_METRICS] for index in indices]
+    table = pandas.DataFrame(values, columns=PAIRED_METRICS, dtype=float)
+    columns = [[key[index] for index in indices] for key in keys]
+    return table.groupby(columns, sort=False).mean()
 
 
-def _average(runs: Sequence[Run], there: Sequence[int], metric: str) -> float:
-    """Returns the mean of a metric over runs of the same settings."""
-    return math.fsum(runs[index].metrics[metric] for index in there) / len(there)
+def verdict(difference: Mean, comparisons: int) -> str:
+    """Returns in plain words whether a difference is distinguishable from zero.
 
-
-def verdict(found: Mean, comparisons: int) -> str:
-    """Returns in plain words whether a difference can be told from none.
-
-    The difference over its standard error is held against Student's t distribution with one degree
-    of freedom less than there are seeds, at 5 %: alone, and shared among all comparisons that were
-    made (Bonferroni).
+    The ratio of the difference to its standard error is compared with the 5 % quantile of
+    Student's t distribution with one degree of freedom less than there are seeds. It is compared
+    twice: for this difference alone, and shared among all comparisons (Bonferroni).
 
     Arguments:
-        found: The difference.
-        comparisons: How many differences are judged together.
+        difference: The difference.
+        comparisons: The number of all differences.
 
     Example:
         >>> verdict(Mean(1.0, 0.9, 5), 3)
@@ -176,15 +156,15 @@ def verdict(found: Mean, comparisons: int) -> str:
     """
     from scipy.special import stdtrit
 
-    if found.standard_error is None:
+    if difference.standard_error is None:
         return "one seed: not known"
-    if found.value == 0:
+    if difference.value == 0:
         return "none"
-    if found.standard_error == 0:
+    if difference.standard_error == 0:
         return "clear"
-    ratio = abs(found.value) / found.standard_error
-    if ratio > stdtrit(found.seeds - 1, 1 - _ERROR_RATE / 2 / comparisons):
+    ratio = abs(difference.value) / difference.standard_error
+    if ratio > stdtrit(difference.seeds - 1, 1 - _ERROR_RATE / 2 / comparisons):
         return "clear"
-    if ratio > stdtrit(found.seeds - 1, 1 - _ERROR_RATE / 2):
+    if ratio > stdtrit(difference.seeds - 1, 1 - _ERROR_RATE / 2):
         return "clear alone, not among all comparisons"
     return "not clear"

@@ -1,32 +1,41 @@
-"""Which settings differ between runs, what they are called, and their levels."""
+"""Factors: the settings that differ between runs, with their names and levels."""
 
 import hashlib
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.compare.runs import Run
+from pyro_vae.compare.fields import flatten_settings
+from pyro_vae.compare.runs import RunRecord
 from pyro_vae.sweeps.job_id import UNRELATED
 
-__all__ = ["ABSENT", "Factor", "factors", "number", "tied"]
+__all__ = [
+    "ABSENT",
+    "Factor",
+    "find_factors",
+    "find_tied_factors",
+    "format_level",
+    "is_numeric",
+    "shorten_paths",
+]
 
 ABSENT = "-"
 """The level of a run that lacks a setting."""
 
-_Table = dict[str, str]
+_Settings = dict[str, str]
 """The settings of a run: dotted paths with their values as text."""
 
 _LONGEST = 200
-"""The longest name of a level; that of a longer value ends in a hash of it."""
+"""The longest name of a level; the name of a longer value ends in a hash."""
 
 _CLASS = "class "
-"""What marks a value as the path of a class."""
+"""The prefix that marks a value as the path of a class."""
 
-_MARKS = ("_partial_", "_convert_", "_recursive_")
+_INSTANTIATION_KEYS = ("_partial_", "_convert_", "_recursive_")
 
 
 @dataclass(frozen=True)
@@ -35,91 +44,92 @@ class Factor:
 
     Attributes:
         key: Its dotted path; for the choice of a class, the path without ``_target_``.
-        name: The shortest end of the path that means no other setting.
+        name: The shortest ending of the path that is unique among all settings.
         levels: Its levels: numbers by size, others in the order in which they appear.
-        of: The level of each run, in the order of the runs.
+        by_run: The level of each run, in the order of the runs.
     """
 
     key: str
     name: str
     levels: tuple[str, ...]
-    of: tuple[str, ...]
+    by_run: tuple[str, ...]
 
 
-def factors(runs: Sequence[Run]) -> list[Factor]:
+def find_factors(runs: Sequence[RunRecord]) -> list[Factor]:
     """Returns the settings in which runs differ, in the order of their configurations.
 
-    Settings that change no result are no factors, nor is an argument that only some levels of a
-    class have and that is constant given the class: it is implied by that level. Runs whose
-    configuration cannot be read have no level of anything.
+    Two kinds of settings are left out: those that do not change a result, and arguments that
+    follow from a class. The latter exist for some levels of the class only, and are constant
+    within each. Runs with an unreadable configuration have no level of any factor.
 
     Arguments:
         runs: The runs.
     """
-    tables = [_settings(run.config) for run in runs]
-    known = [table for run, table in zip(runs, tables, strict=True) if run.config]
-    keys = [key for key in _ordered(known) if len({t.get(key, ABSENT) for t in known}) > 1]
-    keys = [key for key in keys if not _hollow(key, keys, known)]
-    keys = [key for key in keys if not _implied(key, keys, known)]
-    names = short(_ordered(known))
-    return [factor(key, names[key], tables, known) for key in keys]
+    settings = [_read_settings(run.config) for run in runs]
+    readable = [one for run, one in zip(runs, settings, strict=True) if run.config]
+    paths = list(dict.fromkeys(key for one in readable for key in one))
+    keys = [key for key in paths if len({one.get(key, ABSENT) for one in readable}) > 1]
+    keys = [key for key in keys if not _is_redundant_null(key, keys, readable)]
+    keys = [key for key in keys if not _is_implied(key, keys, readable)]
+    names = shorten_paths(paths)
+    return [_build_factor(key, names[key], settings, readable) for key in keys]
 
 
-def factor(key: str, name: str, tables: Sequence[_Table], known: Sequence[_Table]) -> Factor:
+def _build_factor(
+    key: str, name: str, settings: Sequence[_Settings], readable: Sequence[_Settings]
+) -> Factor:
     """Returns one factor, with short names for its levels.
 
     Arguments:
         key: Its path.
         name: Its name.
-        tables: The settings of all runs.
-        known: Those of the runs whose configuration could be read.
+        settings: The settings of all runs.
+        readable: Those of the runs with a readable configuration.
     """
-    classes = [t[key].removeprefix(_CLASS) for t in known if t.get(key, "").startswith(_CLASS)]
-    names = {f"{_CLASS}{path}": name for path, name in short(classes).items()}
-    of = tuple(names.get(level, level) for level in (table.get(key, ABSENT) for table in tables))
-    there = [level for level, table in zip(of, tables, strict=True) if table]
-    return Factor(key, name, _sort(there), of)
+    values = [one.get(key, "") for one in readable]
+    classes = [value.removeprefix(_CLASS) for value in values if value.startswith(_CLASS)]
+    names = {f"{_CLASS}{path}": name for path, name in shorten_paths(classes).items()}
+    by_run = [names.get(level, level) for level in (one.get(key, ABSENT) for one in settings)]
+    levels = [level for level, one in zip(by_run, settings, strict=True) if one]
+    return Factor(key, name, _sort_levels(levels), tuple(by_run))
 
 
-def tied(factor: Factor, others: Sequence[Factor]) -> list[Factor]:
-    """Returns the arguments that differ from one level of a class to another, and not within one.
+def find_tied_factors(factor: Factor, factors: Sequence[Factor]) -> list[Factor]:
+    """Returns the arguments that change together with a class, and are constant within a level.
 
-    Such an argument changes together with the class: the learning rate of two optimizers.
+    An example is the learning rate in a comparison of two optimizers.
 
     Arguments:
         factor: The choice of the class.
-        others: All factors.
+        factors: All factors.
     """
-    inside = [other for other in others if other.key.startswith(f"{factor.key}.")]
-    return [o for o in inside if len(set(zip(factor.of, o.of, strict=True))) == len(set(factor.of))]
+    count = len(set(factor.by_run))
+    return [
+        other
+        for other in factors
+        if other.key.startswith(f"{factor.key}.")
+        and len(set(zip(factor.by_run, other.by_run, strict=True))) == count
+    ]
 
 
-def _settings(config: Mapping[str, Any]) -> _Table:
-    """Returns what decides a result: dotted paths with their values as text."""
-    values: _Table = {}
-    for key, value in _flat(config):
-        room, _, last = key.rpartition(".")
-        if last in _MARKS or any(key == u or key.startswith(f"{u}.") for u in UNRELATED):
+def _read_settings(config: Mapping[str, Any]) -> _Settings:
+    """Returns the settings that determine a result."""
+    settings: _Settings = {}
+    for key, value in flatten_settings(config):
+        parent, _, last = key.rpartition(".")
+        if last in _INSTANTIATION_KEYS:
+            continue
+        if any(key == path or key.startswith(f"{path}.") for path in UNRELATED):
             continue
         if last == "_target_":
-            values[room] = f"{_CLASS}{value}"
+            settings[parent] = f"{_CLASS}{value}"
         else:
-            values[key] = text(value)
-    return values
+            settings[key] = format_level(value)
+    return settings
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of nested mappings with their dotted paths."""
-    for key, value in values.items():
-        path = f"{above}.{key}" if above else str(key)
-        if isinstance(value, Mapping):
-            yield from _flat(value, path)
-        else:
-            yield path, value
-
-
-def text(value: Any) -> str:
-    """Returns a value as a level's name: 1 and 1.0 are one level."""
+def format_level(value: Any) -> str:
+    """Returns the name of a level for a value: 1 and 1.0 give the same name."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.12g}"
     name = value if isinstance(value, str) else json.dumps(value, default=str)
@@ -129,57 +139,55 @@ def text(value: Any) -> str:
     return f"{name[: _LONGEST - 20]}... ({digest[:8]})"
 
 
-def _ordered(tables: Sequence[_Table]) -> list[str]:
-    """Returns all keys, each once."""
-    return list(dict.fromkeys(key for table in tables for key in table))
+def _is_redundant_null(key: str, keys: Sequence[str], settings: Sequence[_Settings]) -> bool:
+    """Whether a setting is either null or a mapping, whose own keys are factors already."""
+    has_children = any(other.startswith(f"{key}.") for other in keys)
+    return has_children and {one.get(key, ABSENT) for one in settings} <= {"null", ABSENT}
 
 
-def _hollow(key: str, keys: Sequence[str], tables: Sequence[_Table]) -> bool:
-    """Tells whether a setting is null wherever it is no mapping, so that its keys say it all."""
-    inside = any(other.startswith(f"{key}.") for other in keys)
-    return inside and {table.get(key, ABSENT) for table in tables} <= {"null", ABSENT}
-
-
-def _implied(key: str, keys: Sequence[str], tables: Sequence[_Table]) -> bool:
-    """Tells whether an argument follows from a class that varies, and is only some classes'."""
-    if all(key in table for table in tables):
+def _is_implied(key: str, keys: Sequence[str], settings: Sequence[_Settings]) -> bool:
+    """Whether only some classes have an argument, and the class determines its level."""
+    if all(key in one for one in settings):
         return False
-    return any(_follows(key, room, tables) for room in keys if key.startswith(f"{room}."))
+    parents = [parent for parent in keys if key.startswith(f"{parent}.")]
+    return any(_determines(parent, key, settings) for parent in parents)
 
 
-def _follows(key: str, room: str, tables: Sequence[_Table]) -> bool:
-    """Tells whether the level of one setting decides that of another."""
-    seen: dict[str, str] = {}
-    return all(
-        seen.setdefault(table.get(room, ABSENT), level) == level
-        for table in tables
-        for level in [table.get(key, ABSENT)]
-    )
+def _determines(parent: str, key: str, settings: Sequence[_Settings]) -> bool:
+    """Whether runs with the same level of one setting have the same level of another."""
+    pairs = {(one.get(parent, ABSENT), one.get(key, ABSENT)) for one in settings}
+    return len(pairs) == len({level for level, _ in pairs})
 
 
-def short(keys: Sequence[str]) -> dict[str, str]:
-    """Returns for each path its shortest end that is no end of another, or the whole path.
+def shorten_paths(paths: Sequence[str]) -> dict[str, str]:
+    """Returns the shortest unique ending of each path, or the whole path if there is none.
 
     Example:
-        >>> short(["vae.prior", "vae.encoder.hidden", "vae.decoder.hidden"])["vae.encoder.hidden"]
+        >>> paths = ["vae.prior", "vae.encoder.hidden", "vae.decoder.hidden"]
+        >>> shorten_paths(paths)["vae.encoder.hidden"]
         'encoder.hidden'
     """
-    uses = Counter(end for key in set(keys) for end in _ends(key))
-    return {key: next((end for end in _ends(key) if uses[end] == 1), key) for key in keys}
+    counts = Counter(ending for path in set(paths) for ending in _list_endings(path))
+    return {
+        path: next((ending for ending in _list_endings(path) if counts[ending] == 1), path)
+        for path in paths
+    }
 
 
-def _ends(key: str) -> list[str]:
-    """Returns the ends of a dotted path, the shortest first."""
-    parts = key.split(".")
+def _list_endings(path: str) -> list[str]:
+    """Returns the endings of a dotted path, the shortest first."""
+    parts = path.split(".")
     return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
 
 
-def _sort(levels: Iterable[str]) -> tuple[str, ...]:
-    """Returns each level once: numbers by size, then others in the order in which they appear."""
-    once = list(dict.fromkeys(levels))
-    return tuple(sorted(once, key=lambda level: (0, float(level)) if number(level) else (1, 0.0)))
+def _sort_levels(levels: Iterable[str]) -> tuple[str, ...]:
+    """Returns the distinct levels: numbers by size, then others in order of appearance."""
+    unique = list(dict.fromkeys(levels))
+    return tuple(
+        sorted(unique, key=lambda level: (0, float(level)) if is_numeric(level) else (1, 0.0))
+    )
 
 
-def number(level: str) -> bool:
-    """Tells whether a level is a number."""
+def is_numeric(level: str) -> bool:
+    """Whether a level is a number."""
     return re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", level) is not None

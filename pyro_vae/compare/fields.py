@@ -1,45 +1,45 @@
-"""The fields of a run's files that the comparison uses, and their types."""
+"""Checks of a run's files: the fields that the comparison uses, their types and sizes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_config", "check_metrics"]
+__all__ = ["check_config", "check_metrics", "flatten_settings"]
 
 _LARGEST = 1e100
-"""The largest size of a figure: squares of larger ones overflow."""
+"""The largest size of a metric: squares of larger ones overflow."""
 
 _MOST = 500
-"""The largest number of settings or figures of a run."""
+"""The largest number of settings or metrics of a run."""
 
 _LONGEST = 500
-"""The longest dotted path of a setting, and the longest name of a class or a figure."""
+"""The longest dotted path of a setting, and the longest name of a class or a metric."""
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
     )
 
 
-def _text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _flag(value: Any) -> bool:
+def _is_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_number, value.values()))
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 _Kind = tuple[str, Callable[[Any], bool]]
 
-_NUMBER: _Kind = ("a number of a size up to 1e100", _number)
-_TEXT: _Kind = ("text", _text)
-_FLAG: _Kind = ("true or false", _flag)
-_COUNTS: _Kind = ("numbers by name", _counts)
+_NUMBER: _Kind = ("a number of a size up to 1e100", _is_number)
+_TEXT: _Kind = ("text", _is_text)
+_BOOLEAN: _Kind = ("true or false", _is_boolean)
+_COUNTS: _Kind = ("numbers by name", _are_counts)
 
 _METRICS: dict[str, _Kind] = {
     "log_evidence": _NUMBER,
@@ -57,14 +57,14 @@ _METRICS: dict[str, _Kind] = {
     "epochs": _NUMBER,
     "data": _TEXT,
     "binarize": _TEXT,
-    "grey_scale": _FLAG,
+    "grey_scale": _BOOLEAN,
     "rows": _COUNTS,
 }
-"""The figures that are compared or shown. Each may be missing or null."""
+"""The metrics that are compared or shown. Each may be missing or null."""
 
 
 def check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
-    """Raises a ``ValueError`` that names the file and the figure unless all have their kind.
+    """Raises a ``ValueError`` that names the file and the metric if one has the wrong type.
 
     Arguments:
         metrics: The content of a ``metrics.json``.
@@ -76,7 +76,7 @@ def check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
     for name, (kind, fits) in _METRICS.items():
         value = metrics.get(name)
         if value is not None and not fits(value):
-            raise ValueError(f"Expected {name} in '{path}' to be {kind}, got {_shown(value)}")
+            raise ValueError(f"Expected {name} in '{path}' to be {kind}, got {_abbreviate(value)}")
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -88,31 +88,35 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     """
     seed = config.get("seed")
     if isinstance(seed, (dict, list)):
-        raise ValueError(f"Expected seed in '{path}' to be a number, got {_shown(seed)}")
-    for count, (name, value) in enumerate(_leaves(config), start=1):
+        raise ValueError(f"Expected seed in '{path}' to be a number, got {_abbreviate(seed)}")
+    for count, (name, value) in enumerate(flatten_settings(config), start=1):
         if count > _MOST:
             raise ValueError(f"Expected '{path}' to hold at most {_MOST} settings, got more")
         is_class = name.endswith("_target_")
         if is_class and not isinstance(value, str):
-            raise ValueError(f"Expected {name:.60} in '{path}' to be text, got {_shown(value)}")
+            raise ValueError(
+                f"Expected {name:.60} in '{path}' to be text, got {_abbreviate(value)}"
+            )
         _check_lengths([name, value] if is_class else [name], path)
 
 
-def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
+def flatten_settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted path and the value of each setting, in the order of the file."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten_settings(value, f"{prefix}{name}.")
         else:
-            yield f"{above}{name}", value
+            yield f"{prefix}{name}", value
 
 
-def _check_lengths(names: Any, path: Path) -> None:
+def _check_lengths(names: Iterable[str], path: Path) -> None:
     for name in names:
         if len(name) > _LONGEST:
             raise ValueError(
-                f"Expected names in '{path}' of at most {_LONGEST} characters, got {_shown(name)}"
+                f"Expected names in '{path}' of at most {_LONGEST} characters, "
+                f"got {_abbreviate(name)}"
             )
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     return f"{value!r:.60}"

@@ -1,4 +1,4 @@
-"""Numbers as they are printed, and the names of figures."""
+"""Printed numbers, and the names and units of metrics."""
 
 import math
 import re
@@ -9,9 +9,9 @@ __all__ = [
     "NAMES",
     "NBSP",
     "UNITS",
-    "number",
-    "visible",
-    "written",
+    "escape_control_characters",
+    "format_mean",
+    "format_number",
 ]
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -24,7 +24,7 @@ NAMES = {
     "active_units": "Active units",
     "seconds": "Training",
 }
-"""What figures are called."""
+"""The printed names of metrics."""
 
 UNITS = {
     "log_evidence": "nats per datum",
@@ -39,33 +39,33 @@ _DECIMALS = {"active_units": 1, "seconds": 1}
 
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that move the cursor, turn the direction of writing, or end a line."""
+"""Characters that move the cursor, change the direction of writing, or end a line."""
 
 
-def visible(text: str) -> str:
-    r"""Returns text in one line, in which each control character is replaced by its escape.
+def escape_control_characters(text: str) -> str:
+    r"""Returns text in one line, with each control character replaced by its escape.
 
     Arguments:
         text: The text, of any origin.
 
     Example:
-        >>> visible("two\nlines, \x1b[31mred")
+        >>> escape_control_characters("two\nlines, \x1b[31mred")
         'two lines, \\x1b[31mred'
     """
     line = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], line)
 
 
-def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
-    """Returns a number as it is printed: with a real minus, and none before zero.
+def format_number(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
+    """Formats a number with a typographic minus, and without a minus before zero.
 
     Arguments:
-        value: The number; none is a dash.
-        decimals: How many.
-        signed: Whether a plus is written, too.
+        value: The number; ``None`` and NaN give a dash.
+        decimals: The number of decimals.
+        signed: Whether positive numbers have a plus.
 
     Example:
-        >>> number(-1234.567), number(0.5, signed=True), number(None)
+        >>> format_number(-1234.567), format_number(0.5, signed=True), format_number(None)
         ('−1,234.57', '+0.50', '–')
     """
     if value is None or math.isnan(value):
@@ -76,23 +76,23 @@ def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> s
     return plus + f"{rounded:,.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace("inf", "∞")
 
 
-def _error(found: Mean, decimals: int = 2) -> str:
-    """Returns a standard error, or nothing where there is none.
+def _format_error(mean: Mean, decimals: int) -> str:
+    """Returns a standard error, or an empty string if there is none.
 
-    One that would be rounded away is said to be small, not zero.
+    An error that would be rounded to zero is shown as smaller than the last decimal.
     """
-    if found.standard_error is None:
+    if mean.standard_error is None:
         return ""
     least = 10.0**-decimals
-    if 0 < found.standard_error < least / 2:
-        return f"±{NBSP}<{NBSP}{number(least, decimals)}"
-    return f"±{NBSP}{number(found.standard_error, decimals)}"
+    if 0 < mean.standard_error < least / 2:
+        return f"±{NBSP}<{NBSP}{format_number(least, decimals)}"
+    return f"±{NBSP}{format_number(mean.standard_error, decimals)}"
 
 
-def written(found: Mean | None, metric: str, *, signed: bool = False) -> str:
-    """Returns a mean with its standard error, to the decimals of the figure."""
-    if found is None:
-        return number(None)
+def format_mean(mean: Mean | None, metric: str, *, signed: bool = False) -> str:
+    """Returns a mean with its standard error, to the decimals of the metric."""
+    if mean is None:
+        return format_number(None)
     decimals = _DECIMALS.get(metric, 2)
-    value = number(found.value, decimals, signed=signed)
-    return " ".join(filter(None, [value, _error(found, decimals)]))
+    value = format_number(mean.value, decimals, signed=signed)
+    return " ".join(filter(None, [value, _format_error(mean, decimals)]))

@@ -7,9 +7,9 @@
   const NUMBER = "[-\u2212+]?(?:\\d+\\.?\\d*|\\.\\d+)(?:[eE][-+]?\\d+)?";
   const LARGEST_CHOICE = 20;
 
-  // ---------------------------------------------------------------------------------------- words
+  // ----------------------------------------------------------------------------------- helpers
 
-  // One formatter for each number of decimals: making one takes longer than using it.
+  // Formatters are cached by their decimals, because creating one is slower than using it.
   const formats = [0, 1, 2].map((decimals) => new Intl.NumberFormat("en-US", {
     minimumFractionDigits: decimals, maximumFractionDigits: decimals,
   }));
@@ -20,18 +20,18 @@
   };
   const withUnit = (one) => (one.unit ? `${one.name} (${one.unit})` : one.name);
   const tag = (name, text = "", kind = "") => {
-    const made = document.createElement(name);
-    made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
+    const node = document.createElement(name);
+    node.textContent = text;
+    if (kind) node.className = kind;
+    return node;
   };
-  // For what Tabulator takes as HTML only: its titles.
+  // Tabulator accepts titles as HTML only.
   const escaped = (text) => {
     const entities = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
     return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
   };
 
-  // Like spreadsheet.py: a cell that a spreadsheet would calculate stands behind a quote.
+  // As in csv_cells.py, text that a spreadsheet would evaluate as a formula is preceded by a quote.
   const FORMULA = /^'*(?:[\t\r\n]|\s*[-=+@\uFF0B\uFF0D\uFF1D\uFF20])/;
   const PLAIN = /^'*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$/;
   const protect = (text) => (FORMULA.test(text) && !PLAIN.test(text) ? `'${text}` : text);
@@ -43,37 +43,37 @@
     name: run.name,
     state: run.state,
     set: run.set === null ? "" : sets[run.set],
-    ...Object.fromEntries(run.levels.map((level, place) => [`f${place}`, level])),
+    ...Object.fromEntries(run.levels.map((level, index) => [`f${index}`, level])),
     ...run.figures,
   }));
 
-  // A select of its own: the texts of Tabulator's list would be read as HTML.
-  const choice = (name, levels) => (cell, rendered, success) => {
+  // A plain select element, because Tabulator's list interprets its texts as HTML.
+  const selectFilter = (name, levels) => (cell, rendered, success) => {
     const select = tag("select");
     select.setAttribute("aria-label", `Filter by ${name}`);
     select.append(new Option("all", "all"), ...levels.map((level) => new Option(level, `=${level}`)));
     select.addEventListener("change", () => success(select.value === "all" ? "" : select.value));
     return select;
   };
-  const typed = (name) => (cell, rendered, success) => {
+  const inputFilter = (name) => (cell, rendered, success) => {
     const input = tag("input");
     input.setAttribute("aria-label", `Filter by ${name}`);
-    let waiting;
+    let timer;
     input.addEventListener("input", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => success(input.value), 150);
+      clearTimeout(timer);
+      timer = setTimeout(() => success(input.value), 150);
     });
     return input;
   };
-  const equal = (wanted, level) => `=${level}` === wanted;
-  const contains = (wanted, level) => String(level).toLowerCase().includes(wanted.toLowerCase());
+  const equal = (filter, level) => `=${level}` === filter;
+  const contains = (filter, level) => String(level).toLowerCase().includes(filter.toLowerCase());
 
   const toNumber = (text) => Number(text.replace("\u2212", "-"));
-  const within = (wanted, value) => {
-    const text = wanted.trim();
+  const within = (filter, value) => {
+    const text = filter.trim();
     const range = text.match(new RegExp(`^(${NUMBER})\\s*\\.\\.\\s*(${NUMBER})$`));
     const bound = text.match(new RegExp(`^(<=|>=|<|>|=)?\\s*(${NUMBER})$`));
-    // What is half written filters nothing.
+    // An incomplete expression filters nothing.
     if (!range && !bound) return true;
     if (value === null || value === undefined) return false;
     if (range) return value >= toNumber(range[1]) && value <= toNumber(range[2]);
@@ -84,17 +84,17 @@
     return tests[bound[1]] ?? value >= limit;
   };
 
-  const chooser = (name, levels) =>
+  const levelFilter = (name, levels) =>
     levels.length <= LARGEST_CHOICE
-      ? { headerFilter: choice(name, levels), headerFilterFunc: equal }
-      : { headerFilter: typed(name), headerFilterPlaceholder: "contains", headerFilterFunc: contains };
-  // A sort by level: numbers by size, the others as they appeared.
+      ? { headerFilter: selectFilter(name, levels), headerFilterFunc: equal }
+      : { headerFilter: inputFilter(name), headerFilterPlaceholder: "contains", headerFilterFunc: contains };
+  // Sorts by level: numbers by size, others in order of appearance.
   const byLevel = (levels) => {
-    const place = new Map(levels.map((level, index) => [level, index]));
-    return (a, b) => (place.get(a) ?? levels.length) - (place.get(b) ?? levels.length);
+    const positions = new Map(levels.map((level, index) => [level, index]));
+    return (a, b) => (positions.get(a) ?? levels.length) - (positions.get(b) ?? levels.length);
   };
-  // Tabulator measures no more than the rows in sight.
-  const wide = (title, texts, most = 240) => {
+  // Tabulator measures only the visible rows, so widths are computed from all texts.
+  const columnWidth = (title, texts, most = 240) => {
     const longest = (parts) => Math.max(0, ...parts.map((part) => part.length));
     return Math.min(most, Math.max(76, 26 + 8 * longest(texts), 46 + 8.6 * longest(title.split(" "))));
   };
@@ -107,40 +107,40 @@
   const link = (cell) => {
     const run = runs[cell.getData().id];
     if (!run.report) return tag("span", run.name);
-    const made = tag("a", run.name);
-    made.href = run.report;
-    return made;
+    const anchor = tag("a", run.name);
+    anchor.href = run.report;
+    return anchor;
   };
-  const measure = (one) =>
+  const metricColumn = (one) =>
     column(one.name, one.key, {
       formatter: (cell) => tag("span", number(cell.getValue(), one.decimals)),
       sorter: "number", sorterParams: { alignEmptyValues: "bottom" },
       headerSortStartingDir: "desc", hozAlign: "right", headerHozAlign: "right",
-      minWidth: wide(one.name, rows.map((row) => number(row[one.key], one.decimals))),
-      headerFilter: typed(one.name), headerFilterPlaceholder: "\u2265", headerFilterFunc: within,
+      minWidth: columnWidth(one.name, rows.map((row) => number(row[one.key], one.decimals))),
+      headerFilter: inputFilter(one.name), headerFilterPlaceholder: "\u2265", headerFilterFunc: within,
     }, one.unit === "nats per datum" ? "nats" : one.unit);
   const count = new Set(runs.map((run) => run.state)).size;
   const columns = [
     column("Run", "name", {
-      formatter: link, headerFilter: typed("Run"), headerFilterPlaceholder: "contains", headerFilterFunc: contains,
-      frozen: window.innerWidth > 700, minWidth: wide("Run", runs.map((run) => run.name)),
+      formatter: link, headerFilter: inputFilter("Run"), headerFilterPlaceholder: "contains", headerFilterFunc: contains,
+      frozen: window.innerWidth > 700, minWidth: columnWidth("Run", runs.map((run) => run.name)),
     }),
-    ...(figure.log_evidence ? [measure(figure.log_evidence)] : []),
+    ...(figure.log_evidence ? [metricColumn(figure.log_evidence)] : []),
     column("State", "state", {
       formatter: (cell) => tag("span", cell.getValue(), `state ${cell.getValue().replace(" ", "-")}`),
-      ...chooser("State", [...new Set(runs.map((run) => run.state))]), minWidth: 104, visible: count > 1,
+      ...levelFilter("State", [...new Set(runs.map((run) => run.state))]), minWidth: 104, visible: count > 1,
     }),
     column("Comparable set", "set", {
-      formatter: (cell) => tag("span", cell.getValue()), ...chooser("Comparable set", sets),
-      sorter: byLevel(sets), minWidth: wide("Comparable", sets), visible: sets.length > 1,
+      formatter: (cell) => tag("span", cell.getValue()), ...levelFilter("Comparable set", sets),
+      sorter: byLevel(sets), minWidth: columnWidth("Comparable", sets), visible: sets.length > 1,
     }),
-    ...factors.map((factor, place) =>
-      column(factor.name, `f${place}`, {
+    ...factors.map((factor, index) =>
+      column(factor.name, `f${index}`, {
         formatter: (cell) => tag("span", cell.getValue()),
-        sorter: byLevel(factor.levels), ...chooser(factor.name, factor.levels), minWidth: wide(factor.name, factor.levels),
+        sorter: byLevel(factor.levels), ...levelFilter(factor.name, factor.levels), minWidth: columnWidth(factor.name, factor.levels),
         headerTooltip: escaped(factor.key),
       })),
-    ...figures.filter((one) => one.key !== "log_evidence").map(measure),
+    ...figures.filter((one) => one.key !== "log_evidence").map(metricColumn),
   ];
 
   element("application").hidden = false;
@@ -149,7 +149,7 @@
     columns,
     layout: "fitColumns",
     maxHeight: "34rem",
-    // The last is the first to be sorted by.
+    // The last entry has the highest priority.
     initialSort: [
       ...(figure.log_evidence ? [{ column: "log_evidence", dir: "desc" }] : []),
       ...(sets.length > 1 ? [{ column: "set", dir: "asc" }] : []),
@@ -170,37 +170,37 @@
   ];
   const SEQUENCE = [[104, 92, 200], [52, 122, 178], [38, 155, 140], [110, 195, 90], [225, 195, 50]];
   const blend = (share) => {
-    const place = share * (SEQUENCE.length - 1);
-    const low = Math.min(Math.floor(place), SEQUENCE.length - 2);
-    const mix = SEQUENCE[low].map((part, c) => Math.round(part + (place - low) * (SEQUENCE[low + 1][c] - part)));
+    const position = share * (SEQUENCE.length - 1);
+    const low = Math.min(Math.floor(position), SEQUENCE.length - 2);
+    const mix = SEQUENCE[low].map((part, c) => Math.round(part + (position - low) * (SEQUENCE[low + 1][c] - part)));
     return `rgb(${mix.join(",")})`;
   };
-  const colour = (factor, place) => {
+  const colour = (factor, index) => {
     if (!factor) return DISTINCT[0];
     const many = factor.levels.length;
-    if (factor.numbers && many > 2) return blend(place / (many - 1));
-    return many <= DISTINCT.length ? DISTINCT[place] : blend(place / (many - 1));
+    if (factor.numbers && many > 2) return blend(index / (many - 1));
+    return many <= DISTINCT.length ? DISTINCT[index] : blend(index / (many - 1));
   };
 
   const charts = Object.fromEntries(
     ["plane", "strip", "parallel"].map((id) => [id, echarts.init(element(id), null, { renderer: "canvas" })]));
   const ANY = { name: "all runs", key: "", levels: ["all"], numbers: false };
   const view = { set: 0, factor: factors.findIndex((one) => one.name !== "seed"), shown: new Set(), brushed: null };
-  const chosen = () => factors[view.factor] ?? ANY;
+  const currentFactor = () => factors[view.factor] ?? ANY;
   const levelOf = (run) => runs[run].levels[view.factor] ?? "all";
-  const complete = (id) =>
+  const hasMetrics = (id) =>
     ["log_evidence", "rate", "distortion"].every((key) => typeof runs[id].figures[key] === "number");
-  const members = () => runs.map((_, id) => id).filter((id) => runs[id].set === view.set && complete(id));
+  const members = () => runs.map((_, id) => id).filter((id) => runs[id].set === view.set && hasMetrics(id));
   const visible = () => members().filter((id) => view.shown.has(id));
 
   const tooltip = (id) => {
-    const made = tag("div", "", "tip");
-    made.append(tag("strong", runs[id].name));
-    factors.forEach((factor, place) => made.append(tag("div", `${factor.name}: ${runs[id].levels[place]}`)));
+    const box = tag("div", "", "tip");
+    box.append(tag("strong", runs[id].name));
+    factors.forEach((factor, index) => box.append(tag("div", `${factor.name}: ${runs[id].levels[index]}`)));
     for (const key of ["log_evidence", "elbo", "rate", "distortion"]) {
-      made.append(tag("div", `${figure[key]?.name ?? key}: ${number(runs[id].figures[key])}`));
+      box.append(tag("div", `${figure[key]?.name ?? key}: ${number(runs[id].figures[key])}`));
     }
-    return made;
+    return box;
   };
   const base = (look) => ({
     animation: false,
@@ -208,7 +208,7 @@
     tooltip: {
       trigger: "item", confine: true, backgroundColor: look.card, borderColor: look.line,
       textStyle: { color: look.ink },
-      formatter: (given) => (given.data && given.data.id !== undefined ? tooltip(given.data.id) : ""),
+      formatter: (event) => (event.data && event.data.id !== undefined ? tooltip(event.data.id) : ""),
     },
   });
   const axis = (look, name, more) => ({
@@ -227,7 +227,7 @@
     itemWidth: 10, itemHeight: 10,
   });
 
-  // Limits and steps that fall on round numbers.
+  // Returns axis limits and a tick interval at round numbers.
   const step = (width, parts) => {
     const rough = width / parts;
     const unit = 10 ** Math.floor(Math.log10(rough));
@@ -248,11 +248,11 @@
   };
 
   const byLevels = (ids) =>
-    chosen().levels
-      .map((level, place) => ({ level, place, ids: ids.filter((id) => levelOf(id) === level) }))
+    currentFactor().levels
+      .map((level, index) => ({ level, index, ids: ids.filter((id) => levelOf(id) === level) }))
       .filter((one) => one.ids.length);
 
-  // Where the ELBO is the same, rate + distortion is: a line of slope -1, cut by the frame.
+  // A constant ELBO means a constant rate + distortion: a line of slope -1, clipped to the axes.
   const contours = (x, y) => {
     const size = step(x.max + y.max - x.min - y.min, 7);
     const lines = [];
@@ -280,7 +280,7 @@
       series: [
         ...groups.map((one) => ({
           type: "scatter", name: one.level, symbolSize: ids.length > 150 ? 7 : 10,
-          itemStyle: { color: colour(chosen(), one.place), opacity: 0.85, borderColor: look.card, borderWidth: 0.8 },
+          itemStyle: { color: colour(currentFactor(), one.index), opacity: 0.85, borderColor: look.card, borderWidth: 0.8 },
           data: one.ids.map((id) => ({ id, value: [runs[id].figures.rate, runs[id].figures.distortion] })),
         })),
         {
@@ -296,7 +296,7 @@
     }, { notMerge: true });
   };
 
-  // Within a seed first, as everywhere: values of one seed are no independent evidence.
+  // Averages within each seed first, because values of one seed are not independent.
   const overSeeds = (ids) => {
     const seeds = new Map();
     for (const id of ids) {
@@ -315,16 +315,16 @@
     const groups = byLevels(ids);
     const means = groups.map((one) => overSeeds(one.ids));
     const jitter = (id) => 0.44 * (((id * 0.618034) % 1) - 0.5);
-    const turned = groups.length > 5 || groups.some((one) => one.level.length > 14);
+    const rotated = groups.length > 5 || groups.some((one) => one.level.length > 14);
     charts.strip.setOption({
       ...base(look),
-      grid: { left: 70, right: 14, top: 14, bottom: turned ? 92 : 52 },
-      xAxis: axis(look, chosen().name, {
-        type: "value", min: -0.5, max: groups.length - 0.5, nameGap: turned ? 70 : 34,
+      grid: { left: 70, right: 14, top: 14, bottom: rotated ? 92 : 52 },
+      xAxis: axis(look, currentFactor().name, {
+        type: "value", min: -0.5, max: groups.length - 0.5, nameGap: rotated ? 70 : 34,
         axisTick: { show: false }, splitLine: { show: false },
         axisLabel: {
-          color: look.soft, customValues: groups.map((_, place) => place), rotate: turned ? 35 : 0,
-          width: 110, overflow: "truncate", formatter: (place) => groups[place]?.level ?? "",
+          color: look.soft, customValues: groups.map((_, index) => index), rotate: rotated ? 35 : 0,
+          width: 110, overflow: "truncate", formatter: (index) => groups[index]?.level ?? "",
         },
       }),
       yAxis: axis(look, "Log evidence (nats per datum)", {
@@ -334,18 +334,18 @@
       series: [
         {
           type: "scatter", symbolSize: ids.length > 150 ? 5 : 8,
-          data: groups.flatMap((one, place) => one.ids.map((id) => ({
-            id, value: [place + jitter(id), runs[id].figures.log_evidence],
-            itemStyle: { color: colour(chosen(), one.place), opacity: 0.6 },
+          data: groups.flatMap((one, index) => one.ids.map((id) => ({
+            id, value: [index + jitter(id), runs[id].figures.log_evidence],
+            itemStyle: { color: colour(currentFactor(), one.index), opacity: 0.6 },
           }))),
         },
         {
           type: "custom", silent: true, z: 4,
-          data: means.map(({ mean, error }, place) => [place, mean, error ?? 0]),
+          data: means.map(({ mean, error }, index) => [index, mean, error ?? 0]),
           renderItem: (_, api) => {
-            const [place, mean, error] = [0, 1, 2].map((c) => api.value(c));
-            const [x, high] = api.coord([place, mean + error]);
-            const low = api.coord([place, mean - error])[1];
+            const [index, mean, error] = [0, 1, 2].map((c) => api.value(c));
+            const [x, high] = api.coord([index, mean + error]);
+            const low = api.coord([index, mean - error])[1];
             const lineWidth = 2;
             const line = (x1, y1, x2, y2) => ({
               type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: look.ink, lineWidth },
@@ -357,7 +357,7 @@
         {
           type: "scatter", symbol: "diamond", symbolSize: 13, silent: true, z: 5,
           itemStyle: { color: look.ink, borderColor: look.card, borderWidth: 1.5 },
-          data: means.map(({ mean }, place) => [place, mean]),
+          data: means.map(({ mean }, index) => [index, mean]),
         },
       ],
     }, { notMerge: true });
@@ -365,16 +365,16 @@
 
   const MEASURED = ["log_evidence", "rate", "distortion"];
   const varying = (ids) =>
-    factors.map((_, place) => place).filter((place) => new Set(ids.map((id) => runs[id].levels[place])).size > 1);
+    factors.map((_, index) => index).filter((index) => new Set(ids.map((id) => runs[id].levels[index])).size > 1);
   const parallelLines = () => {
     const ids = members();
-    const places = varying(ids);
+    const indices = varying(ids);
     const width = ids.length > 100 ? 1 : 1.6;
     return ids.map((id) => ({
       id,
-      value: [...places.map((place) => runs[id].levels[place]), ...MEASURED.map((key) => runs[id].figures[key])],
+      value: [...indices.map((index) => runs[id].levels[index]), ...MEASURED.map((key) => runs[id].figures[key])],
       lineStyle: {
-        color: colour(chosen(), Math.max(0, chosen().levels.indexOf(levelOf(id)))),
+        color: colour(currentFactor(), Math.max(0, currentFactor().levels.indexOf(levelOf(id)))),
         width,
         opacity: view.shown.has(id) || view.brushed ? 0.55 : 0.04,
       },
@@ -383,7 +383,7 @@
 
   const drawParallel = (look) => {
     const ids = members();
-    const places = varying(ids);
+    const indices = varying(ids);
     const shared = {
       nameTextStyle: { color: look.ink, width: 110, overflow: "truncate" },
       axisLine: { lineStyle: { color: look.soft } }, axisTick: { alignWithLabel: true, lineStyle: { color: look.soft } },
@@ -392,17 +392,17 @@
       },
       areaSelectStyle: { width: 18, color: look.accent, opacity: 0.25, borderColor: look.accent },
     };
-    const categories = (place) =>
-      factors[place].levels.filter((level) => ids.some((id) => runs[id].levels[place] === level));
+    const categories = (index) =>
+      factors[index].levels.filter((level) => ids.some((id) => runs[id].levels[index] === level));
     charts.parallel.setOption({
       ...base(look),
       parallel: { left: 52, right: 74, top: 46, bottom: 22, parallelAxisDefault: shared },
       parallelAxis: [
-        ...places.map((place, dim) => ({
-          dim, name: factors[place].name, type: "category", data: categories(place), ...shared,
+        ...indices.map((index, dim) => ({
+          dim, name: factors[index].name, type: "category", data: categories(index), ...shared,
         })),
         ...MEASURED.map((key, offset) => ({
-          dim: places.length + offset, name: figure[key].name, type: "value", scale: true, ...shared,
+          dim: indices.length + offset, name: figure[key].name, type: "value", scale: true, ...shared,
           axisLabel: { ...shared.axisLabel, formatter: minus },
         })),
       ],
@@ -431,7 +431,7 @@
 
   // -------------------------------------------------------------------------------------- linking
 
-  const letGo = () => {
+  const clearBrush = () => {
     if (!view.brushed) return;
     view.brushed = null;
     table.clearFilter();
@@ -441,14 +441,14 @@
     if (!series) return;
     const active = series.getRawIndicesByActiveState("active");
     const ids = members();
-    if (!active.length && !series.getRawIndicesByActiveState("inactive").length) return letGo();
+    if (!active.length && !series.getRawIndicesByActiveState("inactive").length) return clearBrush();
     view.brushed = new Set(active.map((index) => ids[index]));
     table.setFilter((row) => view.brushed.has(row.id));
   };
-  let waiting = 0;
+  let frame = 0;
   charts.parallel.on("axisareaselected", () => {
-    cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(brush);
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(brush);
   });
 
   const show = (id) => {
@@ -456,9 +456,9 @@
     const panel = element("detail");
     const title = tag("h3", run.name);
     if (run.report) {
-      const made = tag("a", "Open its report");
-      made.href = run.report;
-      title.append(" \u00b7 ", made);
+      const anchor = tag("a", "Open its report");
+      anchor.href = run.report;
+      title.append(" \u00b7 ", anchor);
     }
     const list = tag("dl");
     const add = (name, text) => {
@@ -466,16 +466,16 @@
       pair.append(tag("dt", name), tag("dd", text));
       list.append(pair);
     };
-    factors.forEach((factor, place) => add(factor.name, run.levels[place]));
+    factors.forEach((factor, index) => add(factor.name, run.levels[index]));
     figures.forEach((one) => add(withUnit(one), number(run.figures[one.key], one.decimals)));
     panel.replaceChildren(title, list);
     panel.hidden = false;
     table.getRows().forEach((row) => row.getElement().classList.toggle("chosen", row.getData().id === id));
   };
   Object.values(charts).forEach((chart) =>
-    chart.on("click", (given) => given.data && given.data.id !== undefined && show(given.data.id)));
+    chart.on("click", (event) => event.data && event.data.id !== undefined && show(event.data.id)));
 
-  const fill = (select, names) => select.replaceChildren(...names.map((name, place) => new Option(name, place)));
+  const fill = (select, names) => select.replaceChildren(...names.map((name, index) => new Option(name, index)));
   fill(element("set"), sets);
   fill(element("factor"), factors.map((factor) => factor.name));
   element("set-choice").hidden = sets.length < 2;
@@ -483,12 +483,12 @@
   element("factor").value = String(view.factor = Math.max(0, view.factor));
   element("set").addEventListener("change", (event) => {
     view.set = Number(event.target.value);
-    letGo();
+    clearBrush();
     draw(true);
   });
   element("factor").addEventListener("change", (event) => {
     view.factor = Number(event.target.value);
-    letGo();
+    clearBrush();
     draw(true);
   });
   element("clear").addEventListener("click", () => {
@@ -500,20 +500,20 @@
   });
   element("download").addEventListener("click", () => table.download("csv", "runs.csv"));
 
-  const counted = (number) => {
+  const showCount = (number) => {
     element("count").textContent = `${number.toLocaleString("en-US")} of ${runs.length.toLocaleString("en-US")} runs shown`;
   };
   let pending = 0;
   table.on("dataFiltered", (_, passing) => {
     view.shown = new Set(passing.map((row) => row.getData().id));
-    counted(passing.length);
+    showCount(passing.length);
     cancelAnimationFrame(pending);
     pending = requestAnimationFrame(() => draw(false));
   });
   table.on("tableBuilt", () => {
     cancelAnimationFrame(pending);
     view.shown = new Set(table.getRows("active").map((row) => row.getData().id));
-    counted(view.shown.size);
+    showCount(view.shown.size);
     element("plots").hidden = !sets.length;
     draw(true);
     document.documentElement.dataset.ready = String(Math.round(performance.now()));

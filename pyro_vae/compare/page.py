@@ -1,4 +1,4 @@
-"""The comparison as a page that needs no other file, and loads nothing from anywhere."""
+"""The comparison as a self-contained page, which loads no other file and needs no network."""
 
 import base64
 import hashlib
@@ -18,23 +18,23 @@ from markupsafe import Markup
 from pyro_vae.compare import formatting
 from pyro_vae.compare.comparison import Comparison, Group
 from pyro_vae.compare.configurations import METRICS
-from pyro_vae.compare.differences import METRICS as COMPARED
-from pyro_vae.compare.factors import number
-from pyro_vae.compare.runs import Run, seed
+from pyro_vae.compare.differences import PAIRED_METRICS
+from pyro_vae.compare.factors import is_numeric
+from pyro_vae.compare.runs import RunRecord
 from pyro_vae.files.atomic import strict_json
 from pyro_vae.files.untrusted import read_bytes
 
-__all__ = ["page"]
+__all__ = ["build_page"]
 
-_PICTURES = ("samples.png", "reconstructions.png")
+_IMAGE_FILES = ("samples.png", "reconstructions.png")
 
-_LARGEST_PICTURE = 4 * 2**20
-_WIDEST_PICTURE = 10_000
+_LARGEST_FILE = 4 * 2**20
+_LARGEST_SIDE = 10_000
 
-_SHOWN_SETS = 4
-"""Of how many comparable sets pictures are shown: each is some tens of kilobytes in the page."""
+_ILLUSTRATED_SETS = 4
+"""The number of comparable sets with images: each adds some tens of kilobytes to the page."""
 
-_FIGURES = (
+_COLUMNS = (
     ("log_evidence", "Log evidence", "nats per datum", 2),
     ("elbo", "ELBO", "nats per datum", 2),
     ("rate", "Rate", "nats per datum", 2),
@@ -45,17 +45,17 @@ _FIGURES = (
     ("epochs", "Epochs", "", 0),
     ("seconds", "Training", "s", 1),
 )
-"""The figures in the table of runs: key, name, unit, decimals."""
+"""The metrics in the table of runs: key, name, unit, decimals."""
 
 
-class _Picture(NamedTuple):
-    """A picture of a run.
+class _Image(NamedTuple):
+    """An image of a run.
 
     Attributes:
-        title: What it shows, and of which run.
-        source: An address that holds it.
-        width: Its width.
-        height: Its height.
+        title: Its content, and the name of the run.
+        source: A ``data:`` URL.
+        width: Its width, in pixels.
+        height: Its height, in pixels.
     """
 
     title: str
@@ -64,149 +64,148 @@ class _Picture(NamedTuple):
     height: int
 
 
-class _Shown(NamedTuple):
-    """A run whose pictures are shown.
+class _Example(NamedTuple):
+    """A run with its images.
 
     Attributes:
-        title: What the run is: the best or the worst, of what.
+        title: Its rank, best or worst, and its comparable set.
         caption: Its levels and log evidence.
-        pictures: The pictures.
+        images: Its images.
     """
 
     title: str
     caption: str
-    pictures: list[_Picture]
+    images: list[_Image]
 
 
-def page(found: Comparison, out: Path) -> str:
+def build_page(comparison: Comparison, out: Path) -> str:
     """Returns the page.
 
     Arguments:
-        found: The comparison.
-        out: The folder of the page, which links to reports of runs are relative to.
+        comparison: The comparison.
+        out: The folder of the page; links to reports are relative to it.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(written=formatting.written)
+    environment.filters.update(format_mean=formatting.format_mean)
     scripts = [
-        _asset(name) for name in ("assets/echarts.min.js", "assets/tabulator.min.js", "page.js")
+        _read_asset(name)
+        for name in ("assets/echarts.min.js", "assets/tabulator.min.js", "page.js")
     ]
-    styles = [_asset(name) for name in ("assets/tabulator_simple.min.css", "page.css")]
-    return environment.from_string(_text_of("page.html.jinja")).render(
-        found=found,
-        data=_embedded(_data(found, out)),
+    styles = [_read_asset(name) for name in ("assets/tabulator_simple.min.css", "page.css")]
+    return environment.from_string(_read_text("page.html.jinja")).render(
+        comparison=comparison,
+        data=_embed_json(_build_data(comparison, out)),
         scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        hashes=" ".join(f"'sha256-{_hash_script(script)}'" for script in scripts),
         styles=[Markup(style) for style in styles],
-        shown=list(_pictures(found)),
+        examples=list(_find_examples(comparison)),
         metrics=METRICS,
-        compared=COMPARED,
+        paired_metrics=PAIRED_METRICS,
         names=formatting.NAMES,
         units=formatting.UNITS,
     )
 
 
-def _text_of(name: str) -> str:
-    """Returns a file of this package."""
+def _read_text(name: str) -> str:
     return resources.files("pyro_vae.compare").joinpath(name).read_text("utf-8")
 
 
-def _asset(name: str) -> str:
-    """Returns a script or style as it stands in the page.
-
-    What it says of a source map is left out, which a browser's tools would look for.
-    """
-    return re.sub(r"/[/*]# sourceMappingURL=\S+( \*/)?", "", _text_of(name))
+def _read_asset(name: str) -> str:
+    """Returns a script or style without its link to a source map, which browsers would load."""
+    return re.sub(r"/[/*]# sourceMappingURL=\S+( \*/)?", "", _read_text(name))
 
 
-def _digest(script: str) -> str:
-    """Returns what allows a script in a page, and no other."""
+def _hash_script(script: str) -> str:
+    """Returns the hash that allows a script under the content security policy."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _embedded(values: Any) -> Markup:
-    """Returns JSON that no text in it can end early when it stands in a page."""
+def _embed_json(values: Any) -> Markup:
+    """Returns JSON for a script element, which no text in it can close."""
     text = json.dumps(json.loads(strict_json(values)), separators=(",", ":"))
     return Markup(text.replace("<", r"\u003c"))
 
 
-def _data(found: Comparison, out: Path) -> dict[str, Any]:
-    """Returns what the table of runs and the plots are made of."""
-    sets = {index: place for place, group in enumerate(found.groups) for index in group.runs}
+def _build_data(comparison: Comparison, out: Path) -> dict[str, Any]:
+    """Returns the data of the table of runs and of the plots."""
+    set_of_run = {index: i for i, group in enumerate(comparison.groups) for index in group.runs}
     return {
         "factors": [
             {
                 "name": factor.name,
                 "key": factor.key,
                 "levels": factor.levels,
-                "numbers": all(map(number, factor.levels)),
+                "numbers": all(map(is_numeric, factor.levels)),
             }
-            for factor in found.factors
+            for factor in comparison.factors
         ],
         "figures": [
-            dict(zip(("key", "name", "unit", "decimals"), figure, strict=True))
-            for figure in _FIGURES
-            if any(run.number(figure[0]) is not None for run in found.runs)
+            dict(zip(("key", "name", "unit", "decimals"), column, strict=True))
+            for column in _COLUMNS
+            if any(run.number(column[0]) is not None for run in comparison.runs)
         ],
-        "sets": [group.title for group in found.groups],
+        "sets": [group.title for group in comparison.groups],
         "runs": [
             {
                 "name": run.name,
-                "report": _link(run, out),
+                "report": _link_report(run, out),
                 "state": run.state,
-                "set": sets.get(index),
-                "seed": seed(run),
-                "levels": [factor.of[index] for factor in found.factors],
-                "figures": {key: run.number(key) for key, *_ in _FIGURES},
+                "set": set_of_run.get(index),
+                "seed": run.seed,
+                "levels": [factor.by_run[index] for factor in comparison.factors],
+                "figures": {key: run.number(key) for key, *_ in _COLUMNS},
             }
-            for index, run in enumerate(found.runs)
+            for index, run in enumerate(comparison.runs)
         ],
     }
 
 
-def _link(run: Run, out: Path) -> str | None:
-    """Returns where the report of a run lies, seen from the page, or ``None`` if there is none."""
+def _link_report(run: RunRecord, out: Path) -> str | None:
+    """Returns the URL of a run's report relative to the page, or ``None`` without a report."""
     report = run.folder / "report.html"
     if not report.is_file():
         return None
     return quote(os.fsencode(Path(os.path.relpath(report, out)).as_posix()))
 
 
-def _pictures(found: Comparison) -> Iterator[_Shown]:
-    """Yields the best and the worst run of each comparable set, with their pictures."""
-    for group in found.groups[:_SHOWN_SETS]:
-        known = [i for i in group.runs if found.runs[i].number("log_evidence") is not None]
-        ranked = sorted(known, key=lambda index: -found.runs[index].metrics["log_evidence"])
-        ends = [("Best", ranked[0])] if ranked else []
-        ends += [("Worst", ranked[-1])] if len(ranked) > 1 else []
-        of = f" of {group.title}" if len(found.groups) > 1 else ""
-        for word, index in ends:
-            run = found.runs[index]
-            files = [run.folder / "figures" / name for name in _PICTURES]
-            drawn = [made for file in files if (made := _picture(file, run.name)) is not None]
-            if drawn:
-                yield _Shown(f"{word} run{of}", _caption(found, group, index), drawn)
+def _find_examples(comparison: Comparison) -> Iterator[_Example]:
+    """Yields the best and the worst run of each comparable set, if they have images."""
+    for group in comparison.groups[:_ILLUSTRATED_SETS]:
+        indices = [i for i in group.runs if comparison.runs[i].number("log_evidence") is not None]
+        indices.sort(key=lambda index: -comparison.runs[index].metrics["log_evidence"])
+        ends = [("Best", indices[0])] if indices else []
+        ends += [("Worst", indices[-1])] if len(indices) > 1 else []
+        of = f" of {group.title}" if len(comparison.groups) > 1 else ""
+        for rank, index in ends:
+            run = comparison.runs[index]
+            paths = [run.folder / "figures" / name for name in _IMAGE_FILES]
+            images = [image for path in paths if (image := _read_image(path, run.name))]
+            if images:
+                caption = _build_caption(comparison, group, index)
+                yield _Example(f"{rank} run{of}", caption, images)
 
 
-def _caption(found: Comparison, group: Group, index: int) -> str:
+def _build_caption(comparison: Comparison, group: Group, index: int) -> str:
     """Returns the levels and the log evidence of a run."""
-    varying = [f for f in found.factors if f in group.factors or f.key == "seed"]
-    levels = ", ".join(f"{factor.name}={factor.of[index]}" for factor in varying)
-    evidence = formatting.number(found.runs[index].number("log_evidence"))
-    return f"{levels or found.runs[index].name}: {evidence}{formatting.NBSP}nats per datum"
+    run = comparison.runs[index]
+    varying = [f for f in comparison.factors if f in group.factors or f.key == "seed"]
+    levels = ", ".join(f"{factor.name}={factor.by_run[index]}" for factor in varying)
+    evidence = formatting.format_number(run.number("log_evidence"))
+    return f"{levels or run.name}: {evidence}{formatting.NBSP}nats per datum"
 
 
-def _picture(file: Path, run: str) -> _Picture | None:
-    """Returns a picture with the size that a PNG file has at its start, or ``None``."""
+def _read_image(path: Path, run: str) -> _Image | None:
+    """Returns an image with the size in the header of its PNG file, or ``None`` without one."""
     try:
-        png = read_bytes(file, largest=_LARGEST_PICTURE)
+        png = read_bytes(path, largest=_LARGEST_FILE)
     except ValueError:
         return None
     if not png.startswith(b"\x89PNG") or len(png) < 24:
         return None
     width, height = struct.unpack(">II", png[16:24])
-    if not 0 < max(width, height) <= _WIDEST_PICTURE:
+    if not 0 < max(width, height) <= _LARGEST_SIDE:
         return None
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return _Picture(f"{file.stem.capitalize()} of {run}", source, width, height)
+    return _Image(f"{path.stem.capitalize()} of {run}", source, width, height)

@@ -1,4 +1,4 @@
-"""The runs that lie below folders, with what is known of each."""
+"""The runs below folders, each with its configuration, metrics and state."""
 
 import math
 import os
@@ -13,16 +13,16 @@ from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.sweeps import job_status
 from pyro_vae.sweeps.job_status import Failure
 
-__all__ = ["STATES", "Run", "find", "seed"]
+__all__ = ["STATES", "RunRecord", "find_runs"]
 
 STATES = ("finished", "failed", "running", "cut off", "unreadable")
-"""What may have become of a run, in the order in which it is told."""
+"""The possible states of a run, in the order in which they are counted."""
 
-_OURS = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")
+_RUN_FILES = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")
 """The files of a run beside its configuration."""
 
 LINKED = 10_000
-"""How many folders are looked into that are reached by symbolic links."""
+"""The largest number of folders that are searched behind symbolic links."""
 
 _LONGEST_REASON = 1000
 _LONGEST_COMMAND = 10_000
@@ -30,17 +30,17 @@ _LONGEST_TRACE = 20_000
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as it lies in its folder.
+class RunRecord:
+    """A run as recorded in its folder.
 
     Attributes:
-        folder: Where it lies, with symbolic links resolved.
-        name: Its folder, as seen from where all runs lie.
+        folder: Its folder, with symbolic links resolved.
+        name: Its folder, relative to the common parent of all runs.
         state: One of :data:`STATES`.
         config: Its resolved configuration; empty if it cannot be read.
-        metrics: The figures of a finished run; empty for any other.
-        failure: Why it failed, if it did.
-        problem: What cannot be read, and why, with the path; empty if all can.
+        metrics: The metrics of a finished run; empty for any other.
+        failure: The reason of its failure, if it failed.
+        problem: The reason why it cannot be read, with the path; empty if it can.
     """
 
     folder: Path
@@ -51,135 +51,137 @@ class Run:
     failure: Failure | None = None
     problem: str = ""
 
+    @property
+    def seed(self) -> str:
+        """The seed, as text."""
+        return str(self.config.get("seed", "-"))
+
     def number(self, metric: str) -> float | None:
-        """Returns a figure, or ``None`` if it is not known or no finite number."""
+        """Returns a metric, or ``None`` if it is missing or is not a finite number."""
         value = self.metrics.get(metric)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         return value if math.isfinite(value) else None
 
 
-def seed(run: Run) -> str:
-    """Returns the seed of a run, as text."""
-    return str(run.config.get("seed", "-"))
+def find_runs(folders: Sequence[Path | str]) -> list[RunRecord]:
+    """Finds all runs in folders and below them, in the order of their start.
 
-
-def find(folders: Sequence[Path | str]) -> list[Run]:
-    """Finds all runs in folders and below them, in the order in which they were begun.
-
-    A run is a folder with a ``config.yaml`` of ``pyro-vae``, or with a ``failure.json``. One that
-    is reached on two ways counts once.
+    A run is a folder with a ``config.yaml`` of ``pyro-vae``, or with a ``failure.json``. A run
+    that is reached by two paths counts once.
 
     Arguments:
-        folders: Where to look; a folder may itself be a run.
+        folders: The folders to search; a folder may itself be a run.
 
     Raises:
-        ValueError: If one is no folder, or there is no run at all.
+        ValueError: If one is not a folder, or there is no run at all.
     """
     roots = [Path(os.path.realpath(root)) for root in folders]
-    for given, root in zip(folders, roots, strict=True):
+    for folder, root in zip(folders, roots, strict=True):
         if not root.is_dir():
-            raise ValueError(f"Expected FOLDER to be a folder that exists, got '{given}'")
+            raise ValueError(f"Expected FOLDER to be a folder that exists, got '{folder}'")
     base = Path(os.path.commonpath(roots)) if roots else Path()
-    known = dict(sorted(_places(roots), key=lambda pair: pair[0]))
-    closed = [Run(p, _name(p, base), "unreadable", problem=why) for p, why in known.items() if why]
-    opened = [_read(place, base) for place, why in known.items() if not why]
-    found = closed + [run for run in opened if run is not None]
-    if not found:
-        shown = ", ".join(f"'{given}'" for given in folders)
-        raise ValueError(f"Expected FOLDER to hold runs of pyro-vae, found none in {shown}")
-    return sorted(found, key=_begun)
+    runs = []
+    for path, problem in sorted(dict(_find_candidates(roots)).items()):
+        if problem:
+            runs.append(RunRecord(path, _relative_name(path, base), "unreadable", problem=problem))
+        elif (run := _read_run(path, base)) is not None:
+            runs.append(run)
+    if not runs:
+        listed = ", ".join(f"'{folder}'" for folder in folders)
+        raise ValueError(f"Expected FOLDER to hold runs of pyro-vae, found none in {listed}")
+    return sorted(runs, key=_start_order)
 
 
-def _places(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+def _find_candidates(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Yields the folders that may be runs, with symbolic links resolved.
 
-    Links are followed, but for a number of folders only: one may lead to a whole disk.
+    The number of folders behind links is limited, because a link may lead to a whole disk.
 
     Yields:
-        The folder, and why it cannot be listed; empty if it can.
+        The folder, and the reason why it cannot be listed; empty if it can.
     """
-    seen: set[str] = set()
+    visited: set[str] = set()
     linked: list[str] = []
     for root in roots:
-        yield from _below(str(root), seen, linked, None)
-    last = len(seen) + LINKED
+        yield from _walk(str(root), visited, linked, None)
+    limit = len(visited) + LINKED
     while linked:
-        yield from _below(linked.pop(0), seen, linked, last)
+        yield from _walk(linked.pop(0), visited, linked, limit)
 
 
-def _below(
-    root: str, seen: set[str], linked: list[str], last: int | None
+def _walk(
+    root: str, visited: set[str], linked: list[str], limit: int | None
 ) -> Iterator[tuple[Path, str]]:
-    """Yields the folders from one on that may be runs.
+    """Yields the folders in and below a root that may be runs.
 
     Arguments:
-        root: Where to begin.
-        seen: All folders so far, which is added to.
-        linked: Where links lead to, which is added to.
-        last: How many folders may be seen; ``None``: any number.
+        root: The first folder.
+        visited: All folders visited so far; extended in place.
+        linked: The targets of links; extended in place.
+        limit: The largest number of visited folders; ``None``: no limit.
     """
-    closed: list[OSError] = []
-    for here, names, files in os.walk(root, onerror=closed.append):
-        true = os.path.realpath(here)
-        if last is not None and len(seen) >= last:
+    errors: list[OSError] = []
+    for folder, names, files in os.walk(root, onerror=errors.append):
+        path = os.path.realpath(folder)
+        if limit is not None and len(visited) >= limit:
             yield Path(root), f"links lead to more than {LINKED:,} folders: give it as FOLDER"
             return
-        kept = [] if true in seen else [n for n in names if n[0] != "." and n != "figures"]
-        seen.add(true)
-        links = [n for n in kept if os.path.islink(os.path.join(here, n))]
-        linked += [os.path.realpath(os.path.join(here, n)) for n in links]
-        names[:] = [n for n in kept if n not in links]
+        if path in visited:
+            names.clear()
+        visited.add(path)
+        names[:] = [name for name in names if name[0] != "." and name != "figures"]
+        links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        linked += [os.path.realpath(os.path.join(folder, name)) for name in links]
+        names[:] = [name for name in names if name not in links]
         if "config.yaml" in files or "failure.json" in files:
-            yield Path(true), ""
-    for error in closed:
-        yield (
-            Path(os.path.realpath(error.filename)),
-            f"the folder cannot be listed: {error.strerror}",
-        )
+            yield Path(path), ""
+    for error in errors:
+        path = os.path.realpath(error.filename)
+        yield Path(path), f"the folder cannot be listed: {error.strerror}"
 
 
-def _begun(run: Run) -> tuple[float, str]:
-    """Returns what orders runs by when they were begun, as far as their files still tell."""
+def _start_order(run: RunRecord) -> tuple[float, str]:
+    """Returns a key that sorts runs by their start, as recorded in the time of their file."""
     try:
         return (run.folder / "config.yaml").stat().st_mtime, run.name
     except OSError:
         return float("inf"), run.name
 
 
-def _read(place: Path, base: Path) -> Run | None:
-    """Returns the run in a folder, or ``None`` if the folder is something else's.
+def _read_run(folder: Path, base: Path) -> RunRecord | None:
+    """Returns the run in a folder, or ``None`` if the folder is not a run.
 
     Arguments:
-        place: The folder.
-        base: What its name is relative to.
+        folder: The folder.
+        base: The folder to which its name is relative.
     """
-    name = _name(place, base)
+    name = _relative_name(folder, base)
     try:
-        config = _configuration(place / "config.yaml")
+        config = _read_config(folder / "config.yaml")
     except (OSError, ValueError) as error:
-        if not any(os.path.lexists(place / file) for file in _OURS):
+        if not any(os.path.lexists(folder / file) for file in _RUN_FILES):
             return None
-        return Run(place, name, "unreadable", problem=_said(error))
+        return RunRecord(folder, name, "unreadable", problem=_format_error(error))
     try:
-        state, failure = job_status.state(place), job_status.failure(place)
-        metrics = (job_status.metrics(place) or {}) if state == "finished" else {}
-        fields.check_metrics(metrics, place / "metrics.json")
+        state, failure = job_status.read_state(folder), job_status.read_failure(folder)
+        metrics = (job_status.read_metrics(folder) or {}) if state == "finished" else {}
+        fields.check_metrics(metrics, folder / "metrics.json")
     except (OSError, ValueError) as error:
-        return (
-            None if config is None else Run(place, name, "unreadable", config, problem=_said(error))
-        )
+        if config is None:
+            return None
+        return RunRecord(folder, name, "unreadable", config, problem=_format_error(error))
     if config is None and failure is None:
         return None
-    return Run(place, name, state, config or {}, metrics, failure and _shown(failure))
+    return RunRecord(folder, name, state, config or {}, metrics, failure and _sanitize(failure))
 
 
-def _name(place: Path, base: Path) -> str:
-    return place.name if place == base else os.path.relpath(place, base)
+def _relative_name(folder: Path, base: Path) -> str:
+    return folder.name if folder == base else os.path.relpath(folder, base)
 
 
-def _shown(failure: Failure) -> Failure:
-    """Returns a failure as a page shows it: of a limited size, and with a plain command or none."""
+def _sanitize(failure: Failure) -> Failure:
+    """Limits the size of a failure, and removes its command unless that is plain."""
     return Failure(
         failure.reason[:_LONGEST_REASON],
         failure.command if _is_plain(failure.command) else "",
@@ -199,8 +201,8 @@ def _is_plain(command: str) -> bool:
     return words[:1] == ["pyro-vae"] and shlex.join(words) == command
 
 
-def _configuration(path: Path) -> dict[str, Any] | None:
-    """Returns the configuration in a file, or ``None`` if there is none, or none of ours.
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """Returns a run's configuration, or ``None`` if the file is missing or is not a run's.
 
     Raises:
         ValueError: If it is damaged, or holds a setting that cannot be compared.
@@ -210,14 +212,14 @@ def _configuration(path: Path) -> dict[str, Any] | None:
     config = read_yaml(path)
     if config is None:
         raise ValueError(f"Expected '{path}' to hold a configuration, got an empty file")
-    ours = isinstance(config, dict) and all(
-        isinstance(config.get(k), dict) for k in ("vae", "train")
-    )
-    if ours:
-        fields.check_config(config, path)
-    return config if ours else None
+    if not isinstance(config, dict):
+        return None
+    if not all(isinstance(config.get(key), dict) for key in ("vae", "train")):
+        return None
+    fields.check_config(config, path)
+    return config
 
 
-def _said(error: Exception) -> str:
-    """Returns in one line why a run cannot be read."""
+def _format_error(error: Exception) -> str:
+    """Returns the message of an error in one line."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""A step of inference, loss and gradients, as one compiled graph."""
+"""Training steps compiled into one graph: loss, gradients and update."""
 
 from pyro_vae.compiled.heuristic import worth_compiling
 from pyro_vae.compiled.step import Step

@@ -1,4 +1,4 @@
-"""Products of a graph in bfloat16, all else as it is."""
+"""Matmuls and convolutions of a graph in bfloat16."""
 
 from operator import getitem
 from typing import Any
@@ -11,24 +11,23 @@ __all__ = ["use_bfloat16"]
 
 
 def use_bfloat16(graph: Any) -> bool:
-    """Makes all float32 products in bfloat16, and tells whether there are any.
+    """Replaces float32 matmuls and convolutions by bfloat16 ones; returns whether there are any.
 
-    Those are the products of matrices and the convolutions, of the way there and of the way back:
-    their factors and results are rounded to 8 bits, and summed up in float32 within. All else stays
-    in float32, unlike under PyTorch's autocast: biases, activations, densities, the update.
+    This concerns the forward and the backward pass. Factors and results are rounded to 8 bits;
+    sums are accumulated in float32. Unlike under PyTorch's autocast, biases, activations,
+    densities and the update stay in float32.
     """
-    found = [node for node in graph.graph.nodes if _is_product(node)]
-    for node in found:
-        _replace(graph.graph, node)
+    nodes = [node for node in graph.graph.nodes if _is_matmul_or_convolution(node)]
+    for node in nodes:
+        _replace_node(graph.graph, node)
     graph.graph.lint()
     graph.recompile()
-    return bool(found)
+    return bool(nodes)
 
 
-def _is_product(node: Any) -> bool:
-    """Tells whether a node is a product of float32 tensors."""
+def _is_matmul_or_convolution(node: Any) -> bool:
     aten = torch.ops.aten
-    kinds = (
+    targets = (
         aten.mm.default,
         aten.addmm.default,
         aten.bmm.default,
@@ -37,11 +36,11 @@ def _is_product(node: Any) -> bool:
     )
     value = node.meta.get("val")
     first = value[1] if isinstance(value, (tuple, list)) else value
-    return node.target in kinds and not node.kwargs and first.dtype == torch.float32
+    return node.target in targets and not node.kwargs and first.dtype == torch.float32
 
 
-def _replace(graph: Any, node: Any) -> None:
-    """Puts a product between roundings in the place of one."""
+def _replace_node(graph: Any, node: Any) -> None:
+    """Replaces a node by one whose factors and results are rounded."""
     aten = torch.ops.aten
     args, bias = node.args, None
     target = node.target
@@ -49,18 +48,19 @@ def _replace(graph: Any, node: Any) -> None:
         bias, *args = args
         target = aten.mm.default
     if target is aten.convolution.default and args[2] is not None:
-        bias, args = _channels(graph, node), (*args[:2], None, *args[3:])
+        bias, args = _reshape_bias(graph, node), (*args[:2], None, *args[3:])
 
-    def rounded(value: Any) -> Any:
+    def round_to_bfloat16(value: Any) -> Any:
         if not isinstance(value, fx.Node):
             return value
         return graph.call_function(aten._to_copy.default, (value,), {"dtype": torch.bfloat16})
 
     with graph.inserting_before(node):
-        lower = graph.call_function(target, tuple(pytree.tree_map(rounded, list(args))))
+        rounded_args = tuple(pytree.tree_map(round_to_bfloat16, list(args)))
+        lower = graph.call_function(target, rounded_args)
         if isinstance(node.meta["val"], (tuple, list)):
-            exact = [_whole(graph, lower, i, v) for i, v in enumerate(node.meta["val"])]
-            _take_over(graph, node, exact)
+            outputs = [_upcast_output(graph, lower, i, v) for i, v in enumerate(node.meta["val"])]
+            _replace_outputs(graph, node, outputs)
             return
         result = graph.call_function(aten._to_copy.default, (lower,), {"dtype": torch.float32})
         if bias is not None:
@@ -69,24 +69,24 @@ def _replace(graph: Any, node: Any) -> None:
     graph.erase_node(node)
 
 
-def _channels(graph: Any, node: Any) -> Any:
-    """Returns the bias of a convolution in the form in which it is added to the result."""
+def _reshape_bias(graph: Any, node: Any) -> Any:
+    """Returns the bias of a convolution in a shape that broadcasts against the result."""
     shape = [1, -1, *[1] * (node.meta["val"].dim() - 2)]
     with graph.inserting_before(node):
         return graph.call_function(torch.ops.aten.view.default, (node.args[2], shape))
 
 
-def _whole(graph: Any, lower: Any, index: int, value: Any) -> Any:
-    """Returns one of several results in float32, or ``None`` where there is none."""
+def _upcast_output(graph: Any, lower: Any, index: int, value: Any) -> Any:
+    """Returns one of several outputs in float32, or ``None`` for a missing one."""
     if value is None:
         return None
-    one = graph.call_function(getitem, (lower, index))
-    return graph.call_function(torch.ops.aten._to_copy.default, (one,), {"dtype": torch.float32})
+    output = graph.call_function(getitem, (lower, index))
+    return graph.call_function(torch.ops.aten._to_copy.default, (output,), {"dtype": torch.float32})
 
 
-def _take_over(graph: Any, node: Any, results: list[Any]) -> None:
-    """Lets the results of a node with several be others."""
+def _replace_outputs(graph: Any, node: Any, outputs: list[Any]) -> None:
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        user.replace_all_uses_with(outputs[user.args[1]])
+
         graph.erase_node(user)
     graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Numbers and tensors that a user's functions read from elsewhere than their arguments."""
+"""Numbers and tensors that a user's functions read besides their arguments."""
 
 import dis
 import sys
@@ -22,19 +22,19 @@ _LIBRARIES = {
     "PIL", "hydra", "matplotlib", "numpy", "omegaconf", "pandas", "pyarrow", "pyro", "pyro_vae",
     "scipy", "sklearn", "torch", "torchvision", "zuko",
 }  # fmt: skip
-"""Packages whose functions and objects hold no number of the user's."""
+"""Packages whose functions and objects contain no numbers of the user."""
 
-_STANDARD = set(sys.stdlib_module_names) - {"__main__"}
-"""Modules whose functions do not, but whose objects may."""
+_STANDARD_LIBRARY = set(sys.stdlib_module_names) - {"__main__"}
+"""Modules whose objects may contain numbers of the user, but whose functions do not."""
 
-MOST = 256
-"""How many places are watched; each costs a step about 0.2 us."""
+MAX_REFERENCES = 256
+"""The largest number of references that are watched; each costs about 0.2 us per step."""
 
-_OBJECTS = 4096
-"""Into how many objects the search looks."""
+_MAX_OBJECTS = 4096
+"""The largest number of objects that are searched."""
 
-_SHORT = 64
-"""Up to how many entries of lists and arrays are watched."""
+_MAX_ENTRIES = 64
+"""The largest number of entries for which a list, dictionary or array is watched."""
 
 _PLAIN = (Number, str, bytes)
 _EXACT = {bool, int, float, complex, str, bytes, np.float32, np.float64, np.int64}
@@ -48,68 +48,68 @@ _Read = Callable[[], Any]
 class Constants:
     """The numbers and tensors that functions read from closures, globals and plain objects.
 
-    Watched are variables of closures and modules that the code of a function names, defaults of
-    its arguments, entries of short lists and dictionaries, and attributes of objects and classes
-    that the code of any of the functions names. The numbers that modules have as attributes are
-    watched by ``Surroundings``.
+    The following are watched: variables of closures and modules that the code of a function
+    names, defaults of its arguments, entries of short lists and dictionaries, and attributes of
+    objects and classes that the code of any function names. Numbers that are attributes of
+    modules are part of the key of ``StepEnvironment``.
 
     Arguments:
         roots: Functions, methods, modules, and objects that the functions are called with.
 
     Attributes:
-        modules: The modules that the functions reach.
-        tensors: The tensors.
+        modules: The modules that the functions read.
+        tensors: The tensors that the functions read.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
-        search = _search(list(roots))
-        self.places = list(search.places.values())[:MOST]
-        self.reads = [place.read for place in self.places]
-        self.values = self.current()
+        search = _search_references(list(roots))
+        self.references = list(search.references.values())[:MAX_REFERENCES]
+        self.readers = [reference.read for reference in self.references]
+        self.values = self.read_values()
         self.codes = list(search.codes)
-        self.modules = [thing for thing in search.met.values() if isinstance(thing, nn.Module)]
-        self.tensors = [p.held for p in search.places.values() if isinstance(p.held, Tensor)]
+        self.modules = [thing for thing in search.visited.values() if isinstance(thing, nn.Module)]
+        self.tensors = [p.value for p in search.references.values() if isinstance(p.value, Tensor)]
 
-    def current(self) -> list[Hashable]:
-        """Returns the present values of the places; short, since every step waits for it."""
-        return [_seen(read()) for read in self.reads]
+    def read_values(self) -> list[Hashable]:
+        """Returns the current values; kept short because it runs in every step."""
+        return [_compute_fingerprint(read()) for read in self.readers]
 
-    def changed(self) -> str | None:
-        """Describes the first place whose value has changed, if there is one."""
-        pairs = zip(self.places, self.values, self.current(), strict=True)
-        return next((p.described(self.codes) for p, old, new in pairs if old != new), None)
+    def describe_change(self) -> str | None:
+        """Returns a description of the first reference whose value has changed, if any."""
+        triples = zip(self.references, self.values, self.read_values(), strict=True)
+        return next((r.describe(self.codes) for r, old, new in triples if old != new), None)
 
 
-class _Place(NamedTuple):
-    """Something that the code of a function names.
+class _Reference(NamedTuple):
+    """A value that the code of a function names.
 
     Attributes:
-        read: Returns it.
+        read: Returns the current value.
         name: Its name in the code.
         code: The code.
-        held: What it was, kept so that nothing else gets its identity.
+        value: The value when it was found, kept so that its identity is not reused.
     """
 
     read: _Read
     name: str
     code: types.CodeType | None
-    held: Any
+    value: Any
 
-    def described(self, codes: Iterable[types.CodeType]) -> str:
-        """Returns the name, and the line that reads it if one of these codes has it."""
+    def describe(self, codes: Iterable[types.CodeType]) -> str:
+        """Returns the name, and the line that reads it if one of these codes contains it."""
         own = [] if self.code is None else [self.code]
         last = self.name.rsplit(".", 1)[-1].split("[", 1)[0]
-        lines = ((code, _line(code, last)) for code in (*own, *codes))
-        found = [(code, line) for code, line in lines if line]
-        found += [(code, code.co_firstlineno) for code in own]
-        if not found:
+        lines = ((code, _find_line(code, last)) for code in (*own, *codes))
+        candidates = [(code, line) for code, line in lines if line]
+        candidates += [(code, code.co_firstlineno) for code in own]
+        if not candidates:
             return self.name
-        code, line = found[0]
+        code, line = candidates[0]
         return f"{self.name} ({Path(code.co_filename).name}, line {line})"
 
 
-def _line(code: types.CodeType, name: str) -> int | None:
-    """Returns the first line of code that has a name."""
+def _find_line(code: types.CodeType, name: str) -> int | None:
+    """Returns the first line of code that contains a name."""
     for i in dis.get_instructions(code):
         line = i.positions.lineno if sys.version_info >= (3, 11) and i.positions else i.starts_line
         if i.argval == name and line:
@@ -118,7 +118,7 @@ def _line(code: types.CodeType, name: str) -> int | None:
 
 
 class _Object(NamedTuple):
-    """An object to look into: its name in the code that leads to it."""
+    """An object to search, with its name in the code that leads to it."""
 
     value: Any
     name: str
@@ -126,134 +126,141 @@ class _Object(NamedTuple):
 
 
 def _is_library(module: str | None) -> bool:
-    return module is None or module.split(".")[0] in _LIBRARIES | _STANDARD
+    return module is None or module.split(".")[0] in _LIBRARIES | _STANDARD_LIBRARY
 
 
 def _is_library_class(kind: type) -> bool:
     return kind.__module__.split(".")[0] in _LIBRARIES
 
 
-def _search(roots: list[Any]) -> "_Search":
-    """Returns the search that knows all names in the code of the functions it reaches."""
+def _search_references(roots: list[Any]) -> "_Search":
+    """Repeats a search until it covers all names in the code of the functions that it finds."""
     search = _Search(frozenset())
     while True:
         search.run(roots)
-        names = search.names.union(*map(_names, search.codes))
+        names = search.names.union(*map(_collect_names, search.codes))
         if names == search.names:
             return search
         search = _Search(names)
 
 
 class _Search:
-    """A search for the places that functions read.
+    """A breadth-first search for the references in functions.
 
     Arguments:
         names: The names of attributes to look for.
 
     Attributes:
-        places: The places, the nearest first.
-        met: The objects that were looked into.
+        references: The references, the nearest first.
+        visited: The objects that were searched, by identity.
         codes: The code of the functions among them.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
-        self.places: dict[Hashable, _Place] = {}
-        self.met: dict[int, Any] = {}
+        self.references: dict[Hashable, _Reference] = {}
+        self.visited: dict[int, Any] = {}
         self.codes: dict[types.CodeType, None] = {}
 
     def run(self, roots: list[Any]) -> None:
-        """Looks into objects, and into those that they lead to."""
+        """Searches objects, and those that they lead to."""
         waiting = deque(_Object(root, type(root).__name__, None) for root in roots)
-        while waiting and len(self.places) < MOST and len(self.met) < _OBJECTS:
-            thing = waiting.popleft()
-            if id(thing.value) in self.met:
+        while (
+            waiting and len(self.references) < MAX_REFERENCES and len(self.visited) < _MAX_OBJECTS
+        ):
+            current = waiting.popleft()
+            if id(current.value) in self.visited:
                 continue
-            self.met[id(thing.value)] = thing.value
-            for member in self._members(thing):
+            self.visited[id(current.value)] = current.value
+            for member in self._find_members(current):
                 if isinstance(member, _Object):
                     waiting.append(member)
                     continue
-                self.places.setdefault((id(thing.value), member.name), member)
-                waiting.extend(_within(member))
+                self.references.setdefault((id(current.value), member.name), member)
+                waiting.extend(_find_nested_object(member))
 
-    def _members(self, thing: _Object) -> Iterator[_Place | _Object]:
-        """Yields the places within an object, and the objects to look into next."""
-        value, name, code = thing
+    def _find_members(self, current: _Object) -> Iterator[_Reference | _Object]:
+        """Yields the references of an object, and the objects to search next."""
+        value, name, code = current
         if isinstance(value, partial):
-            yield from _values_of(value.args, name, code)
-            yield from _values_of(value.keywords, name, code)
+            yield from _find_entries(value.args, name, code)
+            yield from _find_entries(value.keywords, name, code)
             yield _Object(value.func, name, code)
         elif isinstance(value, types.MethodType):
             yield _Object(value.__func__, name, None)
             yield _Object(value.__self__, "self", value.__func__.__code__)
         elif isinstance(value, types.FunctionType):
-            yield from self._of_function(value)
+            yield from self._find_function_members(value)
         elif isinstance(value, types.ModuleType):
-            yield from _of_names(vars(value), self.names, f"{name}.{{}}", code)
+            yield from _find_named_entries(vars(value), self.names, f"{name}.{{}}", code)
         elif isinstance(value, (Mapping, list, tuple, deque)):
-            if len(value) <= _SHORT:
-                yield from _values_of(value, name, code)
+            if len(value) <= _MAX_ENTRIES:
+                yield from _find_entries(value, name, code)
             elif isinstance(value, Mapping):
-                yield from _of_names(value, self.names, f"{name}[{{!r}}]", code)
+                yield from _find_named_entries(value, self.names, f"{name}[{{!r}}]", code)
         elif not _is_library_class(value if isinstance(value, type) else type(value)):
-            yield from self._of_object(value, name, code)
+            yield from self._find_object_members(value, name, code)
 
-    def _of_function(self, function: types.FunctionType) -> Iterator[_Place | _Object]:
+    def _find_function_members(
+        self, function: types.FunctionType
+    ) -> Iterator[_Reference | _Object]:
         """Yields variables of the closure and of the module, and defaults of arguments."""
         if _is_library(function.__module__):
             if hasattr(function, "__wrapped__"):
                 yield _Object(function.__wrapped__, function.__name__, None)
             for cell in function.__closure__ or ():
-                if callable(held := _content(cell)):
-                    yield _Object(held, function.__name__, None)
+                if callable(content := _read_variable(cell)):
+                    yield _Object(content, function.__name__, None)
             return
         code = function.__code__
         self.codes[code] = None
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            yield _Place(partial(_content, cell), name, code, _content(cell))
-        yield from _of_names(function.__globals__, _names(code), "{}", code)
+            yield _Reference(partial(_read_variable, cell), name, code, _read_variable(cell))
+        yield from _find_named_entries(function.__globals__, _collect_names(code), "{}", code)
         for name in ("__defaults__", "__kwdefaults__"):
-            if held := getattr(function, name):
-                yield _Place(partial(getattr, function, name), name, code, held)
+            if defaults := getattr(function, name):
+                yield _Reference(partial(getattr, function, name), name, code, defaults)
 
-    def _of_object(
+    def _find_object_members(
         self, value: Any, name: str, code: types.CodeType | None
-    ) -> Iterator[_Place | _Object]:
+    ) -> Iterator[_Reference | _Object]:
         """Yields the attributes that code names, and the functions of the class."""
         kind = value if isinstance(value, type) else type(value)
-        # All functions of something that is called may run, and so may operators.
-        whole = isinstance(value, nn.Module) or (callable(value) and value is not kind)
-        for key, function in _functions(kind):
-            if key in self.names or (key != "__init__" and (whole or key.startswith("__"))):
+        # A call may run any function of the object, and an operator any special method.
+        may_run_all = isinstance(value, nn.Module) or (callable(value) and value is not kind)
+        for key, function in _find_user_functions(kind):
+            if key in self.names or (key != "__init__" and (may_run_all or key.startswith("__"))):
                 yield _Object(function, key, None)
         for key in sorted(self.names):
-            held, own = getattr_static(value, key, None), key in getattr(value, "__dict__", ())
-            if isinstance(held, types.MemberDescriptorType):
-                held, own = getattr(value, key, None), True
-            if held is None or _is_of_library(held) or (hasattr(held, "__get__") and not own):
+            member, is_own = getattr_static(value, key, None), key in getattr(value, "__dict__", ())
+            if isinstance(member, types.MemberDescriptorType):
+                member, is_own = getattr(value, key, None), True
+            if member is None or _is_from_library(member):
                 continue
-            if not (own and isinstance(value, nn.Module) and is_in_key(held)):
-                yield _Place(partial(getattr, value, key, None), f"{name}.{key}", code, held)
+            if hasattr(member, "__get__") and not is_own:
+                continue
+            if not (is_own and isinstance(value, nn.Module) and is_in_key(member)):
+                yield _Reference(partial(getattr, value, key, None), f"{name}.{key}", code, member)
 
 
-def _within(place: _Place) -> Iterator[_Object]:
-    """Yields the object to look into that a place holds."""
-    if not isinstance(place.held, _LEAVES):
-        yield _Object(place.held, place.name, place.code)
+def _find_nested_object(reference: _Reference) -> Iterator[_Object]:
+    """Yields the value of a reference if it is an object to search."""
+    if not isinstance(reference.value, _LEAVES):
+        yield _Object(reference.value, reference.name, reference.code)
 
 
-def _values_of(
+def _find_entries(
     container: Mapping[Any, Any] | Sequence[Any], name: str, code: types.CodeType | None
-) -> Iterator[_Place]:
-    """Yields the entries of a container."""
+) -> Iterator[_Reference]:
     keys = container if isinstance(container, Mapping) else range(len(container))
     for key in keys:
-        yield _Place(partial(_entry, container, key), f"{name}[{key!r}]", code, container[key])
+        yield _Reference(
+            partial(_read_entry, container, key), f"{name}[{key!r}]", code, container[key]
+        )
 
 
-def _functions(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
-    """Yields the functions that the user wrote in a class, those of properties included."""
+def _find_user_functions(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """Yields the functions that the user wrote in a class, including those of properties."""
     for base in kind.__mro__:
         if _is_library(base.__module__):
             continue
@@ -263,17 +270,17 @@ def _functions(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
                 yield key, function
 
 
-def _of_names(
+def _find_named_entries(
     container: Mapping[str, Any], names: Iterable[str], pattern: str, code: types.CodeType | None
-) -> Iterator[_Place]:
+) -> Iterator[_Reference]:
     """Yields the entries that have one of these names."""
     for name in sorted(names):
-        if name in container and not _is_of_library(container[name]):
+        if name in container and not _is_from_library(container[name]):
             read = partial(container.get, name)
-            yield _Place(read, pattern.format(name), code, container[name])
+            yield _Reference(read, pattern.format(name), code, container[name])
 
 
-def _is_of_library(value: Any) -> bool:
+def _is_from_library(value: Any) -> bool:
     if isinstance(value, types.ModuleType):
         return _is_library(value.__name__)
     is_named = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
@@ -281,34 +288,34 @@ def _is_of_library(value: Any) -> bool:
 
 
 @cache
-def _names(code: types.CodeType) -> frozenset[str]:
-    """Returns the names in code: variables, attributes and keys, functions within it included."""
-    inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+def _collect_names(code: types.CodeType) -> frozenset[str]:
+    """Returns the variables, attributes and keys in code, including nested functions."""
+    inner = [_collect_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     keys = (part for part in code.co_consts if isinstance(part, str))
     return frozenset((*code.co_names, *code.co_freevars, *keys)).union(*inner)
 
 
-def _content(cell: types.CellType) -> Any:
+def _read_variable(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
         return None
 
 
-def _entry(container: Any, key: Any) -> Any:
+def _read_entry(container: Any, key: Any) -> Any:
     try:
         return container[key]
     except LookupError:
         return None
 
 
-def _seen(value: Any) -> Hashable:
-    """Returns the identity of a value, or the numbers it holds."""
+def _compute_fingerprint(value: Any) -> Hashable:
+    """Returns the value of a number, string or short array; otherwise the identity."""
     kind = value.__class__
     if kind in _EXACT or isinstance(value, _PLAIN):
         return kind, value
     if kind in _CONTAINERS:
         return id(value), len(value)
-    if kind is np.ndarray and value.size <= _SHORT:
+    if kind is np.ndarray and value.size <= _MAX_ENTRIES:
         return id(value), value.tobytes()
     return id(value)

@@ -1,28 +1,28 @@
-"""Machine code recorded once as a CUDA graph, and replayed: no launch waits for Python."""
+"""Compiled functions recorded once as a CUDA graph and replayed, without launches from Python."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["recorded"]
+__all__ = ["record_graph"]
 
-WARM_UP = 3
-"""Calls before the recording, in which libraries choose algorithms and make their workspaces."""
+WARM_UP_CALLS = 3
+"""Calls before the recording, in which libraries choose algorithms and allocate workspaces."""
 
 
-def recorded(
+def record_graph(
     run: Callable[..., Sequence[Tensor]], lifted: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
-    """Returns machine code as a recording, or as it is if its tensors are not all on one GPU.
+    """Records a function as a CUDA graph if all of its tensors are on one GPU.
 
-    Parameters and other lifted tensors are read and changed where they are. Noise is drawn anew by
-    each replay, since PyTorch's generator knows of the recording.
+    Otherwise the function is returned unchanged. Parameters and other lifted tensors are read and
+    changed in place. Each replay draws new noise, because PyTorch's generator supports CUDA graphs.
 
     Arguments:
-        run: The machine code, called as ``run(*lifted, *tensors)``.
+        run: The compiled function, called as ``run(*lifted, *tensors)``.
         lifted: The tensors that are the same in every call.
-        tensors: Those that are not.
+        tensors: The other tensors.
     """
     devices = {tensor.device for tensor in (*lifted, *tensors)}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
@@ -31,12 +31,12 @@ def recorded(
 
 
 class Recording:
-    """A CUDA graph of machine code.
+    """A CUDA graph of a compiled function.
 
     Arguments:
-        run: The machine code.
+        run: The compiled function.
         lifted: The tensors that are the same in every call.
-        tensors: Those that are not, which get places of the recording's own.
+        tensors: The other tensors, which each replay reads from copies in fixed memory.
     """
 
     def __init__(
@@ -45,26 +45,26 @@ class Recording:
         lifted: Sequence[Tensor],
         tensors: Sequence[Tensor],
     ) -> None:
-        self.places = [tensor.clone() for tensor in tensors]
-        self.lifted = len(lifted)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside), torch.no_grad():
-            for _ in range(WARM_UP):
-                run(*lifted, *self.places)
-        torch.cuda.current_stream().wait_stream(aside)
+        self.inputs = [tensor.clone() for tensor in tensors]
+        self.num_lifted = len(lifted)
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream), torch.no_grad():
+            for _ in range(WARM_UP_CALLS):
+                run(*lifted, *self.inputs)
+        torch.cuda.current_stream().wait_stream(side_stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph), torch.no_grad():
-            self.results = list(run(*lifted, *self.places))
+            self.results = list(run(*lifted, *self.inputs))
 
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Replays the graph.
 
         Returns:
-            The loss, in a tensor of its own, and the gradients, where the next replay writes to.
+            The loss, in new memory, and the gradients, which the next replay overwrites.
         """
-        for place, tensor in zip(self.places, inputs[self.lifted :], strict=True):
-            place.copy_(tensor)
+        for own, tensor in zip(self.inputs, tensors[self.num_lifted :], strict=True):
+            own.copy_(tensor)
         self.graph.replay()
         loss, *gradients = self.results
         return [loss.clone(), *gradients]

@@ -1,4 +1,4 @@
-"""From a function of tensors to one graph, and from the graph to machine code."""
+"""Capture of a function of tensors as one graph, and compilation of the graph."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,24 +16,24 @@ __all__ = [
     "Captured",
     "NeverCapturedError",
     "NotCapturedError",
-    "capture",
+    "capture_graph",
     "check_backend",
-    "to_machine_code",
+    "compile_graph",
 ]
 
 _AnyGraph = Any
-"""A ``torch.fx.GraphModule``, whose module is imported when it is needed."""
+"""A ``torch.fx.GraphModule``; its module is imported lazily."""
 
 Backend = Literal["inductor", "eager"] | Callable[[_AnyGraph, list[Tensor]], Callable[..., Any]]
-"""What makes a function of a graph and its example inputs, as ``torch.compile`` has it."""
+"""A name, or a function of a graph and example inputs, as a backend of ``torch.compile``."""
 
 
 class NotCapturedError(Exception):
-    """A function does more than one graph can hold; the message says what."""
+    """A function cannot be captured as one graph, for the reason in the message."""
 
 
 class NeverCapturedError(NotCapturedError):
-    """A function does so at each call, so that no later call can be captured either."""
+    """A function can never be captured, because each call would fail in the same way."""
 
 
 class Captured(NamedTuple):
@@ -41,21 +41,21 @@ class Captured(NamedTuple):
 
     Attributes:
         graph: The graph, called as ``graph(*lifted, *inputs)``; returns a tuple of tensors.
-        lifted: The tensors that the function found elsewhere than among its inputs: parameters,
-            buffers, constants. As inputs they are read anew at each call, and written to.
+        lifted: The tensors that the function reads besides its inputs: parameters, buffers,
+            constants. As inputs of the graph they are read, and changed, at each call.
     """
 
     graph: _AnyGraph
     lifted: list[Tensor]
 
 
-class _NoReading(TorchDispatchMode):
-    """Raises where a number is read off a tensor: the graph would hold it for good."""
+class _ForbidDataDependence(TorchDispatchMode):
+    """Raises an error where a number is read off a tensor, which the graph would fix."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs an operation, unless what it gives other than tensors depends on their values."""
+        """Runs an operation, unless a number or shape that it returns depends on values."""
         if torch.Tag.data_dependent_output in func.tags or _has_free_shape(func, args):
             raise NotCapturedError(
                 f"a number or a shape depends on the values of a tensor, by {func.name()} "
@@ -65,7 +65,7 @@ class _NoReading(TorchDispatchMode):
 
 
 def _has_free_shape(func: Any, args: tuple[Any, ...]) -> bool:
-    """Tells whether the shape of a result depends on the values of a tensor."""
+    """Whether the shape of a result depends on the values of a tensor."""
     if torch.Tag.dynamic_output_shape not in func.tags:
         return False
     if func is not torch.ops.aten.index.Tensor:
@@ -73,8 +73,10 @@ def _has_free_shape(func: Any, args: tuple[Any, ...]) -> bool:
     return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
-def capture(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Captured:
-    """Runs a function once and returns what it computed as a graph.
+def capture_graph(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> Captured:
+    """Runs a function once and returns its operations as a graph.
 
     Arguments:
         function: A function of tensors; operations of autograd within it are part of the graph.
@@ -85,18 +87,18 @@ def capture(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def watched(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with _NoReading():
+    def run_guarded(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with _ForbidDataDependence():
             return function(*tensors)
 
-    # Copies, since a tensor that is given twice, or is also found elsewhere, is two inputs.
-    return _lift(make_fx(watched)(*(tensor.detach().clone() for tensor in inputs)))
+    # Copies keep an input apart from an equal input, and from a tensor that is read elsewhere.
+    return _lift(make_fx(run_guarded)(*(tensor.detach().clone() for tensor in inputs)))
 
 
 def _lift(graph: _AnyGraph) -> Captured:
-    """Makes inputs of the tensors that a graph holds, one for each tensor."""
+    """Turns the constant tensors of a graph into inputs, one for each tensor."""
     nodes = graph.graph.nodes
-    # A node that stays: without inputs the first is a tensor that the graph holds.
+    # Without inputs, the first nodes are constants, which are erased below.
     first = next(node for node in nodes if node.op != "get_attr")
     placeholders: dict[int, Any] = {}
     lifted: list[Tensor] = []
@@ -114,16 +116,16 @@ def _lift(graph: _AnyGraph) -> Captured:
 
 
 def check_backend(backend: Backend) -> Backend:
-    """Returns a backend, or raises a ``ValueError`` for what is none."""
+    """Returns a backend, or raises a ``ValueError`` for an invalid one."""
     if callable(backend):
         return backend
     return check_choice("backend", backend, ("inductor", "eager"))
 
 
-def to_machine_code(
+def compile_graph(
     captured: Captured, inputs: Sequence[Tensor], backend: Backend = "inductor"
 ) -> Callable[..., Sequence[Tensor]]:
-    """Compiles a graph, its noise drawn from PyTorch's generators as in the function itself.
+    """Compiles a graph that draws its noise from PyTorch's generators, as the function does.
 
     Arguments:
         captured: The graph.
@@ -140,7 +142,7 @@ def to_machine_code(
 
     decompositions = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
     with config.patch(fallback_random=True), torch.no_grad(), warnings.catch_warnings():
-        # What the compiler itself calls, its callers cannot change.
+        # These warnings concern calls within the compiler.
         warnings.simplefilter("ignore", FutureWarning)
         compiled: Any = compile_fx(
             captured.graph, [*captured.lifted, *inputs], decompositions=decompositions
@@ -149,15 +151,15 @@ def to_machine_code(
 
 
 def log1p(x: Tensor) -> Tensor:
-    r"""Returns :math:`\log(1 + x)` to full precision by way of a logarithm.
+    r"""Returns :math:`\log(1 + x)` to full precision, computed by a logarithm.
 
-    The rounding of 1 + x is undone by a factor, x over what is left of it. On processors this
-    takes a small part of the time of PyTorch's own, which the Bernoulli's density waits for.
+    With :math:`y = 1 + x` rounded, it is :math:`x \log(y) / (y - 1)`. On processors this is much
+    faster than PyTorch's ``log1p``, which dominates the time of the Bernoulli density.
     """
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return NotImplemented
     rounded = 1 + x
-    left = rounded - 1
-    # Where nothing is lost, infinity included, there is nothing to undo.
-    corrected = torch.where(left == x, rounded.log(), rounded.log() * (x / left))
-    return torch.where(left == 0, x, corrected)
+    remainder = rounded - 1
+    # Without rounding error no factor is needed; at infinity it would be NaN.
+    corrected = torch.where(remainder == x, rounded.log(), rounded.log() * (x / remainder))
+    return torch.where(remainder == 0, x, corrected)

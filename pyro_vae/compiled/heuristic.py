@@ -1,23 +1,23 @@
-"""Whether compiling a step is worth its time, decided without a clock."""
+"""The decision whether to compile a training step, made without timing."""
 
 __all__ = ["worth_compiling"]
 
 _SECONDS_TO_COMPILE = 20.0
-"""What a first compilation takes, rounded up."""
+"""The duration of a first compilation, rounded up."""
 
-_SECONDS_SAVED = 1e-3
-"""What a compiled step saves of the time that Python takes to build the graph anew."""
+_SECONDS_SAVED_PER_STEP = 1e-3
+"""The time per step that Python spends on building the graph, which compiling saves."""
 
-_PRODUCTS_A_SECOND = 2e10
-"""By how many products of a row and a weight a step has to be larger to save a second more."""
+_MULTIPLICATIONS_PER_SECOND = 2e10
+"""The number of row-weight multiplications per step for which compiling saves a further second."""
 
 
 def worth_compiling(steps: int, rows: int, weights: int) -> bool:
-    """Tells whether a training is long enough for a compiled step.
+    """Whether a training is long enough for a compiled step.
 
-    It is where the time that is saved, by a fixed estimate of one millisecond a step and more for
-    larger networks, exceeds that of compiling. No clock is asked, so that the same training gives
-    the same bits everywhere.
+    The time saved has to exceed the time of compiling. It is estimated as one millisecond per
+    step, and more for larger networks. Nothing is timed, so that the same training gives the same
+    bits on every machine.
 
     Arguments:
         steps: The number of optimizer steps.
@@ -28,5 +28,5 @@ def worth_compiling(steps: int, rows: int, weights: int) -> bool:
         >>> worth_compiling(3_900, 100, 30_000), worth_compiling(50_000, 128, 320_000)
         (False, True)
     """
-    saved = steps * (_SECONDS_SAVED + rows * weights / _PRODUCTS_A_SECOND)
-    return saved > _SECONDS_TO_COMPILE
+    seconds_per_step = _SECONDS_SAVED_PER_STEP + rows * weights / _MULTIPLICATIONS_PER_SECOND
+    return steps * seconds_per_step > _SECONDS_TO_COMPILE

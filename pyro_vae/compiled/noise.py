@@ -1,4 +1,4 @@
-"""Noise that a graph draws, as tensors that it is given."""
+"""Noise as inputs of a graph."""
 
 import math
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from pyro_vae.compiled.graph import Captured, NotCapturedError
 
-__all__ = ["noise_as_inputs"]
+__all__ = ["lift_noise"]
 
 
 class _Noise(NamedTuple):
-    """Noise that a graph draws.
+    """The noise of one random operation.
 
     Attributes:
-        fill: Draws it into a tensor, as ``fill(tensor, *numbers, generator=...)``.
+        fill: Draws noise into a tensor, as ``fill(tensor, *numbers, generator=...)``.
         shape: Its shape.
-        strides: How it lies in memory, which tells in what order it is drawn.
+        strides: Its strides, which determine the order of drawing.
         dtype: Its dtype.
-        numbers: The numbers of its distribution.
+        numbers: The parameters of its distribution.
     """
 
     fill: Callable[..., Tensor]
@@ -30,7 +30,7 @@ class _Noise(NamedTuple):
     numbers: tuple[float, ...]
 
     def stack(self, count: int) -> Tensor:
-        """Returns where noise is drawn for each of some models."""
+        """Returns an uninitialized tensor for the noise of ``count`` models."""
         size = math.prod(self.shape)
         return torch.empty_strided((count, *self.shape), (size, *self.strides), dtype=self.dtype)
 
@@ -41,11 +41,11 @@ _FILLS = {
     torch.ops.aten.rand.default: torch.ops.aten.uniform_.default,
     torch.ops.aten.rand_like.default: torch.ops.aten.uniform_.default,
 }
-"""How noise that is a new tensor is drawn into one that is there."""
+"""The in-place version of each random operation that returns a new tensor."""
 
 
-def noise_as_inputs(captured: Captured) -> list[_Noise]:
-    """Makes inputs of the noise that a graph draws, in the order in which it is drawn.
+def lift_noise(captured: Captured) -> list[_Noise]:
+    """Turns the noise of a graph into inputs, in the order of drawing.
 
     Raises:
         NotCapturedError: If the distribution of noise depends on tensors.
@@ -54,9 +54,9 @@ def noise_as_inputs(captured: Captured) -> list[_Noise]:
     noises: list[_Noise] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
-        if node.op != "call_function" or not _draws(node.target):
+        if node.op != "call_function" or not _draws_noise(node.target):
             continue
-        noises.append(_noise_of(node))
+        noises.append(_describe_noise(node))
         with graph.inserting_after(last):
             last = graph.placeholder(f"noise_{len(noises) - 1}")
         node.replace_all_uses_with(last)
@@ -65,29 +65,27 @@ def noise_as_inputs(captured: Captured) -> list[_Noise]:
     return noises
 
 
-def _draws(target: Any) -> bool:
-    """Tells whether an operation draws noise."""
+def _draws_noise(target: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
-def _noise_of(node: Any) -> _Noise:
-    """Returns what noise a node draws."""
+def _describe_noise(node: Any) -> _Noise:
     value = node.meta["val"]
     form = (value.shape, value.stride(), value.dtype) if _is_dense(value) else None
     if form is not None and node.target in _FILLS:
         return _Noise(_FILLS[node.target], *form, ())
-    into, *numbers = node.args or (None,)
-    fresh = str(getattr(into, "target", "")).startswith(("aten.empty", "aten.new_empty"))
-    if form is None or not fresh or node.kwargs or any(hasattr(n, "op") for n in numbers):
+    target, *numbers = node.args or (None,)
+    is_new = str(getattr(target, "target", "")).startswith(("aten.empty", "aten.new_empty"))
+    if form is None or not is_new or node.kwargs or any(hasattr(n, "op") for n in numbers):
         raise NotCapturedError(
             f"the noise of {node.target} depends on the values of tensors, or cannot be drawn for "
-            f"each apart"
+            f"each model separately"
         )
     return _Noise(node.target, *form, tuple(numbers))
 
 
 def _is_dense(value: Any) -> bool:
-    """Tells whether a result is one tensor whose numbers fill its memory, in whatever order."""
+    """Whether a result is one tensor without gaps in memory, in any order of dimensions."""
     if not isinstance(value, Tensor):
         return False
     last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""The update of an optimizer, as operations that belong into a step's graph."""
+"""The update of an optimizer as operations of a graph."""
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pyro_vae.compiled.tensors import copies
+from pyro_vae.compiled.tensors import clone_tensors
 from pyro_vae.validation import describe_value
 
 __all__ = ["Update", "check_optimizer"]
 
-_SCALARS = 5
-"""How many numbers of a step a rule reads at most."""
+_MAX_SCALARS = 5
+"""The largest number of scalars that an update rule reads."""
 
 _Group = dict[str, Any]
 _State = dict[str, Tensor]
 _Rule = Callable[[Tensor, Tensor, _State, _Group, Sequence[Tensor]], None]
-"""Changes a parameter, given its gradient, its state, its group and the numbers of the step."""
+"""Updates a parameter, given its gradient, state, group and the scalars of the step."""
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:
-    """Raises a ``ValueError`` for an optimizer that needs more than a gradient for its step."""
+    """Raises a ``ValueError`` for an optimizer that needs more than dense gradients."""
     if not isinstance(optimizer, Optimizer):
         raise ValueError(
             f"Expected {name} to be a torch.optim.Optimizer, got {describe_value(optimizer)}"
@@ -40,53 +40,52 @@ def check_optimizer(name: str, optimizer: Any) -> None:
 
 
 class Update:
-    """One update of all parameters of an optimizer, whose own state it reads and changes.
+    """The update of all parameters of an optimizer, which reads and changes the optimizer's state.
 
-    A checkpoint of the optimizer, a schedule of its numbers, and a step of its own between two of
-    these work as ever.
+    Checkpoints of the optimizer, learning rate schedules, and eager steps in between still work.
 
     Arguments:
         optimizer: The optimizer.
         clip_norm: The norm to which the gradient of all parameters together is clipped.
 
     Attributes:
-        captured: Whether the update can be part of a graph, as of the last :meth:`key`.
+        is_capturable: Whether the update can be part of a graph, as of the last :meth:`key`.
     """
 
     def __init__(self, optimizer: Optimizer, clip_norm: float | None) -> None:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
-        self.captured = known(optimizer)
-        # The numbers of the step for each parameter, where all graphs read them.
-        self.scalars = torch.zeros(0, _SCALARS, dtype=torch.float64)
+        self.is_capturable = is_capturable(optimizer)
+        # One row per parameter; all graphs read the scalars of a step from this tensor.
+        self.scalars = torch.zeros(0, _MAX_SCALARS, dtype=torch.float64)
 
     def parameters(self) -> list[Tensor]:
         """Returns the optimizer's parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def eager(self) -> None:
-        """Makes the optimizer's own step, with the gradients that are set."""
+    def step_eagerly(self) -> None:
+        """Clips the current gradients and calls the optimizer's ``step``."""
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
         self.optimizer.step()
 
     def tensors(self) -> list[Tensor]:
-        """Returns the state, which an update changes, for each parameter."""
-        held = (self.optimizer.state.get(p, {}) for p in self.parameters())
-        return [value for values in held for value in values.values() if isinstance(value, Tensor)]
+        """Returns the optimizer's state of all parameters, which an update changes."""
+        states = (self.optimizer.state.get(p, {}) for p in self.parameters())
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
     def key(self) -> tuple[Hashable, ...]:
-        """Returns what a graph holds for good; short, since every step waits for it.
+        """Returns the state that a graph fixes; kept short because it runs in every step.
 
-        That are the choices of the groups, and which tensors state and scalars are.
+        It contains the settings of the groups, and the identity of parameters, state and scalars.
         """
-        self.captured = known(self.optimizer)
-        if not self.captured:
+        self.is_capturable = is_capturable(self.optimizer)
+        if not self.is_capturable:
             return tuple(map(id, self.parameters()))
-        found: list[Hashable] = [self.clip_norm, id(self.scalars)]
+        key: list[Hashable] = [self.clip_norm, id(self.scalars)]
         states = self.optimizer.state
         for group in self.optimizer.param_groups:
-            found += (
+            key += (
                 group["weight_decay"],
                 group.get("eps"),
                 group.get("nesterov"),
@@ -94,38 +93,38 @@ class Update:
                 bool(group.get("momentum")),
             )
             for parameter in group["params"]:
-                found.append(id(parameter))
+                key.append(id(parameter))
                 if parameter in states:
-                    found += map(id, states[parameter].values())
-        return tuple(found)
+                    key += map(id, states[parameter].values())
+        return tuple(key)
 
     def prepare(self, parameters: Sequence[Tensor]) -> None:
-        """Makes what an update reads, as the optimizer's first step would."""
-        if not self.captured:
+        """Initializes state and scalars, as the optimizer does in its first step."""
+        if not self.is_capturable:
             return
         reached = set(map(id, parameters))
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                start = _START[type(self.optimizer)](parameter, group)
-                if start and id(parameter) in reached and not self.optimizer.state[parameter]:
-                    self.optimizer.state[parameter] = start
+                state = _INITIALIZERS[type(self.optimizer)](parameter, group)
+                if state and id(parameter) in reached and not self.optimizer.state[parameter]:
+                    self.optimizer.state[parameter] = state
         if len(self.scalars) != len(self.parameters()):
-            self.scalars = torch.zeros(len(self.parameters()), _SCALARS, dtype=torch.float64)
+            self.scalars = torch.zeros(len(self.parameters()), _MAX_SCALARS, dtype=torch.float64)
         self.set_scalars()
 
     def set_scalars(self) -> None:
-        """Writes the numbers of this step to where the graphs read them."""
-        rows, place, states = self.scalars.numpy(), 0, self.optimizer.state
-        numbers = _NUMBERS[type(self.optimizer)]
+        """Writes the scalars of the next step, which the graphs read."""
+        rows, index, states = self.scalars.numpy(), 0, self.optimizer.state
+        compute_scalars = _SCALAR_RULES[type(self.optimizer)]
         for group in self.optimizer.param_groups:
-            last, values = -1.0, [0.0]
+            previous, values = -1.0, [0.0]
             for parameter in group["params"]:
                 steps = float(states[parameter].get("step", 0.0)) if parameter in states else 0.0
-                # Mostly all parameters have made as many steps.
-                if steps != last:
-                    last, values = steps, numbers(group, steps)
-                rows[place, : len(values)] = values
-                place += 1
+                # Usually all parameters have the same number of steps.
+                if steps != previous:
+                    previous, values = steps, compute_scalars(group, steps)
+                rows[index, : len(values)] = values
+                index += 1
 
     def apply(
         self,
@@ -133,87 +132,86 @@ class Update:
         gradients: Sequence[Tensor],
         valid: Tensor | None = None,
     ) -> None:
-        """Changes the parameters in place, unless ``valid`` is false."""
+        """Updates parameters and state in place, unless ``valid`` is false."""
         if valid is None:
             self._apply(parameters, gradients)
             return
         changing = (*parameters, *self.tensors())
-        before = copies(changing)
+        before = clone_tensors(changing)
         self._apply(parameters, gradients)
         for tensor, old in zip(changing, before, strict=True):
             tensor.copy_(torch.where(valid, tensor, old))
 
     def _apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        given = dict(zip(map(id, parameters), self.clipped(gradients), strict=True))
-        place = 0
+        gradient_of = dict(zip(map(id, parameters), self.clip_gradients(gradients), strict=True))
+        index = 0
         for group in self.optimizer.param_groups:
-            rule = _adamw if group.get("decoupled_weight_decay") else _RULES[type(self.optimizer)]
+            is_decoupled = group.get("decoupled_weight_decay")
+            rule = _update_adamw if is_decoupled else _UPDATE_RULES[type(self.optimizer)]
             for parameter in group["params"]:
-                gradient = given.get(id(parameter))
+                gradient = gradient_of.get(id(parameter))
                 if gradient is not None:
                     state = self.optimizer.state.get(parameter, {})
-                    scalars = self.scalars[place].to(parameter.dtype).unbind()
+                    scalars = self.scalars[index].to(parameter.dtype).unbind()
                     rule(parameter, gradient, state, group, scalars)
-                place += 1
+                index += 1
 
-    def clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Returns gradients whose norm together is at most ``clip_norm``."""
+    def clip_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the gradients, scaled to a total norm of at most ``clip_norm``."""
         if self.clip_norm is None:
             return gradients
-        factor = self.factor(gradients, self.clip_norm)
+        factor = self.compute_clip_factor(gradients, self.clip_norm)
         return [g * factor for g in gradients]
 
-    def factor(self, gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
-        """Returns what gradients are to be multiplied by, a scalar."""
-        # As torch.nn.utils.clip_grad_norm_ has it.
+    def compute_clip_factor(self, gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
+        """Returns the factor of ``torch.nn.utils.clip_grad_norm_``, a scalar tensor."""
         norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm()
         return (clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
-def _adam(
+def _update_adam(
     parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
-    """Makes the update of Adam, whose weight decay is a part of the gradient."""
+    """Makes an update of Adam, with weight decay as part of the gradient."""
     if group["weight_decay"]:
         gradient = gradient + group["weight_decay"] * parameter
-    _moments(parameter, gradient, state, group, scalars)
+    _update_moments(parameter, gradient, state, group, scalars)
 
 
-def _adamw(
+def _update_adamw(
     parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
-    """Makes the update of AdamW, whose weight decay is a step of its own."""
+    """Makes an update of AdamW, with weight decay apart from the gradient."""
     if group["weight_decay"]:
         parameter.mul_(1 - scalars[0] * group["weight_decay"])
-    _moments(parameter, gradient, state, group, scalars)
+    _update_moments(parameter, gradient, state, group, scalars)
 
 
-def _moments(
+def _update_moments(
     parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
-    """Makes the update of Adam by first and second moments."""
-    _, size, root, of_mean, of_square = scalars
+    """Makes an update of Adam without weight decay."""
+    _, step_size, root_factor, mean_weight, square_weight = scalars
     state["step"].add_(1)
     mean, square = state["exp_avg"], state["exp_avg_sq"]
-    mean.add_((gradient - mean) * of_mean)
-    square.add_((gradient * gradient - square) * of_square)
-    parameter.sub_(size * mean / (square.sqrt() * root + group["eps"]))
+    mean.add_((gradient - mean) * mean_weight)
+    square.add_((gradient * gradient - square) * square_weight)
+    parameter.sub_(step_size * mean / (square.sqrt() * root_factor + group["eps"]))
 
 
-def _adam_numbers(group: _Group, steps: float) -> list[float]:
-    """Returns the numbers of Adam's next step.
+def _compute_adam_scalars(group: _Group, steps: float) -> list[float]:
+    """Returns the scalars of Adam's next step.
 
-    These are the learning rate, what mean and root are multiplied by, and the share of the new
-    gradient in both moments.
+    These are the learning rate, the factors of the mean and of the root of the mean square, and
+    the weights of the new gradient in both moments.
     """
     beta1, beta2 = group["betas"]
     rate, steps = float(group["lr"]), steps + 1
-    size, root = rate / (1 - beta1**steps), (1 - beta2**steps) ** -0.5
-    return [rate, size, root, 1 - beta1, 1 - beta2]
+    step_size, root_factor = rate / (1 - beta1**steps), (1 - beta2**steps) ** -0.5
+    return [rate, step_size, root_factor, 1 - beta1, 1 - beta2]
 
 
-def _adam_start(parameter: Tensor, group: _Group) -> _State:
-    """Returns the state before Adam's first step."""
+def _initialize_adam(parameter: Tensor, group: _Group) -> _State:
     return {
         "step": torch.zeros((), dtype=torch.float32),
         "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
@@ -221,10 +219,10 @@ def _adam_start(parameter: Tensor, group: _Group) -> _State:
     }
 
 
-def _sgd(
+def _update_sgd(
     parameter: Tensor, gradient: Tensor, state: _State, group: _Group, scalars: Sequence[Tensor]
 ) -> None:
-    """Makes the update of gradient descent, with momentum if there is one."""
+    """Makes an update of gradient descent, with momentum if it is not zero."""
     rate, momentum, *_ = scalars
     if group["weight_decay"]:
         gradient = gradient + group["weight_decay"] * parameter
@@ -234,36 +232,39 @@ def _sgd(
     parameter.sub_(rate * gradient)
 
 
-def _sgd_numbers(group: _Group, steps: float) -> list[float]:
-    """Returns the numbers of the next step: learning rate and momentum."""
+def _compute_sgd_scalars(group: _Group, steps: float) -> list[float]:
+    """Returns learning rate and momentum."""
     return [float(group["lr"]), group["momentum"]]
 
 
-def _sgd_start(parameter: Tensor, group: _Group) -> _State:
-    """Returns the state before the first step with momentum."""
+def _initialize_sgd(parameter: Tensor, group: _Group) -> _State:
     return {"momentum_buffer": torch.zeros_like(parameter)} if group["momentum"] else {}
 
 
-_RULES: dict[type[Optimizer], _Rule] = {Adam: _adam, AdamW: _adamw, SGD: _sgd}
-_NUMBERS: dict[type[Optimizer], Callable[[_Group, float], list[float]]] = {
-    Adam: _adam_numbers, AdamW: _adam_numbers, SGD: _sgd_numbers,
+_UPDATE_RULES: dict[type[Optimizer], _Rule] = {
+    Adam: _update_adam,
+    AdamW: _update_adamw,
+    SGD: _update_sgd,
+}
+_SCALAR_RULES: dict[type[Optimizer], Callable[[_Group, float], list[float]]] = {
+    Adam: _compute_adam_scalars, AdamW: _compute_adam_scalars, SGD: _compute_sgd_scalars,
 }  # fmt: skip
-"""What changes from step to step; a graph would find it anew for each weight."""
-_START: dict[type[Optimizer], Callable[[Tensor, _Group], _State]] = {
-    Adam: _adam_start, AdamW: _adam_start, SGD: _sgd_start,
+"""Scalars are computed outside of the graph, which would repeat the work for each weight."""
+_INITIALIZERS: dict[type[Optimizer], Callable[[Tensor, _Group], _State]] = {
+    Adam: _initialize_adam, AdamW: _initialize_adam, SGD: _initialize_sgd,
 }  # fmt: skip
 
 
-def known(optimizer: Optimizer) -> bool:
-    """Tells whether the update of an optimizer can be part of a graph."""
-    # Elsewhere than on a processor, reading the number of steps would wait for the device.
+def is_capturable(optimizer: Optimizer) -> bool:
+    """Whether the update of an optimizer can be part of a graph."""
+    # Reading the number of steps would wait for any device other than the processor.
     if any(p.device.type != "cpu" for group in optimizer.param_groups for p in group["params"]):
         return False
     return (
-        type(optimizer) in _RULES
-        and not _is_watched(optimizer)
+        type(optimizer) in _UPDATE_RULES
+        and not _has_hooks(optimizer)
         and not any(
-            # With dampening the first step of momentum is unlike the others.
+            # With dampening, the first step of momentum differs from the others.
             group.get(name)
             for group in optimizer.param_groups
             for name in ("amsgrad", "maximize", "differentiable", "dampening")
@@ -271,15 +272,15 @@ def known(optimizer: Optimizer) -> bool:
     )
 
 
-def _is_watched(optimizer: Optimizer) -> bool:
-    """Tells whether a step does more than the update, by hooks or a method put in its place."""
+def _has_hooks(optimizer: Optimizer) -> bool:
+    """Whether hooks or a replaced ``step`` method do more than the update."""
     hooks = (
         *optimizer._optimizer_step_pre_hooks,
         *optimizer._optimizer_step_post_hooks,
         *_global_optimizer_pre_hooks,
         *_global_optimizer_post_hooks,
     )
-    # A scheduler wraps the method, and leaves it as it is.
+    # A learning rate scheduler wraps the method without changing the update.
     step = vars(optimizer).get("step", type(optimizer).step)
-    own = getattr(step, "__wrapped__", None) if hasattr(step, "_wrapped_by_lr_sched") else step
-    return bool(hooks) or own is not type(optimizer).step
+    inner = getattr(step, "__wrapped__", None) if hasattr(step, "_wrapped_by_lr_sched") else step
+    return bool(hooks) or inner is not type(optimizer).step

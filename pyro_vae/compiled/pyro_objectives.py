@@ -1,4 +1,4 @@
-"""Objectives of Pyro's, by objectives of ours that a graph can hold."""
+"""Replacements for Pyro objectives that cannot be captured."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae.objectives import ELBO
 
-__all__ = ["stand_in"]
+__all__ = ["replace_pyro_objective"]
 
 _ANALYTIC = {Trace_ELBO: False, TraceMeanField_ELBO: None}
-"""Whether the KL is in closed form; ``None``: where there is one."""
+"""Whether the KL is in closed form; ``None`` means where it exists."""
 
 
-def stand_in(objective: Any) -> Any:
-    """Returns what computes the same as an objective, and reads no number off a tensor.
+def replace_pyro_objective(objective: Any) -> Any:
+    """Returns an equivalent objective that reads no number off a tensor.
 
-    Pyro's own read the loss of each site. The classes themselves are known, not what others
-    derive from them; all else is returned as it is.
+    Pyro's ELBOs read the loss of each site. Only these classes are replaced, not their
+    subclasses; any other objective is returned unchanged.
     """
     if type(objective) not in _ANALYTIC:
         return objective

@@ -1,4 +1,4 @@
-"""A step of inference: loss and gradients, compiled, and verified against the eager one."""
+"""A compiled training step, verified against the eager one."""
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -13,21 +13,21 @@ from torch import Tensor
 from pyro_vae.compiled.eager_step import EagerStep, Settings
 from pyro_vae.compiled.environment import HostNoise
 from pyro_vae.compiled.graph import Backend, NeverCapturedError, check_backend
-from pyro_vae.compiled.graph_builder import GraphBuilder, Known
+from pyro_vae.compiled.graph_builder import CachedStep, GraphBuilder
 from pyro_vae.compiled.optimizer_step import Update, check_optimizer
-from pyro_vae.compiled.reasons import check_objective, reason_of
+from pyro_vae.compiled.reasons import check_compilable, describe_capture_failure
 from pyro_vae.compiled.signature import Call
-from pyro_vae.compiled.tensors import clear
+from pyro_vae.compiled.tensors import clear_gradients
 from pyro_vae.guard import guard_process_state
 from pyro_vae.validation import check_choice, check_flag, check_positive, describe_value
 
 __all__ = ["Step", "compile"]
 
-LIMIT = 16
-"""How many graphs a step keeps; more of them mean that something changes with each call."""
+MAX_GRAPHS = 16
+"""The largest number of graphs of a step; more mean that something changes with each call."""
 
-_VARIANTS = 2
-"""How many graphs a step keeps that differ only in numbers of the user's functions."""
+_MAX_VARIANTS = 2
+"""The largest number of graphs that differ only in numbers of the user's functions."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -47,70 +47,70 @@ def compile(
     validate: bool | None = None,
     backend: Backend = "inductor",
 ) -> "Step":
-    r"""Compiles loss and gradients of a Pyro model and guide into one graph of machine code.
+    r"""Compiles loss and gradients of a Pyro model and guide into one graph.
 
-    The objective is run once through all of Pyro's handlers, the tensor operations of the way
-    there and of the way back are captured, and Inductor compiles them. This works for models of
-    static structure: the operations must not depend on the values of tensors.
+    The objective is run once through all of Pyro's handlers. The tensor operations of the forward
+    and backward pass are captured, and Inductor compiles them. This works for models of static
+    structure: the operations must not depend on the values of tensors.
 
-    The step draws fresh noise from PyTorch's generators, the same as the eager one. Tensors that
-    it finds elsewhere than among its arguments, such as parameters, running statistics or a beta
-    that is a scalar tensor, are read anew at each call, and changed in place where the model
-    changes them. All else is part of the graph. A graph is kept for each kind of call: shapes,
-    strides, dtypes and devices of tensor arguments, values of others, modes, and numbers that are
-    attributes of modules and objective; a new kind is captured once.
+    The step draws new noise from PyTorch's generators at each call, as the eager step does. Other
+    tensors besides the arguments, such as parameters, running statistics or a beta that is a
+    scalar tensor, are read at each call, and changed in place where the model changes them.
+    Everything else is fixed in the graph. There is one graph for each kind of call, which is
+    captured once: shapes, strides, dtypes and devices of tensor arguments, values of other
+    arguments, modes, and numbers that are attributes of modules and objective.
 
-    The first call of each kind compares loss, gradients and changed tensors with the eager
-    step's, under the same noise; on a mismatch, where capturing or compiling fails, or without a
-    C++ compiler, that kind of call is eager, with one warning that names the reason and the line.
-    The comparison leaves no trace in tensors, attributes of modules and random state.
+    The first call of each kind compares loss, gradients and changed tensors with those of the
+    eager step, under the same noise. On a mismatch, where capturing or compiling fails, or without
+    a C++ compiler, that kind of call is eager; one warning names the reason and the line. The
+    comparison restores tensors, attributes of modules and random state.
 
-    A graph holds the numbers that your functions read from elsewhere than their arguments. Those
-    that the code names are watched, up to 256 of them: variables of closures and modules, default
-    arguments, attributes of objects and classes, entries of dictionaries and lists up to 64. If
-    one changes, the step is captured again, and is eager from the third value on. Make a number
-    that changes a scalar tensor, and change it in place: ``beta = torch.tensor(0.0)``, then
-    ``beta.fill_(0.5)``. A graph keeps without notice the numbers that functions find in another
-    way (``getattr`` with a computed name, a set, an environment variable, a file), and it repeats
-    no side effect of Python code. A function that draws random numbers by Python or NumPy is
-    found at the first call.
+    A graph fixes the numbers that your functions read besides their arguments. Up to 256 numbers
+    that the code names are watched: variables of closures and modules, default arguments,
+    attributes of objects and classes, entries of dictionaries and lists up to 64. If one changes,
+    the step is captured again, and it is eager from the third value on. Turn a number that changes
+    into a scalar tensor, and change it in place: ``beta = torch.tensor(0.0)``, then
+    ``beta.fill_(0.5)``. Changes of numbers that functions find in another way (``getattr`` with a
+    computed name, a set, an environment variable, a file) are ignored silently, and side effects
+    of Python code are not repeated. Functions that draw random numbers by Python or NumPy are
+    detected at the first call.
 
     While Pyro's validation is enabled, each call checks that values are in the support of their
-    distributions, that parameters are within their constraints, and that the loss is not NaN. A
+    distributions, that parameters satisfy their constraints, and that the loss is not NaN. A
     call that fails is undone and repeated as an eager step with the same noise. That step raises
-    Pyro's error; a NaN loss it warns of, and it updates as SVI does. On a GPU nothing waits for
+    Pyro's error; for a NaN loss it warns, and updates as SVI does. On a GPU nothing waits for
     the result: the loss of such a call is NaN, and its gradients are zero.
 
     Arguments:
-        objective: Any with a ``differentiable_loss`` that reads no number off a tensor, as those
-            of :mod:`pyro_vae.objectives`; or :class:`pyro.infer.Trace_ELBO` or
+        objective: An object with a ``differentiable_loss`` that reads no number off a tensor, such
+            as those of :mod:`pyro_vae.objectives`; or :class:`pyro.infer.Trace_ELBO` or
             :class:`pyro.infer.TraceMeanField_ELBO`, whose graph is that of our :class:`ELBO`.
-            Pyro's ``RenyiELBO``, ``TraceGraph_ELBO`` and Jit classes are refused, by an error that
-            names what to use.
+            Pyro's ``RenyiELBO``, ``TraceGraph_ELBO`` and Jit classes raise an error that names a
+            replacement.
         model: A Pyro model.
         guide: Its guide.
         parameters: The tensors to differentiate by; by default all on which the loss depends,
             whether of modules, of Pyro's parameter store (unconstrained) or otherwise.
-        products: By which library float32 matrices are multiplied on a processor: ``"mkl"``,
-            PyTorch's default; ``"onednn"``, much faster on some; or ``"auto"``, the one that a
-            short timing of the graph's own products finds faster, when the first is compiled.
-        precision: ``"bfloat16"`` makes matrix products and convolutions with 8 bits of precision,
-            factors and results, and leaves all else in float32: faster on processors and GPUs that
-            are made for it. The comparison with the eager step then allows for a fifth of a norm.
+        products: The library for float32 matmuls on a processor: ``"mkl"``, PyTorch's default;
+            ``"onednn"``, much faster on some processors; or ``"auto"``, the faster one in a short
+            timing of the graph's matmuls when the first graph is compiled.
+        precision: ``"bfloat16"`` rounds the factors and results of matmuls and convolutions to 8
+            bits, and leaves the rest in float32. It is faster on processors and GPUs that support
+            it. The comparison with the eager step then allows a relative difference of a fifth.
         strict: Whether to raise an error instead of falling back to the eager step. A loss that
-            depends on no parameter, and a call within Pyro handlers, are eager all the same.
-        divide_by: What the gradient is divided by, such as the number of rows.
-        optimizer: An optimizer to make a step of, too. The update of Adam, AdamW and SGD becomes
-            part of the graph, but for AMSGrad, ``maximize``, dampening and hooks; that of others
-            follows the graph. State and learning rate remain those of the optimizer, so that
-            checkpoints and schedules work as ever.
+            does not depend on any parameter, and a call within Pyro handlers, are always eager.
+        divide_by: The divisor of the gradient, such as the number of rows.
+        optimizer: A PyTorch optimizer whose step follows the gradient. The update of Adam, AdamW
+            and SGD becomes part of the graph, except with AMSGrad, ``maximize``, dampening or
+            hooks; other updates follow the graph. State and learning rate remain those of the
+            optimizer, so that checkpoints and schedules work as usual.
         clip_norm: The norm to which the gradient of all parameters together is clipped before the
             optimizer's step.
         validate: Whether each call is checked; by default while Pyro's validation is enabled. The
             first call of each kind follows Pyro's setting alone.
-        backend: What compiles the graph: ``"inductor"``; ``"eager"``, which runs its operations
+        backend: The compiler of the graph: ``"inductor"``; ``"eager"``, which runs its operations
             one by one and needs no C++ compiler; or a function of a ``torch.fx.GraphModule`` and a
-            list of example inputs that returns a function, as a backend of ``torch.compile`` is.
+            list of example inputs that returns a function, like a backend of ``torch.compile``.
 
     Raises:
         ValueError: If an argument is out of range, or the objective cannot be compiled.
@@ -125,7 +125,7 @@ def compile(
         >>> loss.shape, loss.requires_grad
         (torch.Size([]), False)
     """
-    check_objective(objective)
+    check_compilable(objective)
     for name, side in (("model", model), ("guide", guide)):
         if not callable(side):
             raise ValueError(f"Expected {name} to be callable, got {describe_value(side)}")
@@ -145,13 +145,13 @@ def compile(
 
 
 class Step(EagerStep):
-    """What :func:`compile` returns: a step of inference.
+    """A training step, as returned by :func:`compile`.
 
     Attributes:
-        parameters: The parameters found so far: all that were given, or that calls depended on.
-        engine: How the last call was computed: ``"eager"``, ``"compiled"``,
-            ``"compiled-onednn"`` with products by oneDNN, or ``"compiled-bfloat16"`` with products
-            of that precision; ``None`` before the first.
+        parameters: All parameters that were passed, or on which the loss of a call has depended.
+        engine: The engine of the last call: ``"eager"``, ``"compiled"``, ``"compiled-onednn"``
+            with matmuls by oneDNN, or ``"compiled-bfloat16"`` with matmuls of that precision;
+            ``None`` before the first call.
     """
 
     def __init__(
@@ -164,17 +164,17 @@ class Step(EagerStep):
         update: Update | None = None,
     ) -> None:
         super().__init__(objective, model, guide, parameters, settings, update)
-        self._known: dict[Hashable, list[Known]] = {}
-        self._hopeless = False
-        self._warned = False
+        self._cache: dict[Hashable, list[CachedStep]] = {}
+        self._stays_eager = False
+        self._has_warned = False
 
     @guard_process_state
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes the loss, sets the gradient of each parameter, and updates if it is to.
+        """Computes the loss, sets the gradients, and makes an update if there is an optimizer.
 
-        Gradients are set, not added to what is there; a parameter on which the loss does not
-        depend gets ``None``. On a GPU the step is a CUDA graph, and the next one writes its
-        gradients to the same tensors. Within Pyro handlers of the caller's the step is eager.
+        Gradients are set, not accumulated; a parameter on which the loss does not depend gets
+        ``None``. On a GPU the step is a CUDA graph, and the next call overwrites its gradients.
+        Within Pyro handlers of the caller the step is eager.
 
         Arguments:
             args: Arguments of model and guide.
@@ -184,87 +184,86 @@ class Step(EagerStep):
             The loss, a scalar without gradient.
 
         Raises:
-            ValueError: If the loss depends on none of the parameters that were given.
+            ValueError: If the loss does not depend on any of the parameters that were passed.
             RuntimeError: If the step is strict and cannot be compiled.
         """
-        if _PYRO_STACK or self._hopeless:
-            return self.make_eagerly(args, kwargs)
+        if _PYRO_STACK or self._stays_eager:
+            return self.run_eagerly(args, kwargs)
         call = Call(args, kwargs)
         try:
-            variants = self._variants(call)
+            variants = self._find_variants(call)
         except TypeError as error:
-            self._hopeless = True
-            self._complain(call.without_hash() or error)
-            return self.make_eagerly(args, kwargs)
-        for known in variants:
-            if known.constants.current() == known.constants.values:
-                return self._again(known, call)
-        return self._first(call)
+            self._stays_eager = True
+            self._report_failure(call.find_unhashable() or error)
+            return self.run_eagerly(args, kwargs)
+        for cached in variants:
+            if cached.constants.read_values() == cached.constants.values:
+                return self._run_cached(cached, call)
+        return self._run_first(call)
 
-    def _again(self, known: Known, call: Call) -> Tensor:
-        """Makes a step of a kind that is known."""
-        if known.run is None:
-            return self.make_eagerly(call.args, call.kwargs)
-        self.engine = known.engine
-        if self.update is not None and self.update.captured:
+    def _run_cached(self, cached: CachedStep, call: Call) -> Tensor:
+        if cached.run is None:
+            return self.run_eagerly(call.args, call.kwargs)
+        self.engine = cached.engine
+        if self.update is not None and self.update.is_capturable:
             self.update.set_scalars()
-        noise = torch.get_rng_state() if known.checked else None
+        noise = torch.get_rng_state() if cached.returns_valid else None
         try:
             with torch.no_grad():
-                results = list(known.run(*known.lifted, *call.tensors))
+                results = list(cached.run(*cached.lifted, *call.tensors))
         except RuntimeError:
-            # Such as an index that is out of bounds, of which the eager step gives Pyro's error.
-            return self._invalid(call, noise)
-        for i in known.shared:
+            # The eager step raises Pyro's error, for example for an index out of bounds.
+            return self._repeat_eagerly(call, noise)
+        for i in cached.aliases:
             results[i] = results[i].clone()
-        if known.checked and not results.pop():
-            return self._invalid(call, noise)
-        if len(known.reached) < len(self.parameters):
-            clear(self.parameters)
-        for parameter, gradient in zip(known.reached, results[1:], strict=True):
+        if cached.returns_valid and not results.pop():
+            return self._repeat_eagerly(call, noise)
+        if len(cached.reached) < len(self.parameters):
+            clear_gradients(self.parameters)
+        for parameter, gradient in zip(cached.reached, results[1:], strict=True):
             parameter.grad = gradient
-        if self.update is not None and not self.update.captured:
-            self.update.eager()
+        if self.update is not None and not self.update.is_capturable:
+            self.update.step_eagerly()
         return results[0]
 
-    def _invalid(self, call: Call, noise: Tensor | None) -> Tensor:
-        """Repeats a call that failed a check; raises Pyro's error, or warns as Pyro does."""
+    def _repeat_eagerly(self, call: Call, noise: Tensor | None) -> Tensor:
+        """Repeats a call that failed a check; raises Pyro's error, or warns of a NaN loss."""
         if noise is not None:
             torch.set_rng_state(noise)
-        loss = self.make_eagerly(call.args, call.kwargs)
+        loss = self.run_eagerly(call.args, call.kwargs)
         warn_if_nan(loss, "loss")
         return loss
 
-    def _variants(self, call: Call) -> Sequence[Known]:
+    def _find_variants(self, call: Call) -> Sequence[CachedStep]:
         """Returns the graphs for a kind of call, one for each set of the user's numbers."""
-        return self._known.get(self._key(call), ())
+        return self._cache.get(self._compute_key(call), ())
 
-    def _key(self, call: Call) -> Hashable:
-        """Returns what tells one kind of call from others."""
+    def _compute_key(self, call: Call) -> Hashable:
+        """Returns the key of a kind of call: the state of arguments and step that a graph fixes."""
         hooks: list[int] = []
         for parameter in self.parameters:
-            for known in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks):
-                if known:
-                    hooks += known
-        key = call.key, self.surroundings.key(), self.settings.is_validating(), *hooks
+            for own_hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks):
+                if own_hooks:
+                    hooks += own_hooks
+        key = call.key, self.environment.key(), self.settings.is_validating(), *hooks
         return key if self.update is None else (*key, self.update.key())
 
-    def _first(self, call: Call) -> Tensor:
-        """Makes a step of a kind that is new, compiled if that gives what the eager one gives."""
+    def _run_first(self, call: Call) -> Tensor:
+        """Makes the first step of its kind, compiled if its results equal the eager ones."""
         GraphBuilder(self).find_constants(call)
-        put_back_attributes, host_noise = self.surroundings.save_attributes(), HostNoise()
-        # The first run makes what is made lazily, and checks what Pyro is set to check.
-        with self.surroundings.undone(), torch.enable_grad():
-            reached = self.reached_parameters(self.evaluate_loss(*call.args, **call.kwargs))
+        restore_attributes, host_noise = self.environment.save_attributes(), HostNoise()
+        # The first run initializes lazy modules, and makes the checks that Pyro is set to make.
+        with self.environment.undo_changes(), torch.enable_grad():
+            reached = self.find_reached_parameters(self.evaluate_loss(*call.args, **call.kwargs))
         draws_on_host = host_noise.is_used()
-        host_noise.put_back()
+        host_noise.restore()
         if not reached:
-            return self.make_eagerly(call.args, call.kwargs)
+            return self.run_eagerly(call.args, call.kwargs)
         if self.update is not None:
             self.update.prepare(reached)
-        validating, variants = self.settings.is_validating(), self._variants(call)
-        put_back = self.surroundings.save(self.updated_tensors())
-        known: Known | None = Known()
+        validating, variants = self.settings.is_validating(), self._find_variants(call)
+        restore = self.environment.save_state(self.updated_tensors())
+        cached: CachedStep | None = CachedStep()
         try:
             with pyro.validation_enabled(False):
                 if draws_on_host:
@@ -272,36 +271,36 @@ class Step(EagerStep):
                         "random numbers are drawn by Python or NumPy: draw them by PyTorch"
                     )
                 self._check_limits(variants)
-                known = GraphBuilder(self).build(call, reached, put_back, validating)
+                cached = GraphBuilder(self).build(call, reached, restore, validating)
         except Exception as error:
-            put_back_attributes()
-            self._hopeless |= isinstance(error, NeverCapturedError)
-            self._complain(error)
+            restore_attributes()
+            self._stays_eager |= isinstance(error, NeverCapturedError)
+            self._report_failure(error)
         finally:
-            put_back()
-        if known is None:
-            return self.make_eagerly(call.args, call.kwargs)
-        self._known.setdefault(self._key(call), []).append(known)
-        return self._again(known, call)
+            restore()
+        if cached is None:
+            return self.run_eagerly(call.args, call.kwargs)
+        self._cache.setdefault(self._compute_key(call), []).append(cached)
+        return self._run_cached(cached, call)
 
-    def _check_limits(self, variants: Sequence[Known]) -> None:
-        """Raises a ``NotCapturedError`` if there are too many graphs already."""
-        if len(variants) >= _VARIANTS:
+    def _check_limits(self, variants: Sequence[CachedStep]) -> None:
+        """Raises a ``NeverCapturedError`` if there are too many graphs already."""
+        if len(variants) >= _MAX_VARIANTS:
             raise NeverCapturedError(
-                f"{variants[-1].constants.changed()} changes between calls; make it a scalar "
-                f"tensor, and change it in place with fill_"
+                f"{variants[-1].constants.describe_change()} changes between calls; make it a "
+                f"scalar tensor, and change it in place with fill_"
             )
-        if sum(map(len, self._known.values())) >= LIMIT:
+        if sum(map(len, self._cache.values())) >= MAX_GRAPHS:
             raise NeverCapturedError(
-                f"there were {LIMIT} kinds of calls; make a number that changes with each call a "
-                f"scalar tensor"
+                f"there were {MAX_GRAPHS} kinds of calls; make a number that changes with each "
+                f"call a scalar tensor"
             )
 
-    def _complain(self, error: Exception) -> None:
-        """Says why a step is not compiled: once, or by an error if the step is strict."""
-        reason = reason_of(error)
+    def _report_failure(self, error: Exception) -> None:
+        """Warns once why a step is not compiled, or raises an error if the step is strict."""
+        reason = describe_capture_failure(error)
         if self.settings.strict:
             raise RuntimeError(f"Expected a step that can be compiled, but {reason}") from error
-        if not self._warned:
-            self._warned = True
+        if not self._has_warned:
+            self._has_warned = True
             warnings.warn(f"The step is eager, not compiled: {reason}", stacklevel=5)

@@ -1,4 +1,4 @@
-"""Pyro's checks of values and parameters, as one number that a graph can compute."""
+"""Pyro's checks of values and parameters, as one boolean that a graph computes."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,22 +14,22 @@ from torch.distributions.utils import lazy_property
 
 from pyro_vae.compiled.graph import NotCapturedError
 
-__all__ = ["SupportChecks", "enabled_checks"]
+__all__ = ["SupportChecks", "find_enabled_checks"]
 
 _Check = Callable[[], Tensor]
 
 
 class SupportChecks(Messenger):
-    """Collects whether values are in the support and parameters within their constraints.
+    """Checks that values are in the support and that parameters satisfy their constraints.
 
-    NaN is looked for where a mask is: elsewhere it reaches the loss.
+    NaN is checked at masked sites only, since elsewhere it reaches the loss.
 
     Arguments:
-        enabled: Which checks to make, in the order of the run; by default all.
+        enabled: Whether to make each check, in the order of the run; by default all are made.
 
     Attributes:
-        passed: The results, each a scalar of booleans.
-        validated: For each possible check whether its distribution validates its arguments.
+        passed: The results, each a boolean scalar.
+        validated: Whether the distribution of each possible check validates its arguments.
     """
 
     def __init__(self, enabled: list[bool] | None = None) -> None:
@@ -39,7 +39,7 @@ class SupportChecks(Messenger):
         self.validated: list[bool] = []
 
     def all_passed(self, loss: Tensor) -> Tensor:
-        """Returns whether all checks passed and the loss is a number, as a scalar."""
+        """Whether all checks passed and the loss is not NaN, as a scalar tensor."""
         return torch.stack([~loss.detach().isnan(), *self.passed]).all()
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -49,15 +49,15 @@ class SupportChecks(Messenger):
             if msg["mask"] is False:
                 return
             masked = msg["mask"] is not None
-            for fn, check in _possible_checks(msg["fn"], msg["value"], masked):
-                place = len(self.validated)
+            for fn, check in _find_possible_checks(msg["fn"], msg["value"], masked):
+                index = len(self.validated)
                 self.validated.append(bool(fn._validate_args))
-                if self.enabled is None or self.enabled[place]:
-                    self.passed.append(_result(check))
+                if self.enabled is None or self.enabled[index]:
+                    self.passed.append(_run_check(check))
 
 
-def enabled_checks(run: Callable[[], Any]) -> list[bool]:
-    """Returns which checks Pyro makes in a run and the run passes.
+def find_enabled_checks(run: Callable[[], Any]) -> list[bool]:
+    """Returns, for each possible check, whether Pyro makes it and the run passes it.
 
     Distributions with ``validate_args=False`` are not checked.
 
@@ -68,46 +68,46 @@ def enabled_checks(run: Callable[[], Any]) -> list[bool]:
     with checks:
         run()
     passed = torch.stack(checks.passed).tolist() if checks.passed else []
-    return [wanted and ok for wanted, ok in zip(checks.validated, passed, strict=True)]
+    return [validated and ok for validated, ok in zip(checks.validated, passed, strict=True)]
 
 
-def _possible_checks(
+def _find_possible_checks(
     fn: Distribution, value: Tensor, masked: bool
 ) -> Iterator[tuple[Distribution, _Check]]:
-    """Yields the checks of a value and of the parameters, with the distribution they belong to."""
+    """Yields the checks of a value and of the parameters, each with its distribution."""
     inner = fn
     while isinstance(inner, (Independent, MaskedDistribution)):
         if isinstance(inner, MaskedDistribution):
             if inner._mask is False:
-                # Pyro asks for no density at all.
+                # Pyro does not evaluate the density.
                 return
             masked = True
         inner = inner.base_dist
-    support = _support(fn)
+    support = _get_support(fn)
     if support is not None and _may_fail(support, masked):
         yield inner, partial(support.check, value)
-    yield from _parameter_checks(fn, masked)
+    yield from _find_parameter_checks(fn, masked)
 
 
-def _parameter_checks(fn: Distribution, masked: bool) -> Iterator[tuple[Distribution, _Check]]:
-    for name, constraint in _constraints(fn).items():
-        # PyTorch itself checks only the parameters that were given.
+def _find_parameter_checks(fn: Distribution, masked: bool) -> Iterator[tuple[Distribution, _Check]]:
+    for name, constraint in _get_constraints(fn).items():
+        # PyTorch checks only the arguments of the constructor, not lazily derived parameters.
         derived = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
         if not derived and _may_fail(constraint, masked):
             yield fn, partial(constraint.check, getattr(fn, name))
     for part in vars(fn).values():
         if isinstance(part, Distribution):
-            yield from _parameter_checks(part, masked)
+            yield from _find_parameter_checks(part, masked)
 
 
-def _constraints(fn: Distribution) -> dict[str, constraints.Constraint]:
+def _get_constraints(fn: Distribution) -> dict[str, constraints.Constraint]:
     try:
         return fn.arg_constraints
     except NotImplementedError:
         return {}
 
 
-def _support(fn: Distribution) -> constraints.Constraint | None:
+def _get_support(fn: Distribution) -> constraints.Constraint | None:
     try:
         return fn.support
     except NotImplementedError:
@@ -115,10 +115,11 @@ def _support(fn: Distribution) -> constraints.Constraint | None:
 
 
 def _may_fail(constraint: Any, masked: bool) -> bool:
-    """Whether a check is needed; NaN alone needs none unless a mask keeps it from the loss."""
+    """Whether a check is needed; NaN needs a check only where a mask hides it from the loss."""
     if isinstance(constraint, constraints.independent):
         return _may_fail(constraint.base_constraint, masked)
-    # A decomposition costs more than the step; a matrix that is not positive definite gives NaN.
+    # A decomposition costs more than the step, and an indefinite matrix gives NaN anyway.
+
     if isinstance(constraint, type(constraints.positive_definite)):
         return False
     if constraints.is_dependent(constraint):
@@ -126,7 +127,7 @@ def _may_fail(constraint: Any, masked: bool) -> bool:
     return masked or not isinstance(constraint, type(constraints.real))
 
 
-def _result(check: _Check) -> Tensor:
+def _run_check(check: _Check) -> Tensor:
     try:
         return torch.as_tensor(check()).all()
     except (NotImplementedError, NotCapturedError):

@@ -1,55 +1,55 @@
-"""What a step does with tensors: finds parameters, copies, and tells which share memory."""
+"""Tensor helpers of a step: parameters of a loss, copies, memory layout and shared memory."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.core.tracing import OF_A_SAMPLE
+from pyro_vae.objectives.core.tracing import SAMPLE_MARK
 
-__all__ = ["clear", "copies", "laid_out", "leaves", "shared"]
+__all__ = ["clear_gradients", "clone_tensors", "find_leaves", "find_shared", "match_layout"]
 
 
-def leaves(loss: Tensor) -> list[Tensor]:
-    """Returns the tensors, not made by operations, on which the gradient of a loss depends."""
-    found: list[Tensor] = []
-    seen, waiting = set(), [loss.grad_fn]
+def find_leaves(loss: Tensor) -> list[Tensor]:
+    """Returns the leaf tensors on which the gradient of a loss depends."""
+    leaves: list[Tensor] = []
+    visited, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
-        if hasattr(node, "variable") and not hasattr(node.variable, OF_A_SAMPLE):
-            found.append(node.variable)
+        visited.add(node)
+        if hasattr(node, "variable") and not hasattr(node.variable, SAMPLE_MARK):
+            leaves.append(node.variable)
         waiting += [following for following, _ in node.next_functions]
-    return found
+    return leaves
 
 
-def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Returns a gradient in the memory layout of its parameter, as ``backward`` leaves it."""
+def match_layout(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Returns a gradient in the memory layout of its parameter, as ``backward`` does."""
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Returns copies that no graph of autograd knows of."""
+def clone_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Returns copies, detached from the autograd graph."""
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def clear(parameters: Iterable[Tensor]) -> None:
-    """Removes gradients."""
+def clear_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sets gradients to ``None``."""
     for parameter in parameters:
         parameter.grad = None
 
 
-def shared(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
-    """Returns the places of the results that share memory with an input or an earlier result."""
-    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    found = []
+def find_shared(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
+    """Returns the indices of results that share memory with an input or an earlier result."""
+    addresses = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    indices = []
     for i, result in enumerate(results):
-        place = result.untyped_storage().data_ptr()
-        if place in taken:
-            found.append(i)
-        taken.add(place)
-    return found
+        address = result.untyped_storage().data_ptr()
+        if address in addresses:
+            indices.append(i)
+        addresses.add(address)
+    return indices

@@ -1,1 +1,1 @@
-"""What the console commands share: exit codes, signals, and errors without a traceback."""
+"""Shared by the console commands: exit codes, signals, and errors without a traceback."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from pyro_vae.progress import progress_of
+from pyro_vae.progress import read_progress
 
 __all__ = [
     "AGAIN",
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 AGAIN = "run the same command again"
 
 _FULL = "HYDRA_FULL_ERROR"
-"""The environment variable that asks for tracebacks; Hydra reads it too."""
+"""The environment variable that enables tracebacks, here and in Hydra."""
 
 _SPACE = "free space, or choose another folder"
 _PERMISSION = "change the permissions, or choose another folder"
@@ -49,14 +49,14 @@ _ADVICE = {
 }
 
 EXPECTED = (ValueError, FloatingPointError)
-"""Errors whose message is enough for a user."""
+"""Errors that are shown to the user by their message alone."""
 
 _received: list[int] = []
-"""The first signal that has arrived, if any."""
+"""The first signal received, if any."""
 
 
 class _Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM has arrived.
+    """SIGINT or SIGTERM was received.
 
     Arguments:
         number: The number of the signal.
@@ -68,7 +68,7 @@ class _Interrupted(KeyboardInterrupt):
 
 
 class _UserError(BaseException):
-    """An error on its way through Hydra, which would print another line on an ``Exception``.
+    """Carries an error through Hydra, which would print another line for an ``Exception``.
 
     Arguments:
         cause: The error.
@@ -80,19 +80,19 @@ class _UserError(BaseException):
 
 
 class _UsageError(Exception):
-    """Options of a command line that do not exist."""
+    """A command line has unknown options."""
 
 
 def pass_errors(task: Callable[[Any], _T]) -> Callable[[Any], _T]:
-    """Makes a task of Hydra pass its errors to :func:`show_errors`, unless it is part of a sweep.
+    """Passes errors of a Hydra task to :func:`show_errors`, unless it is part of a sweep.
 
-    The other jobs of a sweep continue, and Hydra's line says which one failed.
+    In a sweep the other jobs continue, and Hydra's message names the failed one.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     @functools.wraps(task)
-    def passing(cfg: Any) -> _T:
+    def run_task(cfg: Any) -> _T:
         try:
             return task(cfg)
         except Exception as error:
@@ -100,11 +100,11 @@ def pass_errors(task: Callable[[Any], _T]) -> Callable[[Any], _T]:
                 raise
             raise _UserError(error) from error
 
-    return passing
+    return run_task
 
 
 def check_options(program: str) -> None:
-    """Raises a :class:`_UsageError` for options on the command line that Hydra does not have."""
+    """Raises a :class:`_UsageError` for command-line options unknown to Hydra."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
@@ -122,7 +122,7 @@ def check_options(program: str) -> None:
 
 
 def check_interrupted() -> None:
-    """Raises :class:`_Interrupted` if a signal has arrived, also where its exception was lost."""
+    """Raises :class:`_Interrupted` after a signal, even if its first exception was swallowed."""
     if _received:
         raise _Interrupted(_received[0])
 
@@ -131,7 +131,7 @@ def check_interrupted() -> None:
 def raise_on_signals() -> Iterator[None]:
     """Raises :class:`_Interrupted` in the main thread at SIGINT or SIGTERM; a second one kills.
 
-    A signal that this process ignores stays ignored. Outside of the main thread nothing changes.
+    An ignored signal stays ignored. Outside the main thread this has no effect.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -160,7 +160,7 @@ def run_command(
     program: str,
     expected: tuple[type[Exception], ...] = EXPECTED,
 ) -> int:
-    """Runs a console command that starts over after an interruption, and returns its exit code.
+    """Runs a console command that restarts after an interruption, and returns its exit code.
 
     Arguments:
         command: The command.
@@ -188,9 +188,9 @@ def stop_at_signals(
             raise
         number = _received[0] if _received else signal.SIGINT
         name = signal.Signals(number).name
-        done = progress_of(error)
+        done = read_progress(error)
         after = "" if done is None else f" after {done}"
-        _say(f"{program}: stopped by {name}{after}; to continue, {continuation()}")
+        _print_error(f"{program}: stopped by {name}{after}; to continue, {continuation()}")
         return 128 + number
     finally:
         _received.clear()
@@ -204,13 +204,13 @@ def show_errors(
 ) -> int:
     """Runs a command, shows its error, and returns its exit code.
 
-    Errors that a user can mend are shown without a traceback, unless ``HYDRA_FULL_ERROR=1``.
+    User errors are shown without a traceback, unless ``HYDRA_FULL_ERROR=1``.
 
     Arguments:
         command: The command.
-        continuation: Returns how to continue when there is space on the disk again.
-        expected: The errors besides those of the operating system and of Hydra whose message is
-            enough.
+        continuation: Returns how to continue once there is free space on the disk.
+        expected: Errors shown by their message alone, besides those of the operating system and
+            Hydra.
     """
     full = os.environ.get(_FULL)
     # Hydra would otherwise show its traceback for most errors.
@@ -218,19 +218,21 @@ def show_errors(
     try:
         return command()
     except _UsageError as error:
-        _say(str(error))
+        _print_error(str(error))
         return 2
     except (Exception, _UserError) as error:
         check_interrupted()
-        # As if it had not passed through Hydra.
+        # Unwrapped, to be shown like an error raised outside Hydra.
         error = error.cause if isinstance(error, _UserError) else error
-        line = None if full == "1" else _message(error, expected)
+        line = None if full == "1" else _format_error(error, expected)
         if line is None:
             traceback.print_exception(error)
         else:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 line += f"; then {continuation()}"
-            _say(f"{line}\n\nSet the environment variable {_FULL}=1 for a complete stack trace.")
+            _print_error(
+                f"{line}\n\nSet the environment variable {_FULL}=1 for a complete stack trace."
+            )
         return 1
     finally:
         if full is None:
@@ -256,7 +258,7 @@ def run_process(function: Callable[[], int]) -> int:
 
 
 def explain(error: Exception) -> str:
-    """Returns the message of an error; of the operating system's with the file and a remedy."""
+    """Returns the message of an error; an ``OSError`` is followed by its file and a remedy."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     file = "" if error.filename is None else f": '{error.filename}'"
@@ -264,12 +266,12 @@ def explain(error: Exception) -> str:
     return f"{error.strerror}{file}{'' if advice is None else f': {advice}'}"
 
 
-def _message(error: Exception, expected: tuple[type[Exception], ...]) -> str | None:
-    """Returns the line that a user needs of an error, or ``None`` for an error of the program."""
+def _format_error(error: Exception, expected: tuple[type[Exception], ...]) -> str | None:
+    """Returns a user error as one line, or ``None`` for an error of the program."""
     if "hydra" in sys.modules:
-        from pyro_vae.console.hydra_errors import describe
+        from pyro_vae.console.hydra_errors import describe_error
 
-        if (line := describe(error)) is not None:
+        if (line := describe_error(error)) is not None:
             return line
     if isinstance(error, OSError) and error.errno is not None:
         return f"{type(error).__name__}: {explain(error)}"
@@ -278,7 +280,7 @@ def _message(error: Exception, expected: tuple[type[Exception], ...]) -> str | N
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _say(text: str) -> None:
-    # Standard error may be a file on a full disk.
+def _print_error(text: str) -> None:
+    # Printing fails if standard error is a file on a full disk.
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Data: tensors with their split, their labels and the protocol by which they were made."""
+"""Data: tensors with their split, labels and binarization protocol."""
 
 from pyro_vae.data.arrays import array, frey_faces
 from pyro_vae.data.base import PROTOCOLS, Data, Preparation, Rows, Scaling, Split

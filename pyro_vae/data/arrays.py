@@ -1,4 +1,4 @@
-"""Arrays of NumPy: the user's own, and Frey Faces."""
+"""NumPy arrays: user files, and Frey Faces."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.base import Data, check_protocol, existing, folder, make, numbered, split
+from pyro_vae.data.base import (
+    Data,
+    build_data,
+    check_data_file,
+    check_protocol,
+    find_data_folder,
+    split_row_numbers,
+    split_rows,
+)
 from pyro_vae.validation import check_choice, check_positive
 
 __all__ = ["array", "frey_faces"]
@@ -15,7 +23,7 @@ __all__ = ["array", "frey_faces"]
 _SCALES = ("open", "closed")
 
 _EXACT = 2**53
-"""Above it, double precision does not hold every integer."""
+"""Double precision represents every integer up to this one."""
 
 
 def array(
@@ -29,50 +37,50 @@ def array(
     test: float = 0.2,
     seed: int = 0,
 ) -> Data:
-    """Returns the rows of an array in a file of NumPy's, pictures for example.
+    """Returns the rows of an array in a NumPy file, images for example.
 
     Arguments:
-        path: A file, npy or npz. Rows come first; an array ``(N, H, W)`` of pictures is returned
-            as ``(N, 1, H, W)``, any other in its own shape. Convolutions need colour images as
-            ``(N, C, H, W)``: store ``np.moveaxis(images, -1, 1)`` where the channels come last.
+        path: An npy or npz file. Rows come first; an array ``(N, H, W)`` of images is returned
+            as ``(N, 1, H, W)``, any other in its shape. Convolutions need colour images as
+            ``(N, C, H, W)``: store ``np.moveaxis(images, -1, 1)`` if the channels come last.
         key: The name of the array in an npz file; needed only if there are several.
         labels_key: The name of an array of integers ``(N,)`` there: the labels.
-        scale: What the values are divided by, 255 for bytes; ``None``: nothing.
+        scale: The divisor of the values, 255 for bytes; ``None``: 1.
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
         test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split, and of a fixed binarization.
 
     Raises:
-        ValueError: If the file is missing, damaged or holds no such array, values are not finite
+        ValueError: If the file is missing or damaged, an array is missing, values are not finite
             numbers, or an argument is out of range.
     """
     check_protocol(binarize)
     scale = None if scale is None else check_positive("scale", scale)
-    file = existing(path, (".npy", ".npz"))
-    held = _read(file)
-    if labels_key is not None and labels_key not in held:
-        raise ValueError(f"Expected labels_key to be one of {sorted(held)}, got {labels_key!r}")
-    names = sorted(name for name in held if name != labels_key)
+    file = check_data_file(path, (".npy", ".npz"))
+    arrays = _read_arrays(file)
+    if labels_key is not None and labels_key not in arrays:
+        raise ValueError(f"Expected labels_key to be one of {sorted(arrays)}, got {labels_key!r}")
+    names = sorted(name for name in arrays if name != labels_key)
     if key is None and len(names) == 1:
         key = names[0]
-    if key not in held:
+    if key not in arrays:
         raise ValueError(f"Expected key to be one of {names}, the arrays of '{file}', got {key!r}")
-    x = _rows(held[key], key) / (1 if scale is None else scale)
+    x = _to_rows(arrays[key], key) / (1 if scale is None else scale)
     if not bool(x.isfinite().all()):
         raise ValueError(f"Expected scale to keep values finite in {x.dtype}, got {scale!r}")
     if x.dim() == 3:
         x = x.unsqueeze(1)
-    labels = None if labels_key is None else _integers(held[labels_key], labels_key, len(x))
-    parts = split(x, valid=valid, test=test, seed=seed)
-    return make(
+    labels = None if labels_key is None else _to_labels(arrays[labels_key], labels_key, len(x))
+    parts = split_rows(x, valid=valid, test=test, seed=seed)
+    return build_data(
         file.stem,
         parts,
-        None if labels is None else split(labels, valid=valid, test=test, seed=seed),
+        None if labels is None else split_rows(labels, valid=valid, test=test, seed=seed),
         binarize=binarize,
         seed=seed,
         source=f"{file.name}, {key}",
-        row_numbers=numbered(len(x), valid=valid, test=test, seed=seed),
+        row_numbers=split_row_numbers(len(x), valid=valid, test=test, seed=seed),
     )
 
 
@@ -86,9 +94,9 @@ def frey_faces(
 ) -> Data:
     """Returns Frey Faces: 1,965 frames of a video of one face, 28 x 20 pixels in 256 greys.
 
-    The frames are put into an order by the seed and split 1565/200/200. Frames that follow each
-    other are nearly the same, so that those of the test have near copies among the training rows:
-    figures tell how well frames are filled in, not how well another video would be.
+    The frames are shuffled by the seed and split 1565/200/200. Consecutive frames are nearly the
+    same, so test frames have near copies among the training rows: metrics measure interpolation
+    between frames, not generalization to another video.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
@@ -105,67 +113,67 @@ def frey_faces(
         seed: The seed of the split.
 
     Raises:
-        ValueError: If the file is missing or holds something else, or an argument is out of range.
+        ValueError: If the file is missing or has other content, or an argument is out of range.
     """
     scale = check_choice("scale", scale, _SCALES)
-    file = existing(path or folder(None) / "frey_faces.npz", (".npz",))
-    images = _read(file).get("images")
+    file = check_data_file(path or find_data_folder(None) / "frey_faces.npz", (".npz",))
+    images = _read_arrays(file).get("images")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 20):
-        found = "none" if images is None else f"{images.dtype} of shape {images.shape}"
+        actual = "none" if images is None else f"{images.dtype} of shape {images.shape}"
         raise ValueError(
-            f"Expected '{file}' to hold images, bytes of shape (1965, 28, 20), got {found}"
+            f"Expected '{file}' to hold images, bytes of shape (1965, 28, 20), got {actual}"
         )
     grey = torch.from_numpy(images).to(torch.get_default_dtype()).unsqueeze(1)
     x = (grey + 0.5) / 256 if scale == "open" else grey / 255
-    parts = split(x, valid=valid, test=test, seed=seed)
+    parts = split_rows(x, valid=valid, test=test, seed=seed)
     source = f"Frey Faces, {'(g + 0.5) / 256' if scale == 'open' else 'g / 255'}"
-    return make(
+    return build_data(
         "frey_faces",
         parts,
         None,
         binarize="none",
         seed=seed,
         source=source,
-        row_numbers=numbered(len(x), valid=valid, test=test, seed=seed),
+        row_numbers=split_row_numbers(len(x), valid=valid, test=test, seed=seed),
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Returns the arrays of a file by their names; that of an npy file is called ``array``."""
+def _read_arrays(file: Path) -> dict[str, Any]:
+    """Returns the arrays of a file by name; that of an npy file is called ``array``."""
     try:
-        # NumPy leaves a file open that it cannot read.
+        # NumPy does not close a file that it cannot read.
         with file.open("rb") as stream:
-            held = np.load(stream, allow_pickle=False)
-            return {"array": held} if isinstance(held, np.ndarray) else dict(held)
+            content = np.load(stream, allow_pickle=False)
+            return {"array": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:
-        # The reader of zip archives, of headers and of pickles each have errors of their own.
+        # The readers of zip archives, headers and pickles raise different errors.
         raise ValueError(
             f"Expected '{file}' to be a whole file of arrays, got {type(error).__name__}: {error}"
         ) from error
 
 
-def _rows(values: Any, key: str) -> Tensor:
-    """Returns an array of rows as a tensor, or raises a ``ValueError`` if it is none of numbers."""
+def _to_rows(values: Any, key: str) -> Tensor:
+    """Returns an array of rows as a tensor, or raises a ``ValueError`` if it is not numeric."""
     if values.dtype.kind not in "buif":
         raise ValueError(f"Expected {key} to be an array of numbers, got dtype {values.dtype}")
     if values.ndim < 2 or 0 in values.shape:
         raise ValueError(f"Expected {key} to be rows of values, got shape {values.shape}")
     if values.dtype.kind in "ui" and bool(((values > _EXACT) | (values < -_EXACT)).any()):
         raise ValueError(
-            f"Expected {key} to be numbers that double precision holds, got integers above 2**53: "
+            f"Expected {key} to be exact in double precision, got integers above 2**53: "
             f"leave identifiers out, or store reals"
         )
     x = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     bad = int((~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(
-            f"Expected {key} to be finite, got {bad} values that are not (data=table takes missing "
-            f"values)"
+            f"Expected {key} to be finite, got {bad} values that are not "
+            f"(data=table allows missing values)"
         )
     return x
 
 
-def _integers(values: Any, key: str, size: int) -> Tensor:
+def _to_labels(values: Any, key: str, size: int) -> Tensor:
     """Returns labels, or raises a ``ValueError`` if they are not one integer for each row."""
     if values.dtype.kind not in "bui" or values.shape != (size,):
         raise ValueError(
@@ -173,5 +181,5 @@ def _integers(values: Any, key: str, size: int) -> Tensor:
             f"{values.shape}"
         )
     if bool((values > np.iinfo(np.int64).max).any()):
-        raise ValueError(f"Expected {key} to be integers of 64 bits with a sign, got larger ones")
+        raise ValueError(f"Expected {key} to be signed 64-bit integers, got larger ones")
     return torch.from_numpy(values.astype(np.int64))

@@ -1,4 +1,4 @@
-"""What every data set is here: tensors, split, named with the protocol that made them."""
+"""The type of every data set: split tensors, named with their binarization protocol."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from pyro_vae.validation import (
     check_seed,
     check_tensor,
     describe_value,
-    plain,
+    to_plain_python,
 )
 
 __all__ = [
@@ -28,29 +28,29 @@ __all__ = [
     "Rows",
     "Scaling",
     "Split",
+    "build_data",
+    "check_data_file",
     "check_protocol",
-    "count",
-    "existing",
-    "folder",
-    "make",
-    "numbered",
-    "split",
+    "count_rows",
+    "find_data_folder",
+    "split_row_numbers",
+    "split_rows",
 ]
 
 _FORMAT = "pyro_vae data 2"
 _UNSIGNED = "pyro_vae data 1"
-"""The format before, which has no checksum."""
+"""The previous format, which has no checksum."""
 
 _KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
 _LARGEST = 2**28
 """The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
 
 PROTOCOLS = ("none", "threshold", "fixed", "dynamic")
-"""How grey values become zeros and ones.
+"""Protocols for the binarization of grey values.
 
-``none``: they stay; ``threshold``: one where a value exceeds one half; ``fixed``: drawn once, with
-the value as probability, by the seed of the split; ``dynamic``: training rows are drawn anew each
-time they are presented, validation and test rows once, as ``fixed``.
+``none``: unchanged; ``threshold``: one where a value exceeds one half; ``fixed``: sampled once,
+with the value as probability, by the seed of the split; ``dynamic``: training rows are sampled
+again at each presentation, validation and test rows once, as with ``fixed``.
 """
 
 
@@ -62,18 +62,18 @@ class Split(NamedTuple):
     test: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Split":
-        """Returns the split of what a function makes of each part."""
+        """Returns the split with a function applied to each part."""
         return Split(*map(function, self))
 
 
 class Rows(NamedTuple):
-    """Rows to train on, with what is observed of them, and whether they are drawn anew.
+    """Training rows, with a mask of observed values and a flag for dynamic binarization.
 
     Attributes:
         x: Data of shape ``(N, *event_shape)``.
         mask: True where a value is observed, of the shape of ``x``, or ``None``.
-        dynamic: Whether ``x`` holds the probabilities of zeros and ones that are drawn anew at
-            each presentation.
+        dynamic: Whether ``x`` holds probabilities, from which zeros and ones are sampled at each
+            presentation.
     """
 
     x: Tensor
@@ -83,15 +83,15 @@ class Rows(NamedTuple):
     def batch(
         self, index: Tensor | slice, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns some rows, drawn on their device if they are dynamic, and their mask."""
-        x = _chosen(self.x, index)
+        """Returns the rows at an index, sampled on their device if dynamic, and their mask."""
+        x = _select_rows(self.x, index)
         if self.dynamic:
             x = torch.bernoulli(x, generator=generator)
-        return x, None if self.mask is None else _chosen(self.mask, index)
+        return x, None if self.mask is None else _select_rows(self.mask, index)
 
 
-def _chosen(tensor: Tensor, index: Tensor | slice) -> Tensor:
-    """Returns some rows; by a call of its own for whole numbers, which takes a part of the time."""
+def _select_rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    # For integers, index_select is faster than indexing.
     if isinstance(index, slice) or index.dtype == torch.bool:
         return tensor[index]
     return tensor.index_select(0, index)
@@ -101,8 +101,8 @@ class Scaling(NamedTuple):
     """How values were standardized, ``(value - loc) / scale``.
 
     Attributes:
-        loc: What was taken from each value, of the event shape.
-        scale: What it was then divided by, of the event shape.
+        loc: The offset subtracted from each value, of the event shape.
+        scale: The divisor applied after that, of the event shape.
     """
 
     loc: Tensor
@@ -120,7 +120,7 @@ class Scaling(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """What brings other data into the form of a data set.
+    """The settings that prepare other data in the same way as a data set.
 
     Attributes:
         event_shape: The shape of one datum.
@@ -135,7 +135,7 @@ class Preparation(NamedTuple):
     scaling: Scaling | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as plain values for JSON, which gives each number back exactly."""
+        """Returns plain values for JSON, which preserves each number exactly."""
         scaling = None if self.scaling is None else self.scaling._asdict()
         values = {
             "format": _FORMAT,
@@ -148,13 +148,13 @@ class Preparation(NamedTuple):
 
     @classmethod
     def load(cls, run: Path | str) -> "Preparation":
-        """Returns how the data of a run were prepared.
+        """Loads the preparation of the data of a run.
 
         Arguments:
             run: The folder of a run.
 
         Raises:
-            ValueError: If it holds no ``data.json``, or a damaged one.
+            ValueError: If its ``data.json`` is missing or damaged.
         """
         path = check_path("run", run).expanduser() / "data.json"
         if not os.path.exists(path):
@@ -165,28 +165,28 @@ class Preparation(NamedTuple):
             return cls.from_dict(read_json(path, largest=_LARGEST))
         except ValueError as error:
             raise ValueError(
-                f"Expected '{path}' to tell how data were prepared, got a damaged file: {error}"
+                f"Expected '{path}' to describe prepared data, got a damaged file: {error}"
             ) from None
 
     @classmethod
-    def from_dict(cls, held: Any) -> "Preparation":
-        """Returns what :meth:`to_dict` describes.
+    def from_dict(cls, values: Any) -> "Preparation":
+        """Returns the preparation with the values of :meth:`to_dict`.
 
         Raises:
-            ValueError: If it is something else.
+            ValueError: If the values are not those of a preparation.
         """
-        form = held.get("format") if isinstance(held, dict) else held
+        form = values.get("format") if isinstance(values, dict) else values
         if form not in (_FORMAT, _UNSIGNED):
             raise ValueError(f"Expected the format {_FORMAT!r}, got {form!r:.50}")
-        written = {"sha256"} if form == _FORMAT else set()
-        if set(held) != set(_KEYS) | written:
-            raise ValueError(f"Expected the keys {_KEYS}, got {sorted(held)}")
-        if written and held["sha256"] != _checksum({key: held[key] for key in _KEYS}):
+        signature = {"sha256"} if form == _FORMAT else set()
+        if set(values) != set(_KEYS) | signature:
+            raise ValueError(f"Expected the keys {_KEYS}, got {sorted(values)}")
+        if signature and values["sha256"] != _checksum({key: values[key] for key in _KEYS}):
             raise ValueError("Expected values that match their checksum, got others")
-        shape = held["event_shape"]
+        shape = values["event_shape"]
         if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
             raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
-        columns = held["columns"]
+        columns = values["columns"]
         if columns is not None and not (
             isinstance(columns, list)
             and [len(columns)] == shape
@@ -195,9 +195,9 @@ class Preparation(NamedTuple):
             raise ValueError(f"Expected columns to be {shape} names, got {columns!r:.50}")
         return cls(
             tuple(shape),
-            check_protocol(held["binarize"]),
+            check_protocol(values["binarize"]),
             None if columns is None else tuple(columns),
-            None if held["scaling"] is None else _scaling(held["scaling"], tuple(shape)),
+            None if values["scaling"] is None else _parse_scaling(values["scaling"], tuple(shape)),
         )
 
 
@@ -209,39 +209,39 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _scaling(held: Any, shape: tuple[int, ...]) -> Scaling:
+def _parse_scaling(values: Any, shape: tuple[int, ...]) -> Scaling:
     """Returns a scaling from plain values, or raises a ``ValueError`` for other values."""
-    if not isinstance(held, dict) or set(held) != set(Scaling._fields):
-        raise ValueError(f"Expected scaling to be loc and scale, got {held!r:.50}")
-    exact = {}
-    for name, values in held.items():
+    if not isinstance(values, dict) or set(values) != set(Scaling._fields):
+        raise ValueError(f"Expected scaling to be loc and scale, got {values!r:.50}")
+    tensors = {}
+    for name, numbers in values.items():
         try:
-            exact[name] = torch.tensor(values, dtype=torch.float64)
+            tensors[name] = torch.tensor(numbers, dtype=torch.float64)
         except (OverflowError, TypeError, ValueError, RuntimeError):
-            raise ValueError(f"Expected {name} to be numbers, got {values!r:.50}") from None
-        if exact[name].shape != shape or not bool(exact[name].isfinite().all()):
-            raise ValueError(f"Expected {name} to be finite, of shape {shape}, got {values!r:.50}")
-    if not bool((exact["scale"] > 0).all()):
+            raise ValueError(f"Expected {name} to be numbers, got {numbers!r:.50}") from None
+        if tensors[name].shape != shape or not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"Expected {name} to be finite, of shape {shape}, got {numbers!r:.50}")
+    if not bool((tensors["scale"] > 0).all()):
         raise ValueError("Expected scale to be positive, got a zero or less")
-    return Scaling(**exact)
+    return Scaling(**tensors)
 
 
 class Data(NamedTuple):
     """A data set.
 
     Attributes:
-        name: The set's name.
-        binarize: The protocol of binarization, one of ``PROTOCOLS``; part of every result.
+        name: The name of the data set.
+        binarize: The binarization protocol, one of ``PROTOCOLS``; part of every result.
         x: Data, each part of shape ``(rows, *event_shape)``. With the protocol ``dynamic`` the
             training part holds probabilities.
-        labels: Labels, each part of shape ``(rows,)``, for pictures only; or ``None``.
-        source: Where the data come from, in a line.
+        labels: Labels, each part of shape ``(rows,)``, for figures only; or ``None``.
+        source: The origin of the data, in one line.
         mask: True where a value is observed, each part of the shape of ``x``; or ``None``.
         scaling: How the values were standardized, in double precision, to undo it; or ``None``.
         columns: The names of the values of a datum, for tables; or ``None``.
-        label_names: What each label stands for, where it is not its own name; or ``None``.
-        row_numbers: The number of each row in the source, from 0, each part of shape ``(rows,)``;
-            where training and test rows come from two files, in its own file. Or ``None``.
+        label_names: The name of each label, if labels are not their own names; or ``None``.
+        row_numbers: The number of each row in its source file, from 0, each part of shape
+            ``(rows,)``; or ``None``.
     """
 
     name: str
@@ -289,21 +289,21 @@ class Data(NamedTuple):
 
     @property
     def preparation(self) -> Preparation:
-        """What brings other data into the form of these."""
+        """The settings that prepare other data in the same way."""
         return Preparation(tuple(self.event_shape), self.binarize, self.columns, self.scaling)
 
     @property
     def title(self) -> str:
-        """The name with the protocol, without which no figure can be compared."""
+        """The name with the binarization protocol, which any comparison of metrics needs."""
         return self.name if self.binarize == "none" else f"{self.name}, binarized: {self.binarize}"
 
 
 def check_protocol(binarize: str) -> str:
-    """Returns the protocol, or raises a ``ValueError`` if there is none of that name."""
+    """Returns the protocol, or raises a ``ValueError`` for an unknown name."""
     return str(check_choice("binarize", binarize, PROTOCOLS))
 
 
-def make(
+def build_data(
     name: str,
     x: Split,
     labels: Split | None,
@@ -313,10 +313,10 @@ def make(
     source: str,
     row_numbers: Split | None = None,
 ) -> Data:
-    """Returns a data set of values in [0, 1], binarized by a protocol.
+    """Returns a data set of split values, binarized by a protocol.
 
     Raises:
-        ValueError: If there is no such protocol, or it needs values in [0, 1] and gets others.
+        ValueError: If the protocol is unknown, or it needs values in [0, 1] and gets others.
     """
     check_protocol(binarize)
     if binarize != "none" and not all(bool(((p >= 0) & (p <= 1)).all()) for p in x):
@@ -330,22 +330,22 @@ def make(
         x = x.map(lambda part: (part > 0.5).to(part.dtype))
     elif binarize in ("fixed", "dynamic"):
         generator = torch.Generator().manual_seed(check_seed(seed))
-        drawn = x.map(lambda part: torch.bernoulli(part, generator=generator))
-        x = drawn if binarize == "fixed" else drawn._replace(train=x.train)
+        binary = x.map(lambda part: torch.bernoulli(part, generator=generator))
+        x = binary if binarize == "fixed" else binary._replace(train=x.train)
     return Data(name, binarize, x, labels, source, row_numbers=row_numbers)
 
 
-def count(name: str, value: float, size: int) -> int:
-    """Returns how many of ``size`` rows a number or a fraction of them means.
+def count_rows(name: str, value: float, size: int) -> int:
+    """Returns a number of rows, given as such or as a fraction of ``size``.
 
     Raises:
         ValueError: If it is neither an integer nor a fraction.
 
     Example:
-        >>> count("valid", 0.1, 50), count("valid", 7, 50)
+        >>> count_rows("valid", 0.1, 50), count_rows("valid", 7, 50)
         (5, 7)
     """
-    value = plain(value)
+    value = to_plain_python(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, float) or not 0 <= value <= 1:
@@ -356,25 +356,25 @@ def count(name: str, value: float, size: int) -> int:
     return round(size * value)
 
 
-def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
-    """Splits rows at random, by a generator of its own.
+def split_rows(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
+    """Splits rows at random, with a separate generator.
 
     Arguments:
         tensor: The rows.
         valid: The rows kept for validation: their number, or their fraction if it is a float.
-        test: The rows kept for the test, likewise. If both are 0 all rows are training rows, in
-            their own order.
+        test: The rows kept for the test, likewise. If both are 0, all rows are training rows, in
+            their original order.
         seed: The seed of the order.
 
     Raises:
         ValueError: If the fractions leave no row for a part.
     """
-    seed, valid, test = check_seed(seed), plain(valid), plain(test)
-    if _whole(valid, test):
+    seed, valid, test = check_seed(seed), to_plain_python(valid), to_plain_python(test)
+    if _is_unsplit(valid, test):
         return Split(tensor, tensor[:0], tensor[:0])
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(tensor), generator=generator)
-    counts = count("valid", valid, len(tensor)), count("test", test, len(tensor))
+    counts = count_rows("valid", valid, len(tensor)), count_rows("test", test, len(tensor))
     if min(counts) < 1 or sum(counts) >= len(tensor):
         raise ValueError(
             f"Expected valid and test to be numbers or fractions that leave rows for each part of "
@@ -384,31 +384,31 @@ def split(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
     return Split(*(tensor[rows] for rows in order.split(sizes)))
 
 
-def _whole(valid: float, test: float) -> bool:
-    """Tells whether data are not to be split: both numbers of rows are the integer 0."""
+def _is_unsplit(valid: float, test: float) -> bool:
+    """Whether data stay unsplit: both numbers of rows are the integer 0."""
     return all(isinstance(n, int) and not isinstance(n, bool) and n == 0 for n in (valid, test))
 
 
-def numbered(size: int, *, valid: float, test: float, seed: int) -> Split:
-    """Returns the numbers of the rows that :func:`split` puts into each part.
+def split_row_numbers(size: int, *, valid: float, test: float, seed: int) -> Split:
+    """Returns the numbers of the rows that :func:`split_rows` puts into each part.
 
     Example:
-        >>> sorted(torch.cat(numbered(5, valid=1, test=2, seed=0)).tolist())
+        >>> sorted(torch.cat(split_row_numbers(5, valid=1, test=2, seed=0)).tolist())
         [0, 1, 2, 3, 4]
     """
-    return split(torch.arange(size), valid=valid, test=test, seed=seed)
+    return split_rows(torch.arange(size), valid=valid, test=test, seed=seed)
 
 
-def folder(root: str | Path | None) -> Path:
+def find_data_folder(root: str | Path | None) -> Path:
     """Returns the folder of the data: ``root``, or ``PYRO_VAE_DATA``, or ``~/.cache/pyro_vae``."""
     return Path(root or os.environ.get("PYRO_VAE_DATA") or "~/.cache/pyro_vae").expanduser()
 
 
-def existing(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
+def check_data_file(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
     """Returns the path of a file that exists.
 
     Raises:
-        ValueError: If it is missing, or the name of no such file.
+        ValueError: If the file is missing or has another suffix.
     """
     kinds = " or ".join(suffixes)
     if not isinstance(path, (str, Path)) or not str(path):
@@ -416,9 +416,9 @@ def existing(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
             f"Expected data.path to name a {kinds} file, as in data.path=my{suffixes[0]}, got "
             f"{describe_value(path)}"
         )
-    found = Path(path).expanduser()
-    if found.suffix.lower() not in suffixes:
+    file = Path(path).expanduser()
+    if file.suffix.lower() not in suffixes:
         raise ValueError(f"Expected data.path to name a {kinds} file, got '{path}'")
-    if not found.is_file():
-        raise ValueError(f"Expected data.path to name a file, got '{path}', which is none")
-    return found
+    if not file.is_file():
+        raise ValueError(f"Expected data.path to name a file, got '{path}', which is not a file")
+    return file

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_vae.data.base import Data, make, numbered, split
+from pyro_vae.data.base import Data, build_data, split_row_numbers, split_rows
 
 __all__ = ["digits"]
 
@@ -24,7 +24,7 @@ def digits(
         seed: The seed of the split, and of a fixed binarization.
 
     Raises:
-        ValueError: If ``binarize`` is no protocol or the fractions leave a part empty.
+        ValueError: If ``binarize`` is not a protocol or the fractions leave a part empty.
 
     Example:
         >>> digits().x.train.shape
@@ -34,12 +34,12 @@ def digits(
 
     bunch = load_digits()
     x = torch.tensor(bunch.images, dtype=torch.get_default_dtype()).unsqueeze(1) / 16
-    return make(
+    return build_data(
         "digits",
-        split(x, valid=valid, test=test, seed=seed),
-        split(torch.tensor(bunch.target), valid=valid, test=test, seed=seed),
+        split_rows(x, valid=valid, test=test, seed=seed),
+        split_rows(torch.tensor(bunch.target), valid=valid, test=test, seed=seed),
         binarize=binarize,
         seed=seed,
         source="scikit-learn's copy of the UCI optical recognition of handwritten digits",
-        row_numbers=numbered(len(x), valid=valid, test=test, seed=seed),
+        row_numbers=split_row_numbers(len(x), valid=valid, test=test, seed=seed),
     )

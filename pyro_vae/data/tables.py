@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.config import override
-from pyro_vae.data.base import Data, Preparation, Scaling, Split, existing, numbered, split
+from pyro_vae.config import format_override
+from pyro_vae.data.base import (
+    Data,
+    Preparation,
+    Scaling,
+    Split,
+    check_data_file,
+    split_row_numbers,
+    split_rows,
+)
 from pyro_vae.files.csv_cells import NUMBER, restore
 from pyro_vae.validation import check_choice, check_flag, describe_value
 
@@ -19,10 +27,10 @@ __all__ = ["table"]
 _MISSING = ("raise", "nan")
 
 _UNNAMED = re.compile(r"Unnamed: \d+")
-"""What pandas calls a column without a name."""
+"""The name that pandas gives to a column without one."""
 
 _EXACT = 2**53
-"""Above it, double precision does not hold every integer."""
+"""Double precision represents every integer up to this one."""
 
 
 def table(
@@ -40,37 +48,37 @@ def table(
 ) -> Data:
     r"""Returns the rows of a table, one datum of shape ``(columns,)`` each.
 
-    With ``standardize`` each column is :math:`(x - m) / s`, its mean and standard deviation those
-    of the observed values of the training rows; ``Data.scaling`` undoes it. Evidence of
-    standardized values is larger than that of the values themselves by
+    With ``standardize`` each column is :math:`(x - m) / s`, with the mean and standard deviation
+    of its observed training values; ``Data.scaling`` undoes it. The log evidence of
+    standardized values exceeds that of the original values by
     :math:`\sum_j \log s_j` nats per datum.
 
     Arguments:
         path: A csv file, whose first line names the columns, or a parquet file (needs the extra
             ``parquet``). In a csv file, the quote before a name or a label that a spreadsheet
             would calculate, as in ``'=1+1``, is removed.
-        columns: The names of the columns to use; by default all but the label. They have to hold
-            numbers.
-        label: The name of a column to colour pictures by: integers, or any values, which are then
-            numbered in their order; ``Data.label_names`` has them.
-        like: What another table was prepared by, its ``Data.preparation`` or the folder of a run:
-            the columns are those of that table in its order, and the scaling is its own,
-            whatever ``standardize`` says.
+        columns: The names of the columns to use, which must be numeric; by default all but the
+            label.
+        label: The name of a column that colours figures: integers, or any values, which are then
+            numbered in sorted order and listed in ``Data.label_names``.
+        like: The preparation of another table, its ``Data.preparation`` or the folder of a run:
+            columns, their order and scaling are those of that table, and ``standardize`` is
+            ignored.
         standardize: Whether columns are standardized.
         missing: ``"raise"``: missing values are an error; ``"nan"``: they become zeros after
             the standardization, and ``Data.mask`` is True where a value was observed.
-        separator: What stands between the values of a csv file.
+        separator: The separator between the values of a csv file.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
         test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split.
 
     Raises:
-        ValueError: If the file is missing, damaged or no table, a column is unknown, unnamed,
-            there twice, categorical, constant or one of integers above 2**53, the first line holds
+        ValueError: If the file is missing, damaged or not a table, a column is unknown, unnamed,
+            duplicated, categorical, constant or has integers above 2**53, the first line has
             numbers, values are missing or infinite, or an argument is out of range.
     """
     if isinstance(missing, float) and missing != missing:
-        # On a command line nan is read as a number.
+        # Hydra reads nan on a command line as a number.
         missing = "nan"
     missing = check_choice("missing", missing, _MISSING)
     standardize = check_flag("standardize", standardize)
@@ -82,38 +90,40 @@ def table(
         raise ValueError(
             f"Expected like to be a Preparation or the folder of a run, got {describe_value(like)}"
         )
-    file = existing(path, (".csv", ".parquet"))
-    frame = _read(file, separator)
-    names = _choose_names(file, frame, _same_columns(file, frame, columns, like), label)
-    values = _numbers(frame, names)
+    file = check_data_file(path, (".csv", ".parquet"))
+    frame = _read_table(file, separator)
+    names = _choose_names(file, frame, _match_columns(file, frame, columns, like), label)
+    values = _to_tensor(frame, names)
     _check_integers(file, frame, names, separator)
     observed = _check_missing(values, names, missing)
-    parts = split(values, valid=valid, test=test, seed=seed)
-    masks = split(observed, valid=valid, test=test, seed=seed)
+    parts = split_rows(values, valid=valid, test=test, seed=seed)
+    masks = split_rows(observed, valid=valid, test=test, seed=seed)
     if like is not None:
         scaling = like.scaling
     else:
-        scaling = _learn(parts.train, masks.train, names) if standardize else None
+        scaling = _fit_scaling(parts.train, masks.train, names) if standardize else None
     x = _rescale(parts, masks, scaling)
     _check_range(x, names)
     quoted = file.suffix.lower() != ".parquet"
-    codes, kinds = (None, None) if label is None else _coded(frame[label], label, quoted)
+    labels, label_names = (None, None)
+    if label is not None:
+        labels, label_names = _encode_labels(frame[label], label, quoted)
     return Data(
         name=file.stem,
         binarize="none",
         x=x,
-        labels=None if codes is None else split(codes, valid=valid, test=test, seed=seed),
+        labels=None if labels is None else split_rows(labels, valid=valid, test=test, seed=seed),
         source=f"{file.name}, {len(names)} columns" + (", standardized" if scaling else ""),
         mask=masks if missing == "nan" else None,
         scaling=scaling,
         columns=tuple(names),
-        label_names=kinds,
-        row_numbers=numbered(len(values), valid=valid, test=test, seed=seed),
+        label_names=label_names,
+        row_numbers=split_row_numbers(len(values), valid=valid, test=test, seed=seed),
     )
 
 
 def _choose_names(file: Path, frame: Any, wanted: Any, label: str | None) -> list[str]:
-    names = _choose(list(frame.columns), wanted, label)
+    names = _choose_columns(list(frame.columns), wanted, label)
     if wanted is None:
         _check_header(file, names, list(frame.columns))
     _check_once(list(frame.columns), names, label)
@@ -127,8 +137,8 @@ def _rescale(parts: Split, masks: Split, scaling: Scaling | None) -> Split:
     return Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
 
 
-def _read(file: Path, separator: str) -> Any:
-    """Returns the table of a file, or raises a ``ValueError`` that says why there is none."""
+def _read_table(file: Path, separator: str) -> Any:
+    """Reads the table in a file, or raises a ``ValueError`` with the reason of a failure."""
     import pandas
 
     try:
@@ -136,10 +146,10 @@ def _read(file: Path, separator: str) -> Any:
             frame = pandas.read_parquet(file)
         else:
             with warnings.catch_warnings():
-                # A row of more values than names would otherwise lose some of them.
+                # Otherwise pandas drops values of a row with more values than names.
                 warnings.simplefilter("error", pandas.errors.ParserWarning)
                 frame = _read_csv(file, separator)
-                frame.columns = _header(file, separator, list(frame.columns))
+                frame.columns = _read_header(file, separator, list(frame.columns))
     except ImportError as error:
         raise ValueError(
             f"Expected the extra parquet for '{file}', got none: pip install 'pyro_vae[parquet]'"
@@ -155,8 +165,8 @@ def _read(file: Path, separator: str) -> Any:
     other = next((mark for mark in ";\t|," if mark in frame.columns[0]), None)
     if len(frame.columns) == 1 and other:
         raise ValueError(
-            f"Expected values in '{file}' to stand between {separator!r}, got one column "
-            f"{frame.columns[0]!r}: give the separator ({override('data.separator', other)})"
+            f"Expected values in '{file}' to be separated by {separator!r}, got one column "
+            f"{frame.columns[0]!r}: give the separator ({format_override('data.separator', other)})"
         )
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
@@ -164,61 +174,60 @@ def _read(file: Path, separator: str) -> Any:
 
 
 def _read_csv(file: Path, separator: str, **options: Any) -> Any:
-    """Returns a csv file as pandas reads it."""
     import pandas
 
     return pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig", **options)
 
 
-def _header(file: Path, separator: str, known: list[Any]) -> list[str]:
-    """Returns the names in the first line of a csv file; pandas changes the second of one name.
+def _read_header(file: Path, separator: str, pandas_names: list[Any]) -> list[str]:
+    """Returns the names in the first line of a csv file; pandas renames duplicates.
 
     Arguments:
         file: The file.
-        separator: What stands between values.
-        known: The names that pandas gives; a column without a name keeps that one.
+        separator: The separator between values.
+        pandas_names: The names given by pandas, which a column without a name keeps.
     """
     options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
     line = _read_csv(file, separator, **options).iloc[0]
     names = [restore(str(name).strip()) for name in line]
-    if len(names) != len(known):
-        raise ValueError(f"{len(names)} names for {len(known)} columns")
-    return [name or str(other) for name, other in zip(names, known, strict=True)]
+    if len(names) != len(pandas_names):
+        raise ValueError(f"{len(names)} names for {len(pandas_names)} columns")
+    return [name or str(other) for name, other in zip(names, pandas_names, strict=True)]
 
 
-def _check_header(file: Path, names: list[str], known: list[str]) -> None:
-    """Raises a ``ValueError`` for an index of pandas, and for a first line of numbers."""
+def _check_header(file: Path, names: list[str], all_names: list[str]) -> None:
+    """Raises a ``ValueError`` for a pandas index, and for a first line of numbers."""
     unnamed = [name for name in names if _UNNAMED.fullmatch(name)]
     if unnamed:
-        others = override("data.columns", [n for n in names if n not in unnamed] or ["NAME"])
+        others = format_override("data.columns", [n for n in names if n not in unnamed] or ["NAME"])
         raise ValueError(
             f"Expected a name for each column of '{file}', got {unnamed[0]!r}, which may be an "
             f"index: give the columns to use ({others}), or write the file without "
             f"an index (to_csv(..., index=False))"
         )
     numeric = [name for name in names if NUMBER.fullmatch(name)]
-    counted = known == [str(place) for place in range(len(known))]
+    counted = all_names == [str(index) for index in range(len(all_names))]
     plain = all(name.isdigit() for name in numeric)
-    if numeric and not counted and not (plain and len(numeric) < len(known)):
+    if numeric and not counted and not (plain and len(numeric) < len(all_names)):
         raise ValueError(
             f"Expected the first line of '{file}' to name the columns, got the number "
             f"{numeric[0]}: write a line of names above it, or give the columns to use if these "
-            f"are names ({override('data.columns', names)})"
+            f"are names ({format_override('data.columns', names)})"
         )
 
 
-def _same_columns(
+def _match_columns(
     file: Path, frame: Any, columns: Sequence[str] | None, like: Preparation | None
 ) -> Sequence[str] | None:
-    """Returns the columns of another table, or a ``ValueError`` unless this one has them too."""
+    """Returns the columns of another table, or raises a ``ValueError`` if one is missing here."""
     if like is None or like.columns is None:
         return columns
-    wanted, known = list(like.columns), list(frame.columns)
-    absent = [name for name in wanted if name not in known]
-    if absent:
+    wanted, available = list(like.columns), list(frame.columns)
+    missing = [name for name in wanted if name not in available]
+    if missing:
         raise ValueError(
-            f"Expected '{file}' to have the columns {wanted} of the training data, got {known}, "
-            f"without {absent}"
+            f"Expected '{file}' to have the columns {wanted} of the training data, got "
+            f"{available}, without {missing}"
         )
     if columns is not None and sorted(map(str, columns)) != sorted(wanted):
         raise ValueError(
@@ -227,50 +236,52 @@ def _same_columns(
     return wanted
 
 
-def _choose(known: list[str], columns: Sequence[str] | None, label: str | None) -> list[str]:
+def _choose_columns(
+    available: list[str], columns: Sequence[str] | None, label: str | None
+) -> list[str]:
     """Returns the names of the columns to use, or raises a ``ValueError`` for unknown ones."""
-    if label is not None and label not in known:
-        raise ValueError(f"Expected label to be one of {known}, got {label!r}")
+    if label is not None and label not in available:
+        raise ValueError(f"Expected label to be one of {available}, got {label!r}")
     if columns is None:
-        names = [name for name in known if name != label]
+        names = [name for name in available if name != label]
     elif isinstance(columns, str) or not isinstance(columns, Sequence):
         raise ValueError(f"Expected columns to be a list of names, got {describe_value(columns)}")
     else:
         names = [str(name) for name in columns]
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in available]
     if unknown or not names:
-        raise ValueError(f"Expected columns to be some of {known}, got {unknown or names}")
+        raise ValueError(f"Expected columns to be some of {available}, got {unknown or names}")
     return names
 
 
-def _check_once(known: list[str], names: list[str], label: str | None) -> None:
-    """Raises a ``ValueError`` for a column that is used and there twice."""
-    twice = {name for name in names if names.count(name) + known.count(name) > 2}
-    twice |= {label} if label is not None and known.count(label) > 1 else set()
+def _check_once(available: list[str], names: list[str], label: str | None) -> None:
+    """Raises a ``ValueError`` for a column that is used and duplicated."""
+    twice = {name for name in names if names.count(name) + available.count(name) > 2}
+    twice |= {label} if label is not None and available.count(label) > 1 else set()
     if twice:
-        others = override("data.columns", [n for n in names if n not in twice] or ["NAME"])
+        others = format_override("data.columns", [n for n in names if n not in twice] or ["NAME"])
         raise ValueError(
             f"Expected each column once, got more of {sorted(twice)}: give each another name "
             f"in the file, or take others ({others})"
         )
 
 
-def _numbers(frame: Any, names: list[str]) -> Tensor:
-    """Returns columns as a tensor, or raises a ``ValueError`` naming those that hold none."""
+def _to_tensor(frame: Any, names: list[str]) -> Tensor:
+    """Returns columns as a tensor, or raises a ``ValueError`` naming those without numbers."""
     from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
     def numeric(dtype: Any) -> bool:
         return (is_numeric_dtype(dtype) or is_bool_dtype(dtype)) and not is_complex_dtype(dtype)
 
-    # A column without any value has no type; that its values are missing is told elsewhere.
+    # A column without any value has no type; _check_missing reports its missing values.
     text = [n for n in names if not numeric(frame[n].dtype) and frame[n].notna().any()]
     if text:
         shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text]
-        others = override("data.columns", [n for n in names if n not in text] or ["NAME"])
-        label = override("data.label", text[0])
+        others = format_override("data.columns", [n for n in names if n not in text] or ["NAME"])
+        label = format_override("data.label", text[0])
         raise ValueError(
             f"Expected columns of numbers, got categorical values in {', '.join(shown)}: take "
-            f"others ({others}), colour pictures by one ({label}), or "
+            f"others ({others}), colour figures by one ({label}), or "
             f"make them numbers first"
         )
     return torch.from_numpy(
@@ -281,32 +292,32 @@ def _numbers(frame: Any, names: list[str]) -> Tensor:
 def _check_integers(file: Path, frame: Any, names: list[str], separator: str) -> None:
     """Raises a ``ValueError`` for integers that double precision would change."""
     large = [n for n in names if ((frame[n] > _EXACT) | (frame[n] < -_EXACT)).any()]
-    bad = [name for name in large if _integers(file, frame, name, separator)]
+    bad = [name for name in large if _has_integers(file, frame, name, separator)]
     if bad:
-        others = override("data.columns", [n for n in names if n not in bad] or ["NAME"])
+        others = format_override("data.columns", [n for n in names if n not in bad] or ["NAME"])
         raise ValueError(
-            f"Expected numbers that double precision holds, got integers above 2**53 in columns "
-            f"{bad}, which may be identifiers: leave them out ({others}), or write "
+            f"Expected numbers that are exact in double precision, got integers above 2**53 in "
+            f"columns {bad}, which may be identifiers: leave them out ({others}), or write "
             f"them with a decimal point to have them rounded"
         )
 
 
-def _integers(file: Path, frame: Any, name: str, separator: str) -> bool:
+def _has_integers(file: Path, frame: Any, name: str, separator: str) -> bool:
     """Whether a column holds integers, also where a missing value makes pandas read reals."""
     from pandas.api.types import is_integer_dtype
 
     if is_integer_dtype(frame[name].dtype) or file.suffix.lower() == ".parquet":
         return is_integer_dtype(frame[name].dtype)
-    place = list(frame.columns).index(name)
-    column = _read_csv(file, separator, usecols=[place], dtype=str).iloc[:, 0]
+    index = list(frame.columns).index(name)
+    column = _read_csv(file, separator, usecols=[index], dtype=str).iloc[:, 0]
     large = (frame[name].abs() > _EXACT).to_numpy()
     return bool(column[large].str.fullmatch(r"\s*[-+]?\d+\s*").any())
 
 
 def _check_range(x: Split, names: list[str]) -> None:
     """Raises a ``ValueError`` for values that overflow in the precision of the data."""
-    whole = torch.stack([part.isfinite().all(0) for part in x]).all(0).tolist()
-    bad = [name for name, finite in zip(names, whole, strict=True) if not finite]
+    finite = torch.stack([part.isfinite().all(0) for part in x]).all(0).tolist()
+    bad = [name for name, ok in zip(names, finite, strict=True) if not ok]
     if bad:
         raise ValueError(
             f"Expected values within the range of {x.train.dtype}, got larger ones in columns "
@@ -315,14 +326,14 @@ def _check_range(x: Split, names: list[str]) -> None:
 
 
 def _check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
-    """Returns where values are observed; raises a ``ValueError`` for what may not be."""
+    """Returns the mask of observed values; refuses infinite and disallowed missing values."""
     if bool(values.isinf().any()):
         bad = [n for n, column in zip(names, values.unbind(1), strict=True) if column.isinf().any()]
         raise ValueError(f"Expected finite values, got infinite ones in columns {bad}")
     observed = ~values.isnan()
     if missing == "raise" and not bool(observed.all()):
         rows = int((~observed).any(1).sum())
-        bad = [n for n, seen in zip(names, observed.unbind(1), strict=True) if not seen.all()]
+        bad = [n for n, mask in zip(names, observed.unbind(1), strict=True) if not mask.all()]
         raise ValueError(
             f"Expected no missing values, got {int((~observed).sum())} in {rows} of {len(values)} "
             f"rows, in columns {bad}: missing='nan' (data.missing=nan) leaves them out of the "
@@ -331,18 +342,18 @@ def _check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
     return observed
 
 
-def _learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
+def _fit_scaling(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     """Returns mean and standard deviation of the observed values of each column."""
-    seen = observed.sum(0)
-    loc = train.where(observed, 0.0).sum(0) / seen
-    scale = ((train - loc).where(observed, 0.0).square().sum(0) / seen).sqrt()
+    count = observed.sum(0)
+    loc = train.where(observed, 0.0).sum(0) / count
+    scale = ((train - loc).where(observed, 0.0).square().sum(0) / count).sqrt()
     huge = [name for name, value in zip(names, scale.tolist(), strict=True) if value == torch.inf]
     if huge:
         raise ValueError(
-            f"Expected values whose squares double precision holds, got larger ones in columns "
+            f"Expected values whose squares are finite, got larger ones in columns "
             f"{huge}: leave them out by columns, or rescale them"
         )
-    # A constant column has a standard deviation of rounding errors only.
+    # Rounding errors alone can make the standard deviation of a constant column positive.
     varies = scale > 1e-12 * loc.abs()
     constant = [name for name, ok in zip(names, varies.tolist(), strict=True) if not ok]
     if constant:
@@ -353,13 +364,13 @@ def _learn(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     return Scaling(loc, scale)
 
 
-def _coded(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Returns labels: integers as they are, other values by their place in their order, named.
+def _encode_labels(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Returns integer labels unchanged, and other values as ranks with their names.
 
     Arguments:
         column: The column.
         name: Its name.
-        quoted: Whether formulas stand behind a quote, as in a csv file.
+        quoted: Whether formulas are preceded by a quote, as in a csv file.
     """
     import pandas
 
@@ -369,5 +380,5 @@ def _coded(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...
         return torch.from_numpy(column.to_numpy(dtype="int64", copy=True)), None
     if quoted and not pandas.api.types.is_numeric_dtype(column.dtype):
         column = column.map(lambda value: restore(value) if isinstance(value, str) else value)
-    codes, kinds = pandas.factorize(column, sort=True)
-    return torch.from_numpy(codes.astype("int64")), tuple(map(str, kinds))
+    labels, values = pandas.factorize(column, sort=True)
+    return torch.from_numpy(labels.astype("int64")), tuple(map(str, values))

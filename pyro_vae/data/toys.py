@@ -1,4 +1,4 @@
-"""Rows in the plane, from a generator of their own; no file, no download."""
+"""Synthetic rows in the plane, from a separate generator; without files or downloads."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from pyro_vae.data.base import Data, make, numbered, split
+from pyro_vae.data.base import Data, build_data, split_row_numbers, split_rows
 from pyro_vae.validation import check_number, check_seed, check_size
 
 __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
@@ -15,7 +15,7 @@ __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
 def ring(
     n: int = 2000, *, noise: float = 0.05, valid: float = 0.1, test: float = 0.2, seed: int = 0
 ) -> Data:
-    """Returns rows near the unit circle: an angle uniform, then normal noise in both directions.
+    """Returns rows near the unit circle: a uniform angle, then normal noise in both directions.
 
     Arguments:
         n: The number of rows.
@@ -36,13 +36,13 @@ def ring(
         angle = 2 * math.pi * torch.rand(n, generator=generator)
         return torch.stack([angle.cos(), angle.sin()], -1), None
 
-    return drawn("ring", draw, n, noise, valid, test, seed)
+    return draw_data("ring", draw, n, noise, valid, test, seed)
 
 
 def moons(
     n: int = 2000, *, noise: float = 0.05, valid: float = 0.1, test: float = 0.2, seed: int = 0
 ) -> Data:
-    """Returns two half circles that reach into each other; a label says which.
+    """Returns two interleaving half circles, labelled by half circle.
 
     Arguments and errors are those of :func:`ring`.
     """
@@ -54,13 +54,13 @@ def moons(
         x = sign * angle.cos() + labels - 0.5
         return torch.stack([x, sign * angle.sin() + labels / 2 - 0.25], -1), labels
 
-    return drawn("moons", draw, n, noise, valid, test, seed)
+    return draw_data("moons", draw, n, noise, valid, test, seed)
 
 
 def pinwheel(
     n: int = 2000, *, noise: float = 0.05, valid: float = 0.1, test: float = 0.2, seed: int = 0
 ) -> Data:
-    """Returns five arms that turn away from the centre; a label says which arm.
+    """Returns five spiral arms around the centre, labelled by arm.
 
     References:
         | Composing graphical models with neural networks (Johnson et al., 2016),
@@ -75,16 +75,16 @@ def pinwheel(
         angle = 2 * math.pi * labels / 5 + 0.25 * (along / 0.5).exp() / math.e
         return torch.stack([along * angle.cos(), along * angle.sin()], -1), labels
 
-    return drawn("pinwheel", draw, n, noise, valid, test, seed)
+    return draw_data("pinwheel", draw, n, noise, valid, test, seed)
 
 
 def checkerboard(
     n: int = 2000, *, noise: float = 0.0, valid: float = 0.1, test: float = 0.2, seed: int = 0
 ) -> Data:
-    r"""Returns rows uniform on the eight dark squares of a board of 4 x 4, of side 1, around zero.
+    r"""Returns rows uniform on the eight dark unit squares of a 4 x 4 board, centred at zero.
 
-    Without noise the density is 1/8 on the dark squares, so that the mean log evidence of no model
-    exceeds :math:`-\log 8 = -2.079` nats.
+    Without noise the density is 1/8 on the dark squares, so the expected log evidence of a model
+    is at most :math:`-\log 8 = -2.079` nats.
 
     Arguments and errors are those of :func:`ring`.
     """
@@ -95,10 +95,10 @@ def checkerboard(
         corner = torch.stack([2 * (square % 2) + row % 2, row], -1)
         return corner + torch.rand(n, 2, generator=generator) - 2, None
 
-    return drawn("checkerboard", draw, n, noise, valid, test, seed)
+    return draw_data("checkerboard", draw, n, noise, valid, test, seed)
 
 
-def drawn(
+def draw_data(
     name: str,
     draw: Callable[[Generator], tuple[Tensor, Tensor | None]],
     n: int,
@@ -107,18 +107,18 @@ def drawn(
     test: float,
     seed: int,
 ) -> Data:
-    """Returns rows from a generator of their own, with noise added, split."""
+    """Draws rows with a separate generator, adds noise and splits them."""
     n = check_size("n", n, least=3)
     noise, seed = check_number("noise", noise, least=0.0), check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     x, labels = draw(generator)
     x = x + noise * torch.randn(x.shape, generator=generator)
-    return make(
+    return build_data(
         name,
-        split(x, valid=valid, test=test, seed=seed),
-        None if labels is None else split(labels, valid=valid, test=test, seed=seed),
+        split_rows(x, valid=valid, test=test, seed=seed),
+        None if labels is None else split_rows(labels, valid=valid, test=test, seed=seed),
         binarize="none",
         seed=seed,
         source=f"{n} rows drawn by seed {seed}, noise {noise:g}",
-        row_numbers=numbered(n, valid=valid, test=test, seed=seed),
+        row_numbers=split_row_numbers(n, valid=valid, test=test, seed=seed),
     )

@@ -1,4 +1,4 @@
-"""Pictures that torchvision, imported where a set is loaded, reads: MNIST and its kin, others."""
+"""Image data sets read by torchvision, which is imported when a set is loaded."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.data.base import Data, Split, check_protocol, count, folder, make
-from pyro_vae.validation import check_choice, check_flag, check_path, check_seed, plain
+from pyro_vae.data.base import Data, Split, build_data, check_protocol, count_rows, find_data_folder
+from pyro_vae.validation import check_choice, check_flag, check_path, check_seed, to_plain_python
 
 __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", "svhn"]
 
@@ -22,15 +22,15 @@ _OMNIGLOT_PARTS = ("images_background", "images_evaluation")
 _OMNIGLOT_SPLITS = ("alphabets", "burda")
 
 
-class Pictures(NamedTuple):
-    """Pictures ``(N, C, H, W)``, bytes or values in [0, 1], and their labels ``(N,)``, or none."""
+class Images(NamedTuple):
+    """Images ``(N, C, H, W)``, bytes or values in [0, 1], and their labels ``(N,)`` or ``None``."""
 
     x: Tensor
     labels: Tensor | None
 
 
 class _Options(NamedTuple):
-    """What every set of pictures is asked for."""
+    """The options that all image data sets share."""
 
     root: str | Path | None
     download: bool
@@ -51,8 +51,8 @@ def mnist(
 ) -> Data:
     """Returns MNIST: 60,000 and 10,000 handwritten digits of 28 x 28 pixels.
 
-    The test rows are the set's own. The training rows are put into an order by the seed, and its
-    end is kept for validation.
+    The test rows are those of the data set. The training rows are shuffled by the seed, and the
+    last of them are kept for validation.
 
     References:
         | Gradient-based learning applied to document recognition (LeCun et al., 1998),
@@ -65,14 +65,16 @@ def mnist(
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
         valid: The training rows kept for validation: a number, 0 for none, or a fraction if it is
             a float.
-        limit: The number of training rows left after that, for quick runs; ``None``: all.
-        seed: The seed of the order, and of a fixed binarization.
+        limit: The largest number of training rows left after that, for quick runs; ``None``: all.
+        seed: The seed of the shuffle, and of a fixed binarization.
 
     Raises:
         ValueError: If torchvision or the files are missing, or an argument is out of range.
     """
     options = _Options(root, download, binarize, valid, limit, seed)
-    return _load("mnist", "MNIST", [f"MNIST/raw/{file}" for file in _IDX], _idx, options)
+    return _load_images(
+        "mnist", "MNIST", [f"MNIST/raw/{file}" for file in _IDX], _read_idx, options
+    )
 
 
 def fashion_mnist(
@@ -93,7 +95,7 @@ def fashion_mnist(
     """
     options = _Options(root, download, binarize, valid, limit, seed)
     files = [f"FashionMNIST/raw/{file}" for file in _IDX]
-    return _load("fashion_mnist", "FashionMNIST", files, _idx, options)
+    return _load_images("fashion_mnist", "FashionMNIST", files, _read_idx, options)
 
 
 def kmnist(
@@ -114,7 +116,9 @@ def kmnist(
     Arguments and errors are those of :func:`mnist`; the files are in ``KMNIST/raw``.
     """
     options = _Options(root, download, binarize, valid, limit, seed)
-    return _load("kmnist", "KMNIST", [f"KMNIST/raw/{file}" for file in _IDX], _idx, options)
+    return _load_images(
+        "kmnist", "KMNIST", [f"KMNIST/raw/{file}" for file in _IDX], _read_idx, options
+    )
 
 
 def emnist(
@@ -129,7 +133,7 @@ def emnist(
 ) -> Data:
     """Returns EMNIST: handwritten characters of 28 x 28 pixels, upright.
 
-    The files hold each picture with rows and columns exchanged, which is undone here.
+    The files store each image transposed, which is undone here.
 
     References:
         | EMNIST (Cohen et al., 2017), https://arxiv.org/abs/1702.05373
@@ -149,9 +153,9 @@ def emnist(
     """
     check_choice("split", split, _EMNIST_SPLITS)
 
-    def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
-        x, labels = _idx(datasets, kind, train, split=split, **where)
-        return Pictures(x.mT, labels)
+    def read_part(datasets: Any, kind: str, train: bool, **where: Any) -> Images:
+        x, labels = _read_idx(datasets, kind, train, split=split, **where)
+        return Images(x.mT, labels)
 
     files = [
         f"EMNIST/raw/emnist-{split}-{part}-{kind}-ubyte"
@@ -159,7 +163,7 @@ def emnist(
         for kind in ("images-idx3", "labels-idx1")
     ]
     options = _Options(root, download, binarize, valid, limit, seed)
-    return _load(f"emnist ({split})", "EMNIST", files, read, options)
+    return _load_images(f"emnist ({split})", "EMNIST", files, read_part, options)
 
 
 def omniglot(
@@ -172,16 +176,16 @@ def omniglot(
     limit: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Returns Omniglot: characters of 50 alphabets, reduced to 28 x 28 pixels, ink at one.
+    """Returns Omniglot: characters of 50 alphabets, reduced to 28 x 28 pixels; ink is one.
 
-    By default the split is that of its authors: 19,280 background pictures for training and
-    validation, and 13,180 evaluation pictures, characters of other alphabets, for the test. The
-    pictures of 105 x 105 pixels are reduced by the bilinear filter of Pillow, which averages over
-    all pixels. A label is a character, counted over both parts in the order of their names.
+    By default the split is that of its authors: 19,280 background images for training and
+    validation, and 13,180 evaluation images, characters of other alphabets, for the test. Pillow's
+    bilinear filter, which averages over all pixels, reduces the images of 105 x 105 pixels. A
+    label is a character, numbered over both parts in the order of their names.
 
-    ``split="burda"`` is what VAEs are often compared on: 24,345 and 8,070 pictures of all
-    alphabets, reduced by others, from ``chardata.mat``, the file of Burda, Grosse and
-    Salakhutdinov's code; without labels. Figures of the two splits do not compare.
+    VAEs are often compared on ``split="burda"``: 24,345 and 8,070 already reduced images of all
+    alphabets from ``chardata.mat``, the file in the code of Burda, Grosse and Salakhutdinov;
+    without labels. Metrics of the two splits are not comparable.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake,
@@ -190,10 +194,10 @@ def omniglot(
           https://arxiv.org/abs/1509.00519
 
     Arguments:
-        root: The folder of ``omniglot-py``, where torchvision wants the archives themselves and
-            beside them the folders that they hold; or of ``chardata.mat``.
+        root: The folder of ``omniglot-py``, where torchvision expects the archives next to the
+            folders unpacked from them; or of ``chardata.mat``.
         split: ``"alphabets"`` or ``"burda"``.
-        download: As of :func:`mnist`; torchvision does not know ``chardata.mat``.
+        download: As of :func:`mnist`; torchvision cannot download ``chardata.mat``.
         binarize: As of :func:`mnist`.
         valid: As of :func:`mnist`.
         limit: As of :func:`mnist`.
@@ -205,10 +209,10 @@ def omniglot(
     check_choice("split", split, _OMNIGLOT_SPLITS)
     options = _Options(root, download, binarize, valid, limit, seed)
     if split == "burda":
-        return _load("omniglot (burda)", "", ["chardata.mat"], _columns, options)
+        return _load_images("omniglot (burda)", "", ["chardata.mat"], _read_chardata, options)
     files = [f"omniglot-py/{part}.zip" for part in _OMNIGLOT_PARTS]
     files += [f"omniglot-py/{part}/" for part in _OMNIGLOT_PARTS]
-    return _load("omniglot", "Omniglot", files, _characters, options)
+    return _load_images("omniglot", "Omniglot", files, _read_characters, options)
 
 
 def cifar10(
@@ -229,16 +233,14 @@ def cifar10(
     Arguments and errors are those of :func:`mnist`; the files are in ``cifar-10-batches-py``.
     """
 
-    def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+    def read_part(datasets: Any, kind: str, train: bool, **where: Any) -> Images:
         files = getattr(datasets, kind)(train=train, **where)
-        return Pictures(
-            torch.from_numpy(files.data).permute(0, 3, 1, 2), torch.tensor(files.targets)
-        )
+        return Images(torch.from_numpy(files.data).permute(0, 3, 1, 2), torch.tensor(files.targets))
 
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
     files = [f"cifar-10-batches-py/{name}" for name in names]
     options = _Options(root, download, binarize, valid, limit, seed)
-    return _load("cifar10", "CIFAR10", files, read, options)
+    return _load_images("cifar10", "CIFAR10", files, read_part, options)
 
 
 def svhn(
@@ -259,62 +261,65 @@ def svhn(
     Arguments and errors are those of :func:`mnist`; the two files are in the root itself.
     """
 
-    def read(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+    def read_part(datasets: Any, kind: str, train: bool, **where: Any) -> Images:
         files = getattr(datasets, kind)(split="train" if train else "test", **where)
-        return Pictures(torch.from_numpy(files.data), torch.from_numpy(files.labels))
+        return Images(torch.from_numpy(files.data), torch.from_numpy(files.labels))
 
     options = _Options(root, download, binarize, valid, limit, seed)
-    return _load("svhn", "SVHN", ["train_32x32.mat", "test_32x32.mat"], read, options)
+    return _load_images("svhn", "SVHN", ["train_32x32.mat", "test_32x32.mat"], read_part, options)
 
 
-def _idx(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
-    """Reads a set in the format of MNIST."""
+def _read_idx(datasets: Any, kind: str, train: bool, **where: Any) -> Images:
+    """Reads one part of a data set in the idx format of MNIST."""
     files = getattr(datasets, kind)(train=train, **where)
-    return Pictures(files.data.unsqueeze(1), files.targets.long())
+    return Images(files.data.unsqueeze(1), files.targets.long())
 
 
-def _characters(datasets: Any, kind: str, train: bool, **where: Any) -> Pictures:
+def _read_characters(datasets: Any, kind: str, train: bool, **where: Any) -> Images:
     """Reads one part of Omniglot, in the order of its paths."""
     from PIL import Image
 
-    def paths(background: bool) -> list[Path]:
-        listed = getattr(datasets, kind)(background=background, loader=Path, **where)
+    def list_paths(background: bool) -> list[Path]:
+        files = getattr(datasets, kind)(background=background, loader=Path, **where)
         # The order of a folder's listing differs from disk to disk.
-        return sorted(listed[row][0] for row in range(len(listed)))
+        return sorted(files[row][0] for row in range(len(files)))
 
-    found = paths(train)
-    # Characters of the evaluation part are counted on from those of the background part.
-    first = 0 if train else len({path.parent for path in paths(True)})
-    number = {folder: first + i for i, folder in enumerate(dict.fromkeys(p.parent for p in found))}
-    pictures = []
-    for path in found:
-        with Image.open(path) as picture:
-            small = picture.convert("L").resize((28, 28), Image.Resampling.BILINEAR)
-        pictures.append(torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8))
-    labels = torch.tensor([number[path.parent] for path in found])
-    return Pictures(255 - torch.stack(pictures).reshape(-1, 1, 28, 28), labels)
+    paths = list_paths(train)
+    # The numbers of the evaluation part continue those of the background part.
+    first = 0 if train else len({path.parent for path in list_paths(True)})
+    characters = dict.fromkeys(path.parent for path in paths)
+    number = {character: first + i for i, character in enumerate(characters)}
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            small = image.convert("L").resize((28, 28), Image.Resampling.BILINEAR)
+        images.append(torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8))
+    labels = torch.tensor([number[path.parent] for path in paths])
+    return Images(255 - torch.stack(images).reshape(-1, 1, 28, 28), labels)
 
 
-def _columns(datasets: Any, kind: str, train: bool, *, root: str, download: bool) -> Pictures:
-    """Reads one part of a file of MATLAB's, where a picture is a column, from top to bottom."""
+def _read_chardata(datasets: Any, kind: str, train: bool, *, root: str, download: bool) -> Images:
+    """Reads one part of ``chardata.mat``, whose columns are images in column-major order."""
     from scipy.io import loadmat
 
-    held = loadmat(Path(root) / "chardata.mat")["data" if train else "testdata"]
-    if held.ndim != 2 or len(held) != 28 * 28:
-        raise ValueError(f"pictures of 784 values, one a column, expected; got shape {held.shape}")
-    return Pictures(torch.from_numpy(held.T.copy()).reshape(-1, 1, 28, 28).mT, None)
+    columns = loadmat(Path(root) / "chardata.mat")["data" if train else "testdata"]
+    if columns.ndim != 2 or len(columns) != 28 * 28:
+        raise ValueError(
+            f"columns of 784 values expected, one per image; got shape {columns.shape}"
+        )
+    return Images(torch.from_numpy(columns.T.copy()).reshape(-1, 1, 28, 28).mT, None)
 
 
-def _load(
-    name: str, kind: str, files: list[str], read: Callable[..., Pictures], options: _Options
+def _load_images(
+    name: str, kind: str, files: list[str], read: Callable[..., Images], options: _Options
 ) -> Data:
-    """Reads a set, by a class of torchvision's if one is named, and splits and binarizes it."""
+    """Reads a data set, by the torchvision class ``kind`` if any; splits and binarizes it."""
     root, download, binarize, valid, limit, seed = options
     check_protocol(binarize)
     check_flag("download", download)
     check_seed(seed)
-    where = folder(None if root is None else check_path("root", root))
-    train, test = fetch(name, kind, files, read, where, download)
+    root = find_data_folder(None if root is None else check_path("root", root))
+    train, test = fetch_images(name, kind, files, read, root, download)
     rows, held_out = _hold_out(len(train.x), valid, limit, seed)
     dtype, largest = torch.get_default_dtype(), 255 if train.x.dtype is torch.uint8 else 1
     x = Split(train.x[rows], train.x[held_out], test.x).map(
@@ -323,7 +328,7 @@ def _load(
     labels = None
     if train.labels is not None and test.labels is not None:
         labels = Split(train.labels[rows], train.labels[held_out], test.labels)
-    return make(
+    return build_data(
         name,
         x,
         labels,
@@ -334,15 +339,15 @@ def _load(
     )
 
 
-def fetch(
+def fetch_images(
     name: str,
     kind: str,
     files: list[str],
-    read: Callable[..., Pictures],
+    read: Callable[..., Images],
     root: Path,
     download: bool,
-) -> tuple[Pictures, Pictures]:
-    """Returns the training and the test pictures, or raises a ``ValueError`` that says why not."""
+) -> tuple[Images, Images]:
+    """Returns training and test images, or raises a ``ValueError`` with reason and remedy."""
     datasets = _torchvision_datasets()
     where = {"root": str(root), "download": download}
     try:
@@ -355,7 +360,7 @@ def fetch(
         state = f"missing: {', '.join(missing)}" if missing else "damaged"
         cure = "put them there, unpacked"
         if kind:
-            cure += ", or give download=True (data.download=true)"
+            cure += ", or pass download=True (data.download=true)"
         if download:
             cure = "torchvision could not fetch them"
         raise ValueError(
@@ -364,7 +369,7 @@ def fetch(
 
 
 def _torchvision_datasets() -> Any:
-    """Returns torchvision's data sets, or raises a ``ValueError`` that says what to install."""
+    """Imports torchvision's data sets, or raises a ``ValueError`` with the install command."""
     try:
         return import_module("torchvision.datasets")
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
@@ -377,12 +382,12 @@ def _torchvision_datasets() -> Any:
 
 
 def _hold_out(size: int, valid: float, limit: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the rows to train on and those kept for validation, in an order of the seed's."""
-    kept = count("valid", valid, size)
+    """Returns the training rows and the validation rows, shuffled by the seed."""
+    kept = count_rows("valid", valid, size)
     if not 0 <= kept < size:
         raise ValueError(f"Expected valid to leave rows for each part of {size}, got {valid!r}")
     left = size - kept
-    limit = plain(limit)
+    limit = to_plain_python(limit)
     whole = isinstance(limit, int) and not isinstance(limit, bool)
     if limit is not None and not (whole and 1 <= limit <= left):
         raise ValueError(f"Expected limit to be an integer from 1 to {left}, got {limit!r}")

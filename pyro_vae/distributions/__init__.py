@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, or has without what a VAE needs."""
+"""Distributions that Pyro lacks, or whose Pyro versions do not suit a VAE."""
 
 from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.distributions.full_normal import FullNormal

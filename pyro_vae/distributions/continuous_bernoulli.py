@@ -10,7 +10,9 @@ from torch.types import _size
 __all__ = ["ContinuousBernoulli"]
 
 _SERIES_BELOW = 0.05
-"""Where the power series, of error below 1e-13, replaces the closed form, which cancels."""
+"""The bound below which the power series replaces the closed form, which cancels.
+
+The error of the series is below 1e-13."""
 
 _VARIANCE_SERIES_BELOW = 0.5
 """The same for the variance, whose closed form cancels sooner; the error is below 1e-11."""
@@ -25,8 +27,8 @@ class ContinuousBernoulli(TorchDistribution):
     .. math:: p(x) = \exp(\eta x - A(\eta)), \qquad A(\eta) = \log \frac{e^\eta - 1}{\eta}
 
     PyTorch's class of this name clamps the probabilities in its normalizer: in single precision
-    its density integrates to less than one as soon as :math:`|\eta| > 16`. This one works on the
-    logits and is normalized for all of them.
+    its density integrates to less than one for :math:`|\eta| > 16`. This class uses the logits and
+    is normalized for all of them.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -62,7 +64,7 @@ class ContinuousBernoulli(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         r"""The mean :math:`A'(\eta)`."""
-        near, small, eta = _split(self.logits, _SERIES_BELOW)
+        near, small, eta = _split_logits(self.logits, _SERIES_BELOW)
         series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240
         # As for a draw, by symmetry, so that nothing overflows on the way back.
         size = eta.abs()
@@ -72,7 +74,7 @@ class ContinuousBernoulli(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         r"""The variance :math:`A''(\eta)`."""
-        near, small, eta = _split(self.logits, _VARIANCE_SERIES_BELOW)
+        near, small, eta = _split_logits(self.logits, _VARIANCE_SERIES_BELOW)
         square = small**2
         series = 1 / 12 - square / 240 + square**2 / 6048 - square**3 / 172800 + square**4 / 5322240
         tail = torch.exp(-eta.abs())
@@ -80,7 +82,7 @@ class ContinuousBernoulli(TorchDistribution):
 
     def log_normalizer(self) -> Tensor:
         r"""Returns :math:`A(\eta)`."""
-        near, small, eta = _split(self.logits, _SERIES_BELOW)
+        near, small, eta = _split_logits(self.logits, _SERIES_BELOW)
         series = small / 2 + small**2 / 24 - small**4 / 2880
         size = eta.abs()
         exact = eta.clamp(min=0) + torch.log(-torch.expm1(-size) / size)
@@ -93,11 +95,11 @@ class ContinuousBernoulli(TorchDistribution):
         return self.logits * value - self.log_normalizer()
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws by inversion of the distribution function, differentiably."""
+        """Draws differentiably, by inversion of the distribution function."""
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        near, small, eta = _split(self.logits, _DRAW_SERIES_BELOW)
-        # By symmetry the draw is made for -|eta|, where exp cannot overflow, and reflected.
+        near, small, eta = _split_logits(self.logits, _DRAW_SERIES_BELOW)
+        # A draw for -|eta|, where exp cannot overflow, is reflected if eta is positive.
         size = eta.abs()
         draw = -torch.log1p(u * torch.expm1(-size)) / size
         exact = torch.where(eta > 0, 1 - draw, draw)
@@ -110,11 +112,11 @@ class ContinuousBernoulli(TorchDistribution):
         return torch.where(near, series, exact).clamp(0, 1)
 
 
-def _split(logits: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns where the series holds, logits safe for it, and logits safe for the closed form.
+def _split_logits(logits: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the mask of the series, logits safe for the series, and for the closed form.
 
-    ``torch.where`` hands a gradient of zero to the branch that it leaves out, which overflow or a
-    division by zero would turn into NaN.
+    ``torch.where`` passes a zero gradient to its unused branch, which overflow or a division by
+    zero would turn into NaN.
     """
     near = logits.abs() < bound
     return (

@@ -13,9 +13,9 @@ __all__ = ["FullNormal"]
 class FullNormal(dist.MultivariateNormal):
     r"""A multivariate normal with a closed-form KL to independent normals.
 
-    PyTorch's registry has none for that pair, although it is the commonest for a full-covariance
-    posterior. It is registered for this class alone, so that no other program's multivariate
-    normal changes.
+    PyTorch's registry has no formula for this pair, the most common one for a full-covariance
+    posterior. The formula is registered for this class only, so that other multivariate normals do
+    not change.
 
     With :math:`z = \mu + L \epsilon` the log density of a draw is that of its noise,
 
@@ -23,9 +23,9 @@ class FullNormal(dist.MultivariateNormal):
         \log q(z) = -\tfrac12 \epsilon^\top \epsilon - \sum_d \log L_{dd}
         - \tfrac{D}{2} \log 2 \pi
 
-    Without gradients the last draw is scored by this formula. It is exact where solving for
-    :math:`\epsilon` is not: for a :math:`z` that is rounded to single precision the solution
-    overflows as soon as :math:`L` is badly conditioned.
+    Without gradients the last draw is scored by this formula, which is exact. Solving for
+    :math:`\epsilon` is not: for a :math:`z` rounded to single precision, the solution overflows if
+    :math:`L` is ill-conditioned.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -38,7 +38,7 @@ class FullNormal(dist.MultivariateNormal):
     _last_draw: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws differentiably, and keeps the noise of the draw."""
+        """Draws differentiably, and stores the noise of the draw."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         tril = self._unbroadcasted_scale_tril

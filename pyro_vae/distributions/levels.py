@@ -1,4 +1,4 @@
-"""A categorical distribution over equidistant levels of the unit interval."""
+"""A categorical distribution over equidistant levels in the unit interval."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ class Levels(TorchDistribution):
 
     .. math:: P(x = l / (L - 1)) = \mathrm{softmax}(\mathrm{logits})_l
 
-    A categorical distribution over levels of grey, on the scale that an encoder and the other
-    likelihoods of images use.
+    A categorical distribution over grey levels, on the scale of encoders and of the other image
+    likelihoods.
 
     Arguments:
         logits: Unnormalized log probabilities, of shape ``(*batch, L)``.

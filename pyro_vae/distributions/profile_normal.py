@@ -1,4 +1,4 @@
-"""A normal distribution whose scale is the best for the values that it scores."""
+"""A normal distribution whose scale is optimal for the scored values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ __all__ = ["ProfileNormal"]
 
 
 class _Maskable:
-    """A profile normal, or a wrapper of one, that reports masks to it."""
+    """A profile normal, or a wrapper that passes masks on to it."""
 
     def mask(self, mask: Tensor | bool) -> MaskedDistribution:
-        """Masks the log density, and keeps hidden elements out of the scale too."""
+        """Masks the log density, and excludes hidden elements from the scale."""
         return _ProfileMasked(_counting(self, mask), mask)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
-        """Returns the distribution with rightmost batch dimensions as event dimensions."""
+        """Reinterprets rightmost batch dimensions as event dimensions."""
         d: Any = super().to_event(reinterpreted_batch_ndims)  # type: ignore[misc]
         if type(d) is Independent:
             return _ProfileEvent(d.base_dist, d.reinterpreted_batch_ndims)
@@ -27,16 +27,16 @@ class _Maskable:
 
 
 class ProfileNormal(_Maskable, TorchDistribution):
-    r"""A normal with the scale that maximizes the likelihood of the values given to ``log_prob``.
+    r"""A normal with the scale that maximizes the likelihood of the argument of ``log_prob``.
 
     .. math:: \sigma^{*2} = \max(\mathrm{floor}^2, \mathrm{mean}\,(x - \mu)^2)
 
-    The mean runs over all observed elements of one call, so that this is a training objective, not
-    a density: at evaluation a fixed scale must take its place. Where the floor does not bind, the
-    gradient is that of :math:`\tfrac{D}{2} \log \mathrm{MSE}`.
+    The mean is over all observed elements of one call. This is therefore a training objective, not
+    a density: use a fixed scale for evaluation. Above the floor, the gradient is that of
+    :math:`\tfrac{D}{2} \log \mathrm{MSE}`.
 
-    Elements that :meth:`mask` hides are not observed, nor are those that ``observed`` excludes.
-    Every other element counts once, for any scale of its site. Without any observed element
+    Elements hidden by :meth:`mask` or excluded by ``observed`` are not observed. Every other
+    element has weight one, whatever the scale of its site. Without observed elements
     :math:`\sigma^*` is ``scale``.
 
     References:
@@ -46,9 +46,9 @@ class ProfileNormal(_Maskable, TorchDistribution):
     Arguments:
         loc: The mean, of any shape.
         scale: The scale that ``sample`` uses, a scalar.
-        floor: The least scale.
-        observe: Called with each :math:`\sigma^{*2}`, detached, that is found.
-        observed: True where an element counts, broadcastable to ``loc``; or ``None`` for all.
+        floor: The lower bound of the scale.
+        observe: A callback for each :math:`\sigma^{*2}`, detached.
+        observed: True for observed elements, broadcastable to ``loc``; ``None`` for all.
     """
 
     arg_constraints = {"loc": constraints.real}  # noqa: RUF012
@@ -85,10 +85,10 @@ class ProfileNormal(_Maskable, TorchDistribution):
         return new
 
     def counting(self, mask: Tensor | bool) -> "ProfileNormal":
-        """Returns the distribution whose scale leaves out elements that ``mask`` hides."""
+        """Returns the distribution whose scale excludes elements that ``mask`` hides."""
         new = self.expand(self.batch_shape)
-        seen = self._as_mask(mask)
-        new.observed = seen if self.observed is None else self.observed & seen
+        observed = self._as_mask(mask)
+        new.observed = observed if self.observed is None else self.observed & observed
         return new
 
     def _as_mask(self, mask: Tensor | bool) -> Tensor:
@@ -105,22 +105,22 @@ class ProfileNormal(_Maskable, TorchDistribution):
         return self.scale.expand(self.loc.shape) ** 2
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density under the best scale for ``value``, in nats."""
+        """Returns the log density under the optimal scale for ``value``, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         error = (value - self.loc) ** 2
-        best = self._mean_over_observed(error).clamp(min=self.floor**2)
+        variance = self._average_observed(error).clamp(min=self.floor**2)
         if self.observe is not None:
-            self.observe(best.detach())
-        return -0.5 * (error / best + torch.log(2 * torch.pi * best))
+            self.observe(variance.detach())
+        return -0.5 * (error / variance + torch.log(2 * torch.pi * variance))
 
-    def _mean_over_observed(self, error: Tensor) -> Tensor:
+    def _average_observed(self, error: Tensor) -> Tensor:
         if self.observed is None:
             return error.mean()
-        error, seen = torch.broadcast_tensors(error, self.observed)
-        count = seen.sum()
-        # What is hidden may be NaN, which a weight of zero would keep.
-        total = torch.where(seen, error, 0.0).sum()
+        error, observed = torch.broadcast_tensors(error, self.observed)
+        count = observed.sum()
+        # Hidden elements may be NaN, which a product with zero would not remove.
+        total = torch.where(observed, error, 0.0).sum()
         return torch.where(count > 0, total / count.clamp(min=1), self.scale.to(error) ** 2)
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
@@ -139,7 +139,7 @@ class _ProfileEvent(_Maskable, Independent):  # type: ignore[override]
 
 
 def _counting(d: Any, mask: Tensor | bool) -> Any:
-    """Returns a wrapped profile normal whose scale leaves out masked elements of its batch."""
+    """Returns a wrapped profile normal whose scale excludes masked elements of its batch."""
     if isinstance(d, _ProfileMasked):
         return _ProfileMasked(_counting(d.base_dist, mask), d._mask)
     if isinstance(d, _ProfileEvent):

@@ -1,4 +1,4 @@
-"""A baseline that a VAE has to beat: a mixture of its own likelihood, fitted by EM."""
+"""A baseline that a VAE should beat: a mixture of its likelihood, fitted by EM."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from pyro_vae.validation import check_seed, check_size, check_tensor, describe_v
 __all__ = ["MixtureFit", "mixture"]
 
 SMOOTHING = (0.03, 0.1, 0.3, 1.0)
-"""Pseudo-counts tried; the best on the validation rows is taken."""
+"""Candidate pseudo-counts; the best on the validation rows is selected."""
 
 _PATIENCE = 10
-"""How many EM steps without a better validation density end a fit."""
+"""The number of EM steps without a better validation density that ends a fit."""
 
 
 class MixtureFit(NamedTuple):
-    """A fitted mixture, judged.
+    """A fitted mixture with its scores on test rows.
 
     Attributes:
         log_evidence: Exact log densities of the test rows, ``(N,)`` in nats.
@@ -40,7 +40,7 @@ class MixtureFit(NamedTuple):
     smoothing: float
 
 
-_Family = Callable[[Tensor, Tensor, float], dist.TorchDistribution]
+_MStep = Callable[[Tensor, Tensor, float], dist.TorchDistribution]
 """From responsibilities ``(N, K)``, rows ``(N, D)`` and a pseudo-count to K densities over D."""
 
 
@@ -59,24 +59,24 @@ def mixture(
 
     .. math:: p(x) = \sum_k \pi_k\, p(x \mid \theta_k)
 
-    The pseudo-count, which keeps components off the edge of their range, and the number of steps
-    are those best on the validation rows.
+    The pseudo-count keeps components off the edge of their range. The pseudo-count and the number
+    of steps are selected on the validation rows.
 
     References:
         | Maximum likelihood from incomplete data via the EM algorithm (Dempster, Laird and Rubin,
           1977), https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
 
     Arguments:
-        likelihood: What each component is.
+        likelihood: The distribution of each component.
         train: Rows of shape ``(N, *event_shape)``.
-        valid: Rows that choose the pseudo-count and stop.
-        test: Rows that are scored.
+        valid: Rows to select the pseudo-count and for early stopping.
+        test: Rows to score.
         components: The number of components.
-        iterations: The number of EM steps.
-        seed: The seed of the k-means from whose clusters EM starts.
+        iterations: The number of EM steps, at most.
+        seed: The seed of the k-means clustering that initializes EM.
 
     Returns:
-        The fit, or ``None`` for a likelihood that has no EM step here.
+        The fit, or ``None`` for a likelihood without an EM step in this module.
     """
     if not isinstance(likelihood, Likelihood):
         raise ValueError(
@@ -91,89 +91,87 @@ def mixture(
                 f"Expected {name} of shape (N, {', '.join(map(str, likelihood.event_shape))}), got "
                 f"{tuple(x.shape)}"
             )
-    family = _family_of(likelihood)
-    if family is None:
+    m_step = _select_m_step(likelihood)
+    if m_step is None:
         return None
     rows = [x.flatten(1).double() for x in (train, valid, test)]
     distinct = len(torch.unique(rows[0], dim=0))
     clusters = KMeans(min(components, distinct), n_init=4, random_state=seed)
     with threadpool_limits(torch.get_num_threads()):
-        near = torch.as_tensor(clusters.fit_predict(rows[0].cpu().numpy()), device=train.device)
-    start = torch.nn.functional.one_hot(near.long(), clusters.n_clusters).double()
+        labels = torch.as_tensor(clusters.fit_predict(rows[0].cpu().numpy()), device=train.device)
+    start = torch.nn.functional.one_hot(labels.long(), clusters.n_clusters).double()
     with Progress("mixture baseline", len(SMOOTHING), "fits") as progress:
         fits = []
         for number, smoothing in enumerate(SMOOTHING):
-            fits.append(
-                _expectation_maximization(family, rows, start, smoothing, iterations, progress)
-            )
+            fits.append(_run_em(m_step, rows, start, smoothing, iterations, progress))
             progress.reach(number + 1)
     return max(fits, key=lambda fit: fit[0])[1]
 
 
-def _expectation_maximization(
-    family: _Family,
+def _run_em(
+    m_step: _MStep,
     rows: list[Tensor],
     start: Tensor,
     smoothing: float,
     iterations: int,
     progress: Progress,
 ) -> tuple[float, MixtureFit]:
-    """Returns the best mean log density of the validation rows, and the fit that reached it."""
+    """Returns the best mean log density of the validation rows, and the fit with that density."""
     train, valid, test = rows
     best, best_step, best_fit = -math.inf, 0, None
     responsibilities = start
     for step in range(1, iterations + 1):
         counts = responsibilities.sum(0) + smoothing
         log_weights = (counts / counts.sum()).log()
-        parts = family(responsibilities, train, smoothing)
-        score = _log_joint(parts, log_weights, valid).logsumexp(1).mean().item()
+        densities = m_step(responsibilities, train, smoothing)
+        score = _log_joint(densities, log_weights, valid).logsumexp(1).mean().item()
         if score > best:
             best_step = step
-            evidence = _log_joint(parts, log_weights, test).logsumexp(1)
+            evidence = _log_joint(densities, log_weights, test).logsumexp(1)
             best, best_fit = score, MixtureFit(evidence, start.shape[1], step, smoothing)
         progress.advance(1 / iterations)
         if step - best_step >= _PATIENCE:
             break
-        responsibilities = _log_joint(parts, log_weights, train).softmax(1)
+        responsibilities = _log_joint(densities, log_weights, train).softmax(1)
     assert best_fit is not None, "EM gave no finite density"
     return best, best_fit
 
 
-def _log_joint(parts: dist.TorchDistribution, log_weights: Tensor, x: Tensor) -> Tensor:
+def _log_joint(densities: dist.TorchDistribution, log_weights: Tensor, x: Tensor) -> Tensor:
     """Returns log pi_k p(x given k), ``(N, K)``."""
-    chunk = max(1, 2**22 // (parts.batch_shape.numel()))
-    some = [parts.log_prob(rows.unsqueeze(1)).sum(-1) for rows in x.split(chunk)]
-    return torch.cat(some) + log_weights
+    chunk = max(1, 2**22 // (densities.batch_shape.numel()))
+    log_probs = [densities.log_prob(rows.unsqueeze(1)).sum(-1) for rows in x.split(chunk)]
+    return torch.cat(log_probs) + log_weights
 
 
-def _family_of(likelihood: Likelihood) -> _Family | None:
-    """Returns the M step of a likelihood, or ``None``."""
+def _select_m_step(likelihood: Likelihood) -> _MStep | None:
+    """Returns the M step of a likelihood, or ``None`` if it has none."""
     if isinstance(likelihood, likelihoods.Bernoulli) and not likelihood.grey_scale:
-        return _bernoulli
+        return _fit_bernoulli
     if isinstance(likelihood, likelihoods.ContinuousBernoulli):
-        return lambda r, x, s: continuous_bernoulli(r, x, s, likelihood.max_logit)
+        return lambda r, x, s: fit_continuous_bernoulli(r, x, s, likelihood.max_logit)
     if isinstance(likelihood, likelihoods.Normal):
-        return lambda r, x, s: _normal(r, x, s, likelihood)
+        return lambda r, x, s: _fit_normal(r, x, s, likelihood)
     if isinstance(likelihood, likelihoods.Categorical):
-        return lambda r, x, s: _categorical(r, x, s, likelihood.levels)
+        return lambda r, x, s: _fit_categorical(r, x, s, likelihood.levels)
     return None
 
 
-def _smoothed_mean(r: Tensor, x: Tensor, smoothing: float) -> Tensor:
-    """Returns the means of components, ``(K, D)``, drawn a little to the mean of all rows."""
+def _smooth_means(r: Tensor, x: Tensor, smoothing: float) -> Tensor:
+    """Returns the means of components, ``(K, D)``, shrunk towards the mean of all rows."""
     return (r.T @ x + smoothing * x.mean(0)) / (r.sum(0) + smoothing).unsqueeze(1)
 
 
-def _bernoulli(r: Tensor, x: Tensor, smoothing: float) -> dist.TorchDistribution:
-    """The M step of a Bernoulli, with one pseudo-count for each of zero and one."""
+def _fit_bernoulli(r: Tensor, x: Tensor, smoothing: float) -> dist.TorchDistribution:
+    """Computes the M step of a Bernoulli, with one pseudo-count for zero and one for one."""
     means = (r.T @ x + smoothing) / (r.sum(0) + 2 * smoothing).unsqueeze(1)
     return dist.Bernoulli(means, validate_args=False)
 
 
-def continuous_bernoulli(
+def fit_continuous_bernoulli(
     r: Tensor, x: Tensor, smoothing: float, max_logit: float
 ) -> dist.TorchDistribution:
-    """The M step of a continuous Bernoulli: the logits whose means are those of the rows."""
+    """Computes the M step of a continuous Bernoulli: finds logits that match the rows' means."""
     mean = (r.T @ x + smoothing / 2) / (r.sum(0) + smoothing).unsqueeze(1)
     low, high = torch.full_like(mean, -max_logit), torch.full_like(mean, max_logit)
     for _ in range(50):
@@ -183,11 +181,11 @@ def continuous_bernoulli(
     return distributions.ContinuousBernoulli((low + high) / 2, validate_args=False)
 
 
-def _normal(
+def _fit_normal(
     r: Tensor, x: Tensor, smoothing: float, likelihood: likelihoods.Normal
 ) -> dist.TorchDistribution:
-    """The M step of a normal whose scale is fixed, shared, or one for each element."""
-    means = _smoothed_mean(r, x, smoothing)
+    """Computes the M step of a normal with a fixed scale, a shared one, or one per element."""
+    means = _smooth_means(r, x, smoothing)
     if isinstance(likelihood.scale, float):
         return dist.Normal(means, likelihood.scale, validate_args=False)
     error = (r.T @ x**2 - 2 * means * (r.T @ x) + r.sum(0).unsqueeze(1) * means**2).clamp(min=0)
@@ -201,10 +199,10 @@ def _normal(
     return dist.Normal(means, scale, validate_args=False)
 
 
-def _categorical(r: Tensor, x: Tensor, smoothing: float, levels: int) -> dist.TorchDistribution:
-    """The M step of a categorical over levels, drawn a little to the frequencies of all rows."""
+def _fit_categorical(r: Tensor, x: Tensor, smoothing: float, levels: int) -> dist.TorchDistribution:
+    """Computes the M step of a categorical, shrunk towards the level frequencies of all rows."""
     index = (x * (levels - 1)).round().long()
-    # Level by level: all at once would hold rows x elements x levels numbers.
+    # All levels at once would need rows x elements x levels numbers in memory.
     counts = torch.stack([r.T @ (index == level).double() for level in range(levels)], -1)
     frequencies = torch.stack([(index == level).double().sum(0) for level in range(levels)], -1)
     overall = (frequencies + 1) / (len(x) + levels)

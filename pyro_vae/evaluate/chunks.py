@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.finite import check_weights, valid_parameters
-from pyro_vae.masking import factorizes, fill, mask_elements, split_mask
+from pyro_vae.finite import check_weights, explain_invalid_parameters
+from pyro_vae.masking import factorizes, fill_missing, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
@@ -16,15 +16,15 @@ from pyro_vae.validation import (
     describe_value,
 )
 
-__all__ = ["MAX_ELEMENTS", "Chunk", "check_vae", "chunks"]
+__all__ = ["MAX_ELEMENTS", "Chunk", "check_vae", "encode_chunks"]
 
 
 MAX_ELEMENTS = 2**22
-"""How many numbers of decoder output are held at once: 16 MiB in single precision."""
+"""The most decoder outputs in memory at once: 16 MiB in single precision."""
 
 
 class Chunk(NamedTuple):
-    """Some rows of the data, and the distributions that do not depend on a sample."""
+    """Rows of the data with their q(z given x) and p(z)."""
 
     x: Tensor
     covariates: Tensor | None
@@ -35,28 +35,28 @@ class Chunk(NamedTuple):
 
     def log_likelihood(self, vae: VAE, z: Tensor) -> Tensor:
         """Returns log p(x given z), ``(particles, rows)``."""
-        with valid_parameters("p(x given z)"):
+        with explain_invalid_parameters("p(x given z)"):
             p = vae.decode(z, self.covariates)
         if self.elements is not None and (self.rows is None or factorizes(p)):
             p = mask_elements(p, self.elements)
-        return self.present(p.log_prob(self.x))
+        return self.zero_masked(p.log_prob(self.x))
 
-    def present(self, value: Tensor) -> Tensor:
-        """Returns values by row, zero for the rows that a mask takes out."""
+    def zero_masked(self, value: Tensor) -> Tensor:
+        """Returns the values with zero for rows that the mask excludes."""
         return value if self.rows is None else torch.where(self.rows, value, 0.0)
 
 
 def check_vae(vae: Any) -> None:
-    """Raises an error unless a VAE with finite weights is given."""
+    """Raises an error unless the argument is a VAE with finite weights."""
     if not isinstance(vae, VAE):
         raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
     check_weights(vae)
 
 
-def chunks(
+def encode_chunks(
     vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None, size: int
 ) -> Iterator[Chunk]:
-    """Checks the data, then yields them in parts, each encoded once."""
+    """Checks the data, then yields them in chunks, each encoded once."""
     check_tensor("x", x)
     if x.dim() != len(vae.event_shape) + 1:
         raise ValueError(
@@ -69,14 +69,14 @@ def chunks(
     with eval_mode(vae):
         shared = vae.prior_distribution() if covariates is None else None
     for start in range(0, len(x), size):
-        some = slice(start, start + size)
-        given = None if covariates is None else covariates[some]
-        seen = None if elements is None else elements[some]
-        present = fill(x[some], seen)
-        with eval_mode(vae), valid_parameters("q(z given x) or p(z)"):
-            q = vae.encode(present, given)
-            prior = vae.prior_distribution(given) if shared is None else shared
-        yield Chunk(present, given, None if rows is None else rows[some], seen, q, prior)
+        index = slice(start, start + size)
+        context = None if covariates is None else covariates[index]
+        observed = None if elements is None else elements[index]
+        filled = fill_missing(x[index], observed)
+        with eval_mode(vae), explain_invalid_parameters("q(z given x) or p(z)"):
+            q = vae.encode(filled, context)
+            prior = vae.prior_distribution(context) if shared is None else shared
+        yield Chunk(filled, context, None if rows is None else rows[index], observed, q, prior)
 
 
 def _check_covariates(covariates: Tensor, x: Tensor) -> None:

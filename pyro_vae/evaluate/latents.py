@@ -1,11 +1,11 @@
-"""What the latent dimensions are used for: posterior means, active units, and the KL of each."""
+"""Use of the latent dimensions: posterior means, active units, and the KL per dimension."""
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_vae.collapse import ACTIVE_VARIANCE
-from pyro_vae.evaluate.chunks import check_vae, chunks
+from pyro_vae.evaluate.chunks import check_vae, encode_chunks
 from pyro_vae.finite import check_finite
 from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
@@ -25,7 +25,7 @@ def posterior_means(
 ) -> Tensor:
     """Returns the means of q(z given x), ``(N, latent_dim)``; arguments as in :func:`elbo`."""
     check_vae(vae)
-    means = torch.cat([chunk.q.mean for chunk in chunks(vae, x, covariates, mask, 10_000)])
+    means = torch.cat([chunk.q.mean for chunk in encode_chunks(vae, x, covariates, mask, 10_000)])
     check_finite("posterior mean", means.sum(-1), {})
     return means
 
@@ -39,7 +39,7 @@ def active_units(
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    r"""Tells which latent dimensions depend on the data.
+    r"""Returns the latent dimensions that depend on the data, as a mask.
 
     .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z \mid x)}[z_d] > \mathrm{threshold}
 
@@ -49,7 +49,7 @@ def active_units(
 
     Arguments:
         vae: The VAE.
-        x: Data of shape ``(N, *event_shape)``, of two rows or more.
+        x: Data of shape ``(N, *event_shape)``, with at least two rows.
         threshold: The variance above which a dimension is active.
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: As in :func:`log_evidence`.
@@ -58,7 +58,7 @@ def active_units(
         A boolean tensor of shape ``(latent_dim,)``.
 
     Raises:
-        ValueError: If there are fewer than two rows, over which nothing can vary.
+        ValueError: If there are fewer than two rows.
     """
     threshold = check_number("threshold", threshold, least=0.0, infinite=True)
     means = posterior_means(vae, x, covariates=covariates, mask=mask)
@@ -91,7 +91,7 @@ def kl_per_dimension(
     Arguments:
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``.
-        num_particles: The number of samples for each row where there is no closed form.
+        num_particles: The number of samples per row if there is no closed form.
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: As in :func:`log_evidence`.
 
@@ -99,15 +99,14 @@ def kl_per_dimension(
         A tensor of shape ``(latent_dim,)``.
 
     Raises:
-        ValueError: If a distribution has no marginals that are known here, or the mask takes every
-            row out.
+        ValueError: If the marginals of a distribution are unknown, or the mask excludes every row.
         FloatingPointError: If the KL of a row is not finite.
     """
     num_particles = check_size("num_particles", num_particles, least=1)
     check_vae(vae)
     kls = []
-    for chunk in chunks(vae, x, covariates, mask, 1000):
-        q, p = _marginals(chunk.q), _marginals(chunk.prior)
+    for chunk in encode_chunks(vae, x, covariates, mask, 1000):
+        q, p = _get_marginals(chunk.q), _get_marginals(chunk.prior)
         kl, _ = closed_form(q, p)
         if kl is None:
             z = q.sample(torch.Size((num_particles,)))
@@ -120,14 +119,14 @@ def kl_per_dimension(
     return kl.double().mean(0).to(x.dtype)
 
 
-def _marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
-    """Returns the distributions of the single dimensions, as one of batch shape ``(*, dim)``."""
+def _get_marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
+    """Returns the marginal of each dimension, as one distribution of batch shape ``(*, dim)``."""
     if isinstance(d, torch.distributions.Independent):
         return d.base_dist
     if isinstance(d, torch.distributions.MultivariateNormal):
         return dist.Normal(d.mean, d.variance.sqrt())
     if isinstance(d, torch.distributions.MixtureSameFamily):
-        parts = _marginals(d.component_distribution)
+        parts = _get_marginals(d.component_distribution)
         if isinstance(parts, torch.distributions.Normal):
             # From (*batch, components, dim) to (*batch, dim, components).
             parts = dist.Normal(parts.loc.transpose(-1, -2), parts.scale.transpose(-1, -2))

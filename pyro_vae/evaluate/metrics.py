@@ -1,4 +1,4 @@
-"""The metrics of held-out data, each one number in nats per datum."""
+"""The metrics of held-out data, in nats per datum."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from pyro_vae import evaluate
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["finite_figures", "mean", "scores"]
+__all__ = ["check_finite_metrics", "compute_metrics", "mean_over_rows"]
 
 
-def scores(
+def compute_metrics(
     vae: VAE,
     x: Tensor,
     mask: Tensor | None,
@@ -22,88 +22,88 @@ def scores(
     evidence_rows: int | None,
     **_: Any,
 ) -> dict[str, Any]:
-    """Returns what a VAE makes of data, in nats per datum.
+    """Returns the metrics of a VAE on data, in nats per datum.
+
+    Rows without observed values are left out of the averages.
 
     Arguments:
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``.
         mask: True where a value is observed, of the shape of ``x`` or ``(N,)``, or ``None``.
-        num_particles: Samples for each row of the log evidence.
-        elbo_particles: Samples for each row of the ELBO.
-        evidence_rows: At most so many rows, the first, for the log evidence; ``None``: all.
-
-    Rows of which nothing is observed are not averaged over.
+        num_particles: The number of samples per row for the log evidence.
+        elbo_particles: The number of samples per row for the ELBO.
+        evidence_rows: The number of first rows for the log evidence; ``None`` for all rows.
 
     Raises:
-        ValueError: If the mask leaves no row in.
-        FloatingPointError: If a figure is not finite.
+        ValueError: If the mask excludes every row.
+        FloatingPointError: If a metric is not finite.
     """
     if mask is not None:
-        seen = mask.reshape(len(mask), -1).any(1)
-        if not bool(seen.any()):
+        observed = mask.reshape(len(mask), -1).any(1)
+        if not bool(observed.any()):
             raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
-        x, mask = x[seen], mask[seen]
-    few = slice(evidence_rows)
+        x, mask = x[observed], mask[observed]
+    first = slice(evidence_rows)
     evidence = evaluate.log_evidence(
         vae,
-        x[few],
+        x[first],
         num_particles,
-        mask=None if mask is None else mask[few],
+        mask=None if mask is None else mask[first],
         diagnostics=True,
     )
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(vae, x, num_particles=elbo_particles, mask=mask)
     with Progress("latent dimensions", 2, "measures") as progress:
-        units = _active(vae, x, mask)
+        units = _count_active_units(vae, x, mask)
         progress.advance()
-        kl = _rates(vae, x, mask)
-    return finite_figures({
-        "log_evidence": mean(evidence.log_evidence),
+        kl = _kl_per_dimension(vae, x, mask)
+    return check_finite_metrics({
+        "log_evidence": mean_over_rows(evidence.log_evidence),
         "log_evidence_se": _standard_error(evidence.log_evidence),
         "log_evidence_rows": len(evidence.log_evidence),
         "log_evidence_particles": num_particles,
         "log_evidence_monte_carlo_se": _monte_carlo_error(evidence.standard_error),
         "effective_sample_size_min": evidence.effective_sample_size.min().item(),
-        "elbo": mean(bound.elbo),
+        "elbo": mean_over_rows(bound.elbo),
         "elbo_se": _standard_error(bound.elbo),
-        "gap": mean(evidence.log_evidence - bound.elbo[few]),
-        "rate": mean(bound.rate),
-        "distortion": mean(bound.distortion),
+        "gap": mean_over_rows(evidence.log_evidence - bound.elbo[first]),
+        "rate": mean_over_rows(bound.rate),
+        "distortion": mean_over_rows(bound.distortion),
         "active_units": units,
         "kl_per_dimension": kl,
     })  # fmt: skip
 
 
-def finite_figures(figures: dict[str, Any]) -> dict[str, Any]:
-    """Returns the figures, or raises a ``FloatingPointError`` that names one that is not finite.
+def check_finite_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the metrics, or raises a ``FloatingPointError`` that names one that is not finite.
 
-    Standard errors may be missing, as those of one row or one draw are.
+    Standard errors may be NaN, because one row or one draw has none.
     """
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, float) and not name.endswith("_se") and not math.isfinite(value):
             raise FloatingPointError(
-                f"The figure '{name}' of the held-out rows is not finite, got {value}: the weights "
+                f"The metric '{name}' of the held-out rows is not finite, got {value}: the weights "
                 f"are those of the last checkpoint; train with a lower learning rate or clip_norm, "
                 f"or in double precision"
             )
-    return figures
+    return metrics
 
 
-def _active(vae: VAE, x: Tensor, mask: Tensor | None) -> int | None:
-    """Returns the number of active units, or ``None`` for one row, over which no mean varies."""
+def _count_active_units(vae: VAE, x: Tensor, mask: Tensor | None) -> int | None:
+    """Returns the number of active units, or ``None`` for a single row."""
     return int(evaluate.active_units(vae, x, mask=mask).sum()) if len(x) > 1 else None
 
 
-def _rates(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
-    """Returns the rate of each dimension, or ``None`` for a prior without known marginals."""
+def _kl_per_dimension(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
+    """Returns the KL of each dimension, or ``None`` for a prior without known marginals."""
     try:
         return evaluate.kl_per_dimension(vae, x, mask=mask).tolist()
     except ValueError:
         return None
 
 
-def mean(values: Tensor) -> float:
-    """Returns the mean over rows."""
+def mean_over_rows(values: Tensor) -> float:
+    """Returns the mean over rows, computed in double precision."""
     return values.double().mean().item()
 
 
@@ -115,5 +115,5 @@ def _standard_error(values: Tensor) -> float:
 
 
 def _monte_carlo_error(errors: Tensor) -> float:
-    """Returns the standard error of a mean of independent estimates from that of each."""
+    """Returns the standard error of a mean from the errors of its independent terms."""
     return (errors.double().pow(2).sum().sqrt() / len(errors)).item()

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read with limits if they may come from strangers."""
+"""File access: atomic writes, folder locks, and safe reading of untrusted files."""

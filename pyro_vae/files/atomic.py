@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process at a time writes to."""
+"""Atomic file writes, and locks for folders that one process at a time writes to."""
 
 import errno
 import json
@@ -30,11 +30,11 @@ __all__ = [
 _LOCK = ".lock"
 
 PATIENCE = 5.0
-"""Seconds to wait for another process that holds a folder, which may just be dying."""
+"""Seconds to wait for another process that holds a folder, because it may be about to end."""
 
 _BUSY = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EIO, errno.EINVAL)
-"""Errors of file systems on which nothing can be locked."""
+"""Errors of file systems without locks."""
 
 
 class FolderInUseError(ValueError):
@@ -42,7 +42,7 @@ class FolderInUseError(ValueError):
 
 
 class _Folders(threading.local):
-    """The folders that a thread holds: how many times, and the file that is locked for it."""
+    """The folders that a thread holds, with their lock counts and descriptors of locked files."""
 
     def __init__(self) -> None:
         self.times: dict[Path, int] = {}
@@ -51,12 +51,12 @@ class _Folders(threading.local):
 
 _folders = _Folders()
 _locked: set[int] = set()
-"""The locked files of all threads."""
+"""Descriptors of the locked files of all threads."""
 _warned: set[Path] = set()
 
 
 def _after_fork() -> None:
-    # A lock lasts as long as any process has its file open.
+    # A lock lasts as long as any process, such as a forked child, has its file open.
     for file in _locked:
         os.close(file)
     _locked.clear()
@@ -70,10 +70,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def hold_folder(folder: Path, *, patience: float | None = None) -> Iterator[None]:
-    """Holds a folder for this process, and frees it at the end or when the process dies.
+    """Locks a folder for this process, and releases it at exit or when the process dies.
 
-    Holding a folder again in the same thread does nothing. A file system without locks gives a
-    warning, once, and the folder is used without one.
+    The lock is reentrant within a thread. A file system without locks causes one warning per
+    folder, and the folder is used without a lock.
 
     Arguments:
         folder: The folder; it is created if it does not exist.
@@ -81,18 +81,18 @@ def hold_folder(folder: Path, *, patience: float | None = None) -> Iterator[None
 
     Raises:
         FolderInUseError: If another process holds the folder.
-        ValueError: If nothing can be written to the folder.
+        ValueError: If the folder is not writable.
     """
     folder = folder.resolve()
     times, files = _folders.times, _folders.files
     if folder not in times:
-        files[folder] = _lock(folder, PATIENCE if patience is None else patience)
+        files[folder] = _open_locked(folder, PATIENCE if patience is None else patience)
         times[folder] = 0
     times[folder] += 1
     try:
         yield
     finally:
-        # Both are empty in a process that was forked meanwhile.
+        # Both are empty in a process forked in the meantime.
         if folder in times:
             times[folder] -= 1
             if not times[folder]:
@@ -101,17 +101,17 @@ def hold_folder(folder: Path, *, patience: float | None = None) -> Iterator[None
 
 
 def is_held(folder: Path) -> bool:
-    """Whether any process, this one included, holds a folder.
+    """Whether any process, including this one, holds a folder.
 
-    False where it cannot be found out: on a file system without locks, or without permission.
+    False if this is unknown: on a file system without locks, or without permission.
     """
     try:
-        # A pipe of that name would otherwise block.
+        # Opening a pipe of that name would otherwise block.
         file = os.open(folder / _LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:
-        _take(file, shared=True)
+        _lock_file(file, shared=True)
     except OSError as error:
         return error.errno in _BUSY
     finally:
@@ -119,8 +119,8 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def _lock(folder: Path, patience: float) -> int:
-    """Returns the descriptor of a file that is locked, where files can be locked."""
+def _open_locked(folder: Path, patience: float) -> int:
+    """Returns the descriptor of the lock file, locked if the file system has locks."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -129,10 +129,10 @@ def _lock(folder: Path, patience: float) -> int:
             f"Expected a folder that can be written to, got '{folder}' ({error.strerror}): free "
             f"space or change its permissions, or choose another folder"
         ) from None
-    end = time.monotonic() + patience
+    deadline = time.monotonic() + patience
     try:
-        while not _taken(file, folder):
-            if time.monotonic() >= end:
+        while not _try_lock(file, folder):
+            if time.monotonic() >= deadline:
                 raise FolderInUseError(
                     f"Expected a folder that no other process writes to, got '{folder}': wait for "
                     f"that process, or choose another folder"
@@ -150,10 +150,10 @@ def _unlock(file: int) -> None:
     os.close(file)
 
 
-def _taken(file: int, folder: Path) -> bool:
-    """Whether a lock could be taken, or the file system has no locks."""
+def _try_lock(file: int, folder: Path) -> bool:
+    """Locks a file; returns whether that succeeded or the file system has no locks."""
     try:
-        _take(file)
+        _lock_file(file)
     except OSError as error:
         if error.errno in _BUSY:
             return False
@@ -169,8 +169,8 @@ def _taken(file: int, folder: Path) -> bool:
     return True
 
 
-def _take(file: int, *, shared: bool = False) -> None:
-    """Locks an open file, or raises an ``OSError``."""
+def _lock_file(file: int, *, shared: bool = False) -> None:
+    """Locks an open file without waiting, or raises an ``OSError``."""
     if fcntl is not None:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     else:
@@ -198,15 +198,16 @@ def check_new_file(name: str, value: Any) -> Path:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes the partial files that killed processes left in a folder, which is held."""
+    """Removes partial files of killed processes from a folder, which the caller holds."""
     for partial in folder.glob(".*.part"):
         partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, also if the machine loses power.
+    """Writes a file atomically, even if the machine loses power.
 
-    An ``OSError`` names the file.
+    Raises:
+        OSError: If the file cannot be written; the error names the file.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -219,13 +220,13 @@ def write_whole(path: Path, content: bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            # The error of a write names no file, and that of another call the partial one.
+            # A write error does not name the file, and other errors name the partial one.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def strict_json(values: Any) -> str:
-    """Returns JSON without NaN and infinity, which the standard does not know: null there."""
+    """Returns JSON with null in place of NaN and infinity, which the standard excludes."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,22 +1,22 @@
-"""Text in the cells of csv files: no spreadsheet takes it for a formula, and it is read back."""
+"""Text cells of csv files, protected from evaluation as formulas and restored exactly."""
 
 import csv
 import re
 from collections.abc import Iterable
 from typing import Literal
 
-__all__ = ["protect", "quoting", "restore"]
+__all__ = ["choose_quoting", "protect", "restore"]
 
 _FORMULA = re.compile(r"[\t\r\n]|\s*[-=+@\uFF0B\uFF0D\uFF1D\uFF20]")
-"""The beginning of a cell that a spreadsheet calculates, full-width signs included."""
+"""The beginning of a cell that a spreadsheet evaluates, including full-width signs."""
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def protect(text: str) -> str:
-    """Returns a text as a cell of a csv file, behind a quote if a spreadsheet would calculate it.
+    """Returns a text as a csv cell, with a leading quote if a spreadsheet would evaluate it.
 
-    Plain numbers stay numbers. A text that reads like a protected one gets another quote, so that
+    Plain numbers are unchanged. A text that looks protected gets another quote, so
     :func:`restore` returns every text exactly.
 
     Arguments:
@@ -42,10 +42,10 @@ def restore(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
 
 
-def quoting(cells: Iterable[str]) -> Literal[0, 2]:
-    r"""Returns the quoting of the module ``csv`` that keeps each of these cells in one cell.
+def choose_quoting(cells: Iterable[str]) -> Literal[0, 2]:
+    r"""Returns the quoting mode of the module ``csv`` that keeps each text in one cell.
 
-    Without quotes a carriage return ends a row, and the rest would be another cell.
+    An unquoted carriage return ends a row and splits the cell.
 
     Arguments:
         cells: The texts of a file, or of a part of it.

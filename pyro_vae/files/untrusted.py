@@ -1,4 +1,4 @@
-"""Reads stored yaml and JSON from anyone: plain values only, within limits, one kind of error."""
+"""Reads untrusted yaml and JSON: plain values within limits, or a ``ValueError``."""
 
 import json
 import math
@@ -19,13 +19,13 @@ _LARGEST = 4 * 2**20
 DEEPEST = 64
 """The deepest nesting of lists and mappings."""
 
-MOST = 200_000
+MOST_VALUES = 200_000
 """The largest number of values in a yaml file."""
 
 _LARGEST_INTEGER = 2**64
 _LONGEST_NUMBER = 100
 
-# The loader of libyaml is ten times as quick, and not part of every build of PyYAML.
+# The libyaml loader is 10x faster, but some builds of PyYAML lack it.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _PREFIX = "tag:yaml.org,2002:"
@@ -41,14 +41,14 @@ def read_json(path: Path | str, *, largest: int = _LARGEST) -> Any:
         largest: The largest size that is read, in bytes.
 
     Raises:
-        ValueError: If the file cannot be read, is no strict JSON, has a key twice, or exceeds a
-            limit on size, depth or numbers.
+        ValueError: If the file cannot be read, is not strict JSON, has a duplicate key, or exceeds
+            a limit on size, depth or numbers.
     """
     content = read_bytes(path, largest=largest)
     try:
         return parse_json(content)
     except ValueError as error:
-        raise _damaged(path, "JSON", error) from None
+        raise _damaged_file_error(path, "JSON", error) from None
 
 
 def parse_json(content: bytes | str, *, strict: bool = True) -> Any:
@@ -59,15 +59,15 @@ def parse_json(content: bytes | str, *, strict: bool = True) -> Any:
         strict: Whether NaN and infinity are refused.
 
     Raises:
-        ValueError: If it is no JSON, has a key twice, or exceeds a limit on depth or numbers.
+        ValueError: If it is not JSON, has a duplicate key, or exceeds a limit on depth or numbers.
     """
     try:
         values = json.loads(
-            _text(content),
-            object_pairs_hook=_unique,
+            _decode(content),
+            object_pairs_hook=_build_object,
             parse_constant=_refuse_constant if strict else float,
-            parse_int=_integer,
-            parse_float=_finite,
+            parse_int=_parse_integer,
+            parse_float=_parse_float,
         )
     except RecursionError:
         raise ValueError(f"nesting deeper than {DEEPEST}") from None
@@ -78,23 +78,23 @@ def parse_json(content: bytes | str, *, strict: bool = True) -> Any:
 def read_yaml(path: Path | str, *, largest: int = _LARGEST) -> Any:
     """Returns the values in a yaml file: dict, list, str, int, float, bool and None.
 
-    Scalars are read as OmegaConf reads them. Anchors, aliases and tags are refused, except the tag
-    that OmegaConf writes for a path, which is read as a string.
+    Scalars are parsed as in OmegaConf. Anchors, aliases and tags are refused, except OmegaConf's
+    tag for a path, which is read as a string.
 
     Arguments:
         path: The file.
         largest: The largest size that is read, in bytes.
 
     Raises:
-        ValueError: If the file cannot be read, is no single document of plain values, has a key
-            twice, or exceeds a limit on size, depth, numbers or the count of values.
+        ValueError: If the file cannot be read, is not a single document of plain values, has a
+            duplicate key, or exceeds a limit on size, depth, numbers or the count of values.
     """
     content = read_bytes(path, largest=largest)
     try:
-        events = yaml.parse(_text(content), Loader=_LOADER)
-        return _Document(events).values()
+        events = yaml.parse(_decode(content), Loader=_LOADER)
+        return _Document(events).read_values()
     except (ValueError, yaml.YAMLError) as error:
-        raise _damaged(path, "yaml", error) from None
+        raise _damaged_file_error(path, "yaml", error) from None
 
 
 def read_bytes(path: Path | str, *, largest: int | None = None) -> bytes:
@@ -105,22 +105,22 @@ def read_bytes(path: Path | str, *, largest: int | None = None) -> bytes:
         largest: The largest size that is read, in bytes; ``None``: any.
 
     Raises:
-        ValueError: If there is no such file, it is not a regular file, or it is larger.
+        ValueError: If the file is missing, not a regular file, or too large.
     """
     try:
-        # A pipe would otherwise block for ever.
+        # Opening a pipe would otherwise block.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("something else than a regular file")
+                raise ValueError("something other than a regular file")
             with open(descriptor, "rb", closefd=False) as file:
                 content = file.read(-1 if largest is None else largest + 1)
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"Expected '{path}' to be a file that can be read, got {_one_line(why)}"
+            f"Expected '{path}' to be a readable file, got {_one_line(reason)}"
         ) from None
     if largest is not None and len(content) > largest:
         raise ValueError(f"Expected '{path}' to have at most {largest} bytes, got more")
@@ -130,22 +130,22 @@ def read_bytes(path: Path | str, *, largest: int | None = None) -> bytes:
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def _damaged(path: Path | str, kind: str, why: object) -> ValueError:
-    return ValueError(f"Expected '{path}' to hold {kind} of plain values, got {_one_line(why)}")
+def _damaged_file_error(path: Path | str, kind: str, reason: object) -> ValueError:
+    return ValueError(f"Expected '{path}' to hold {kind} of plain values, got {_one_line(reason)}")
 
 
-def _one_line(why: object) -> str:
-    return " ".join(str(why).split())[:500]
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:500]
 
 
-def _text(content: bytes | str) -> str:
+def _decode(content: bytes | str) -> str:
     text = content if isinstance(content, str) else content.decode("utf-8-sig")
     if "\0" in text:
         raise ValueError("a NUL character")
     return text
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
@@ -155,16 +155,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name}, which is no JSON")
+    raise ValueError(f"{name}, which is not JSON")
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if len(text) > _LONGEST_NUMBER or abs(value := int(text)) >= _LARGEST_INTEGER:
         raise ValueError(f"the integer {text[:30]}..., of more than 64 bits")
     return value
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"the number {text[:30]}, too large for double precision")
     return value
@@ -181,7 +181,7 @@ def _check_string(text: str) -> str:
 
 
 def _check_depth(values: Any) -> None:
-    """Checks JSON for its depth, and for strings that no file and no terminal takes."""
+    """Checks the depth of JSON, and its strings for invalid characters."""
     level, depth = [values], 0
     while level:
         if depth > DEEPEST:
@@ -201,11 +201,11 @@ _KINDS = ("bool", "float", "int", "null")
 
 
 class _Resolver(yaml.resolver.Resolver):
-    """Resolves plain scalars as OmegaConf does: no dates, and 1e-3 is a number."""
+    """Resolves plain scalars as OmegaConf does: without dates, and with 1e-3 as a number."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, known) for tag, known in found if tag.rpartition(":")[2] in _KINDS]
-        for first, found in yaml.resolver.Resolver.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _KINDS]
+        for first, resolvers in yaml.resolver.Resolver.yaml_implicit_resolvers.items()
     }
 
 
@@ -217,7 +217,7 @@ _Resolver.add_implicit_resolver(
 
 
 class _Document:
-    """The only document of a stream of events, built within the limits."""
+    """Builds the only document of an event stream within the limits."""
 
     def __init__(self, events: Iterator[Any]) -> None:
         self.events = events
@@ -225,76 +225,76 @@ class _Document:
         self.constructor = yaml.constructor.SafeConstructor()
         self.count = 0
 
-    def values(self) -> Any:
-        """Returns the values, or ``None`` for an empty file."""
+    def read_values(self) -> Any:
+        """Returns the values of the document, or ``None`` for an empty file."""
         next(self.events)
         if isinstance(next(self.events), yaml.StreamEndEvent):
             return None
-        values = self.node(next(self.events), 0)
+        values = self.read_node(next(self.events), 0)
         next(self.events)
         if not isinstance(next(self.events), yaml.StreamEndEvent):
             raise ValueError("more than one document")
         return values
 
-    def node(self, event: Any, depth: int) -> Any:
-        """Returns the value that begins with an event."""
+    def read_node(self, event: Any, depth: int) -> Any:
+        """Returns the value whose first event is given."""
         self.count += 1
-        if self.count > MOST or depth > DEEPEST:
-            raise ValueError(f"more than {MOST} values, or nesting deeper than {DEEPEST}")
+        if self.count > MOST_VALUES or depth > DEEPEST:
+            raise ValueError(f"more than {MOST_VALUES} values, or nesting deeper than {DEEPEST}")
         if event.anchor is not None:
-            raise ValueError(f"the anchor or alias {event.anchor!r} in line {_line(event)}")
+            raise ValueError(f"the anchor or alias {event.anchor!r} in line {_line_number(event)}")
         if event.tag is not None:
-            return self.path(event, depth)
+            return self.read_path(event, depth)
         if isinstance(event, yaml.ScalarEvent):
-            return self.scalar(event)
+            return self.read_scalar(event)
         if isinstance(event, yaml.SequenceStartEvent):
-            return self.sequence(depth)
-        return self.mapping(depth)
+            return self.read_sequence(depth)
+        return self.read_mapping(depth)
 
-    def sequence(self, depth: int) -> list[Any]:
-        """Returns the list that has begun."""
+    def read_sequence(self, depth: int) -> list[Any]:
+        """Returns the list whose start event was consumed."""
         items = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            items.append(self.node(event, depth + 1))
+            items.append(self.read_node(event, depth + 1))
         return items
 
-    def mapping(self, depth: int) -> dict[str, Any]:
-        """Returns the mapping that has begun."""
+    def read_mapping(self, depth: int) -> dict[str, Any]:
+        """Returns the mapping whose start event was consumed."""
         items: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            key = self.node(event, depth + 1)
+            key = self.read_node(event, depth + 1)
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r:.30} in line {_line(event)}, not a string")
+                raise ValueError(f"the key {key!r:.30} in line {_line_number(event)}, not a string")
             if key in items:
-                raise ValueError(f"the key {key!r:.30} twice, in line {_line(event)}")
-            items[key] = self.node(next(self.events), depth + 1)
+                raise ValueError(f"the key {key!r:.30} twice, in line {_line_number(event)}")
+            items[key] = self.read_node(next(self.events), depth + 1)
         return items
 
-    def path(self, event: Any, depth: int) -> str:
-        """Returns the path that a tag announces; any other tag is refused."""
+    def read_path(self, event: Any, depth: int) -> str:
+        """Returns the path behind a path tag; refuses other tags."""
         kind = _PATH.fullmatch(event.tag)
         if kind is None or not isinstance(event, yaml.SequenceStartEvent):
-            raise ValueError(f"the tag {event.tag!r:.60} in line {_line(event)}")
-        parts = self.sequence(depth)
+            raise ValueError(f"the tag {event.tag!r:.60} in line {_line_number(event)}")
+        parts = self.read_sequence(depth)
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"a path of other things than strings in line {_line(event)}")
+            raise ValueError(f"a path with parts other than strings in line {_line_number(event)}")
         pure = PureWindowsPath if kind[1] == "Windows" else PurePosixPath
         return str(pure(*parts))
 
-    def scalar(self, event: Any) -> Any:
-        """Returns the value of a scalar."""
+    def read_scalar(self, event: Any) -> Any:
+        """Returns the value of a scalar event."""
         tag = self.resolver.resolve(yaml.ScalarNode, event.value, event.implicit)
         kind = tag.removeprefix(_PREFIX)
         if kind == "str":
             return _check_string(event.value)
         if len(event.value) > _LONGEST_NUMBER:
-            raise ValueError(f"a number of {len(event.value)} digits in line {_line(event)}")
+            raise ValueError(f"a number of {len(event.value)} digits in line {_line_number(event)}")
         node = yaml.ScalarNode(tag, event.value)
         value = getattr(self.constructor, f"construct_yaml_{kind}")(node)
         if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
-            raise ValueError(f"an integer of more than 64 bits in line {_line(event)}")
+            raise ValueError(f"an integer of more than 64 bits in line {_line_number(event)}")
         return value
 
 
-def _line(event: Any) -> int:
+def _line_number(event: Any) -> int:
     return event.start_mark.line + 1

@@ -17,9 +17,8 @@ class Bernoulli(Likelihood):
 
     .. math:: \log p(x \mid z) = \sum_i x_i \log \theta_i(z) + (1 - x_i) \log (1 - \theta_i(z))
 
-    Grey-scale values are refused. Scoring them by this formula, the cross-entropy, is common but
-    gives no likelihood: what it returns is not comparable with any other model's. It can be asked
-    for by ``grey_scale=True``.
+    Grey-scale values are refused. Their score by this formula, the cross-entropy, is common but is
+    not a likelihood, and cannot be compared with other models. Pass ``grey_scale=True`` to use it.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -27,7 +26,7 @@ class Bernoulli(Likelihood):
 
     Arguments:
         event_shape: The shape of one datum.
-        grey_scale: Whether values between zero and one are scored by their cross-entropy.
+        grey_scale: Whether to score values between zero and one by their cross-entropy.
 
     Example:
         >>> Bernoulli((2,))(torch.zeros(1, 2)).log_prob(torch.tensor([0.0, 1.0]))
@@ -47,7 +46,7 @@ class Bernoulli(Likelihood):
         return base.to_event(len(self.event_shape))
 
     def extra_repr(self) -> str:
-        """Shows the shape, and whether greys are scored."""
+        """Shows the shape, and whether grey-scale values are allowed."""
         return super().extra_repr() + (", grey_scale=True" if self.grey_scale else "")
 
     def check(self, x: Tensor) -> None:
@@ -56,12 +55,12 @@ class Bernoulli(Likelihood):
         if not 0 <= low <= high <= 1:
             raise ValueError(
                 f"Expected x to be zeros and ones for a Bernoulli likelihood, got values from "
-                f"{low:.4g} to {high:.4g}: take Normal for real numbers (vae/likelihood=normal)"
+                f"{low:.4g} to {high:.4g}: use Normal for real numbers (vae/likelihood=normal)"
             )
         if not self.grey_scale and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError(
                 "Expected x to be zeros and ones for a Bernoulli likelihood, got grey-scale "
-                "values: binarize the data, take ContinuousBernoulli, Normal or Categorical, or "
-                "ask for the cross-entropy, which is no likelihood, by Bernoulli(grey_scale=True) "
+                "values: binarize the data, use ContinuousBernoulli, Normal or Categorical, or "
+                "use the cross-entropy, which is not a likelihood, by Bernoulli(grey_scale=True) "
                 "(vae.likelihood.grey_scale=true)"
             )

@@ -19,7 +19,7 @@ class Categorical(Likelihood):
     .. math:: \log p(x \mid z) = \sum_i \log \mathrm{softmax}(h_i(z))_{l_i},
         \qquad x_i = l_i / (L - 1)
 
-    Data lie in :math:`[0, 1]`, as for the other likelihoods of images: 8-bit values divided by 255.
+    Data lie in :math:`[0, 1]`, as for the other image likelihoods: 8-bit values divided by 255.
 
     Arguments:
         event_shape: The shape of one datum.
@@ -52,6 +52,6 @@ class Categorical(Likelihood):
             value = x[~on_grid][0].item()
             raise ValueError(
                 f"Expected x to be one of {self.levels} levels, l / {self.levels - 1}, for a "
-                f"categorical likelihood, got {value:.4g}: scale the data to [0, 1] and give the "
+                f"categorical likelihood, got {value:.4g}: scale the data to [0, 1] and set the "
                 f"number of their levels (vae.likelihood.levels)"
             )

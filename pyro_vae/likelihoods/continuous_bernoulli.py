@@ -18,8 +18,8 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: \log p(x \mid z) = \sum_i \eta_i(z) x_i - \log \frac{e^{\eta_i(z)} - 1}{\eta_i(z)}
 
-    The density at 0 and 1 grows without limit with :math:`|\eta|`, so that pixels that are always
-    black would drive it to infinity: the logits are softly kept within ``max_logit``.
+    The density at 0 and 1 grows without limit with :math:`|\eta|`, and pixels that are always
+    black would drive it to infinity. The logits are therefore softly bounded by ``max_logit``.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -27,7 +27,7 @@ class ContinuousBernoulli(Likelihood):
 
     Arguments:
         event_shape: The shape of one datum.
-        max_logit: The bound of :math:`|\eta|`, kept by ``max_logit * tanh(h / max_logit)``.
+        max_logit: The bound of :math:`|\eta|`, in ``max_logit * tanh(h / max_logit)``.
 
     Raises:
         ValueError: If ``max_logit`` is not positive.

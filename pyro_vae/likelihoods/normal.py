@@ -25,14 +25,14 @@ class Normal(Likelihood):
     The scale :math:`\sigma` is
 
     - a number: fixed;
-    - ``"shared"``: one, learned;
-    - ``"element"``: one for each element, learned;
-    - ``"network"``: given by the decoder;
-    - ``"optimal"``: in training the best for each batch in closed form, the root mean square
-      error (the sigma-VAE) of the observed elements; in evaluation mode that of the training data,
-      which :meth:`pyro_vae.VAE.calibrate` sets and a running average approximates until then.
-      Elements are hidden by the VAE's ``mask=``, by ``pyro.poutine.mask`` around the likelihood,
-      and by ``mask`` of the distribution; ``pyro.poutine.scale`` does not weigh them.
+    - ``"shared"``: learned, one for all elements;
+    - ``"element"``: learned, one for each element;
+    - ``"network"``: an output of the decoder;
+    - ``"optimal"``: in training, the closed-form optimum for each batch: the root mean square
+      error (the sigma-VAE) of the observed elements; in evaluation mode, that of the training
+      data, which :meth:`pyro_vae.VAE.calibrate` sets. Before that, it is a running average.
+      The VAE's ``mask=``, ``pyro.poutine.mask`` around the likelihood, and ``mask`` of the
+      distribution exclude elements; ``pyro.poutine.scale`` does not weight them.
 
     References:
         | Simple and effective VAE training with calibrated decoders (Rybkin, Daniilidis and
@@ -41,11 +41,12 @@ class Normal(Likelihood):
     Arguments:
         event_shape: The shape of one datum.
         scale: As above.
-        min_scale: The least scale; without it the density of data on a manifold has no bound.
+        min_scale: The lower bound of the scale, without which the density of data on a manifold is
+            unbounded.
         momentum: The weight of a batch in the running average of ``scale="optimal"``.
 
     Raises:
-        ValueError: If ``scale`` is none of these, or a scale is not positive.
+        ValueError: If ``scale`` is not one of these, or a scale is not positive.
 
     Example:
         >>> Normal((2,), scale=1.0)(torch.zeros(1, 2)).log_prob(torch.zeros(2))
@@ -83,22 +84,21 @@ class Normal(Likelihood):
                 loc,
                 self.variance.sqrt(),
                 floor=self.min_scale,
-                observe=self._remember,
-                observed=self._observed(),
+                observe=self._update_average,
+                observed=self._read_site_mask(),
             )
         else:
-            base = dist.Normal(loc, self._scale(features, dim))
+            base = dist.Normal(loc, self._compute_scale(features, dim))
         return base.to_event(len(self.event_shape))
 
-    def _observed(self) -> Tensor | bool | None:
-        # Handlers mask the site after its distribution is made: it never hears of their masks.
+    def _read_site_mask(self) -> Tensor | bool | None:
+        # Handlers mask a site after its distribution is built, which therefore lacks their masks.
         mask = get_mask()
         if isinstance(mask, Tensor):
             return mask[(..., *(None,) * len(self.event_shape))]
         return None if mask is None or mask else False
 
-    def _scale(self, features: Tensor, dim: int) -> Tensor:
-        """Returns the scale for these features."""
+    def _compute_scale(self, features: Tensor, dim: int) -> Tensor:
         if self.scale == "network":
             return positive(features.select(dim, 1), self.min_scale)
         if self.scale == "optimal":
@@ -107,13 +107,13 @@ class Normal(Likelihood):
             return torch.full((), self.scale, dtype=features.dtype, device=features.device)
         return positive(self.raw_scale, self.min_scale)
 
-    def _remember(self, variance: Tensor) -> None:
+    def _update_average(self, variance: Tensor) -> None:
         """Moves the running average of the best variance towards that of a batch."""
         self.variance.add_(self.momentum * (variance.to(self.variance.dtype) - self.variance))
 
     @torch.no_grad()
     def calibrate(self, variance: Tensor) -> None:
-        """Freezes the scale of ``scale="optimal"`` at the mean square error of training data."""
+        """Sets the variance of ``scale="optimal"`` to the mean square error of training data."""
         if self.scale == "optimal":
             self.variance.copy_(variance.clamp(min=self.min_scale**2))
 
@@ -128,7 +128,6 @@ class Normal(Likelihood):
 
 
 def _check_scale(scale: Any) -> float | str:
-    """Returns a scale or the kind of one, or raises a ``ValueError``."""
     if isinstance(scale, str) and scale in _KINDS:
         return scale
     try:

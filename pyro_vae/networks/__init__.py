@@ -1,4 +1,4 @@
-"""Networks: maps from one shape to another, which know nothing of distributions."""
+"""Networks: maps from one shape to another, independent of distributions."""
 
 from pyro_vae.networks.broadcast import apply_network, eval_mode
 from pyro_vae.networks.conv import ConvDecoder, ConvEncoder

@@ -1,4 +1,4 @@
-"""The one way in which a network is called: over any number of leading dimensions."""
+"""Calls of networks with any number of leading dimensions, and in evaluation mode."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ def apply_network(
     *,
     frozen: bool = False,
 ) -> Tensor:
-    r"""Calls a network that knows one batch dimension on any number of them.
+    r"""Calls a network for one batch dimension on any number of batch dimensions.
 
-    Particles, enumeration and plates put dimensions to the left of ``x``; convolutions and batch
-    norm refuse those. Here all of them are flattened into one before the call and restored after.
-    A network with the attribute ``broadcasts = True`` is given them as they are: one whose weights
-    are random has a draw of them for each particle. Under ``torch.autocast`` the output has the
-    precision of the input, since densities need it.
+    Particles, enumeration and plates add dimensions to the left of ``x``, which convolutions and
+    batch norm refuse. They are flattened into one dimension before the call and restored after it.
+    A network with the attribute ``broadcasts = True`` receives ``x`` unchanged; random weights, for
+    example, have one draw per particle. Under ``torch.autocast`` the output has the precision of
+    the input, because densities need it.
 
     Arguments:
         network: The network, called as ``network(x)`` or ``network(x, covariates)``.
@@ -34,11 +34,11 @@ def apply_network(
         event_dim: The number of event dimensions.
         covariates: Covariates of shape ``(*batch, features)``, broadcast against the batch of ``x``
             in both directions.
-        frozen: Whether the network works on copies of its buffers. Batch norm reads its running
-            statistics once more on the way back, when a later batch may have changed them.
+        frozen: Whether to use copies of the buffers. Batch norm in evaluation mode reads its
+            running statistics again in the backward pass, when a later batch may have changed them.
 
     Raises:
-        ValueError: If the network does not return a row for each row that it is given.
+        ValueError: If the network does not return one row for each input row.
 
     Example:
         >>> import torch
@@ -47,10 +47,10 @@ def apply_network(
         torch.Size([7, 1, 3, 2])
     """
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
-    call = _on_copies_of_buffers(network) if frozen else network
+    call = _copy_buffers(network) if frozen else network
     if getattr(network, "broadcasts", False):
         out = _check_output(network, call(x) if covariates is None else call(x, covariates))
-        return _with_precision_of(x, out)
+        return _restore_precision(x, out)
     if covariates is None:
         x = x.reshape(math.prod(batch), *event)
         out = call(x)
@@ -65,34 +65,33 @@ def apply_network(
             f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
             f"got a tensor of shape {tuple(out.shape)}"
         )
-    return _with_precision_of(x, out.reshape((*batch, *out.shape[1:])))
+    return _restore_precision(x, out.reshape((*batch, *out.shape[1:])))
 
 
 def _check_output(network: nn.Module, out: Any) -> Tensor:
-    """Returns the output of a network, or raises a ``ValueError`` unless it is one tensor."""
     if isinstance(out, Tensor):
         return out
-    shapes = [tuple(one.shape) for one in out] if _are_tensors(out) else ""
-    cure = ": stack them, torch.stack(outputs, 1)" if shapes else ""
+    shapes = [tuple(output.shape) for output in out] if _are_tensors(out) else ""
+    remedy = ": stack them, torch.stack(outputs, 1)" if shapes else ""
     raise ValueError(
         f"Expected {type(network).__name__} to return one tensor, got a {type(out).__name__} "
-        f"{shapes}{cure}".rstrip()
+        f"{shapes}{remedy}".rstrip()
     )
 
 
 def _are_tensors(out: Any) -> bool:
-    return isinstance(out, (tuple, list)) and all(isinstance(one, Tensor) for one in out)
+    return isinstance(out, (tuple, list)) and all(isinstance(output, Tensor) for output in out)
 
 
-def _with_precision_of(x: Tensor, out: Tensor) -> Tensor:
-    """Returns an output in the precision of its input, which ``torch.autocast`` lowers."""
+def _restore_precision(x: Tensor, out: Tensor) -> Tensor:
+    """Converts an output to the precision of its input, which ``torch.autocast`` lowers."""
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
         return out.to(x.dtype)
     return out
 
 
-def _on_copies_of_buffers(network: nn.Module) -> Callable[..., Tensor]:
-    """Returns a network as a function of its input, its buffers as they are now."""
+def _copy_buffers(network: nn.Module) -> Callable[..., Tensor]:
+    """Returns the network as a function that uses copies of the current buffers."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     if not buffers:
         return network
@@ -101,7 +100,7 @@ def _on_copies_of_buffers(network: nn.Module) -> Callable[..., Tensor]:
 
 @contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Puts modules into evaluation mode, and each submodule back into its own mode after."""
+    """Sets modules to evaluation mode, and restores the mode of each submodule after it."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
     try:
         for module in modules:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks.mlp import activation_module
+from pyro_vae.networks.mlp import build_activation
 from pyro_vae.validation import check_flag, check_shape, check_size, check_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
 
 _COLOURS = (1, 3, 4)
-"""How many channels images have: grey, colour, colour with transparency."""
+"""The usual numbers of channels: grey, colour, colour with transparency."""
 
 
-def _image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
+def _read_image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     """Reads ``(height, width)`` or ``(channels, height, width)``, or raises a ``ValueError``."""
     if len(shape) == 2:
         return 1, shape[0], shape[1]
@@ -27,27 +27,27 @@ def _image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     )
 
 
-def _looks_channels_last(shape: Sequence[int]) -> bool:
-    """Whether a shape is that of an image whose channels come last, and no other plausible one."""
+def _is_likely_channels_last(shape: Sequence[int]) -> bool:
+    """Whether a shape is plausible only as an image whose channels come last."""
     if len(shape) != 3:
         return False
     height, width, channels = shape
     small, large = min(height, width), max(height, width)
-    # Longer than 2:1 it may well be a series of several channels.
+    # Beyond an aspect ratio of 2:1 it may be a series of several channels.
     return channels in _COLOURS and small >= 8 and large <= 2 * small
 
 
 def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[int]) -> None:
-    """Raises a ``ValueError`` for images ``(H, W, C)``, of which a convolution makes H channels.
+    """Raises a ``ValueError`` for images ``(H, W, C)``, which a convolution reads as H channels.
 
     Arguments:
-        role: What the network is for; named in the error.
+        role: The role of the network, named in the error.
         network: Any network; only :class:`ConvEncoder` and :class:`ConvDecoder` are checked.
         event_shape: The shape of one datum.
     """
     if not isinstance(network, (ConvEncoder, ConvDecoder)) or network.channels_first:
         return
-    if _looks_channels_last(event_shape):
+    if _is_likely_channels_last(event_shape):
         height, width, channels = event_shape
         kind = type(network).__name__
         raise ValueError(
@@ -59,16 +59,16 @@ def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[in
         )
 
 
-def _halve(size: int) -> int:
-    """Returns the size that a stride of two leaves."""
+def _halve_size(size: int) -> int:
+    """Returns the output size of a convolution of stride 2."""
     return (size + 1) // 2
 
 
 class ConvEncoder(nn.Module):
     r"""A convolutional network from an image to features.
 
-    Each layer is a convolution of kernel 3 and stride 2, so that ``n`` layers leave
-    :math:`\lceil \mathrm{size} / 2^n \rceil` pixels a side; a linear layer follows.
+    Each layer is a convolution of kernel 3 and stride 2, so that ``n`` layers reduce each side to
+    :math:`\lceil \mathrm{size} / 2^n \rceil` pixels. Two linear layers follow.
 
     Arguments:
         in_shape: ``(height, width)`` or ``(channels, height, width)``, of any size.
@@ -76,10 +76,10 @@ class ConvEncoder(nn.Module):
         channels: The number of channels of each layer.
         hidden: The width of the linear layer before the last.
         activation: As in :class:`~pyro_vae.networks.MLP`.
-        batch_norm: Whether a batch norm stands before each activation.
-        covariate_dim: The number of covariates, entering as constant channels.
-        channels_first: Whether a shape that looks like ``(height, width, channels)``, which
-            :func:`pyro_vae.fit` refuses, is ``(channels, height, width)`` after all.
+        batch_norm: Whether to put a batch norm before each activation.
+        covariate_dim: The number of covariates, added as constant channels.
+        channels_first: Whether a shape that looks like ``(height, width, channels)`` is in fact
+            ``(channels, height, width)``. By default :func:`pyro_vae.fit` refuses such a shape.
 
     Raises:
         ValueError: If ``in_shape`` is not an image.
@@ -106,7 +106,7 @@ class ConvEncoder(nn.Module):
         self.channels_first = check_flag("channels_first", channels_first)
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        fan_in, height, width = _image_shape(self.in_shape, "in_shape")
+        fan_in, height, width = _read_image_shape(self.in_shape, "in_shape")
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         self.image_shape = (fan_in, height, width)
@@ -116,12 +116,12 @@ class ConvEncoder(nn.Module):
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(fan_out))
-            layers.append(activation_module(activation))
-            fan_in, height, width = fan_out, _halve(height), _halve(width)
+            layers.append(build_activation(activation))
+            fan_in, height, width = fan_out, _halve_size(height), _halve_size(width)
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.Linear(fan_in * height * width, hidden),
-            activation_module(activation),
+            build_activation(activation),
             nn.Linear(hidden, self.out_shape.numel()),
         )
 
@@ -137,19 +137,19 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     r"""A transposed convolutional network from features to an image.
 
-    The mirror of :class:`ConvEncoder`: a linear layer makes the smallest image, each transposed
-    convolution of kernel 3 and stride 2 doubles it, to exactly the size that the encoder met there.
+    The mirror of :class:`ConvEncoder`: linear layers return the smallest image, and transposed
+    convolutions of kernel 3 and stride 2 double it, each to the encoder's size at that depth.
 
     Arguments:
         in_shape: The shape of an input, without batch; flattened.
         out_shape: ``(height, width)``, ``(channels, height, width)``, or
-            ``(numbers, channels, height, width)`` where a likelihood needs several numbers for
-            each pixel and channel.
-        channels: The number of channels of each layer, as of the encoder: the last is the
-            smallest image's.
+            ``(numbers, channels, height, width)`` for a likelihood with several numbers for each
+            pixel and channel.
+        channels: The number of channels of each layer, in the encoder's order: the last belongs
+            to the smallest image.
         hidden: The width of the linear layer before the smallest image.
         activation: As in :class:`~pyro_vae.networks.MLP`.
-        batch_norm: Whether a batch norm stands before each activation.
+        batch_norm: Whether to put a batch norm before each activation.
         covariate_dim: The number of covariates, concatenated to the input.
         channels_first: As in :class:`ConvEncoder`.
 
@@ -180,18 +180,18 @@ class ConvDecoder(nn.Module):
         self.out_shape = check_shape("out_shape", out_shape)
         shape = self.out_shape
         numbers, image = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
-        planes, height, width = _image_shape(image, "out_shape")
+        planes, height, width = _read_image_shape(image, "out_shape")
         channels = check_sizes("channels", channels)
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         sizes = [(height, width)]
         for _ in channels:
-            sizes.append((_halve(sizes[-1][0]), _halve(sizes[-1][1])))
+            sizes.append((_halve_size(sizes[-1][0]), _halve_size(sizes[-1][1])))
         self.smallest = (channels[-1] if channels else numbers * planes, *sizes[-1])
         self.head = nn.Sequential(
             nn.Linear(self.in_shape.numel() + covariate_dim, hidden),
-            activation_module(activation),
+            build_activation(activation),
             nn.Linear(hidden, math.prod(self.smallest)),
         )
         layers: list[nn.Module] = []
@@ -199,8 +199,8 @@ class ConvDecoder(nn.Module):
         for depth in range(len(channels)):
             if batch_norm:
                 layers.append(nn.BatchNorm2d(widths[depth]))
-            layers.append(activation_module(activation))
-            layers.append(_double(widths[depth], widths[depth + 1], sizes[-2 - depth]))
+            layers.append(build_activation(activation))
+            layers.append(_build_upsampling(widths[depth], widths[depth + 1], sizes[-2 - depth]))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -211,7 +211,7 @@ class ConvDecoder(nn.Module):
         return self.layers(self.head(x).unflatten(-1, self.smallest)).reshape(-1, *self.out_shape)
 
 
-def _double(fan_in: int, fan_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
-    """Makes the transposed convolution whose output has the given height and width."""
+def _build_upsampling(fan_in: int, fan_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
+    """Builds a transposed convolution whose output has the given height and width."""
     odd = (1 - size[0] % 2, 1 - size[1] % 2)
     return nn.ConvTranspose2d(fan_in, fan_out, 3, stride=2, padding=1, output_padding=odd)

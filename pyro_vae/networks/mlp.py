@@ -14,7 +14,7 @@ from pyro_vae.validation import (
     check_sizes,
 )
 
-__all__ = ["MLP", "activation_module"]
+__all__ = ["MLP", "build_activation"]
 
 ACTIVATIONS = {
     "elu": nn.ELU,
@@ -27,11 +27,11 @@ ACTIVATIONS = {
 }
 
 
-def activation_module(name: str) -> nn.Module:
-    """Makes an activation by its name.
+def build_activation(name: str) -> nn.Module:
+    """Builds an activation from its name.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the name is unknown.
     """
     return ACTIVATIONS[check_choice("activation", name, tuple(sorted(ACTIVATIONS)))]()
 
@@ -42,14 +42,14 @@ class MLP(nn.Module):
     Arguments:
         in_shape: The shape of an input, without batch; flattened.
         out_shape: The shape of an output, without batch.
-        hidden: The widths of the hidden layers; none makes the network linear.
+        hidden: The widths of the hidden layers; an empty list makes the network linear.
         activation: ``"elu"``, ``"gelu"``, ``"leaky_relu"``, ``"relu"``, ``"silu"``,
             ``"softplus"`` or ``"tanh"``.
-        batch_norm: Whether a batch norm stands before each activation.
+        batch_norm: Whether to put a batch norm before each activation.
         covariate_dim: The number of covariates, concatenated to the input.
 
     Raises:
-        ValueError: If a size is not a positive integer, or there is no such activation.
+        ValueError: If a size is not a positive integer, or the activation is unknown.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ class MLP(nn.Module):
             layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(fan_out))
-            layers.append(activation_module(activation))
+            layers.append(build_activation(activation))
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.out_shape.numel()))
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:

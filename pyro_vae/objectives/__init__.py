@@ -1,9 +1,9 @@
 """Objectives: subclasses of ``pyro.infer.ELBO`` for any Pyro model and guide.
 
-Each has ``loss``, ``loss_and_grads`` and ``differentiable_loss``, in nats summed over the data, so
-that it serves ``SVI``, ``objective(model, guide)`` with a PyTorch optimizer, and a direct call.
-The first two return numbers, as Pyro's do; the last returns a tensor and reads nothing back to the
-host.
+Each has ``loss``, ``loss_and_grads`` and ``differentiable_loss``, in nats summed over the data.
+They work with ``SVI``, with ``objective(model, guide)`` and a PyTorch optimizer, and in a direct
+call. The first two return numbers, as Pyro's do; the last returns a tensor without synchronizing
+with the device.
 """
 
 from pyro_vae.objectives.capacity import Capacity

@@ -1,4 +1,4 @@
-"""The ELBO's rate held at a capacity."""
+"""The ELBO with a target capacity for the rate."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -7,25 +7,25 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.additive import Additive
-from pyro_vae.objectives.core.batch_means import mean_terms
+from pyro_vae.objectives.core.batch_means import compute_batch_means
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 
 __all__ = ["Capacity"]
 
 
 class Capacity(Additive):
-    r"""A rate that is held at a capacity C, which a schedule may raise.
+    r"""The ELBO with the rate pulled towards a capacity C, which a schedule may raise.
 
     .. math::
         \sum_n s_n\, \mathbb{E}_q[\log p(x_n \mid z_n)]
         - \gamma\, N\, \Big| \frac1B \sum_n \mathrm{KL}_n - C \Big|
 
     with :math:`\mathrm{KL}_n` the sum over the latent sites of a datum, and :math:`N = \sum_n s_n`
-    over the data of which any latent site is observed. A batch without any has a loss of zero.
+    over the data with an unmasked latent site. A batch without such data has a loss of zero.
 
-    **Batch dependence.** The absolute value is that of the batch's mean, as in the paper, and not
-    of each datum's. A batch's mean scatters about that of the data, so that the expected penalty of
-    a batch is the larger the smaller it is; the excess vanishes as B grows, at the rate
+    **Batch dependence.** The absolute value is taken of the mean over the batch, as in the paper,
+    and not of each datum. The mean of a batch varies about that of the data, so the expected
+    penalty is larger for smaller batches. The excess vanishes as B grows, at the rate
     :math:`B^{-1/2}` where the mean is at C and much faster elsewhere.
 
     References:
@@ -35,13 +35,13 @@ class Capacity(Additive):
     Arguments:
         num_particles: The number of samples for each datum.
         capacity: C, in nats per datum.
-        gamma: The weight of the distance from it.
+        gamma: :math:`\gamma`, the weight of the penalty.
         analytic: As of :class:`~pyro_vae.objectives.ELBO`.
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
     Raises:
         ValueError: If ``capacity`` or ``gamma`` is negative; when called, as
-            :class:`~pyro_vae.objectives.ELBO` does, and if a latent site lies outside of the
+            :class:`~pyro_vae.objectives.ELBO` does, and if a latent site is outside of the
             data plates, latent sites have different scales, or a plate is sequential.
 
     Example:
@@ -56,9 +56,9 @@ class Capacity(Additive):
     facts: ClassVar = Facts(
         "E log p(x given z) - g abs(mean KL - C)",
         "none",
-        "of its value on batches of that size",
-        "where there is one; `analytic=True` everywhere",
-        "no: of the batch's mean KL",
+        "yes, on batches of that size",
+        "where available; `analytic=True` requires it",
+        "no: depends on the batch's mean KL",
         "Burgess et al. 2018",
     )
 
@@ -79,7 +79,8 @@ class Capacity(Additive):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Returns minus the objective, summed over the data, as a scalar tensor."""
-        pairs, _ = self._run(model, guide, args, kwargs)
-        batch = mean_terms([self._terms(pair) for pair in pairs], pairs, self.num_particles)
+        pairs, _ = self._run_particles(model, guide, args, kwargs)
+        terms = [self._compute_terms(pair) for pair in pairs]
+        batch = compute_batch_means(terms, pairs, self.num_particles)
         penalty = self.gamma * (batch.rate - self.capacity).abs()
         return batch.size * (batch.distortion + penalty)

@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted, log_mean_exp
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
-from pyro_vae.objectives.iwae import spread
+from pyro_vae.objectives.iwae import softmax_derivative
 
 __all__ = ["CIWAE"]
 
@@ -44,7 +44,7 @@ class CIWAE(ImportanceWeighted):
     facts: ClassVar = Facts(
         "b E mean_k log w_k + (1 - b) E log mean_k w_k",
         "log p(x), below",
-        "of itself; `stl` is biased for K > 1, b < 1",
+        "yes; `stl` is biased for K > 1, b < 1",
         "no",
         "yes",
         "Rainforth et al. 2018",
@@ -65,15 +65,15 @@ class CIWAE(ImportanceWeighted):
         """Returns the mean of both bounds, weighted by beta."""
         elbo, iwae = log_weights.mean(0), log_mean_exp(log_weights)
         if not isinstance(self.beta, Tensor) and self.beta == 0:
-            # Zero times the ELBO is no number where a weight is zero.
+            # Zero times the ELBO is NaN if a weight is zero.
             return iwae
         return self.beta * elbo + (1 - self.beta) * iwae
 
     def slope(self, log_weights: Tensor) -> Tensor:
-        """Returns equal and normalized weights, weighted by beta."""
+        """Returns the mean of equal and normalized weights, weighted by beta."""
         equal = 1 / log_weights.shape[0]
         return self.beta * equal + (1 - self.beta) * torch.softmax(log_weights, 0)
 
     def curvature(self, log_weights: Tensor) -> Tensor:
-        """Returns that of the importance-weighted bound, weighted by 1 - beta."""
-        return (1 - self.beta) * spread(torch.softmax(log_weights, 0))
+        """Returns the curvature of the importance-weighted bound, times 1 - beta."""
+        return (1 - self.beta) * softmax_derivative(torch.softmax(log_weights, 0))

@@ -14,9 +14,9 @@ from pyro_vae.objectives.core.objective import (
     check_choice,
     check_scalar,
 )
-from pyro_vae.objectives.core.pathwise import along_samples, value_free
+from pyro_vae.objectives.core.pathwise import pathwise_surrogate, zero_with_gradient
 from pyro_vae.objectives.core.sites import Pair
-from pyro_vae.objectives.core.terms import site_term, total
+from pyro_vae.objectives.core.terms import site_term, sum_terms
 
 __all__ = ["ELBO"]
 
@@ -29,15 +29,15 @@ class ELBO(Additive):
         - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
     The loss is minus its sum over the data, each site times the scale of its plates. The KL of a
-    site is in closed form where one is known and valid (:func:`~pyro_vae.objectives.kl_report`
-    says where and why) and sampled otherwise, as :class:`pyro.infer.Trace_ELBO` does. It is
-    a bound on the evidence for beta = 1, and a looser one for more.
+    site is in closed form where one is known and valid, and sampled otherwise, as by
+    :class:`pyro.infer.Trace_ELBO`; :func:`~pyro_vae.objectives.kl_report` lists both. It is a bound
+    on the evidence for beta = 1, and a looser one for larger beta.
 
-    With ``estimator="stl"`` (sticking the landing) the KL is sampled, and the derivative of
-    log q by its parameters at a fixed sample, whose expectation is zero, is left out: the gradient
-    stays unbiased, and has no variance where the guide is the posterior. It needs a support that
-    no parameter moves, and log q at a given sample, for which a normalizing flow has to be
-    inverted; a site without either is refused.
+    With ``estimator="stl"`` (sticking the landing) the KL is sampled, and the derivative of log q
+    by its parameters at a fixed sample is left out. Its expectation is zero, so the gradient stays
+    unbiased; it has zero variance where the guide is the posterior. The estimator needs a support
+    that does not depend on parameters, and log q at a given sample, for which a normalizing flow
+    has to be inverted. Other sites raise an error.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
@@ -48,16 +48,16 @@ class ELBO(Additive):
     Arguments:
         num_particles: The number of samples for each datum.
         beta: The weight of the KL, a number or a scalar tensor; zero is allowed.
-        analytic: True: closed forms, and an error where there is none; False: always sampled;
-            None: closed forms where there are any.
+        analytic: Whether KLs are in closed form. True: an error where there is no closed form;
+            False: always sampled; None: closed form where available.
         estimator: ``"standard"`` or ``"stl"``.
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
     Raises:
         ValueError: If ``num_particles`` is not a positive integer, ``beta`` is negative or
-            ``analytic`` is asked for with ``"stl"``; when called, if a latent site of the guide is
-            not reparameterized, a latent site is missing in model or guide, or ``analytic`` is
-            True and a closed form is missing.
+            ``analytic`` is True with ``"stl"``; when called, if a latent site of the guide is not
+            reparameterized, a latent site is missing in model or guide, or ``analytic`` is True
+            and a closed form is missing.
 
     Example:
         >>> import torch
@@ -71,8 +71,8 @@ class ELBO(Additive):
     facts: ClassVar = Facts(
         "E log p(x given z) - b KL(q, p)",
         "log p(x), below, at b >= 1",
-        "of itself",
-        "where there is one; `analytic=True` everywhere",
+        "yes",
+        "where available; `analytic=True` requires it",
         "yes",
         "Kingma and Welling 2013; Higgins et al. 2017; Roeder et al. 2017",
     )
@@ -100,24 +100,29 @@ class ELBO(Additive):
     ) -> Tensor:
         """Returns minus the bound, summed over the data, as a scalar tensor."""
         stl = self.estimator == "stl" and torch.is_grad_enabled()
-        # A sum over particles may be one over other rows for each, as it is in Pyro's own.
-        pairs, _ = self._run(model, guide, args, kwargs, cut=stl, same_rows=False)
+        # Each particle may have its own subsample of rows, as in Pyro's ELBO.
+        pairs, _ = self._run_particles(model, guide, args, kwargs, detach=stl, same_rows=False)
         loss: Tensor | float = 0.0
         for pair in pairs:
-            terms = self._terms(pair)
-            one = self.beta * total(terms.rate) - total(terms.log_likelihood)
-            loss = loss + (self._without_score(torch.as_tensor(one), pair) if stl else one)
+            terms = self._compute_terms(pair)
+            run_loss = self.beta * sum_terms(terms.rate) - sum_terms(terms.log_likelihood)
+            if stl:
+                run_loss = self._remove_score(torch.as_tensor(run_loss), pair)
+            loss = loss + run_loss
         return torch.as_tensor(loss) / self.num_particles
 
-    def _without_score(self, loss: Tensor, pair: Pair) -> Tensor:
+    def _remove_score(self, loss: Tensor, pair: Pair) -> Tensor:
         """Returns the loss, without the derivative of log q by its parameters at a sample."""
-        # The density of a point mass is a term like any other, no score.
-        names = [name for name in pair.latent() + pair.auxiliary() if name in pair.drawn]
-        log_q = torch.as_tensor(total([site_term(pair.guide, name) for name in names]))
-        return loss + along_samples(loss, [pair]) - self.beta * value_free(log_q)
+        # A point mass has no sample here, because its density is not a score.
+        names = pair.latent_sites() + pair.auxiliary_sites()
+        names = [name for name in names if name in pair.samples]
+        log_q = torch.as_tensor(sum_terms([site_term(pair.guide, name) for name in names]))
+        return loss + pathwise_surrogate(loss, [pair]) - self.beta * zero_with_gradient(log_q)
 
-    def _closed(self) -> bool:
-        return self.estimator != "stl" and super()._closed()
+    def _uses_closed_form(self) -> bool:
+        return self.estimator != "stl" and super()._uses_closed_form()
 
-    def _objective(self, gained: dict[str, Tensor], paid: dict[str, Tensor]) -> Tensor:
-        return torch.as_tensor(sum(gained.values()) - self.beta * sum(paid.values()))
+    def _objective_per_datum(
+        self, log_likelihoods: dict[str, Tensor], rates: dict[str, Tensor]
+    ) -> Tensor:
+        return torch.as_tensor(sum(log_likelihoods.values()) - self.beta * sum(rates.values()))

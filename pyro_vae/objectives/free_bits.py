@@ -1,4 +1,4 @@
-"""The ELBO with a part of the rate for free."""
+"""The ELBO with free bits."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -8,11 +8,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.additive import Additive
-from pyro_vae.objectives.core.batch_means import data_size, per_datum
-from pyro_vae.objectives.core.closed_form_kl import alike, dimension_terms
+from pyro_vae.objectives.core.batch_means import count_data, divide_by_size
+from pyro_vae.objectives.core.closed_form_kl import dimension_terms, is_known_equal
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_choice, check_scalar
 from pyro_vae.objectives.core.sites import Pair, check_vectorized
-from pyro_vae.objectives.core.terms import Term, site_term, total
+from pyro_vae.objectives.core.terms import Term, site_term, sum_terms
 
 __all__ = ["FreeBits"]
 
@@ -28,13 +28,13 @@ class FreeBits(Additive):
         P_{\text{batch}} = N \sum_j \max\Big( \lambda, \frac1B \sum_n \mathrm{KL}_{nj} \Big), \qquad
         P_{\text{datum}} = \sum_n s_n \sum_j \max(\lambda, \mathrm{KL}_{nj})
 
-    Below the threshold the rate has no gradient, which lets dimensions come into use that
-    the KL would shut at once.
+    Below the threshold the rate has no gradient, which keeps dimensions active that the KL would
+    otherwise collapse.
 
-    **Batch dependence.** ``of="datum"`` is a sum over data. ``of="batch"``, as in the paper,
-    is not: by Jensen's inequality the expected penalty of a batch is at least that of the data,
-    and the excess vanishes as B grows, at the rate :math:`B^{-1/2}` where a mean is at the
-    threshold and much faster elsewhere.
+    **Batch dependence.** ``of="datum"`` is a sum over data. ``of="batch"``, as in the paper, is
+    not: by Jensen's inequality the expected penalty of a batch is at least that of the data. The
+    excess vanishes as B grows, at the rate :math:`B^{-1/2}` where a mean is at the threshold and
+    much faster elsewhere.
 
     The loss is never below that of the ELBO.
 
@@ -44,10 +44,10 @@ class FreeBits(Additive):
 
     Arguments:
         num_particles: The number of samples for each datum; rates are means over them.
-        nats: :math:`\lambda`, the nats that are free in each dimension or at each site.
+        nats: :math:`\lambda`, the free nats in each dimension or at each site.
         per: ``"dimension"``, which needs guide and model to factorize over dimensions, or
             ``"site"``.
-        of: ``"batch"``, the threshold is that of the mean over the batch, or ``"datum"``.
+        of: ``"batch"``, the threshold applies to the mean over the batch, or ``"datum"``.
         analytic: As of :class:`~pyro_vae.objectives.ELBO`.
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
@@ -67,9 +67,9 @@ class FreeBits(Additive):
     facts: ClassVar = Facts(
         "E log p(x given z) - sum_j max(l, KL_j)",
         "log p(x), below",
-        "of itself on batches of that size",
-        "where there is one; `analytic=True` everywhere",
-        '`of="datum"`: yes; `of="batch"`: no, of the batch\'s mean KL',
+        "yes, on batches of that size",
+        "where available; `analytic=True` requires it",
+        '`of="datum"`: yes; `of="batch"`: no, depends on the batch\'s mean KL',
         "Kingma et al. 2016",
     )
 
@@ -92,30 +92,31 @@ class FreeBits(Additive):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Returns minus the objective, summed over the data, as a scalar tensor."""
-        pairs, dim = self._run(model, guide, args, kwargs)
-        runs = [self._terms(pair) for pair in pairs]
-        loss = -torch.as_tensor(sum(total(terms.log_likelihood) for terms in runs))
+        pairs, dim = self._run_particles(model, guide, args, kwargs)
+        runs = [self._compute_terms(pair) for pair in pairs]
+        loss = -torch.as_tensor(sum(sum_terms(terms.log_likelihood) for terms in runs))
         loss = loss / self.num_particles
-        paid = [self._rates(pair, terms.rate) for pair, terms in zip(pairs, runs, strict=True)]
-        for name in paid[0]:
-            rates = torch.stack([_mean_rate(rates[name], dim) for rates in paid]).mean(0)
-            loss = loss + self._penalty(rates, paid[0][name][0], pairs[0])
+        rate_terms = [
+            self._rate_terms(pair, terms.rate) for pair, terms in zip(pairs, runs, strict=True)
+        ]
+        for name in rate_terms[0]:
+            rates = torch.stack([_mean_rate(terms[name], dim) for terms in rate_terms]).mean(0)
+            loss = loss + self._compute_penalty(rates, rate_terms[0][name][0], pairs[0])
         return loss
 
-    def _rates(self, pair: Pair, rates: list[Term]) -> dict[str, list[Term]]:
-        """Returns the terms of each latent site, by dimension if that is asked for."""
-        for name in pair.latent() + pair.auxiliary():
-            _check_alike(pair, name)
+    def _rate_terms(self, pair: Pair, rates: list[Term]) -> dict[str, list[Term]]:
+        """Returns the rate terms of each latent site, by dimension with ``per="dimension"``."""
+        for name in pair.latent_sites() + pair.auxiliary_sites():
+            _check_same_scale_and_mask(pair, name)
         by_site: dict[str, list[Term]] = {}
         for term in rates:
             by_site.setdefault(term.name, []).append(term)
         if self.per == "site":
             return by_site
-        return {name: self._dimensions(pair, name) for name in by_site}
+        return {name: self._dimension_terms(pair, name) for name in by_site}
 
-    def _dimensions(self, pair: Pair, name: str) -> list[Term]:
-        """Returns the terms of one latent site by dimension."""
-        terms = dimension_terms(pair, name, self._closed())
+    def _dimension_terms(self, pair: Pair, name: str) -> list[Term]:
+        terms = dimension_terms(pair, name, self._uses_closed_form())
         if terms is None:
             raise ValueError(
                 f"Expected guide and model to factorize over the dimensions of {name!r} for "
@@ -124,24 +125,24 @@ class FreeBits(Additive):
             )
         return terms
 
-    def _penalty(self, rates: Tensor, term: Term, pair: Pair) -> Tensor:
-        """Returns what a site's rates, ``(*batch, *event)``, add to the loss."""
+    def _compute_penalty(self, rates: Tensor, term: Term, pair: Pair) -> Tensor:
+        """Returns the penalty of the rates of one site, ``(*batch, *event)``."""
         site = pair.guide.nodes[term.name]
         if self.of == "datum":
             above = torch.maximum(rates, torch.as_tensor(self.nats, dtype=rates.dtype))
             return _scaled_sum(site_term(pair.guide, term.name, above, term.event_dim)).sum()
         check_vectorized(term.name, site, "free bits of a batch's mean")
-        size = data_size([site], term.frames)
-        mean = per_datum(_scaled_sum(term._replace(value=rates)), size)
+        size = count_data([site], term.frames)
+        mean = divide_by_size(_scaled_sum(term._replace(value=rates)), size)
         return size * torch.maximum(mean, torch.as_tensor(self.nats, dtype=rates.dtype)).sum()
 
 
-def _check_alike(pair: Pair, name: str) -> None:
-    """Raises a ``ValueError`` for a site whose terms are not those of one KL."""
+def _check_same_scale_and_mask(pair: Pair, name: str) -> None:
+    """Raises a ``ValueError`` for a site whose terms do not form a single KL."""
     if name not in pair.model.nodes:
         raise ValueError(
-            f"Expected no auxiliary sites for free bits, got {name!r}: it has no rate of its own. "
-            f"Use ELBO"
+            f"Expected no auxiliary sites for free bits, got {name!r}, which has no separate rate: "
+            f"use ELBO"
         )
     q, p = pair.guide.nodes[name], pair.model.nodes[name]
     scales = [q["scale"], p["scale"]]
@@ -149,21 +150,21 @@ def _check_alike(pair: Pair, name: str) -> None:
         raise ValueError(
             f"Expected numbers as scales for free bits, got a tensor at {name!r}: use ELBO"
         )
-    if not (alike(*scales) and alike(q["mask"], p["mask"])):
+    if not (is_known_equal(*scales) and is_known_equal(q["mask"], p["mask"])):
         raise ValueError(
-            f"Expected guide and model to scale and mask {name!r} alike for free bits, which "
-            f"could not be told: a threshold is one of a KL. Use ELBO"
+            f"Expected the same scale and mask in guide and model at {name!r} for free bits, got "
+            f"others or tensors that cannot be compared: a threshold applies to one KL. Use ELBO"
         )
 
 
 def _mean_rate(terms: list[Term], dim: int | None) -> Tensor:
-    """Returns a site's rates as the mean over particles, which keep their dimension."""
+    """Returns the rates of a site, the mean over particles with their dimension kept."""
     rate = torch.stack([term.value for term in terms]).sum(0)
     return rate if dim is None else rate.mean(dim - terms[0].event_dim, keepdim=True)
 
 
 def _scaled_sum(term: Term) -> Tensor:
-    """Returns the sum of a term over its batch, times its scale, of the shape of an event."""
+    """Returns the scaled sum of a term over its batch, of the shape of an event."""
     value = term.value * term.scale
     batch = tuple(range(value.dim() - term.event_dim))
     return value.sum(batch) if batch else value

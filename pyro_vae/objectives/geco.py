@@ -1,4 +1,4 @@
-"""The rate minimized under a constraint on the distortion."""
+"""Minimization of the rate under a constraint on the distortion."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -8,13 +8,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.additive import Additive
-from pyro_vae.objectives.core.batch_means import mean_terms
+from pyro_vae.objectives.core.batch_means import compute_batch_means
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 
 __all__ = ["GECO"]
 
-_LIMITS = 1e-6, 1e6
-"""Between what the multiplier stays."""
+_MULTIPLIER_RANGE = 1e-6, 1e6
+"""The bounds of the multiplier."""
 
 
 class GECO(Additive):
@@ -29,12 +29,11 @@ class GECO(Additive):
         \lambda \leftarrow \lambda\, e^{\nu \bar C}
 
     The multiplier :math:`\lambda` grows while the moving average :math:`\bar C` is above zero and
-    shrinks below it. It is updated each time that a loss is computed with gradients enabled, after
-    it has been used, and belongs to :meth:`state_dict`, which
-    :func:`pyro_vae.fit` keeps with its checkpoints.
+    shrinks below it. It is updated after each loss that is computed with gradients enabled.
+    :meth:`state_dict` contains it, and :func:`pyro_vae.fit` saves it with its checkpoints.
 
-    **Batch dependence.** The gradient at a given :math:`\lambda` is that of a sum over data. The
-    multiplier follows the distortion of the batches seen; its scatter vanishes as B grows.
+    **Batch dependence.** The gradient at a fixed :math:`\lambda` is that of a sum over data. The
+    multiplier follows the distortion of the batches; its variance vanishes as B grows.
 
     References:
         | Taming VAEs (Rezende and Viola, 2018), https://arxiv.org/abs/1810.00597
@@ -42,11 +41,11 @@ class GECO(Additive):
     Arguments:
         num_particles: The number of samples for each datum.
         target: :math:`\kappa`, the distortion -E log p(x given z) to reach, in nats per datum.
-        step_size: :math:`\nu`, by how much a nat of :math:`\bar C` changes :math:`\log \lambda`.
-            The excess of all steps adds up there before the target is reached, and has to be paid
-            back after: one over that sum is about right.
+        step_size: :math:`\nu`, the change of :math:`\log \lambda` per nat of :math:`\bar C`.
+            The excess of all steps before the target is reached accumulates there, and has to be
+            undone afterwards; one over that sum is about right.
         momentum: :math:`\alpha`, within [0, 1].
-        multiplier: The first :math:`\lambda`.
+        multiplier: The initial :math:`\lambda`.
         analytic: As of :class:`~pyro_vae.objectives.ELBO`.
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
@@ -70,9 +69,9 @@ class GECO(Additive):
     facts: ClassVar = Facts(
         "-KL - l (D - target), l raised while D > target",
         "none",
-        "of the Lagrangian at the current l",
-        "where there is one; `analytic=True` everywhere",
-        "at a given l; l follows the batches",
+        "yes, of the Lagrangian at the current l",
+        "where available; `analytic=True` requires it",
+        "yes at a fixed l; l follows the batches",
         "Rezende and Viola 2018",
     )
 
@@ -91,21 +90,23 @@ class GECO(Additive):
         self.target = check_scalar("target", target)
         self.step_size = check_scalar("step_size", step_size, least=0.0)
         self.momentum = check_scalar("momentum", momentum, least=0.0, most=1.0)
-        first = check_scalar("multiplier", multiplier, least=_LIMITS[0], most=_LIMITS[1])
-        self.multiplier = torch.as_tensor(first, dtype=torch.get_default_dtype())
+        least, most = _MULTIPLIER_RANGE
+        initial = check_scalar("multiplier", multiplier, least=least, most=most)
+        self.multiplier = torch.as_tensor(initial, dtype=torch.get_default_dtype())
         self.average = torch.full_like(self.multiplier, float("nan"))
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Returns the Lagrangian, summed over the data, as a scalar tensor."""
-        pairs, _ = self._run(model, guide, args, kwargs)
-        batch = mean_terms([self._terms(pair) for pair in pairs], pairs, self.num_particles)
+        pairs, _ = self._run_particles(model, guide, args, kwargs)
+        terms = [self._compute_terms(pair) for pair in pairs]
+        batch = compute_batch_means(terms, pairs, self.num_particles)
         if self.multiplier.device != batch.size.device:
             self.multiplier = self.multiplier.to(batch.size.device)
             self.average = self.average.to(batch.size.device)
         excess = batch.distortion - self.target
-        # Copied, for it is updated in place before it is needed on the way back.
+        # Cloned, because it is updated in place before the backward pass.
         loss = batch.size * (batch.rate + self.multiplier.clone() * excess)
         if torch.is_grad_enabled():
             self._update(torch.where(batch.size > 0, excess.detach(), torch.nan))
@@ -113,21 +114,22 @@ class GECO(Additive):
 
     @torch.no_grad()
     def _update(self, excess: Tensor) -> None:
-        """Moves the average and the multiplier, in place, so that a captured step does too."""
+        """Updates the average and the multiplier in place, as a captured step requires."""
         excess = excess.to(self.average.dtype)
-        moved = self.momentum * self.average + (1 - self.momentum) * excess
-        moved = torch.where(self.average.isnan(), excess, moved)
-        # A loss that is not finite, or of no data, must not outlast its step.
+        average = self.momentum * self.average + (1 - self.momentum) * excess
+        average = torch.where(self.average.isnan(), excess, average)
+        # A loss that is not finite, or of an empty batch, must not affect later steps.
         finite = excess.isfinite()
-        self.average.copy_(torch.where(finite, moved, self.average))
-        grown = self.multiplier * torch.exp(self.step_size * self.average)
-        self.multiplier.copy_(torch.where(finite, grown.clamp(*_LIMITS), self.multiplier))
+        self.average.copy_(torch.where(finite, average, self.average))
+        multiplier = self.multiplier * torch.exp(self.step_size * self.average)
+        multiplier = multiplier.clamp(*_MULTIPLIER_RANGE)
+        self.multiplier.copy_(torch.where(finite, multiplier, self.multiplier))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns multiplier and moving average."""
+        """Returns the multiplier and the moving average."""
         return {"multiplier": self.multiplier.clone(), "average": self.average.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes multiplier and moving average over."""
+        """Restores the multiplier and the moving average."""
         self.multiplier.copy_(state["multiplier"])
         self.average.copy_(state["average"])

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted, Shares, log_mean_exp
+from pyro_vae.objectives.core.importance_weighted import (
+    GradientWeights,
+    ImportanceWeighted,
+    log_mean_exp,
+)
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 
 __all__ = ["IWAE"]
@@ -24,10 +28,10 @@ class IWAE(ImportanceWeighted):
     the weights to that power and exceeds the evidence.
 
     With ``estimator="dreg"``, ``dreg_alpha`` mixes in the wake-phase update of reweighted
-    wake-sleep: the weight of a particle's path is
+    wake-sleep. The weight of the path of a particle is
     :math:`\alpha \tilde w_k + (1 - 2 \alpha) \tilde w_k^2`, with :math:`\tilde w` the normalized
-    weights. At 0 it is unbiased for the bound; at 1/2 it is half of ``"stl"``; at 1 it is
-    the wake-phase update alone, which minimizes KL(p, q).
+    weights. It is unbiased for the bound at 0, half of ``"stl"`` at 1/2, and only the wake-phase
+    update at 1, which minimizes KL(p, q).
 
     References:
         | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
@@ -55,7 +59,7 @@ class IWAE(ImportanceWeighted):
     facts: ClassVar = Facts(
         "E log mean_k w_k",
         "log p(x), below; tighter as K grows",
-        "of itself; `stl` is biased for K > 1",
+        "yes; `stl` is biased for K > 1",
         "no",
         "yes",
         "Burda et al. 2015",
@@ -85,17 +89,20 @@ class IWAE(ImportanceWeighted):
         return torch.softmax(log_weights, 0)
 
     def curvature(self, log_weights: Tensor) -> Tensor:
-        """Returns w - w^2 of the normalized weights."""
-        return spread(self.slope(log_weights))
+        """Returns w - w^2 of the normalized weights w."""
+        return softmax_derivative(self.slope(log_weights))
 
-    def _weigh_paths(self, log_weights: Tensor) -> Shares:
+    def _gradient_weights(self, log_weights: Tensor) -> GradientWeights:
         if self.estimator != "dreg":
-            return super()._weigh_paths(log_weights)
+            return super()._gradient_weights(log_weights)
         slope, curvature = self.slope(log_weights), self.curvature(log_weights)
         alpha = self.dreg_alpha
-        return Shares(slope, alpha * curvature + (1 - alpha) * (slope - curvature))
+        return GradientWeights(slope, alpha * curvature + (1 - alpha) * (slope - curvature))
 
 
-def spread(normalized: Tensor) -> Tensor:
-    """Returns w - w^2, without loss of figures where w is near 1 or near 0."""
+def softmax_derivative(normalized: Tensor) -> Tensor:
+    """Returns w - w^2, the derivative of each softmax weight w by its own logit.
+
+    The product form keeps full precision near 0 and near 1.
+    """
     return normalized * (1 - normalized)

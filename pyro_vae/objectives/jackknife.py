@@ -1,4 +1,4 @@
-"""The jackknife of the importance-weighted bound."""
+"""The jackknife estimate of the importance-weighted bound."""
 
 import itertools
 import math
@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted, Shares, finite_or_zero
+from pyro_vae.objectives.core.importance_weighted import (
+    GradientWeights,
+    ImportanceWeighted,
+    finite_or_zero,
+)
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_choice
-from pyro_vae.objectives.iwae import spread
+from pyro_vae.objectives.iwae import softmax_derivative
 from pyro_vae.objectives.miwae import MIWAE
 from pyro_vae.validation import check_size
 
 __all__ = ["Jackknife"]
 
 _MOST_SUBSETS = 10_000
-"""The number of subsets of particles above which the request is taken for a mistake."""
+"""The largest number of subsets of particles; more are probably a mistake."""
 
 
 class Jackknife(ImportanceWeighted):
-    r"""The importance-weighted bound, its bias in K reduced by the jackknife.
+    r"""The importance-weighted bound with its bias in K reduced by the jackknife.
 
     .. math::
         \sum_{j=0}^m c_j\, \frac{1}{\binom{K}{j}} \sum_{|S| = K - j}
@@ -30,12 +34,12 @@ class Jackknife(ImportanceWeighted):
         c_j = (-1)^j \frac{(K - j)^m}{(m - j)!\, j!}
 
     The gap to the evidence falls from order 1 / K to order 1 / K^(m + 1), but the estimate is no
-    longer a bound: it may exceed the evidence, and by any amount where few weights dominate. A
-    guide that maximizes it makes its weights uneven without end. Therefore only the model is
-    trained by it, through log p, and the guide by a bound through samples and log q, as the
-    author's own code does. With ``guide_bound="iwae"`` weights may still become so uneven that the
-    model runs away; ``"jackknife"`` trains both by the sum above. These two are for comparisons,
-    or guides with nothing to learn. The loss is minus the sum in any case.
+    longer a bound. It may exceed the evidence by any amount if few weights dominate, and a guide
+    that maximizes it makes its weights ever more uneven. Therefore it trains only the model,
+    through log p; a bound trains the guide, through samples and log q, as in the author's code.
+    With ``guide_bound="iwae"`` weights may still become so uneven that the model diverges;
+    ``"jackknife"`` trains both by the sum above. These two are for comparisons, or for guides
+    without parameters. The loss is always minus the sum.
 
     References:
         | Debiasing evidence approximations: on importance-weighted autoencoders and jackknife
@@ -44,15 +48,15 @@ class Jackknife(ImportanceWeighted):
     Arguments:
         num_particles: The number of samples K of each datum.
         order: m, at least 1 and below K.
-        guide_bound: What the guide maximizes: ``"elbo"``, ``"iwae"`` with K samples, or
+        guide_bound: The objective of the guide: ``"elbo"``, ``"iwae"`` with K samples, or
             ``"jackknife"``.
         estimator: As of :class:`~pyro_vae.objectives.ImportanceWeighted`, for the guide.
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
     Raises:
-        ValueError: If ``order`` is not within its range or leads to too many subsets, and as
-            :class:`~pyro_vae.objectives.ImportanceWeighted` does; when called, if data share a
-            site and the guide has a bound of its own.
+        ValueError: If ``order`` is out of range or leads to too many subsets, and as
+            :class:`~pyro_vae.objectives.ImportanceWeighted` does; when called, if a site is global
+            and the guide has a separate bound.
 
     Example:
         >>> round(Jackknife(2, order=1).bound(torch.tensor([0.0, 2.0])).item(), 3)
@@ -62,7 +66,7 @@ class Jackknife(ImportanceWeighted):
     facts: ClassVar = Facts(
         "model: sum_j c_j E log mean_k w_k over subsets of K - j; guide: ELBO, IWAE or the same",
         "none; bias of order 1 / K^(m + 1)",
-        "of each part's own; `stl` is biased for K > 1 unless the guide's is the ELBO",
+        "yes, of each part's bound; `stl` is biased for K > 1 unless the guide's is the ELBO",
         "no",
         "yes",
         "Nowozin 2018",
@@ -92,39 +96,41 @@ class Jackknife(ImportanceWeighted):
         self.order = order
         self.guide_bound = check_choice("guide_bound", guide_bound, ("elbo", "iwae", "jackknife"))
         groups = num_particles if guide_bound == "elbo" else 1
-        self._bound_of_guide = MIWAE(num_particles, groups=groups, estimator=estimator)
-        self.levels = self._make_levels()
+        self._guide_objective = MIWAE(num_particles, groups=groups, estimator=estimator)
+        self.levels = self._build_levels()
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """Returns the sum over orders of the mean bound of all subsets of that size."""
-        # The factors, which are large and sum to one, would magnify the rounding of a common part.
+        """Returns the weighted sum over subset sizes of the mean bound of all subsets."""
+        # The factors are large and sum to one, and would amplify the rounding of a common shift.
         largest = finite_or_zero(log_weights.amax(0)).detach()
         total = torch.zeros_like(largest)
         for factor, subsets in self.levels:
-            chosen = (log_weights - largest)[subsets.to(log_weights.device)]
-            level = chosen.logsumexp(1).mean(0) - math.log(subsets.shape[1])
+            selected = (log_weights - largest)[subsets.to(log_weights.device)]
+            level = selected.logsumexp(1).mean(0) - math.log(subsets.shape[1])
             total = total + factor * level
         return largest + total
 
     def slope(self, log_weights: Tensor) -> Tensor:
-        """Returns the normalized weights of all subsets, gathered by particle."""
-        return self._gathered(log_weights, lambda normalized: normalized)
+        """Returns the normalized weights of all subsets, summed by particle."""
+        return self._sum_over_subsets(log_weights, lambda normalized: normalized)
 
     def curvature(self, log_weights: Tensor) -> Tensor:
-        """Returns w - w^2 of the normalized weights of all subsets, gathered by particle."""
-        return self._gathered(log_weights, spread)
+        """Returns w - w^2 of the normalized weights of all subsets, summed by particle."""
+        return self._sum_over_subsets(log_weights, softmax_derivative)
 
-    def _bounds_apart(self) -> bool:
+    def _has_guide_bound(self) -> bool:
         return self.guide_bound != "jackknife"
 
-    def _weigh_paths(self, log_weights: Tensor) -> Shares:
-        shares = super()._weigh_paths(log_weights)
-        if not self._bounds_apart():
-            return shares
-        return shares._replace(path=self._bound_of_guide._weigh_paths(log_weights).path)
+    def _gradient_weights(self, log_weights: Tensor) -> GradientWeights:
+        weights = super()._gradient_weights(log_weights)
+        if not self._has_guide_bound():
+            return weights
+        return weights._replace(path=self._guide_objective._gradient_weights(log_weights).path)
 
-    def _gathered(self, log_weights: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns a function of the normalized weights of each subset, summed by particle."""
+    def _sum_over_subsets(
+        self, log_weights: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Returns the sum by particle of a function of the normalized weights of each subset."""
         total = torch.zeros_like(log_weights)
         for factor, subsets in self.levels:
             rows = subsets.to(log_weights.device)
@@ -132,8 +138,8 @@ class Jackknife(ImportanceWeighted):
             total = total.index_add(0, rows.flatten(), values.flatten(0, 1))
         return total
 
-    def _make_levels(self) -> list[tuple[float, Tensor]]:
-        """Returns for each order its factor, and its subsets of particles, one a row."""
+    def _build_levels(self) -> list[tuple[float, Tensor]]:
+        """Returns the factor and the subsets of particles, one per row, of each subset size."""
         size, order = self.num_particles, self.order
         return [
             (

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted
 from pyro_vae.objectives.core.objective import Facts, RunOptions
-from pyro_vae.objectives.iwae import spread
+from pyro_vae.objectives.iwae import softmax_derivative
 from pyro_vae.validation import check_size
 
 __all__ = ["MIWAE"]
@@ -21,15 +21,15 @@ class MIWAE(ImportanceWeighted):
     .. math::
         \frac1M \sum_{m=1}^M \mathbb{E} \log \frac1K \sum_{k=1}^K w_{mk}
 
-    The bound is that of K samples; the gradient of M times as many is less noisy, which the
-    encoder gains by.
+    The bound is that of K samples. The gradient of M times as many samples is less noisy, which
+    benefits the encoder.
 
     References:
         | Tighter variational bounds are not necessarily better (Rainforth et al., 2018),
           https://arxiv.org/abs/1802.04537
 
     Arguments:
-        num_particles: The number of all samples of each datum, M times K.
+        num_particles: The total number of samples of each datum, M times K.
         groups: M, which divides ``num_particles``.
         estimator: As of :class:`~pyro_vae.objectives.ImportanceWeighted`.
         run: As of :class:`~pyro_vae.objectives.Objective`.
@@ -47,7 +47,7 @@ class MIWAE(ImportanceWeighted):
     facts: ClassVar = Facts(
         "E mean_m log mean_k w_mk",
         "log p(x), below; as IWAE with K",
-        "of itself; `stl` is biased for K > 1",
+        "yes; `stl` is biased for K > 1",
         "no",
         "yes",
         "Rainforth et al. 2018",
@@ -70,20 +70,20 @@ class MIWAE(ImportanceWeighted):
         self.groups = groups
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """Returns the mean over groups of the logarithm of the mean weight within each."""
-        grouped = self._grouped(log_weights)
+        """Returns the mean over groups of the logarithm of the mean weight in each group."""
+        grouped = self._split_groups(log_weights)
         return (grouped.logsumexp(1) - math.log(grouped.shape[1])).mean(0)
 
     def slope(self, log_weights: Tensor) -> Tensor:
         """Returns the weights, normalized within each group, over M."""
-        within = torch.softmax(self._grouped(log_weights), 1)
-        return (within / self.groups).reshape(log_weights.shape)
+        normalized = torch.softmax(self._split_groups(log_weights), 1)
+        return (normalized / self.groups).reshape(log_weights.shape)
 
     def curvature(self, log_weights: Tensor) -> Tensor:
         """Returns w - w^2 of the weights normalized within each group, over M."""
-        within = torch.softmax(self._grouped(log_weights), 1)
-        return (spread(within) / self.groups).reshape(log_weights.shape)
+        normalized = torch.softmax(self._split_groups(log_weights), 1)
+        return (softmax_derivative(normalized) / self.groups).reshape(log_weights.shape)
 
-    def _grouped(self, log_weights: Tensor) -> Tensor:
-        """Returns log weights of shape ``(groups, particles of each, *plates)``."""
+    def _split_groups(self, log_weights: Tensor) -> Tensor:
+        """Returns log weights of shape ``(groups, particles per group, *plates)``."""
         return log_weights.unflatten(0, (self.groups, -1))

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.core.importance_weighted import Shares, log_mean_exp
+from pyro_vae.objectives.core.importance_weighted import GradientWeights, log_mean_exp
 from pyro_vae.objectives.core.objective import Facts
 from pyro_vae.objectives.miwae import MIWAE
 
@@ -22,21 +22,21 @@ class PIWAE(MIWAE):
         \frac1M \sum_m \mathbb{E} \log \frac1K \sum_k w_{mk} \quad
         \text{through samples and } \log q,
 
-    so that a decoder is trained by the tighter bound, an encoder by the less noisy gradient. The
-    loss is the first. A VampPrior's use of the encoder is part of log p.
+    so a decoder is trained by the tighter bound, and an encoder by the less noisy gradient. The
+    loss is minus the first. The encoder inside of a VampPrior is part of log p.
 
     References:
         | Tighter variational bounds are not necessarily better (Rainforth et al., 2018),
           https://arxiv.org/abs/1802.04537
 
     Arguments:
-        num_particles: The number of all samples of each datum, M times K.
+        num_particles: The total number of samples of each datum, M times K.
         groups: M, which divides ``num_particles``.
         estimator: As of :class:`~pyro_vae.objectives.ImportanceWeighted`, for the guide.
         run: As of :class:`~pyro_vae.objectives.Objective`.
 
     Raises:
-        ValueError: As :class:`~pyro_vae.objectives.MIWAE` does; when called, if data share a site.
+        ValueError: As :class:`~pyro_vae.objectives.MIWAE` does; when called, if a site is global.
 
     Example:
         >>> weights = torch.tensor([0.0, 0.0, 2.0, 2.0])
@@ -47,7 +47,7 @@ class PIWAE(MIWAE):
     facts: ClassVar = Facts(
         "model: E log mean_mk w_mk; guide: E mean_m log mean_k w_mk",
         "log p(x), below",
-        "of each part's own bound; `stl` is biased for K > 1",
+        "yes, of each part's bound; `stl` is biased for K > 1",
         "no",
         "yes",
         "Rainforth et al. 2018",
@@ -57,8 +57,9 @@ class PIWAE(MIWAE):
         """Returns the logarithm of the mean of all weights."""
         return log_mean_exp(log_weights)
 
-    def _bounds_apart(self) -> bool:
+    def _has_guide_bound(self) -> bool:
         return True
 
-    def _weigh_paths(self, log_weights: Tensor) -> Shares:
-        return Shares(torch.softmax(log_weights, 0), super()._weigh_paths(log_weights).path)
+    def _gradient_weights(self, log_weights: Tensor) -> GradientWeights:
+        path = super()._gradient_weights(log_weights).path
+        return GradientWeights(torch.softmax(log_weights, 0), path)

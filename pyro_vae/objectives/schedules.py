@@ -1,4 +1,4 @@
-"""Schedules: the value of a scalar of an objective at each step of the training."""
+"""Schedules of a scalar of an objective over the optimizer steps."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,15 +9,15 @@ __all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule", "Sigmoid"]
 
 
 class Schedule(ABC):
-    """A number that changes over the first ``steps`` optimizer steps, and stays from then on.
+    """A number that changes over the first ``steps`` optimizer steps and is constant afterwards.
 
-    :func:`pyro_vae.fit` refuses one that is longer than the training, because the value it leads
-    to would never be reached, and lets early stopping wait until it is over.
+    :func:`pyro_vae.fit` raises an error if a schedule is longer than the training, which would
+    never reach its end value. Early stopping starts after the end of the schedule.
 
     Arguments:
         start: The value at step 0.
         end: The value from step ``steps`` on.
-        steps: How many steps it takes.
+        steps: The number of steps.
 
     Raises:
         ValueError: If ``steps`` is negative or a value is not finite.
@@ -35,7 +35,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def share(self, time: float) -> float:
-        """Returns the share of the way that is done at a time of [0, 1)."""
+        """Returns the fraction of the change completed at a time in [0, 1)."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.start:g}, {self.end:g}, steps={self.steps})"
@@ -57,7 +57,7 @@ class Constant(Schedule):
         super().__init__(value, value, 0)
 
     def share(self, time: float) -> float:
-        """Nothing is left to do."""
+        """Returns 1."""
         return 1.0
 
 
@@ -70,7 +70,7 @@ class Linear(Schedule):
     """
 
     def share(self, time: float) -> float:
-        """Returns the time itself."""
+        """Returns the time."""
         return time
 
 
@@ -83,7 +83,7 @@ class Cosine(Schedule):
     """
 
     def share(self, time: float) -> float:
-        """Returns the share of a rise that begins and ends level."""
+        """Returns the value of the rescaled cosine."""
         return (1 - math.cos(math.pi * time)) / 2
 
 
@@ -100,7 +100,7 @@ class Sigmoid(Schedule):
     """
 
     def share(self, time: float) -> float:
-        """Returns the share of the rescaled curve."""
+        """Returns the value of the rescaled logistic curve."""
 
         def logistic(x: float) -> float:
             return 1 / (1 + math.exp(-x))
@@ -109,7 +109,7 @@ class Sigmoid(Schedule):
 
 
 class Cyclical(Schedule):
-    r"""Linear rises, repeated: in each cycle a rise over ``ratio`` of it, then the end value.
+    r"""Repeated linear rises: each cycle rises over a fraction ``ratio``, then stays at ``end``.
 
     References:
         | Cyclical annealing schedule: a simple approach to mitigating KL vanishing (Fu et al.,
@@ -118,9 +118,9 @@ class Cyclical(Schedule):
     Arguments:
         start: The value at the start of each cycle.
         end: The value that each cycle reaches.
-        steps: How many steps all cycles take.
+        steps: The number of steps of all cycles together.
         cycles: The number of cycles.
-        ratio: The share of a cycle that rises.
+        ratio: The fraction of a cycle that rises.
 
     Raises:
         ValueError: If ``cycles`` is not positive or ``ratio`` is not within (0, 1].
@@ -138,5 +138,5 @@ class Cyclical(Schedule):
         self.ratio = check_number("ratio", ratio, above=0.0, most=1.0)
 
     def share(self, time: float) -> float:
-        """Returns the share of the rise of the cycle that is running."""
+        """Returns the completed fraction of the rise in the current cycle."""
         return min(1.0, (time * self.cycles) % 1 / self.ratio)

@@ -26,8 +26,8 @@ class Full(Posterior):
     number of dimensions :math:`D`; without :math:`S` before :math:`B` it grows as :math:`S`
     shrinks. The KL to a diagonal normal prior is in closed form.
 
-    Files of earlier versions hold weights of :math:`L = S + B`. The buffer ``relative`` is false
-    for them, and they keep their meaning.
+    Files of earlier versions have weights of :math:`L = S + B`. For them the buffer ``relative``
+    is false, which selects that formula.
 
     Arguments:
         latent_dim: The number of latent dimensions.
@@ -52,7 +52,7 @@ class Full(Posterior):
         self.min_scale = check_positive("min_scale", min_scale)
         below = latent_dim * (latent_dim - 1) // 2
         self.feature_shape = torch.Size((2 * latent_dim + below,))
-        # Where each cell of L is read from: the diagonal, then what is below it, then a zero.
+        # The index of each cell of L in: the diagonal, the elements below it, a zero.
         cells = torch.full((latent_dim, latent_dim), latent_dim + below)
         cells.fill_diagonal_(0)
         cells += torch.diag(torch.arange(latent_dim))
@@ -75,6 +75,6 @@ class Full(Posterior):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Earlier versions wrote no such entry, and their weights mean L = S + B.
+        # Files of earlier versions lack this entry, and their weights are those of L = S + B.
         state_dict.setdefault(f"{prefix}relative", torch.tensor(False))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

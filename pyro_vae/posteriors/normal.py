@@ -21,7 +21,7 @@ class Normal(Posterior):
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        min_scale: The least :math:`\sigma`.
+        min_scale: The lower bound of :math:`\sigma`.
 
     Raises:
         ValueError: If a size or ``min_scale`` is not positive.

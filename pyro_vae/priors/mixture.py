@@ -7,23 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Prior, positive
-from pyro_vae.priors.normal import FLOOR, inverse
+from pyro_vae.priors.normal import FLOOR, invert_positive
 from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["Mixture"]
 
 
 class Mixture(Prior):
-    r"""A mixture of diagonal normals, learned together with the rest.
+    r"""A mixture of diagonal normals, trained jointly with the other parts.
 
     .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d \mid \mu_{kd}, \sigma_{kd}^2)
 
-    It has no closed-form KL; that of a posterior to it is sampled.
+    The KL of a posterior to it has no closed form and is sampled.
 
     Arguments:
         latent_dim: The number of latent dimensions.
         components: The number of components.
-        spread: The standard deviation from which the means start.
+        spread: The standard deviation of the initial means.
 
     Raises:
         ValueError: If a size or ``spread`` is not positive.
@@ -38,10 +38,11 @@ class Mixture(Prior):
         latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         components = self.components = check_size("components", components, least=1)
         self.logits = nn.Parameter(torch.zeros(components))
-        self.loc = nn.Parameter(
-            check_positive("spread", spread) * torch.randn(components, latent_dim)
+        loc = check_positive("spread", spread) * torch.randn(components, latent_dim)
+        self.loc = nn.Parameter(loc)
+        self.raw_scale = nn.Parameter(
+            torch.full((components, latent_dim), invert_positive(1.0, FLOOR))
         )
-        self.raw_scale = nn.Parameter(torch.full((components, latent_dim), inverse(1.0, FLOOR)))
 
     def forward(
         self,
@@ -50,8 +51,8 @@ class Mixture(Prior):
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()``."""
-        parts = dist.Normal(self.loc, positive(self.raw_scale, FLOOR)).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts)
+        components = dist.Normal(self.loc, positive(self.raw_scale, FLOOR)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
     def extra_repr(self) -> str:
         """Shows the sizes."""

@@ -21,9 +21,9 @@ class Normal(Prior):
 
     .. math:: p(z) = \prod_d \mathcal{N}(z_d \mid \mu_d, \sigma_d^2)
 
-    Standard, with :math:`\mu = 0` and :math:`\sigma = 1`, or with both learned from there; with
-    covariates and ``learned``, both depend on them, linearly or by a network: the prior of a
-    conditional VAE.
+    By default :math:`\mu = 0` and :math:`\sigma = 1`; with ``learned`` these are initial values.
+    With ``learned`` and covariates, both depend on the covariates, linearly or by a network: the
+    prior of a conditional VAE.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
@@ -34,12 +34,12 @@ class Normal(Prior):
     Arguments:
         latent_dim: The number of latent dimensions.
         learned: Whether the means and scales are learned.
-        covariate_dim: The number of covariates; they enter a learned prior only.
-        hidden: The widths of the hidden layers through which they enter; none makes it linear.
+        covariate_dim: The number of covariates, used only by a learned prior.
+        hidden: The widths of the hidden layers of its network; an empty list makes it linear.
 
     Raises:
-        ValueError: If a size is out of range, or there are hidden layers, but no learned prior with
-            covariates.
+        ValueError: If a size is out of range, or hidden layers are given without a learned prior
+            with covariates.
 
     Example:
         >>> Normal(3)().log_prob(torch.zeros(2, 3))
@@ -68,14 +68,17 @@ class Normal(Prior):
             )
         latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.learned = learned
-        loc, raw_scale = torch.zeros(latent_dim), torch.full((latent_dim,), inverse(1.0, FLOOR))
+        loc, raw_scale = (
+            torch.zeros(latent_dim),
+            torch.full((latent_dim,), invert_positive(1.0, FLOOR)),
+        )
         if learned:
             self.loc, self.raw_scale = nn.Parameter(loc), nn.Parameter(raw_scale)
         else:
             self.register_buffer("loc", loc)
         self.shift = None
         if learned and covariate_dim:
-            self.shift = _make_shift(covariate_dim, 2 * latent_dim, hidden)
+            self.shift = _build_shift(covariate_dim, 2 * latent_dim, hidden)
 
     def forward(
         self,
@@ -97,8 +100,8 @@ class Normal(Prior):
         return f"latent_dim={self.latent_dim}, learned={self.learned}"
 
 
-def _make_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module:
-    """Returns a network that is zero until it is trained."""
+def _build_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module:
+    """Builds a network whose initial output is zero."""
     if not hidden:
         linear = nn.Linear(in_size, out_size, bias=False)
         nn.init.zeros_(linear.weight)
@@ -109,6 +112,6 @@ def _make_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module
     return network
 
 
-def inverse(scale: float, floor: float) -> float:
+def invert_positive(scale: float, floor: float) -> float:
     """Returns the number that :func:`~pyro_vae.conditional.positive` maps to ``scale``."""
     return log(expm1(scale - floor))

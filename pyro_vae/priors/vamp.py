@@ -17,9 +17,9 @@ class Vamp(Prior):
 
     .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
 
-    The pseudo-inputs :math:`u_k` are learned; :meth:`initialize` starts them from training data,
-    as :func:`pyro_vae.fit` does. The encoder is in evaluation mode where it meets them, so that
-    they never enter its running statistics. The KL of a posterior to it is sampled.
+    The pseudo-inputs :math:`u_k` are learned; :func:`pyro_vae.fit` initializes them from training
+    data by :meth:`initialize`. The encoder maps them in evaluation mode, so that they never enter
+    its running statistics. The KL of a posterior to this prior is sampled.
 
     References:
         | VAE with a VampPrior (Tomczak and Welling, 2018), https://arxiv.org/abs/1705.07120
@@ -55,11 +55,11 @@ class Vamp(Prior):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Starts the pseudo-inputs from rows of ``x`` drawn at random, once.
+        """Initializes the pseudo-inputs with random rows of ``x``, once.
 
-        A second call changes nothing, so that training can go on without losing what was learned.
-        Where there are fewer rows than components, rows are drawn again, with a little noise.
-        Missing values (NaN) start from zero, which is what the encoder sees in their place.
+        A second call changes nothing, so that training can resume from learned pseudo-inputs. If
+        there are fewer rows than components, rows are repeated with a little noise. Missing values
+        (NaN) become zero, as in the encoder's input.
 
         Raises:
             ValueError: If ``x`` has no rows, rows of another shape, or infinite or complex values.
@@ -98,9 +98,9 @@ class Vamp(Prior):
             raise ValueError("Expected encode, a callable from x to q(z given x), got None")
         if covariates is not None:
             covariates = covariates.unsqueeze(-2)
-        parts = encode(self.pseudo_inputs, covariates)
-        logits = self.pseudo_inputs.new_zeros(parts.batch_shape)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+        components = encode(self.pseudo_inputs, covariates)
+        logits = self.pseudo_inputs.new_zeros(components.batch_shape)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
 
     def extra_repr(self) -> str:
         """Shows the sizes."""

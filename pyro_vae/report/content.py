@@ -1,4 +1,4 @@
-"""What a report says of a run: its figures, its warnings, its pictures."""
+"""The content of a run's report: its metrics, warnings, figures and settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,70 +9,68 @@ import torch
 from pyro_vae import report
 from pyro_vae.collapse import ACTIVE_VARIANCE, is_collapsed
 from pyro_vae.data import Data
-from pyro_vae.report import figures as pictures
-from pyro_vae.report.trained_run import Run
+from pyro_vae.report import figures
+from pyro_vae.report.trained_run import TrainedRun
 
-__all__ = ["summary", "tell", "warnings"]
+__all__ = ["build_report", "find_warnings", "format_run_summary"]
 
-_LOOSE = 0.1
-"""The share of the log evidence above which the gap to the ELBO is worth a warning."""
+_MAX_GAP = 0.1
+"""The gap between log evidence and ELBO that causes a warning, as a fraction of the former."""
 
 
-def tell(made: Run, metrics: dict[str, Any]) -> report.Report:
+def build_report(run: TrainedRun, metrics: dict[str, Any]) -> report.Report:
     """Returns the report of a run."""
     return report.Report(
-        title=_title(made),
-        settings=_settings(made, metrics),
-        figures=_figures(metrics),
-        warnings=warnings(metrics),
-        pictures=pictures.pictures(made, metrics),
-        history=made.result.history,
+        title=_format_title(run),
+        settings=_list_settings(run, metrics),
+        figures=_list_metrics(metrics),
+        warnings=find_warnings(metrics),
+        pictures=figures.draw_figures(run, metrics),
+        history=run.result.history,
     )
 
 
-def _title(made: Run) -> str:
-    """Returns what was trained on what."""
-    vae = made.vae
+def _format_title(run: TrainedRun) -> str:
+    vae = run.vae
     parts = [
-        made.data.title,
-        f"{_part_name(vae.likelihood)} likelihood",
-        f"{_part_name(vae.prior)} prior",
-        f"{_part_name(vae.posterior)} posterior",
+        run.data.title,
+        f"{_get_class_name(vae.likelihood)} likelihood",
+        f"{_get_class_name(vae.prior)} prior",
+        f"{_get_class_name(vae.posterior)} posterior",
     ]
     return " · ".join(parts)
 
 
-def _part_name(part: torch.nn.Module) -> str:
-    """Returns the name of a part's class."""
+def _get_class_name(part: torch.nn.Module) -> str:
     return type(part).__name__
 
 
-def _settings(made: Run, metrics: dict[str, Any]) -> dict[str, str]:
-    """Returns what was trained on what, name by name."""
-    vae, rows, optimizer = made.vae, metrics["rows"], made.cfg.optimizer
+def _list_settings(run: TrainedRun, metrics: dict[str, Any]) -> dict[str, str]:
+    """Returns the settings of a run that the report shows, by their names."""
+    vae, rows, optimizer = run.vae, metrics["rows"], run.cfg.optimizer
     return {
-        "Data": f"{made.data.name}: {made.data.source}",
-        **_table(made.data),
-        "Binarization": made.data.binarize,
+        "Data": f"{run.data.name}: {run.data.source}",
+        **_describe_table(run.data),
+        "Binarization": run.data.binarize,
         "Rows": f"{rows['train']} training, {rows['valid']} validation, {rows['test']} test",
         "Event shape": " x ".join(map(str, vae.event_shape)),
         "Prior": repr(vae.prior),
         "Posterior": repr(vae.posterior),
         "Likelihood": repr(vae.likelihood),
-        "Encoder": _network_name(vae.encoder),
-        "Decoder": _network_name(vae.decoder),
+        "Encoder": _describe_network(vae.encoder),
+        "Decoder": _describe_network(vae.decoder),
         "Latent dimensions": str(vae.latent_dim),
         "Parameters": f"{metrics['parameters']:,}",
-        "Objective": f"{type(made.objective).__name__}, "
-        f"{getattr(made.objective, 'num_particles', 1)} particle(s)",
-        "KL of the ELBO": _kl_term(made, metrics),
+        "Objective": f"{type(run.objective).__name__}, "
+        f"{getattr(run.objective, 'num_particles', 1)} particle(s)",
+        "KL of the ELBO": _describe_kl(run, metrics),
         "Optimizer": (
             f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate "
             f"{optimizer.get('lr', 'by default')}"
         ),
         "Training": (
             f"{metrics['epochs']} epochs, {metrics['steps']} steps of "
-            f"{made.cfg.train.batch_size} rows, {metrics['seconds']:.1f} s; weights of epoch "
+            f"{run.cfg.train.batch_size} rows, {metrics['seconds']:.1f} s; weights of epoch "
             f"{metrics['best_epoch']}"
         ),
         "Engine": metrics["engine"],
@@ -83,26 +81,26 @@ def _settings(made: Run, metrics: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _table(data: Data) -> dict[str, str]:
-    """Returns what is said of a table only: its columns, and how much of it is missing."""
-    said = {}
+def _describe_table(data: Data) -> dict[str, str]:
+    """Returns the settings of a table only: its columns, and the share of missing values."""
+    settings = {}
     if data.columns is not None:
-        said["Columns"] = ", ".join(data.columns)
+        settings["Columns"] = ", ".join(data.columns)
     if data.mask is not None:
         missing = 1 - data.mask.train.double().mean().item()
-        said["Missing"] = f"{missing:.1%} of the training values, left out of the likelihood"
-    return said
+        settings["Missing"] = f"{missing:.1%} of the training values, left out of the likelihood"
+    return settings
 
 
-def _kl_term(made: Run, metrics: dict[str, Any]) -> str:
-    """Returns how the KL of each site is computed, and whether training did otherwise."""
+def _describe_kl(run: TrainedRun, metrics: dict[str, Any]) -> str:
+    """Returns how the KL of each site is computed, and whether training sampled it."""
     terms = "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items())
-    sampled = getattr(made.objective, "analytic", None) is False
+    sampled = getattr(run.objective, "analytic", None) is False
     return terms + ("; sampled in training, as analytic=False asks" if sampled else "")
 
 
-def _network_name(network: torch.nn.Module) -> str:
-    """Returns a network's class and the widths of its layers."""
+def _describe_network(network: torch.nn.Module) -> str:
+    """Returns the class of a network and the widths of its layers."""
     widths = [
         str(layer.weight.shape[0])
         for layer in network.modules()
@@ -111,102 +109,101 @@ def _network_name(network: torch.nn.Module) -> str:
     return f"{type(network).__name__}, layers of {', '.join(widths)}"
 
 
-def _figures(metrics: dict[str, Any]) -> list[report.Figure]:
-    """Returns the figures with what each means."""
+def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
+    """Returns the metrics with their explanations."""
     particles = f"{metrics['log_evidence_particles']:,}"
     rows = [
         ("Log evidence", "log_evidence", "log_evidence_se", (
             f"log p(x) of {metrics['log_evidence_rows']:,} held-out rows, by importance sampling "
-            f"with {particles} samples a row: how well the model predicts data it has not seen. "
+            f"with {particles} samples per row. It measures how well the model predicts new data. "
             f"Higher is better."
         )),
         ("Mixture's log evidence", "mixture_log_evidence", None, (
             f"The same for a mixture of {metrics['mixture_components']} such likelihoods fitted "
-            f"by EM to {metrics['mixture_rows']:,} training rows: what a VAE has to beat. Not "
-            f"computed where values are missing."
+            f"by EM to {metrics['mixture_rows']:,} training rows: a baseline that a VAE should "
+            f"beat. Not computed if values are missing."
         )),
         ("ELBO", "elbo", "elbo_se", (
-            "The lower bound on the log evidence at beta = 1, whatever was optimized."
+            "The lower bound on the log evidence at beta = 1, for any training objective."
         )),
         ("Gap", "gap", None, (
-            "Log evidence minus ELBO on the same rows: how far the posterior is from the true "
-            "one, in KL."
+            "Log evidence minus ELBO on the same rows: the KL from the approximate to the true "
+            "posterior."
         )),
         ("Rate", "rate", None, (
-            "KL of posterior to prior: how much a code says about its datum."
+            "KL from posterior to prior: the information that an embedding has about its datum."
         )),
         ("Distortion", "distortion", None, (
-            "Minus the expected log likelihood: what is lost between datum and reconstruction."
+            "The negative expected log likelihood: the loss between datum and reconstruction."
         )),
         ("Objective", "objective", None, (
-            "What was optimized, on all held-out rows; not comparable between objectives."
+            "The training objective on all held-out rows; not comparable between objectives."
         )),
     ]  # fmt: skip
-    listed = [
+    listed_metrics = [
         report.Figure(name, metrics[key], "nats per datum", metrics.get(error or ""), meaning)
         for name, key, error, meaning in rows
         if not (key == "mixture_log_evidence" and not metrics["mixture_components"])
     ]
     meaning = (
-        f"Of {metrics['latent_dim']} latent dimensions, those whose posterior mean varies over "
-        f"the data by more than {ACTIVE_VARIANCE:g} in variance. Others are not needed, which is "
-        f"not an error."
+        f"The number of the {metrics['latent_dim']} latent dimensions whose posterior mean has a "
+        f"variance above {ACTIVE_VARIANCE:g} over the data. Inactive dimensions are not an error."
     )
-    listed.append(report.Figure("Active units", metrics["active_units"], "", None, meaning))
-    return listed
+    listed_metrics.append(report.Figure("Active units", metrics["active_units"], "", None, meaning))
+    return listed_metrics
 
 
-def warnings(metrics: dict[str, Any]) -> list[str]:
-    """Returns what a reader of the figures should know before trusting them."""
-    found = []
+def find_warnings(metrics: dict[str, Any]) -> list[str]:
+    """Returns warnings about the validity of the metrics."""
+    warnings = []
     if metrics["grey_scale"]:
-        found.append(
-            "Grey values are scored by a Bernoulli's cross-entropy, which is no likelihood: what "
-            "is called evidence here compares with no other likelihood's."
+        warnings.append(
+            "Grey values are scored by a Bernoulli's cross-entropy, which is not a likelihood. The "
+            "evidence here cannot be compared with that of another likelihood."
         )
     if is_collapsed(metrics["active_units"], metrics["rate"]):
-        found.append(
-            f"Posterior collapse: the decoder all but ignores the latents (active units: "
-            f"{active_units(metrics).strip()}; rate: {metrics['rate']:.2f} nats per datum). A "
-            f"beta that rises from 0 over the first epochs often helps."
+        warnings.append(
+            f"Posterior collapse: the decoder almost ignores the latents (active units: "
+            f"{format_active_units(metrics).strip()}; rate: {metrics['rate']:.2f} nats per datum). "
+            f"A beta that rises from 0 over the first epochs often helps."
         )
     gap = metrics["gap"]
-    if gap > _LOOSE * abs(metrics["log_evidence"]):
-        found.append(
-            f"The ELBO lies {gap:.2f} nats below the log evidence: the posterior is a loose fit, "
-            f"and the ELBO a poor stand-in for the evidence."
+    if gap > _MAX_GAP * abs(metrics["log_evidence"]):
+        warnings.append(
+            f"The ELBO is {gap:.2f} nats below the log evidence: the posterior fits poorly, and "
+            f"the ELBO is a poor approximation of the evidence."
         )
     for name, closed in metrics["kl_closed_form"].items():
         if not closed:
-            found.append(f"The KL at {name} is sampled: {metrics['kl_reason'][name]}.")
+            warnings.append(f"The KL at {name} is sampled: {metrics['kl_reason'][name]}.")
     if metrics["effective_sample_size_min"] < 10:
-        found.append(
-            f"For some row the importance weights are worth only "
-            f"{metrics['effective_sample_size_min']:.1f} samples: the log evidence may be too low "
+        warnings.append(
+            f"The smallest effective sample size of a row is only "
+            f"{metrics['effective_sample_size_min']:.1f}: the log evidence may be too low "
             f"there, and its error too small."
         )
     mixture = metrics["mixture_log_evidence"]
     if mixture is not None and metrics["log_evidence"] < mixture:
-        found.append("A plain mixture of the same likelihood predicts the held-out rows better.")
-    return found
+        warnings.append("A mixture of the same likelihood predicts the held-out rows better.")
+    return warnings
 
 
-def active_units(metrics: Mapping[str, Any]) -> str:
-    """Returns the number of active units as text; one row has none."""
+def format_active_units(metrics: Mapping[str, Any]) -> str:
+    """Returns the number of active units as text; it is unknown for one row."""
     if metrics["active_units"] is None:
         return "    - (two rows or more are needed)"
     return f"{metrics['active_units']:5d} of {metrics['latent_dim']}"
 
 
-def summary(metrics: dict[str, Any], out: Path) -> str:
-    """Returns the figures that a terminal shows at the end of a run."""
+def format_run_summary(metrics: dict[str, Any], out: Path) -> str:
+    """Returns the summary that a terminal shows at the end of a run."""
     mixture = metrics["mixture_log_evidence"]
     lines = [
         f"log evidence  {metrics['log_evidence']:9.3f} +- {metrics['log_evidence_se']:.3f} nats "
         f"per datum, held out",
         f"ELBO          {metrics['elbo']:9.3f} (rate {metrics['rate']:.3f}, distortion "
         f"{metrics['distortion']:.3f})",
-        f"active units  {active_units(metrics)}",
+        f"active units  {format_active_units(metrics)}",
         f"training      {metrics['seconds']:7.1f}   s, {metrics['epochs']} epochs",
         f"report        {out / 'report.html'}",
     ]

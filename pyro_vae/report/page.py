@@ -1,4 +1,4 @@
-"""The report of a run: a page that needs no other file, and its pictures."""
+"""The report of a run: a self-contained page, and files with its figures."""
 
 import base64
 import io
@@ -20,14 +20,14 @@ __all__ = ["Figure", "Picture", "Report", "write"]
 
 
 class Figure(NamedTuple):
-    """A number with what it means.
+    """A metric with its explanation.
 
     Attributes:
         name: Its name.
-        value: Its value, or ``None`` where there is none.
+        value: Its value, or ``None`` if it is missing.
         unit: Its unit, or an empty string for a count.
-        standard_error: Its standard error in the same unit, if one is known.
-        meaning: One sentence for a reader who does not know it.
+        standard_error: Its standard error in the same unit, or ``None``.
+        meaning: Its explanation in one sentence.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Figure(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture with what it shows.
+    """A plot with its caption.
 
     Attributes:
         file: The name of its file, which ends in ``.png``.
         title: Its title.
-        caption: One sentence on what it shows.
-        figure: The drawing.
+        caption: Its description in one sentence.
+        figure: The Matplotlib figure.
     """
 
     file: str
@@ -54,15 +54,15 @@ class Picture(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a report says of a run.
+    """The content of a report.
 
     Attributes:
-        title: What was trained on what.
-        settings: All that it takes to do it again, name by name.
-        figures: The figures, the one that sums the run up first.
-        warnings: What a reader should know before trusting the figures.
-        pictures: The pictures, in the order in which they are shown.
-        history: One row an epoch.
+        title: The data, the likelihood, the prior and the posterior.
+        settings: The settings needed to repeat the run, by their names.
+        figures: The metrics, starting with the one for the summary.
+        warnings: Warnings about the validity of the metrics.
+        pictures: The plots, in the order in which they are shown.
+        history: One row per epoch.
     """
 
     title: str
@@ -74,19 +74,19 @@ class Report(NamedTuple):
 
 
 def write(report: Report, folder: Path | str) -> Path:
-    """Writes ``report.html`` and ``figures/*.png`` to a folder, each file whole or not at all.
+    """Writes ``report.html`` and ``figures/*.png`` to a folder, each file atomically.
 
-    The page holds its pictures and style, and loads nothing from anywhere.
+    The page embeds its plots and style, and loads no other file.
 
     Arguments:
-        report: What to say.
-        folder: Where to; made if it does not exist.
+        report: The content.
+        folder: The folder; created if it is missing.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: If two pictures have one file name, or a name is no plain ``*.png``.
+        ValueError: If two plots have the same file name, or a name is not a plain ``*.png``.
 
     Example:
         >>> import tempfile
@@ -114,39 +114,41 @@ def write(report: Report, folder: Path | str) -> Path:
 
 
 def _check_files(names: Sequence[str]) -> None:
-    """Raises a ``ValueError`` for names that would leave the folder or overwrite each other."""
+    """Raises a ``ValueError`` for names outside the folder and for duplicates."""
     for index, name in enumerate(names):
         if not re.fullmatch(r"\w[\w.-]*\.png", name) or name in names[:index]:
-            raise ValueError(f"Expected file to be a plain name of its own in .png, got {name!r}")
+            raise ValueError(f"Expected file to be a unique plain name in .png, got {name!r}")
 
 
 def _to_png(figure: matplotlib.figure.Figure) -> bytes:
-    """Returns a drawing as a PNG file."""
+    """Returns a figure as the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
 def _render(report: Report, pngs: Sequence[bytes]) -> str:
-    """Returns the page, with its pictures as PNG files inside."""
+    """Returns the page, with its plots embedded as PNG files."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(written=_written, error=_error, available=_available)
+    environment.filters.update(
+        format_value=_format_value, format_error=_format_error, is_available=_is_available
+    )
     source = resources.files("pyro_vae.report").joinpath("page.html.jinja").read_text("utf-8")
-    shown = [p._asdict() | _embed(png) for p, png in zip(report.pictures, pngs, strict=True)]
+    plots = [p._asdict() | _embed_png(png) for p, png in zip(report.pictures, pngs, strict=True)]
     page = environment.from_string(source)
-    return page.render(report=report, pictures=shown, summary=_summary(report))
+    return page.render(report=report, plots=plots, summary=_summarize(report))
 
 
-def _embed(png: bytes) -> dict[str, str | int]:
-    """Returns a PNG file as an address that holds it, and the size that is written at its start."""
+def _embed_png(png: bytes) -> dict[str, str | int]:
+    """Returns a PNG file as a data URL, with its width and height in pixels."""
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return {"source": source, "width": width, "height": height}
 
 
-def _summary(report: Report) -> str:
+def _summarize(report: Report) -> str:
     """Returns the run in one sentence."""
     epochs = len(report.history)
     after = f" after {epochs:,} epoch{'s' * (epochs != 1)} of training" if epochs else ""
@@ -154,31 +156,34 @@ def _summary(report: Report) -> str:
         return f"Nothing was measured{after}."
     first = report.figures[0]
     name = first.name if first.name[:2].isupper() else first.name[:1].lower() + first.name[1:]
-    if not _available(first.value):
-        return f"The {name} is {_written(first)}{after}."
-    said = " ".join(filter(None, [_written(first), _error(first), first.unit]))
-    return f"The {name} is {said}{after}."
+    if not _is_available(first.value):
+        return f"The {name} is {_format_value(first)}{after}."
+    value = " ".join(filter(None, [_format_value(first), _format_error(first), first.unit]))
+    return f"The {name} is {value}{after}."
 
 
-def _available(value: float | None) -> bool:
-    """Tells whether a number is known."""
+def _is_available(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def _written(figure: Figure) -> str:
-    """Returns a value with the digits that mean something."""
-    return _number(figure.value, decimals(figure))
+def _format_value(figure: Figure) -> str:
+    """Returns the value of a metric as text, with its significant digits."""
+    return _format_number(figure.value, choose_decimals(figure))
 
 
-def _error(figure: Figure) -> str:
-    """Returns a standard error to the digits of its value, or nothing where none is known."""
-    if figure.standard_error is None or not _available(figure.value):
+def _format_error(figure: Figure) -> str:
+    """Returns the standard error of a metric as text, empty if it is unknown."""
+    if figure.standard_error is None or not _is_available(figure.value):
         return ""
-    return f"±\N{NO-BREAK SPACE}{_number(figure.standard_error, decimals(figure))}"
+    return f"±\N{NO-BREAK SPACE}{_format_number(figure.standard_error, choose_decimals(figure))}"
 
 
-def decimals(figure: Figure) -> int:
-    """Returns the decimals that show a digit of the error, two of nats, three digits of others."""
+def choose_decimals(figure: Figure) -> int:
+    """Returns the number of decimals of a metric.
+
+    They show one digit of the standard error. Without one they are two for nats, and show three
+    significant digits otherwise.
+    """
     value, spread = abs(figure.value or 0.0), figure.standard_error or 0.0
     if 0 < spread < math.inf:
         return min(6, max(2, -math.floor(math.log10(spread))))
@@ -189,10 +194,10 @@ def decimals(figure: Figure) -> int:
     return min(6, max(0, 2 - math.floor(math.log10(value))))
 
 
-def _number(value: float | None, decimals: int) -> str:
-    """Returns a number as it is printed: a real minus, and none before zero."""
+def _format_number(value: float | None, decimals: int) -> str:
+    """Returns a number as text, with a typographic minus sign and without negative zero."""
     if value is None or math.isnan(value):
         return "not available"
-    # Adding zero takes the sign from a negative zero.
+    # Adding zero removes the sign of a negative zero.
     text = f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("inf", "∞")
     return text.replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""A trained run, before it is written down."""
+"""A trained run, before its results are written."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ from pyro_vae.data import Data
 from pyro_vae.training.single import FitResult
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["Run"]
+__all__ = ["TrainedRun"]
 
 
-class Run(NamedTuple):
-    """Everything that a run has made before it is written down."""
+class TrainedRun(NamedTuple):
+    """The configuration, the data and the result of a run, from which its report is made."""
 
     cfg: DictConfig
     data: Data

@@ -10,16 +10,16 @@ from torch import Tensor
 import pyro_vae
 from pyro_vae.data import Data, Split
 from pyro_vae.guard import guard_process_state
-from pyro_vae.masking import fill
+from pyro_vae.masking import fill_missing
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.reuse import embedding_table
-from pyro_vae.reuse.evaluate_run import beside
-from pyro_vae.reuse.finished_run import Chosen, matched, opened, unsplit
+from pyro_vae.reuse.evaluate_run import build_run_path
+from pyro_vae.reuse.finished_run import SelectedRows, is_unsplit, open_run, select_rows
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_size
 
-__all__ = ["embed", "written"]
+__all__ = ["embed", "encode_rows"]
 
 
 @guard_process_state
@@ -33,31 +33,31 @@ def embed(
     device: torch.device | str = "cpu",
     allow: Sequence[str] = (),
 ) -> Path:
-    """Writes the codes of data, a row for each datum, to a parquet or csv file.
+    """Writes the embeddings of data, one row per datum, to a parquet or csv file.
 
-    The columns are ``part``, ``row``, ``label`` if there are labels (by name where they have
-    names), ``z_mean_0``, ``z_mean_1``, ... and ``z_scale_0``, ...: mean and standard deviation of
-    q(z given x) in each dimension. ``row`` is the number of the row in the source from 0, in its
-    own file where training and test rows come from two; rows without such numbers are counted in
-    their part. All parts are written in the order of the source. The parts of a ``dynamic`` set are
-    drawn once by its seed, as ``fixed`` does. Beside the data, memory is needed for
-    ``rows_at_once`` rows.
+    The columns are ``part``, ``row``, ``label`` if there are labels (as names if they have names),
+    ``z_mean_0``, ``z_mean_1``, ... and ``z_scale_0``, ...: mean and standard deviation of
+    q(z given x) in each dimension. ``row`` is the number of the row in its source file, from 0.
+    Rows without such numbers are counted within their part. All parts are written in the order of
+    the source. The parts of a ``dynamic`` set are drawn once by its seed, like those of a ``fixed``
+    set. Besides the data, memory is needed for ``rows_at_once`` rows.
 
     Arguments:
         run: The folder of a finished run, or a VAE.
-        data: As in :func:`judge_run`; for a VAE a data set.
-        out: The file, whose name ends in ``.parquet`` (needs the extra ``parquet``) or ``.csv``;
-            ``None``: ``codes/DATA-PART.parquet`` in the folder of the run.
+        data: As in :func:`judge_run`; a data set for a VAE.
+        out: The file, with the suffix ``.parquet`` (needs the extra ``parquet``) or ``.csv``;
+            ``None`` for ``codes/DATA-PART.parquet`` in the folder of the run.
         part: As in :func:`judge_run`.
-        rows_at_once: The number of rows that are encoded, and written as one group.
-        device: Where to compute; a VAE stays where it is.
+        rows_at_once: The number of rows to encode together, and to write as one row group.
+        device: The device for a run; a VAE stays on its device.
         allow: As in :func:`judge_run`.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        ValueError: As :func:`judge_run`, and if the file cannot be written; before any work.
+        ValueError: As in :func:`judge_run`, and if the file cannot be written. It is raised
+            before any work.
 
     Example:
         >>> import pandas, tempfile
@@ -71,68 +71,67 @@ def embed(
     """
     rows_at_once = check_size("rows_at_once", rows_at_once, least=1)
     if out is not None:
-        embedding_table.check_path(out)
+        embedding_table.check_table_path(out)
     if isinstance(run, VAE):
-        chosen, vae, name = matched(run, data, part), run, ""
+        selected, vae, name = select_rows(run, data, part), run, ""
     else:
-        chosen, vae, _ = opened(run, data, part, device, allow)
+        selected, vae, _ = open_run(run, data, part, device, allow)
         name = str(run)
     if out is None:
         if not name:
             raise ValueError("Expected out to name a .parquet or .csv file for a VAE, got None")
-        out = beside(name, "codes", chosen.data.name, part, "parquet")
+        out = build_run_path(name, "codes", selected.data.name, part, "parquet")
     facts = {
         "run": name,
-        "data": chosen.data.name,
-        "binarize": chosen.data.binarize,
+        "data": selected.data.name,
+        "binarize": selected.data.binarize,
         "part": part,
         "pyro_vae": pyro_vae.__version__,
     }
-    path = embedding_table.check_path(out)
-    rows = len(chosen.part)
+    path = embedding_table.check_table_path(out)
+    rows = len(selected.part)
     with (
-        embedding_table.writer(path, facts) as write,
+        embedding_table.open_table(path, facts) as write,
         Progress("embedding", rows, "rows") as progress,
     ):
         for start in range(0, rows, rows_at_once):
-            write(written(vae, chosen, slice(start, start + rows_at_once)))
+            write(encode_rows(vae, selected, slice(start, start + rows_at_once)))
             progress.reach(min(rows, start + rows_at_once))
     return path
 
 
 @torch.no_grad()
-def written(vae: VAE, chosen: Chosen, some: slice) -> dict[str, Any]:
-    """Returns some rows of the table of codes, by the names of their columns."""
-    x, mask = chosen.rows(some, next(vae.parameters()))
+def encode_rows(vae: VAE, selected: SelectedRows, index: slice) -> dict[str, Any]:
+    """Returns rows of the table of embeddings, as a mapping from column names to values."""
+    x, mask = selected.get_rows(index, next(vae.parameters()))
     with eval_mode(vae):
-        q = vae.encode(fill(x, mask))
-    columns = {**_origin(chosen, some), **_label(chosen, some)}
-    for kind, values in (("mean", q.mean), ("scale", _spread(q))):
+        q = vae.encode(fill_missing(x, mask))
+    columns = {**_build_origin_columns(selected, index), **_build_label_column(selected, index)}
+    for kind, values in (("mean", q.mean), ("scale", _get_standard_deviation(q))):
         numbers = values.cpu().numpy()
         columns |= {f"z_{kind}_{d}": numbers[:, d] for d in range(vae.latent_dim)}
     return columns
 
 
-def _spread(q: Any) -> Tensor:
-    """Returns the standard deviation of each dimension."""
-    # Of an independent normal it is the scale itself, not the root of its square.
+def _get_standard_deviation(q: Any) -> Tensor:
+    # The scale of an independent normal is exact, unlike the square root of its variance.
     return q.base_dist.stddev if isinstance(q, torch.distributions.Independent) else q.stddev
 
 
-def _origin(chosen: Chosen, some: slice) -> dict[str, Any]:
-    """Returns the columns that say where rows come from."""
-    numbers, split = chosen.data.row_numbers, not unsplit(chosen.data)
+def _build_origin_columns(selected: SelectedRows, index: slice) -> dict[str, Any]:
+    """Returns the columns of the part and the row number."""
+    numbers, split = selected.data.row_numbers, not is_unsplit(selected.data)
     names = Split._fields if split else ("all",) * 3
-    row = chosen.place[some] if numbers is None else chosen.take(numbers, some)
-    return {"part": [names[part] for part in chosen.part[some].tolist()], "row": row.numpy()}
+    row = selected.row[index] if numbers is None else selected.take(numbers, index)
+    return {"part": [names[part] for part in selected.part[index].tolist()], "row": row.numpy()}
 
 
-def _label(chosen: Chosen, some: slice) -> dict[str, Any]:
-    """Returns the column of labels, if there are any."""
-    labels, names = chosen.data.labels, chosen.data.label_names
+def _build_label_column(selected: SelectedRows, index: slice) -> dict[str, Any]:
+    """Returns the column of labels, or no column for data without labels."""
+    labels, names = selected.data.labels, selected.data.label_names
     if labels is None:
         return {}
-    values = chosen.take(labels, some)
+    values = selected.take(labels, index)
     if names is None:
         return {"label": values.numpy()}
     return {"label": [names[value] for value in values.tolist()]}

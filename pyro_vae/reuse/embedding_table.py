@@ -1,4 +1,4 @@
-"""Files of codes, written a piece at a time, and whole or not at all."""
+"""Files of embeddings, written in pieces and replaced atomically."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -8,83 +8,85 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import validation
-from pyro_vae.files.csv_cells import protect, quoting
+from pyro_vae.files.csv_cells import choose_quoting, protect
 
-__all__ = ["check_path", "writer"]
+__all__ = ["check_table_path", "open_table"]
 
 _Piece = Mapping[str, Any]
-"""Columns by name, each an array or a list, of one length."""
+"""Maps column names to arrays or lists of equal length."""
 
 _Write = Callable[[_Piece], None]
 
 
-def check_path(out: Path | str) -> Path:
+def check_table_path(out: Path | str) -> Path:
     """Returns the path of a file to write.
 
     Raises:
-        ValueError: If its name ends otherwise than in ``.parquet`` or ``.csv``, or the former
-            cannot be written for want of pyarrow.
+        ValueError: If its name does not end in ``.parquet`` or ``.csv``, or pyarrow is missing.
     """
     path = validation.check_path("out", out).expanduser()
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"Expected out to name a .parquet or .csv file, got '{out}'")
     if path.suffix == ".parquet":
-        _arrow(path)
+        _import_pyarrow(path)
     return path
 
 
-def writer(path: Path, facts: Mapping[str, str]) -> AbstractContextManager[_Write]:
-    """Returns what writes pieces of a table to a file, which appears when all are written.
+def open_table(path: Path, facts: Mapping[str, str]) -> AbstractContextManager[_Write]:
+    """Opens a table; the context gives a function that writes a piece.
+
+    The file appears at the end of the context.
 
     Arguments:
-        path: The file, of a name that :func:`check_path` takes.
-        facts: What a parquet file says of itself in the metadata of its schema; a csv file has
-            no place for it.
+        path: A path from :func:`check_table_path`.
+        facts: Metadata for the schema of a parquet file; a csv file has no metadata.
     """
-    return parquet(path, facts) if path.suffix == ".parquet" else text(path)
+    return _open_parquet(path, facts) if path.suffix == ".parquet" else _open_csv(path)
 
 
 @contextmanager
-def parquet(path: Path, facts: Mapping[str, str]) -> Iterator[_Write]:
-    """Writes each piece as a group of rows."""
-    pyarrow, parquet = _arrow(path)
-    opened: list[Any] = []
+def _open_parquet(path: Path, facts: Mapping[str, str]) -> Iterator[_Write]:
+    """Writes each piece as a row group."""
+    pyarrow, parquet = _import_pyarrow(path)
+    writers: list[Any] = []
 
     def write(piece: _Piece) -> None:
         table = pyarrow.table(dict(piece)).replace_schema_metadata(dict(facts))
-        if not opened:
-            opened.append(parquet.ParquetWriter(partial, table.schema))
-        opened[0].write_table(table)
+        if not writers:
+            writers.append(parquet.ParquetWriter(partial, table.schema))
+        writers[0].write_table(table)
 
-    with _replacing(path) as partial:
+    with _replace_at_end(path) as partial:
         try:
             yield write
         finally:
-            for file in opened:
-                file.close()
+            for writer in writers:
+                writer.close()
 
 
 @contextmanager
-def text(path: Path) -> Iterator[_Write]:
-    """Writes each piece as lines, below one line of names."""
+def _open_csv(path: Path) -> Iterator[_Write]:
+    """Writes each piece as lines, with one header."""
     import pandas
 
     def write(piece: _Piece) -> None:
-        table = pandas.DataFrame({protect(name): _cells(values) for name, values in piece.items()})
+        table = pandas.DataFrame(
+            {protect(name): _protect_cells(values) for name, values in piece.items()}
+        )
         texts = {text for values in piece.values() if isinstance(values, list) for text in values}
-        table.to_csv(file, index=False, header=not file.tell(), quoting=quoting(texts))
+        table.to_csv(file, index=False, header=not file.tell(), quoting=choose_quoting(texts))
 
-    with _replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with _replace_at_end(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield write
 
 
-def _cells(values: Any) -> Any:
+def _protect_cells(values: Any) -> Any:
     return [protect(text) for text in values] if isinstance(values, list) else values
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives another path to write to, which takes the place of this one at the end."""
+def _replace_at_end(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which replaces this one at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -96,8 +98,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _arrow(path: Path) -> tuple[Any, Any]:
-    """Returns pyarrow and its part for parquet, or raises a ``ValueError`` that names the extra."""
+def _import_pyarrow(path: Path) -> tuple[Any, Any]:
+    """Imports pyarrow and pyarrow.parquet; raises a ``ValueError`` that names the extra."""
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:

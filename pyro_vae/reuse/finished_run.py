@@ -1,4 +1,4 @@
-"""A finished run, and the rows that it is to be used on, made sure to fit each other."""
+"""A finished run and rows that fit it."""
 
 import inspect
 import os
@@ -13,159 +13,159 @@ from pyro_vae import config, data
 from pyro_vae.data import Data, Preparation, Split
 from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.recipe import check_allow
 from pyro_vae.vae.serialization import load
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_choice, check_device
 
 __all__ = [
-    "Chosen",
-    "matched",
-    "opened",
+    "SelectedRows",
+    "is_unsplit",
+    "open_run",
     "preparation",
-    "stored_number",
-    "unsplit",
+    "read_stored_integer",
+    "select_rows",
 ]
 
 _PARTS = ("train", "valid", "test", "all")
 
-_CHECKED = 4096
-"""How many rows are checked at once."""
+_ROWS_AT_ONCE = 4096
+"""The number of rows that are checked together."""
 
-_FILES = ("pyro_vae.data.table", "pyro_vae.data.array")
-"""Data of the user's own, which have no split that is anyone else's."""
+_USER_DATA = ("pyro_vae.data.table", "pyro_vae.data.array")
+"""Data sets from the user's files, which have no standard split."""
 
 
-class Chosen(NamedTuple):
-    """The rows of a part, or of all parts in the order of their source, without a copy of them.
+class SelectedRows(NamedTuple):
+    """Rows of one part, or of all parts in the order of their source, without a copy.
 
     Attributes:
         data: The data set.
-        part: The number of the part that each row is in, ``(N,)``.
-        place: Its place there, ``(N,)``.
+        part: The number of the part of each row, ``(N,)``.
+        row: The index of each row within its part, ``(N,)``.
     """
 
     data: Data
     part: Tensor
-    place: Tensor
+    row: Tensor
 
-    def take(self, split: Split, some: slice) -> Tensor:
-        """Returns what some rows have in a split."""
-        part, place = self.part[some], self.place[some]
-        found = split.train.new_empty((len(part), *split.train.shape[1:]))
+    def take(self, split: Split, index: slice) -> Tensor:
+        """Returns the values of a split for a slice of the selected rows."""
+        part, row = self.part[index], self.row[index]
+        values = split.train.new_empty((len(part), *split.train.shape[1:]))
         for number, rows in enumerate(split):
-            here = part == number
-            found[here] = rows[place[here]]
-        return found
+            in_part = part == number
+            values[in_part] = rows[row[in_part]]
+        return values
 
-    def rows(self, some: slice, to: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns some rows and their mask, on the device and in the precision of a tensor."""
+    def get_rows(self, index: slice, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns a slice of the rows with their mask, with the device and dtype of a tensor."""
         mask = self.data.mask
-        x = self.take(self.data.x, some).to(to)
-        return x, None if mask is None else self.take(mask, some).to(to.device)
+        x = self.take(self.data.x, index).to(like)
+        return x, None if mask is None else self.take(mask, index).to(like.device)
 
 
 def preparation(run: Path | str, *, allow: Sequence[str] = ()) -> Preparation:
-    """Returns how the training data of a run were prepared, as ``data.table(like=...)`` takes it.
+    """Returns the preparation of a run's training data, for ``data.table(like=...)``.
 
-    A run without a ``data.json``, as older versions left, has its data made once more.
+    If an older version wrote the run without ``data.json``, the data are loaded again.
 
     Arguments:
         run: The folder of a finished run.
         allow: As in :func:`judge_run`.
 
     Raises:
-        ValueError: If there is no such run, or its file is damaged.
+        ValueError: If the run is missing, or its file is damaged.
     """
-    folder = _finished(run)
+    folder = _find_run_folder(run)
     if (folder / "data.json").is_file():
         return Preparation.load(folder)
-    return own_data(folder, allow).preparation
+    return build_own_data(folder, allow).preparation
 
 
-def opened(
+def open_run(
     run: Path | str,
     source: Data | Mapping[str, Any] | None,
     part: str,
     device: torch.device | str,
     allow: Sequence[str],
-) -> tuple[Chosen, VAE, dict[str, Any]]:
+) -> tuple[SelectedRows, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
     check_choice("part", part, _PARTS)
-    where = check_device(device)
-    folder = _finished(run)
-    cfg = configuration(folder)
-    # Making a VAE draws weights, in whose place those of the file come.
-    with own_randomness(torch.device("cpu"), 0):
-        vae = load(folder, allow=allow).to(where)
+    torch_device = check_device(device)
+    folder = _find_run_folder(run)
+    cfg = read_configuration(folder)
+    # The constructor of a VAE draws initial weights, which changes the random state.
+    with fork_and_seed_rng(torch.device("cpu"), 0):
+        vae = load(folder, allow=allow).to(torch_device)
     like = preparation(folder, allow=allow)
     if source is None:
-        found, seed = own_data(folder, allow, like), _seed_of(cfg["data"])
+        dataset, seed = build_own_data(folder, allow, like), _get_seed(cfg["data"])
     elif isinstance(source, Data):
-        found, seed = source, 0
+        dataset, seed = source, 0
     else:
-        found, seed = _made(source, like, split=part != "all"), _seed_of(source)
-    found = _fixed(found, seed)
-    _check_form(run, found, like, vae)
-    chosen = _choose(found, part)
-    _check_values(vae, chosen)
-    return chosen, vae, cfg
+        dataset, seed = _build_data(source, like, split=part != "all"), _get_seed(source)
+    dataset = _binarize_once(dataset, seed)
+    _check_form(run, dataset, like, vae)
+    selected = _select_part(dataset, part)
+    _check_values(vae, selected)
+    return selected, vae, cfg
 
 
-def matched(vae: VAE, source: Any, part: str) -> Chosen:
-    """Returns rows that fit a VAE of which there is no run."""
+def select_rows(vae: VAE, source: Any, part: str) -> SelectedRows:
+    """Returns rows that fit a VAE without a run."""
     check_choice("part", part, _PARTS)
     if not isinstance(source, Data):
         raise ValueError(
             f"Expected data to be a pyro_vae.data.Data for a VAE, got {type(source).__name__}"
         )
     _check_shape("the VAE", source, tuple(vae.event_shape))
-    chosen = _choose(_fixed(source, 0), part)
-    _check_values(vae, chosen)
-    return chosen
+    selected = _select_part(_binarize_once(source, 0), part)
+    _check_values(vae, selected)
+    return selected
 
 
-def _finished(run: Path | str) -> Path:
-    """Returns the folder of a finished run, or raises a ``ValueError`` that says what it is."""
+def _find_run_folder(run: Path | str) -> Path:
+    """Returns the folder of a finished run, or raises a ``ValueError``."""
     folder = Path(str(run)).expanduser()
     if run is None or not os.path.isfile(folder / "config.yaml"):
-        found = "which has no config.yaml" if os.path.isdir(folder) else "which is no folder"
-        told = "None" if run is None else f"'{run}', {found}"
+        fault = "has no config.yaml" if os.path.isdir(folder) else "is not a folder"
+        value = "None" if run is None else f"'{run}', which {fault}"
         raise ValueError(
-            f"Expected run to be the folder of a finished run, as in run=outputs/DATE, got {told}"
+            f"Expected run to be the folder of a finished run, as in run=outputs/DATE, got {value}"
         )
     if not os.path.isfile(folder / "metrics.json"):
         raise ValueError(
             f"Expected run to be the folder of a finished run, got '{run}', which has no "
-            f"metrics.json: finish it by its own command with {config.override('out', str(run))} "
-            f"resume=true"
+            f"metrics.json: run its command again with "
+            f"{config.format_override('out', str(run))} resume=true"
         )
     return folder
 
 
-def configuration(folder: Path) -> dict[str, Any]:
-    """Returns the configuration of a run, plain values that refer to nothing.
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of a run, as plain values without interpolations.
 
     Raises:
-        ValueError: If the file is damaged, or refers to values elsewhere: the configuration of a
-            run is resolved when it is written, and a reference could call any function.
+        ValueError: If the file is damaged, or has interpolations. The configuration of a run is
+            resolved when it is written, and an interpolation could call any function.
     """
     path = folder / "config.yaml"
     cfg = read_yaml(path)
     if not isinstance(cfg, dict) or not isinstance(cfg.get("data"), dict):
         raise ValueError(f"Expected '{path}' to hold the configuration of a run, got no data in it")
-    for value in _strings(cfg):
+    for value in _iterate_strings(cfg):
         if "${" in value:
             raise ValueError(
-                f"Expected '{path}' to hold values, as a run writes them, got {value!r:.100}, "
-                f"which refers to others"
+                f"Expected '{path}' to hold plain values, as a run writes them, got "
+                f"{value!r:.100}, which is an interpolation"
             )
     return cfg
 
 
-def _strings(node: Any) -> Iterator[str]:
-    """Yields all strings of a configuration, names of settings included."""
+def _iterate_strings(node: Any) -> Iterator[str]:
+    """Yields all strings of a configuration, including keys."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, dict):
@@ -173,14 +173,14 @@ def _strings(node: Any) -> Iterator[str]:
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _strings(child)
+            yield from _iterate_strings(child)
 
 
-def stored_number(cfg: Mapping[str, Any], name: str) -> int:
+def read_stored_integer(cfg: Mapping[str, Any], name: str) -> int:
     """Returns an integer of a run's configuration by its dotted name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it is missing or not an integer.
     """
     value: Any = cfg
     for key in name.split("."):
@@ -193,19 +193,19 @@ def stored_number(cfg: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None) -> Data:
-    """Returns a run's own data, if making them runs no foreign code.
+def build_own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None) -> Data:
+    """Builds a run's own data, if this runs no foreign code.
 
-    Missing files are not fetched, even if the run fetched them.
+    Missing files are not downloaded, even if the run downloaded them.
 
     Raises:
-        ValueError: If the configuration names functions that are not allowed, or cannot be made.
+        ValueError: If the configuration names functions that are not allowed, or building fails.
     """
-    node = configuration(folder)["data"]
+    node = read_configuration(folder)["data"]
     _check_targets(node, folder, allow)
     options = node | ({"download": False} if "download" in node else {})
     try:
-        found = _made(options, like)
+        dataset = _build_data(options, like)
     except Exception as error:
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
@@ -213,34 +213,34 @@ def own_data(folder: Path, allow: Sequence[str], like: Preparation | None = None
             f"Expected the data of '{folder}' to be made as its config.yaml says, got an error: "
             f"{kind}{' '.join(str(cause).split())}"
         ) from error
-    if not isinstance(found, Data):
+    if not isinstance(dataset, Data):
         raise ValueError(
             f"Expected the data of '{folder}' to be a pyro_vae.data.Data, got "
-            f"{type(found).__name__}"
+            f"{type(dataset).__name__}"
         )
-    return found
+    return dataset
 
 
 def _check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -> None:
     """Raises a ``ValueError`` unless a stored configuration calls only allowed names.
 
-    A data set of this package is allowed at the top; what the user allows by name, anywhere.
+    Data sets of this package are allowed at the top level, names from the user at any level.
     """
     allowed = check_allow(allow)
-    sets = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
+    data_sets = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
     if not isinstance(node.get("_target_"), str):
         raise ValueError(f"Expected the data of '{folder}' to have a _target_, got none")
-    _check_node(node, {f"pyro_vae.data.{name}" for name in sets} | allowed, allowed, folder)
+    _check_node(node, {f"pyro_vae.data.{name}" for name in data_sets} | allowed, allowed, folder)
 
 
-def _check_node(node: Any, known: Collection[str], within: Collection[str], folder: Path) -> None:
-    """Raises a ``ValueError`` for a name that is not known here, or not allowed further within."""
+def _check_node(node: Any, here: Collection[str], below: Collection[str], folder: Path) -> None:
+    """Raises a ``ValueError`` for a name that is not allowed here, or not allowed below."""
     for key in node if isinstance(node, dict) else ():
         value = node[key]
-        if key == "_target_" and not (isinstance(value, str) and value in known):
+        if key == "_target_" and not (isinstance(value, str) and value in here):
             raise ValueError(
                 f"Expected the data of '{folder}' to be made by pyro_vae.data, got {value!r:.100}: "
-                f"if you trust the run, {config.override('allow', [f'{value!s:.100}'])}"
+                f"if you trust the run, {config.format_override('allow', [f'{value!s:.100}'])}"
             )
         if (key != "_target_" and key.startswith("_") and key.endswith("_")) or value == "???":
             raise ValueError(
@@ -248,111 +248,114 @@ def _check_node(node: Any, known: Collection[str], within: Collection[str], fold
             )
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
-        _check_node(child, within, within, folder)
+        _check_node(child, below, below, folder)
 
 
-def _seed_of(node: Mapping[str, Any]) -> int:
-    """Returns the seed in a configuration of data, or 0 if it is missing."""
+def _get_seed(node: Mapping[str, Any]) -> int:
+    """Returns the seed in the configuration of a data set, or 0 if it is missing."""
     seed = node.get("seed", 0)
     return seed if isinstance(seed, int) else 0
 
 
-def _made(node: Mapping[str, Any], like: Preparation | None = None, *, split: bool = True) -> Data:
-    """Returns the data of a configuration, a table prepared like others."""
+def _build_data(
+    node: Mapping[str, Any], like: Preparation | None = None, *, split: bool = True
+) -> Data:
+    """Builds the data of a configuration; a table gets the preparation ``like``."""
     options = dict(node)
     target = options.get("_target_")
-    if not split and target in _FILES:
+    if not split and target in _USER_DATA:
         options |= {"valid": 0, "test": 0}
     if target != "pyro_vae.data.table" or like is None:
         return config.build(options)
-    # Handed over past Hydra, which would make lists of it.
+    # Hydra would convert the tuples of a preparation to lists.
     return config.build(options | {"_partial_": True, "like": None})(like=like)
 
 
-def _check_form(run: Path | str, found: Data, like: Preparation, vae: VAE) -> None:
-    """Raises a ``ValueError`` if data have not the form of a run's own."""
-    _check_shape(f"run '{run}'", found, like.event_shape)
-    if None not in (found.columns, like.columns) and found.columns != like.columns:
+def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> None:
+    """Raises a ``ValueError`` if data do not have the form of a run's own."""
+    _check_shape(f"run '{run}'", dataset, like.event_shape)
+    if None not in (dataset.columns, like.columns) and dataset.columns != like.columns:
         raise ValueError(
             f"Expected data with the columns {list(like.columns or ())} of run '{run}', in this "
-            f"order, got {list(found.columns or ())} of '{found.name}': "
-            f"data.table(..., like=reuse.preparation(run)) takes them so"
+            f"order, got {list(dataset.columns or ())} of '{dataset.name}': "
+            f"data.table(..., like=reuse.preparation(run)) selects them"
         )
-    if not _same(found.scaling, like.scaling) or (like.scaling and found.columns is None):
-        state = "as they are" if found.scaling is None else "scaled otherwise"
+    if not _equal_scaling(dataset.scaling, like.scaling) or (
+        like.scaling and dataset.columns is None
+    ):
+        state = "as they are" if dataset.scaling is None else "scaled otherwise"
         raise ValueError(
             f"Expected data scaled as the training data of run '{run}' were"
-            f"{', not at all' if like.scaling is None else ''}, got '{found.name}' {state}: "
-            f"data.table(..., like=reuse.preparation(run)) does so"
+            f"{', not at all' if like.scaling is None else ''}, got '{dataset.name}' {state}: "
+            f"data.table(..., like=reuse.preparation(run)) applies the scaling"
         )
-    alike = (found.binarize == "none") == (like.binarize == "none")
-    takes_bits = isinstance(vae.likelihood, Bernoulli) and not vae.likelihood.grey_scale
-    if not alike and not (takes_bits and _binary(found)):
+    same_binarize = (dataset.binarize == "none") == (like.binarize == "none")
+    is_bernoulli = isinstance(vae.likelihood, Bernoulli) and not vae.likelihood.grey_scale
+    if not same_binarize and not (is_bernoulli and _is_binary(dataset)):
         raise ValueError(
             f"Expected data with binarize={like.binarize!r}, as those of run '{run}', got "
-            f"{found.binarize!r} of '{found.name}'"
+            f"{dataset.binarize!r} of '{dataset.name}'"
         )
 
 
-def _binary(found: Data) -> bool:
-    """Tells whether all values are zeros and ones, whatever made them so."""
-    return all(bool(((x == 0) | (x == 1)).all()) for x in found.x)
+def _is_binary(dataset: Data) -> bool:
+    return all(bool(((x == 0) | (x == 1)).all()) for x in dataset.x)
 
 
-def _check_shape(whose: str, found: Data, expected: tuple[int, ...]) -> None:
-    """Raises a ``ValueError`` if a datum has another shape."""
-    if tuple(found.event_shape) != expected:
+def _check_shape(owner: str, dataset: Data, expected: tuple[int, ...]) -> None:
+    if tuple(dataset.event_shape) != expected:
         raise ValueError(
-            f"Expected data of shape {expected}, that of {whose}, got {tuple(found.event_shape)} "
-            f"of '{found.name}'"
+            f"Expected data of shape {expected}, that of {owner}, got {tuple(dataset.event_shape)} "
+            f"of '{dataset.name}'"
         )
 
 
-def _same(scaling: data.Scaling | None, other: data.Scaling | None) -> bool:
-    """Tells whether two scalings are one."""
+def _equal_scaling(scaling: data.Scaling | None, other: data.Scaling | None) -> bool:
     if scaling is None or other is None:
         return scaling is other
     return all(torch.equal(a, b) for a, b in zip(scaling, other, strict=True))
 
 
-def _check_values(vae: VAE, chosen: Chosen) -> None:
-    """Raises a ``ValueError`` if values lie outside the likelihood's support."""
+def _check_values(vae: VAE, selected: SelectedRows) -> None:
+    """Raises a ``ValueError`` if values are outside the likelihood's support."""
     weight = next(vae.parameters())
-    for start in range(0, len(chosen.part), _CHECKED):
-        vae.check(*chosen.rows(slice(start, start + _CHECKED), weight))
+    for start in range(0, len(selected.part), _ROWS_AT_ONCE):
+        vae.check(*selected.get_rows(slice(start, start + _ROWS_AT_ONCE), weight))
 
 
-def _fixed(found: Data, seed: int) -> Data:
-    """Returns data whose training rows are drawn, once, as ``binarize="fixed"`` draws them."""
-    if found.binarize != "dynamic":
-        return found
+def _binarize_once(dataset: Data, seed: int) -> Data:
+    """Returns data with training rows drawn once if they are dynamic, as ``fixed`` does."""
+    if dataset.binarize != "dynamic":
+        return dataset
     generator = torch.Generator().manual_seed(seed)
-    return found._replace(
-        x=found.x._replace(train=torch.bernoulli(found.x.train, generator=generator))
+    return dataset._replace(
+        x=dataset.x._replace(train=torch.bernoulli(dataset.x.train, generator=generator))
     )
 
 
-def unsplit(found: Data) -> bool:
-    """Tells whether data have no parts."""
-    return not len(found.x.valid) and not len(found.x.test)
+def is_unsplit(dataset: Data) -> bool:
+    """Whether data have training rows only."""
+    return not len(dataset.x.valid) and not len(dataset.x.test)
 
 
-def _choose(found: Data, part: str) -> Chosen:
-    """Returns the rows of a part; all in the order of their source, if they come from one.
+def _select_part(dataset: Data, part: str) -> SelectedRows:
+    """Returns the rows of a part, or all rows in the order of a common source.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If the part is empty.
     """
-    kept = range(3) if part == "all" else [_PARTS.index(part)]
-    sizes = [len(rows) for rows in found.x]
-    parts = torch.cat([torch.full((sizes[number],), number) for number in kept])
-    chosen = Chosen(found, parts, torch.cat([torch.arange(sizes[number]) for number in kept]))
+    part_numbers = range(3) if part == "all" else [_PARTS.index(part)]
+    sizes = [len(rows) for rows in dataset.x]
+    parts = torch.cat([torch.full((sizes[number],), number) for number in part_numbers])
+    selected = SelectedRows(
+        dataset, parts, torch.cat([torch.arange(sizes[number]) for number in part_numbers])
+    )
     if not len(parts):
-        raise ValueError(f"Expected part to have rows, got {part!r} of '{found.name}' with none")
-    if part != "all" or found.row_numbers is None:
-        return chosen
-    numbers = torch.cat(found.row_numbers)
+        raise ValueError(f"Expected part to have rows, got {part!r} of '{dataset.name}' with none")
+    if part != "all" or dataset.row_numbers is None:
+        return selected
+    numbers = torch.cat(dataset.row_numbers)
     if len(numbers.unique()) < len(numbers):
-        return chosen
+        return selected
     order = numbers.argsort()
-    return Chosen(found, parts[order], chosen.place[order])
+    return SelectedRows(dataset, parts[order], selected.row[order])

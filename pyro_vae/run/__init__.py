@@ -1,4 +1,4 @@
-"""One run: builds, trains and evaluates what a configuration describes, and writes its folder."""
+"""One run: builds, trains and evaluates the VAE of a configuration, and writes its folder."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["run"]
 
 
 def __getattr__(name: str) -> Any:
-    # The console commands import the modules on the folder of a run, which need no PyTorch.
+    # Imported late, because console commands import pyro_vae.run.folder without PyTorch.
     if name != "run":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pyro_vae.run.experiment import run

@@ -1,4 +1,4 @@
-"""Checks of a run's configuration, all of them before anything is written."""
+"""Checks the configuration of a run before anything is written."""
 
 import copy
 import inspect
@@ -12,25 +12,25 @@ from omegaconf import DictConfig
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.data import Data
 from pyro_vae.progress import check_progress
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.arguments import (
     as_rows,
     check_data,
-    check_makers,
+    check_factories,
     check_numbers,
-    check_objective,
+    check_objective_schedules,
     check_precision,
     check_tracker,
     choose_engine,
 )
-from pyro_vae.training.loop import Training, batches
+from pyro_vae.training.loop import Training, draw_batches
 from pyro_vae.training.network_checks import check_single_rows
 from pyro_vae.training.resume_state import load_state
 from pyro_vae.training.single import fit
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_device, check_size
 
-__all__ = ["Prepared", "check_settings", "check_training"]
+__all__ = ["PreparedRun", "check_settings", "check_training"]
 
 _LEAST = {
     "num_particles": 1,
@@ -42,8 +42,8 @@ _LEAST = {
 """The least value of each setting of ``evaluate``."""
 
 
-class Prepared(NamedTuple):
-    """Everything that a run needs, built."""
+class PreparedRun(NamedTuple):
+    """The configuration of a run and the objects built from it."""
 
     cfg: DictConfig
     data: Data
@@ -54,7 +54,7 @@ class Prepared(NamedTuple):
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises a ``ValueError`` for a setting that no data or VAE is needed to check."""
+    """Checks the settings that can be checked without data and VAE; raises a ``ValueError``."""
     for name, least in _LEAST.items():
         value = cfg.evaluate.get(name)
         if value is not None or name != "evidence_rows":
@@ -70,28 +70,28 @@ def check_settings(cfg: DictConfig) -> None:
     check_device(cfg.device)
 
 
-def check_training(ready: Prepared, state: Path | None = None) -> None:
+def check_training(ready: PreparedRun, state: Path | None = None) -> None:
     """Raises a ``ValueError`` for a training that :func:`pyro_vae.fit` would refuse.
 
     Arguments:
         ready: The run; its training is checked only if it is a partial of :func:`pyro_vae.fit`.
-        state: The file of the training to continue, or ``None``.
+        state: The resume state of the training to continue, or ``None``.
     """
     cfg, data, vae, objective, optimizer, train = ready
     if not (isinstance(train, partial) and train.func is fit):
         return
-    settings = _bound(train)
+    settings = _bind_arguments(train)
     valid = data.valid if len(data.x.valid) else None
     rows, size = as_rows("train", data.train), settings["batch_size"]
     numbers = ("epochs", "batch_size", "clip_norm", "patience", "checkpoint_seconds")
     check_numbers(*(settings[name] for name in numbers))
-    steps = settings["epochs"] * len(batches(len(rows.x), size, torch.Generator()))
-    schedules = check_objective(objective, settings["schedules"] or {}, steps)
+    steps = settings["epochs"] * len(draw_batches(len(rows.x), size, torch.Generator()))
+    schedules = check_objective_schedules(objective, settings["schedules"] or {}, steps)
     check_data(vae, rows, valid, settings["patience"])
     check_single_rows(vae, rows, size, objective)
     check_tracker(settings["tracker"])
     check_progress(settings["progress"])
-    check_makers(optimizer, settings["lr_schedule"])
+    check_factories(optimizer, settings["lr_schedule"])
     compile = check_precision(settings["precision"], settings["compile"])
     engine = choose_engine(compile, vae, objective, min(size, len(rows.x)), steps)
     _check_optimizer(vae, optimizer, settings["lr_schedule"])
@@ -101,49 +101,49 @@ def check_training(ready: Prepared, state: Path | None = None) -> None:
     vae, objective = copy.deepcopy((vae, objective))
     clip = settings["clip_norm"]
     run = Training(vae, objective, schedules, rows, valid, size, clip, cfg.seed, engine)
-    with own_randomness(rows.x.device, cfg.seed):
+    with fork_and_seed_rng(rows.x.device, cfg.seed):
         run.start(optimizer, settings["lr_schedule"])
         _check_state(run, state)
 
 
-def _bound(train: partial) -> dict[str, Any]:
-    """Returns all arguments of a partial of :func:`pyro_vae.fit`, the defaults included."""
+def _bind_arguments(train: partial) -> dict[str, Any]:
+    """Returns all arguments of a partial of :func:`pyro_vae.fit`, including defaults."""
     try:
-        given = inspect.signature(fit).bind_partial(*train.args, **train.keywords)
+        arguments = inspect.signature(fit).bind_partial(*train.args, **train.keywords)
     except TypeError as error:
         raise ValueError(f"Expected train to be settings of pyro_vae.fit, {error}") from None
-    given.apply_defaults()
-    return given.arguments
+    arguments.apply_defaults()
+    return arguments.arguments
 
 
 def _check_optimizer(vae: VAE, optimizer: Any, lr_schedule: Any) -> None:
-    """Raises a ``ValueError`` unless an optimizer and its schedule can be made."""
+    """Raises a ``ValueError`` unless an optimizer and its schedule can be built."""
     try:
-        made = optimizer([p for p in vae.parameters() if p.requires_grad])
-        check_optimizer("the result of optimizer", made)
+        result = optimizer([p for p in vae.parameters() if p.requires_grad])
+        check_optimizer("the result of optimizer", result)
         if lr_schedule is not None:
-            lr_schedule(made)
+            lr_schedule(result)
     except TypeError as error:
         raise ValueError(
-            f"Expected optimizer and train.lr_schedule to have settings that PyTorch takes: {error}"
+            f"Expected optimizer and train.lr_schedule to have settings that PyTorch accepts: "
+            f"{error}"
         ) from None
 
 
 def _check_state(run: Training, path: Path) -> None:
-    """Raises a ``ValueError`` for the state of another training."""
+    """Restores a training, or raises a ``ValueError`` for the state of another one."""
     state = load_state(path)
     for name, own in run.fingerprint().items():
         other = state["fingerprint"].get(name)
         if other != own:
             raise ValueError(
                 f"Expected resume=true to continue the training in '{path.parent}', got another "
-                f"{name}: {_shown(other)} there, {_shown(own)} here: choose another folder "
+                f"{name}: {_shorten(other)} there, {_shorten(own)} here: choose another folder "
                 f"(out=FOLDER), or replace the run (overwrite=true)"
             )
-    run.restore(state, path)
+    run.resume_from(state, path)
 
 
-def _shown(value: Any) -> str:
-    """Returns a value in at most 80 characters."""
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""One run: build, train, judge, write."""
+"""Builds, trains and evaluates a VAE from a configuration, and writes the results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +12,15 @@ from pyro_vae import config, objectives, report
 from pyro_vae.console.commands import check_interrupted
 from pyro_vae.data import Rows
 from pyro_vae.evaluate import baseline
-from pyro_vae.evaluate.metrics import finite_figures, mean, scores
+from pyro_vae.evaluate.metrics import check_finite_metrics, compute_metrics, mean_over_rows
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.progress import Progress, show_always
 from pyro_vae.report import content
-from pyro_vae.report.trained_run import Run
-from pyro_vae.run.checks import Prepared, check_settings, check_training
+from pyro_vae.report.trained_run import TrainedRun
+from pyro_vae.run.checks import PreparedRun, check_settings, check_training
 from pyro_vae.run.folder import RunFolder, check_out
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.sweeps.job_id import run_id
 from pyro_vae.training.checkpointer import write_history
 from pyro_vae.vae.serialization import save_weights
@@ -32,11 +32,11 @@ __all__ = ["run"]
 def run(
     cfg: DictConfig, *, name: str | None = None, files: Mapping[str, str] | None = None
 ) -> float:
-    """Trains and judges what a configuration describes, and writes it to ``cfg.out``.
+    """Trains and evaluates the VAE of a configuration, and writes the results to ``cfg.out``.
 
-    This is a job of a process of its own: Pyro's parameter store is cleared, the random state
-    seeded, and the number of threads set. A finished run in ``cfg.out`` stays as it is until the
-    new results are complete.
+    It changes process-wide state: Pyro's parameter store is cleared, the random state seeded, and
+    the number of threads set. A finished run in ``cfg.out`` is unchanged until the new results are
+    complete.
 
     Arguments:
         cfg: A composed configuration, ``pyro_vae.config.compose``.
@@ -47,8 +47,8 @@ def run(
         The held-out log evidence, in nats per datum.
 
     Raises:
-        ValueError: If the configuration describes what cannot be, or ``cfg.out`` holds another run
-            and neither ``cfg.resume`` nor ``cfg.overwrite`` is true; before any work is done.
+        ValueError: If the configuration is invalid, or ``cfg.out`` holds another run and neither
+            ``cfg.resume`` nor ``cfg.overwrite`` is true. This is raised before any work.
     """
     check_settings(cfg)
     name = run_id(cfg) if name is None else name
@@ -60,24 +60,24 @@ def run(
     check_training(ready)
     with hold_folder(folder.out):
         folder.recover()
-        # Again, because another process may have been at work.
+        # Checked again, because another process may have written to the folder.
         folder.check()
         if folder.checkpoint is not None:
             check_training(ready, folder.checkpoint)
-        place = folder.open({**(files or {}), **_first_files(ready)})
+        work_folder = folder.open({**(files or {}), **_first_files(ready)})
         try:
             with show_always():
-                metrics = _train_and_write(ready, place)
+                metrics = _train_and_write(ready, work_folder)
         except BaseException:
-            folder.abandon(place)
+            folder.abandon(work_folder)
             raise
-        folder.close(place)
-    print(content.summary(metrics, folder.out))
+        folder.close(work_folder)
+    print(content.format_run_summary(metrics, folder.out))
     return metrics["log_evidence"]
 
 
-def _prepare(cfg: DictConfig) -> Prepared:
-    """Builds everything that a run needs, in a process as good as new."""
+def _prepare(cfg: DictConfig) -> PreparedRun:
+    """Resets the process state, and builds all objects of a run."""
     pyro.clear_param_store()
     pyro.set_rng_seed(cfg.seed)
     if cfg.threads is not None:
@@ -85,24 +85,24 @@ def _prepare(cfg: DictConfig) -> Prepared:
     data = config.build(cfg.data)
     if not len(data.x.test):
         raise ValueError(
-            f"Expected rows of '{data.name}' to be kept for the test, got none: give data.test"
+            f"Expected rows of '{data.name}' to be kept for the test, got none: set data.test"
         )
     vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
-    return Prepared(cfg, data, vae, objective, optimizer, config.build(cfg.train))
+    return PreparedRun(cfg, data, vae, objective, optimizer, config.build(cfg.train))
 
 
-def _first_files(ready: Prepared) -> dict[str, str]:
+def _first_files(ready: PreparedRun) -> dict[str, str]:
     """Returns the files that describe a run before it begins."""
     return {
-        "config.yaml": OmegaConf.to_yaml(config.resolved(ready.cfg)),
+        "config.yaml": OmegaConf.to_yaml(config.resolve_references(ready.cfg)),
         "data.json": strict_json(ready.data.preparation.to_dict()),
     }
 
 
-def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
-    """Trains and judges, writes all results to a folder, and returns the figures."""
+def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
+    """Trains and evaluates, writes all results to a folder, and returns the metrics."""
     cfg, data, vae, objective, optimizer, train = ready
     result = train(
         vae,
@@ -111,44 +111,44 @@ def _train_and_write(ready: Prepared, place: Path) -> dict[str, Any]:
         objective=objective,
         optimizer=optimizer,
         seed=cfg.seed,
-        out=place,
+        out=folder,
         resume=cfg.resume,
     )
-    # A training that a signal ended early is not a result.
+    # A training ended early by a signal is not a result.
     check_interrupted()
-    # Once more, because a run whose weights could not be written is not finished.
-    save_weights(vae, vae.state_dict(), place / "model.safetensors")
-    write_history(result.history, place / "history.csv")
-    made = Run(cfg, data, vae, objective, result)
-    metrics = judge(made)
-    # Before the pictures, so that none of them can cost the figures.
-    _write(place / "metrics.json", strict_json(metrics))
-    report.write(content.tell(made, metrics), place)
+    # Written again, because fit tolerates a failed write but a finished run has its weights.
+    save_weights(vae, vae.state_dict(), folder / "model.safetensors")
+    write_history(result.history, folder / "history.csv")
+    run = TrainedRun(cfg, data, vae, objective, result)
+    metrics = evaluate_trained_run(run)
+    # Written before the report, whose failure must not lose the metrics.
+    _write(folder / "metrics.json", strict_json(metrics))
+    report.write(content.build_report(run, metrics), folder)
     return metrics
 
 
-def judge(made: Run) -> dict[str, Any]:
-    """Returns the final figures on held-out data, in nats per datum."""
-    cfg, vae, (x, mask, _) = made.cfg, made.vae, made.data.test
-    # Seeded anew, so that whoever judges the run later can draw the same.
-    with own_randomness(x.device, cfg.seed):
-        figures = scores(vae, x, mask, **cfg.evaluate)
+def evaluate_trained_run(run: TrainedRun) -> dict[str, Any]:
+    """Returns the final metrics on held-out data, in nats per datum."""
+    cfg, vae, (x, mask, _) = run.cfg, run.vae, run.data.test
+    # Seeded, so a later evaluation of the run can draw the same samples.
+    with fork_and_seed_rng(x.device, cfg.seed):
+        metrics = compute_metrics(vae, x, mask, **cfg.evaluate)
     kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
-    return finite_figures({
-        **figures,
-        "objective": _held_out_objective(made),
+    return check_finite_metrics({
+        **metrics,
+        "objective": _held_out_objective(run),
         "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
         "kl_reason": {name: term.reason for name, term in kl.items()},
-        "mixture_log_evidence": _mixture_evidence(made),
+        "mixture_log_evidence": _mixture_log_evidence(run),
         "mixture_components": cfg.evaluate.baseline_components,
-        "mixture_rows": min(len(made.data.x.train), cfg.evaluate.baseline_rows),
-        **_protocol(made),
+        "mixture_rows": min(len(run.data.x.train), cfg.evaluate.baseline_rows),
+        **_protocol(run),
     })  # fmt: skip
 
 
-def _protocol(made: Run) -> dict[str, Any]:
-    """Returns what the figures were made by, without which none can be compared."""
-    cfg, data, vae = made.cfg, made.data, made.vae
+def _protocol(run: TrainedRun) -> dict[str, Any]:
+    """Returns the protocol of the metrics, which any comparison needs."""
+    cfg, data, vae = run.cfg, run.data, run.vae
     return {
         "data": data.name,
         "binarize": data.binarize,
@@ -156,11 +156,11 @@ def _protocol(made: Run) -> dict[str, Any]:
         "rows": {part: len(rows) for part, rows in data.x._asdict().items()},
         "latent_dim": vae.latent_dim,
         "parameters": sum(p.numel() for p in vae.parameters()),
-        "epochs": len(made.result.history),
-        "best_epoch": made.result.best_epoch,
-        "steps": made.result.steps,
-        "seconds": made.result.seconds,
-        "engine": made.result.engine,
+        "epochs": len(run.result.history),
+        "best_epoch": run.result.best_epoch,
+        "steps": run.result.steps,
+        "seconds": run.result.seconds,
+        "engine": run.result.engine,
         "seed": cfg.seed,
         "threads": torch.get_num_threads(),
         "device": str(cfg.device),
@@ -169,38 +169,37 @@ def _protocol(made: Run) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _held_out_objective(made: Run) -> float:
-    """Returns what training maximized, on the test rows in evaluation mode."""
-    total, test = 0.0, made.data.test
+def _held_out_objective(run: TrainedRun) -> float:
+    """Returns the training objective on the test rows, in evaluation mode."""
+    total, test = 0.0, run.data.test
     with Progress("objective", len(test.x), "rows") as progress:
         for start in range(0, len(test.x), 1000):
             x, mask = test.batch(slice(start, start + 1000))
-            loss = made.objective.differentiable_loss(made.vae.model, made.vae.guide, x, mask=mask)
+            loss = run.objective.differentiable_loss(run.vae.model, run.vae.guide, x, mask=mask)
             total -= float(loss)
             progress.advance(len(x))
     return total / len(test.x)
 
 
-def _mixture_evidence(made: Run) -> float | None:
-    """Returns the held-out log evidence of a mixture of the same likelihood, if there is one."""
-    components = made.cfg.evaluate.baseline_components
+def _mixture_log_evidence(run: TrainedRun) -> float | None:
+    """Returns the held-out log evidence of a mixture of the same likelihood, if available."""
+    components = run.cfg.evaluate.baseline_components
     if not components:
         return None
-    if made.data.mask is not None:
+    if run.data.mask is not None:
         return None
-    evaluation, (train, mask, dynamic), valid = made.cfg.evaluate, made.data.train, made.data.valid
-    some = slice(evaluation.baseline_rows)
-    order = torch.Generator(train.device).manual_seed(made.cfg.seed)
+    evaluation, (train, mask, dynamic), valid = run.cfg.evaluate, run.data.train, run.data.valid
+    rows = slice(evaluation.baseline_rows)
+    order = torch.Generator(train.device).manual_seed(run.cfg.seed)
     fit = baseline.mixture(
-        made.vae.likelihood,
-        Rows(train[some], mask, dynamic).batch(slice(None), order)[0],
-        (valid.x if len(valid.x) else train)[some],
-        made.data.x.test[: evaluation.evidence_rows],
+        run.vae.likelihood,
+        Rows(train[rows], mask, dynamic).batch(slice(None), order)[0],
+        (valid.x if len(valid.x) else train)[rows],
+        run.data.x.test[: evaluation.evidence_rows],
         components=components,
     )
-    return None if fit is None else mean(fit.log_evidence)
+    return None if fit is None else mean_over_rows(fit.log_evidence)
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a text whole or not at all."""
     write_whole(path, text.encode())

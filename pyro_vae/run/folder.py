@@ -1,8 +1,8 @@
 """The folder of a run: which run it holds, and how new results replace old ones.
 
-A finished run stays as it is until the results that replace it are complete. They are computed in a
-folder within, whose name then says that they are complete, and moved up; a move that is interrupted
-is completed by the next run.
+A finished run is unchanged until the results that replace it are complete. They are computed in a
+subfolder, which is renamed once they are complete, and then moved up. The next run completes an
+interrupted move.
 """
 
 import filecmp
@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from pyro_vae.files.atomic import remove_partial, write_whole
-from pyro_vae.sweeps.job_id import NAME, holds
+from pyro_vae.sweeps.job_id import NAME, read_run_id
 
 __all__ = ["UNFINISHED", "RunFolder", "check_out"]
 
 UNFINISHED = ".unfinished"
-"""The folder within a finished run in which the results that will replace it are computed."""
+"""The subfolder of a finished run for the results that will replace it."""
 
 _COMPLETE = ".complete"
 """The same folder once its results are complete."""
@@ -49,10 +49,10 @@ def check_out(cfg: Mapping[str, Any] | DictConfig) -> Path:
 
 
 class RunFolder:
-    """The folder that a run is written to.
+    """The output folder of a run.
 
     Arguments:
-        out: The folder; it need not exist.
+        out: The path, which need not exist.
         name: The name of the run's configuration.
         resume: Whether to continue the run in the folder.
         overwrite: Whether to replace the run in the folder.
@@ -65,20 +65,24 @@ class RunFolder:
         self.overwrite = overwrite
 
     @property
-    def place(self) -> Path:
-        """The folder to work in: within a finished run, or the folder itself."""
+    def work_folder(self) -> Path:
+        """The folder for new results: a subfolder of a finished run, or the folder itself."""
         return self.out / UNFINISHED if (self.out / "metrics.json").exists() else self.out
 
     @property
     def checkpoint(self) -> Path | None:
-        """The state to continue from, if there is one and it is asked for."""
-        path = self.place / "resume.pt"
-        if not path.exists() and self.place != self.out and holds(self.place) != self.name:
+        """The resume state, if it exists and ``resume`` is true."""
+        path = self.work_folder / "resume.pt"
+        if (
+            not path.exists()
+            and self.work_folder != self.out
+            and read_run_id(self.work_folder) != self.name
+        ):
             path = self.out / "resume.pt"
         return path if self.resume and path.exists() else None
 
     def check(self) -> None:
-        """Raises a ``ValueError`` if the folder holds a run that was not meant; writes nothing."""
+        """Raises a ``ValueError`` if the folder holds another run; writes nothing."""
         if self.resume and self.overwrite:
             raise ValueError(
                 "Expected resume=true, which continues a run, or overwrite=true, which replaces "
@@ -86,71 +90,71 @@ class RunFolder:
             )
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"Expected out to be a folder, got the file '{self.out}'")
-        # Which run the folder holds is open until a replacement that was interrupted is completed.
+        # The run in the folder is undetermined until an interrupted replacement is completed.
         if self.resume or self.overwrite or (self.out / _COMPLETE).is_dir():
             return
-        if any((self.place / file).exists() for file in _CHECKPOINTS):
+        if any((self.work_folder / file).exists() for file in _CHECKPOINTS):
             self._refuse("an unfinished run")
-        if self.place != self.out and holds(self.out) != self.name:
+        if self.work_folder != self.out and read_run_id(self.out) != self.name:
             self._refuse("the finished run of another configuration")
 
-    def _refuse(self, found: str) -> NoReturn:
+    def _refuse(self, content: str) -> NoReturn:
         raise ValueError(
-            f"Expected out to be a folder without another run, got '{self.out}' with {found}: "
+            f"Expected out to be a folder without another run, got '{self.out}' with {content}: "
             f"choose another folder (out=FOLDER), continue that run (resume=true), or replace it "
             f"(overwrite=true)"
         )
 
     def recover(self) -> None:
-        """Completes a replacement that was interrupted."""
+        """Completes an interrupted replacement."""
         if (self.out / _COMPLETE).is_dir():
             self._move_up()
 
     def open(self, files: Mapping[str, str]) -> Path:
-        """Returns the folder to work in, with its first files and the state to continue from.
+        """Returns the work folder, with its first files and the resume state.
 
-        Partial files, which killed processes left, are removed.
+        Partial files of killed processes are removed.
 
         Arguments:
             files: The texts of the first files, by their names.
         """
-        place, checkpoint = self.place, self.checkpoint
-        for folder in (self.out, place):
+        work_folder, checkpoint = self.work_folder, self.checkpoint
+        for folder in (self.out, work_folder):
             remove_partial(folder)
             remove_partial(folder / "figures")
-        if place != self.out and not self.resume:
-            shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True, exist_ok=True)
-        if place == self.out:
-            _remove(place, [] if self.resume else [*_CHECKPOINTS, "history.csv"])
-            _remove(place, ["report.html"])
-        elif checkpoint is not None and checkpoint.parent != place:
-            write_whole(place / checkpoint.name, checkpoint.read_bytes())
+        if work_folder != self.out and not self.resume:
+            shutil.rmtree(work_folder, ignore_errors=True)
+        work_folder.mkdir(parents=True, exist_ok=True)
+        if work_folder == self.out:
+            _remove(work_folder, [] if self.resume else [*_CHECKPOINTS, "history.csv"])
+            _remove(work_folder, ["report.html"])
+        elif checkpoint is not None and checkpoint.parent != work_folder:
+            write_whole(work_folder / checkpoint.name, checkpoint.read_bytes())
         for file, text in {**files, NAME: self.name}.items():
-            (place / file).parent.mkdir(exist_ok=True)
-            write_whole(place / file, text.encode())
-        return place
+            (work_folder / file).parent.mkdir(exist_ok=True)
+            write_whole(work_folder / file, text.encode())
+        return work_folder
 
-    def close(self, place: Path) -> None:
-        """Lets complete results take the place of the old ones.
+    def close(self, work_folder: Path) -> None:
+        """Replaces the old results with the complete new ones.
 
         Arguments:
-            place: The folder that :meth:`open` returned.
+            work_folder: The folder that :meth:`open` returned.
         """
-        if place == self.out:
-            _remove(place, ["failure.json"])
+        if work_folder == self.out:
+            _remove(work_folder, ["failure.json"])
             return
-        os.replace(place, self.out / _COMPLETE)
+        os.replace(work_folder, self.out / _COMPLETE)
         self._move_up()
 
-    def abandon(self, place: Path) -> None:
+    def abandon(self, work_folder: Path) -> None:
         """Removes the files of :meth:`open` within a finished run if training made no progress."""
-        if place == self.out or not place.is_dir():
+        if work_folder == self.out or not work_folder.is_dir():
             return
-        new, old = place / "resume.pt", self.out / "resume.pt"
+        new, old = work_folder / "resume.pt", self.out / "resume.pt"
         progressed = new.exists() and not (old.exists() and filecmp.cmp(new, old, shallow=False))
         if not progressed:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(work_folder, ignore_errors=True)
 
     def _move_up(self) -> None:
         complete = self.out / _COMPLETE
@@ -158,7 +162,8 @@ class RunFolder:
             new = [name for name in _CONTENT if (complete / name).exists()]
             if (self.out / "metrics.json").exists():
                 _remove(self.out, [name for name in _CONTENT if name not in new])
-            # Without it the folder counts as unfinished, and never as the old run with new weights.
+            # Removed first, so an interruption leaves an unfinished run, never old metrics with
+            # new weights.
             _remove(self.out, ["metrics.json"])
             for name in new:
                 if (complete / name).is_dir():

@@ -1,4 +1,4 @@
-"""Sweeps: jobs that are named by what they compute, survive each other, and can be run again."""
+"""Sweeps of independent, resumable jobs, each named by a hash of its configuration."""
 
 from pyro_vae.sweeps.job_id import run_id
 

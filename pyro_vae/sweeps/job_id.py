@@ -1,4 +1,4 @@
-"""A job's name: a hash of what decides its result."""
+"""The name of a job: a hash of the settings that affect its result."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pyro_vae.files.untrusted import read_bytes, read_yaml
 
-__all__ = ["NAME", "UNRELATED", "holds", "register", "run_id"]
+__all__ = ["NAME", "UNRELATED", "read_run_id", "register_resolver", "run_id"]
 
 UNRELATED = (
     "hydra",
@@ -28,21 +28,21 @@ UNRELATED = (
     "data.root",
     "data.download",
 )
-"""Settings that do not change what a job computes, but for rounding."""
+"""Settings that do not affect the result of a job, except for rounding."""
 
 
 NAME = ".job"
-"""The file in a job's folder that has its name, which a resolved configuration tells no more."""
+"""The file with the name of a job, which its resolved configuration no longer determines."""
 
 
 def run_id(cfg: Mapping[str, Any] | DictConfig) -> str:
     """Returns the name of a job: 12 hexadecimal digits of the SHA-1 of its configuration.
 
-    The configuration is resolved first, and :data:`UNRELATED` settings are left out: a setting
-    written out that equals the default gives the same name.
+    The configuration is resolved and :data:`UNRELATED` settings are left out, so an explicit
+    default does not change the name.
 
     Arguments:
-        cfg: A composed configuration, with or without Hydra's own part.
+        cfg: A composed configuration, with or without its ``hydra`` section.
 
     Example:
         >>> from pyro_vae.config import compose
@@ -52,46 +52,46 @@ def run_id(cfg: Mapping[str, Any] | DictConfig) -> str:
         >>> first == run_id(compose(["out=here", "seed=1"]))
         False
     """
-    text = json.dumps(_deciding(cfg), sort_keys=True, separators=(",", ":"), default=str)
+    text = json.dumps(_select_settings(cfg), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
 
 
-def _deciding(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Returns what decides a job's result, as plain values."""
+def _select_settings(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """Returns the settings that affect the result of a job, as plain values."""
     cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     part = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     for path in UNRELATED:
-        room, _, name = path.rpartition(".")
-        inside = part.get(room) if room else part
-        if isinstance(inside, DictConfig) and name in list(inside.keys()):
-            # Not left out yet: what refers to it is a setting too.
-            inside[name] = None
+        parent_path, _, name = path.rpartition(".")
+        parent = part.get(parent_path) if parent_path else part
+        if isinstance(parent, DictConfig) and name in list(parent.keys()):
+            # Not removed yet, because other settings may refer to it.
+            parent[name] = None
     try:
         values = OmegaConf.to_container(part, resolve=True)
     except OmegaConfBaseException:
-        # What cannot be resolved fails in its job, with the folder that this name gives it.
+        # An unresolvable configuration fails in its job, whose folder needs this name.
         values = OmegaConf.to_container(part)
     assert isinstance(values, dict)
     for path in UNRELATED:
-        room, _, name = path.rpartition(".")
-        inside = values.get(room) if room else values
-        if isinstance(inside, dict):
-            inside.pop(name, None)
+        parent_path, _, name = path.rpartition(".")
+        parent = values.get(parent_path) if parent_path else values
+        if isinstance(parent, dict):
+            parent.pop(name, None)
     return {str(key): value for key, value in values.items()}
 
 
-def holds(folder: Path) -> str | None:
-    """Returns the name of the job whose run a folder holds, or ``None`` if it holds none.
+def read_run_id(folder: Path) -> str | None:
+    """Returns the name of the job in a folder, or ``None`` for a folder without a job.
 
     Raises:
-        ValueError: If the file with the name or, without it, the configuration is damaged.
+        ValueError: If the file with the name, or in its absence the configuration, is damaged.
     """
     if os.path.lexists(folder / NAME):
         name = read_bytes(folder / NAME, largest=100).strip()
         if re.fullmatch(rb"[0-9a-f]{12}", name) is None:
             raise ValueError(
                 f"Expected '{folder / NAME}' to hold the name of a job, 12 hexadecimal digits, got "
-                f"{name[:30]!r}: remove it, or take another folder"
+                f"{name[:30]!r}: remove it, or choose another folder"
             )
         return name.decode()
     path = folder / "config.yaml"
@@ -103,8 +103,8 @@ def holds(folder: Path) -> str | None:
     return run_id(values)
 
 
-def register() -> None:
-    """Lets a configuration say ``${pyro_vae.run_id:}``."""
+def register_resolver() -> None:
+    """Registers the resolver ``${pyro_vae.run_id:}`` with OmegaConf."""
 
     def resolver(*, _root_: DictConfig) -> str:
         return run_id(_root_)

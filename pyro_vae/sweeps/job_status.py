@@ -1,6 +1,6 @@
-"""The folder of a job: what state it is in, and what it holds.
+"""Reads the state, metrics and failure of a job from its folder.
 
-Nothing here needs PyTorch, so that a sweep of finished jobs is passed over at once.
+Nothing here needs PyTorch, so a sweep skips finished jobs at once.
 """
 
 from pathlib import Path
@@ -11,14 +11,14 @@ from pyro_vae.files.untrusted import read_json
 
 __all__ = [
     "Failure",
-    "failure",
-    "metrics",
-    "state",
+    "read_failure",
+    "read_metrics",
+    "read_state",
     "write_failure",
 ]
 
 _State = Literal["finished", "failed", "running", "cut off"]
-"""What has become of a job: ``"cut off"`` is one that neither ended nor is at work."""
+"""The state of a job; ``"cut off"`` if it neither ended nor is running."""
 
 
 class Failure(NamedTuple):
@@ -26,9 +26,9 @@ class Failure(NamedTuple):
 
     Attributes:
         reason: One line: the error, or the signal that ended it.
-        command: What runs the job alone.
-        time: When it failed, in ISO 8601.
-        trace: The traceback, as far as there is one.
+        command: The command that runs the job alone.
+        time: The time of the failure, in ISO 8601.
+        trace: The traceback, if any.
     """
 
     reason: str
@@ -37,42 +37,42 @@ class Failure(NamedTuple):
     trace: str = ""
 
 
-def state(folder: Path) -> _State:
+def read_state(folder: Path) -> _State:
     """Returns the state of a job.
 
-    One at work counts as cut off where folders cannot be locked.
+    A running job counts as cut off if folders cannot be locked.
 
     Raises:
         ValueError: If ``metrics.json`` or ``failure.json`` is damaged.
     """
-    if failure(folder) is not None:
+    if read_failure(folder) is not None:
         return "failed"
-    if metrics(folder) is not None and (folder / "report.html").is_file():
+    if read_metrics(folder) is not None and (folder / "report.html").is_file():
         return "finished"
     return "running" if is_held(folder) else "cut off"
 
 
-def metrics(folder: Path) -> dict[str, Any] | None:
-    """Returns the figures of a run, or ``None`` if they are missing.
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Reads the metrics of a run; ``None`` if they are missing.
 
     Raises:
-        ValueError: If their file is damaged.
+        ValueError: If ``metrics.json`` is damaged.
     """
-    return _read(folder / "metrics.json")
+    return _read_object(folder / "metrics.json")
 
 
-def failure(folder: Path) -> Failure | None:
-    """Returns why a job failed, or ``None`` if it did not.
+def read_failure(folder: Path) -> Failure | None:
+    """Reads the failure of a job; ``None`` if it did not fail.
 
-    What other versions add is left out.
+    Keys added by other versions are ignored.
 
     Raises:
-        ValueError: If its file is damaged.
+        ValueError: If ``failure.json`` is damaged.
     """
-    known = _read(folder / "failure.json")
-    if known is None:
+    values = _read_object(folder / "failure.json")
+    if values is None:
         return None
-    texts = {name: known.get(name, "") for name in Failure._fields}
+    texts = {name: values.get(name, "") for name in Failure._fields}
     wrong = [name for name, text in texts.items() if not isinstance(text, str)]
     if wrong or not texts["reason"]:
         raise ValueError(
@@ -82,14 +82,14 @@ def failure(folder: Path) -> Failure | None:
     return Failure(**texts)
 
 
-def write_failure(folder: Path, failed: Failure) -> None:
-    """Notes down that a job failed."""
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Writes the failure of a job to its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "failure.json", strict_json(failed._asdict()).encode())
+    write_whole(folder / "failure.json", strict_json(failure._asdict()).encode())
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Returns the object in a file of JSON, or ``None`` if the file is missing."""
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """Reads the object in a JSON file; ``None`` if the file is missing."""
     try:
         values = read_json(path)
     except ValueError:

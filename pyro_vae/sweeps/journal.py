@@ -1,4 +1,4 @@
-"""What a command's jobs came to, told while it runs and at its end."""
+"""The journal of a sweep: records the outcomes of its jobs, and summarizes them at the end."""
 
 import json
 import logging
@@ -17,15 +17,23 @@ from omegaconf import DictConfig
 from pyro_vae.console.commands import explain
 from pyro_vae.sweeps import job_status
 
-__all__ = ["Entry", "Journal", "close", "forget", "note", "owner", "remove_unused"]
+__all__ = [
+    "Entry",
+    "Journal",
+    "add_entry",
+    "close_journal",
+    "discard_journal",
+    "find_owner",
+    "remove_unused_folders",
+]
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 VARIABLE = "PYRO_VAE_JOURNAL"
 """The environment variable that names the journal, for the processes that a launcher starts."""
 
 
-_NOTED: list["Entry"] = []
+_ENTRIES: list["Entry"] = []
 """The entries of this process, in case the file cannot be written."""
 
 
@@ -34,15 +42,15 @@ _CREATED: list[Path] = []
 
 
 class Entry(NamedTuple):
-    """What is known of a job.
+    """The last known outcome of a job.
 
     Attributes:
-        folder: Its folder.
-        overrides: What makes it differ from the default.
+        folder: The folder of the job.
+        overrides: The overrides of the default configuration.
         outcome: ``"started"``, ``"finished"``, ``"passed over"`` (it was finished before),
-            ``"failed"`` or ``"elsewhere"`` (another process is at it).
-        reason: Why it failed.
-        command: What runs it alone.
+            ``"failed"`` or ``"elsewhere"`` (another process runs it).
+        reason: The reason of a failure.
+        command: The command that runs the job alone.
     """
 
     folder: str
@@ -53,88 +61,88 @@ class Entry(NamedTuple):
 
 
 class Journal(Callback):
-    """Hydra's callback that says at the start of a sweep where its journal is."""
+    """Hydra callback that sets the path of the journal at the start of a sweep."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Notes the folders that Hydra creates for a run, which may go elsewhere."""
-        _note_created(Path(config.hydra.run.dir))
+        """Records the folders that Hydra creates for a run, which may write elsewhere."""
+        _record_created(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Tells all processes of the sweep."""
+        """Sets the environment variable that all processes of the sweep inherit."""
         file = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}.jsonl"
         path = Path(config.hydra.sweep.dir).absolute() / ".journal" / file
         os.environ[VARIABLE] = str(path)
-        _note_created(path.parent.parent)
+        _record_created(path.parent.parent)
 
 
-def _note_created(folder: Path) -> None:
+def _record_created(folder: Path) -> None:
     _CREATED[:] = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
-def remove_unused() -> None:
+def remove_unused_folders() -> None:
     """Removes the folders that Hydra created for a command if nothing was written to them."""
-    for place in _CREATED:
+    for folder in _CREATED:
         with suppress(OSError):
-            if [path.name for path in place.iterdir()] == ["multirun.yaml"]:
-                (place / "multirun.yaml").unlink()
-            place.rmdir()
+            if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+                (folder / "multirun.yaml").unlink()
+            folder.rmdir()
     _CREATED.clear()
 
 
-def note(entry: Entry) -> None:
-    """Adds a line to the journal of this sweep; several processes may at once."""
+def add_entry(entry: Entry) -> None:
+    """Appends a line to the journal of this sweep; safe for concurrent processes."""
     if VARIABLE not in os.environ:
         return
-    _NOTED.append(entry)
+    _ENTRIES.append(entry)
     path = Path(os.environ[VARIABLE])
-    # Begins a line too, because the one before may have been cut off by a full disk.
+    # Starts with a newline, because a full disk may have truncated the previous line.
     line = f"\n{json.dumps(entry._asdict())}\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One write to a file opened for appending is not torn by those of other processes.
+        # A single write in append mode is not interleaved with those of other processes.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
     except OSError as error:
-        log.warning("the journal of the sweep cannot be written: %s", explain(error))
+        _log.warning("the journal of the sweep cannot be written: %s", explain(error))
 
 
-def owner() -> int:
-    """Returns the number of the process that the sweep was started by, or 0 if it is not known."""
+def find_owner() -> int:
+    """Returns the id of the process that started the sweep, or 0 if it is unknown."""
     return int(Path(os.environ.get(VARIABLE, "_0")).stem.rpartition("_")[2])
 
 
-def close(code: int) -> int:
-    """Tells at the end of a sweep what became of its jobs, and returns the exit code.
+def close_journal(code: int) -> int:
+    """Prints the outcomes of the jobs at the end of a sweep, and returns the exit code.
 
-    Jobs that another process was at are waited for.
+    This waits for jobs that another process runs.
 
     Arguments:
         code: The exit code so far.
     """
     path = Path(os.environ.pop(VARIABLE, ""))
-    known = {entry.folder: entry for entry in _read(path)}
-    known |= {entry.folder: entry for entry in _NOTED}
-    _NOTED.clear()
-    if not known and not code and path.name:
+    entries = {entry.folder: entry for entry in _read_entries(path)}
+    entries |= {entry.folder: entry for entry in _ENTRIES}
+    _ENTRIES.clear()
+    if not entries and not code and path.name:
         raise ValueError("Expected a sweep of one job or more, got none: a list of values is empty")
-    if not known:
+    if not entries:
         return code
-    entries = [_settle(entry) for entry in known.values()]
-    print(_told(entries, path.parent.parent, code), flush=True)
-    return code or int(any(entry.outcome == "failed" for entry in entries))
+    settled = [_settle_entry(entry) for entry in entries.values()]
+    print(_summarize(settled, path.parent.parent, code), flush=True)
+    return code or int(any(entry.outcome == "failed" for entry in settled))
 
 
-def forget() -> None:
-    """Leaves the jobs of an interrupted sweep unmentioned."""
+def discard_journal() -> None:
+    """Discards the entries of an interrupted sweep without a summary."""
     os.environ.pop(VARIABLE, None)
-    _NOTED.clear()
+    _ENTRIES.clear()
 
 
-def _read(path: Path) -> list[Entry]:
-    """Returns the last word on each job; lines that a full disk cut off are left out."""
+def _read_entries(path: Path) -> list[Entry]:
+    """Returns the last entry of each job, without lines truncated by a full disk."""
     entries = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -145,32 +153,31 @@ def _read(path: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def _settle(entry: Entry) -> Entry:
-    """Returns what became of a job that had not ended under this command."""
+def _settle_entry(entry: Entry) -> Entry:
+    """Returns an entry with the final outcome of a job that did not end under this command."""
     if entry.outcome not in ("elsewhere", "started"):
         return entry
-    place = Path(entry.folder)
     try:
-        outcome, reason = _outcome(place)
+        outcome, reason = _wait_for_outcome(Path(entry.folder))
     except ValueError as error:
         outcome, reason = "failed", str(error)
     return entry._replace(outcome=outcome, reason=reason)
 
 
-def _outcome(place: Path) -> tuple[str, str]:
-    """Returns the outcome of a job, once no process works on it, and why if it failed."""
-    if job_status.state(place) == "running":
-        print(f"waiting for {place.name}, which another process is at")
-    while (now := job_status.state(place)) == "running":
+def _wait_for_outcome(folder: Path) -> tuple[str, str]:
+    """Waits for other processes; returns the outcome of a job, and the reason if it failed."""
+    if job_status.read_state(folder) == "running":
+        print(f"waiting for {folder.name}, which another process runs")
+    while (state := job_status.read_state(folder)) == "running":
         time.sleep(0.5)
-    if now == "finished":
+    if state == "finished":
         return "finished", ""
-    failed = job_status.failure(place)
-    return "failed", failed.reason if failed else "its process ended before it did"
+    failure = job_status.read_failure(folder)
+    return "failed", failure.reason if failure else "its process ended before it did"
 
 
-def _told(entries: list[Entry], sweep: Path, code: int) -> str:
-    """Returns what a terminal shows at the end of a sweep."""
+def _summarize(entries: list[Entry], sweep: Path, code: int) -> str:
+    """Returns the summary for the terminal at the end of a sweep."""
     numbers = Counter(entry.outcome for entry in entries)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in numbers.items())
     lines = ["", f"{len(entries)} jobs in {sweep}: {counts}"]
@@ -180,11 +187,11 @@ def _told(entries: list[Entry], sweep: Path, code: int) -> str:
                 "",
                 f"failed  {entry.overrides}",
                 f"  why   {entry.reason}",
-                *(f"  log   {log}" for log in [Path(entry.folder) / "job.log"] if log.is_file()),
+                *(f"  log   {path}" for path in [Path(entry.folder) / "job.log"] if path.is_file()),
                 f"  alone {entry.command}",
             ]
     if code and not numbers["failed"]:
         lines += ["", "The sweep ended early, and jobs may be missing."]
     if code or numbers["failed"]:
-        lines += ["", "The same command again runs what failed or is missing, and nothing else."]
+        lines += ["", "The same command again runs only failed and missing jobs."]
     return "\n".join([*lines, f"To compare them: pyro-vae-compare {shlex.quote(str(sweep))}"])

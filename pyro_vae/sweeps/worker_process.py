@@ -1,4 +1,4 @@
-"""A call in a process of its own, which ends with its caller and cannot take it along."""
+"""Calls a function in a subprocess, which ends with its caller and whose crash leaves it alive."""
 
 import multiprocessing
 import os
@@ -13,41 +13,41 @@ from typing import Any, TextIO
 
 from pyro_vae.console.commands import run_process
 
-__all__ = ["call", "end_with"]
+__all__ = ["call_in_process", "exit_with_parent"]
 
 _PRELOADED = ["pyro_vae.run", "torch._dynamo", "sklearn.manifold"]
-"""What takes seconds to import, and starts no threads: done once for all processes."""
+"""Modules imported once for all processes: slow to import, but without threads."""
 
 
 _GRACE = 10.0
 """Seconds in which an interrupted process may write its last checkpoint."""
 
 _ENDING = threading.Event()
-"""Set where this process is to end with its parent."""
+"""Set if this process ends with its parent."""
 
 
-def call(function: Callable[..., int], arguments: tuple[Any, ...], *, log: Path) -> int:
-    """Calls a function in a new process, and returns the exit code that the function returned.
+def call_in_process(function: Callable[..., int], arguments: tuple[Any, ...], *, log: Path) -> int:
+    """Calls a function in a new process, and returns its exit code.
 
-    Processes are forked from one that has imported PyTorch and done nothing else, where the
-    system can: each starts as a fresh one does, but at once.
+    Where the system supports it, processes are forked from a server that has only imported
+    PyTorch: each starts in a fresh state, but at once.
 
     Arguments:
         function: A function of a module, which returns an exit code.
-        arguments: What it is called with.
-        log: The file that output and errors are appended to.
+        arguments: The arguments of the function.
+        log: The file to which output and errors are appended.
 
     Returns:
         The exit code; that of a process ended by a signal is minus the signal's number.
     """
-    context = _start_method()
+    context = _choose_context()
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_run, args=(function, arguments, str(log)))
+    process = context.Process(target=_run_function, args=(function, arguments, str(log)))
     process.start()
     try:
         process.join()
     finally:
-        # On an interrupt, which stops this process and not that one.
+        # An interrupt stops only this process.
         process.terminate()
         process.join(_GRACE)
         process.kill()
@@ -56,8 +56,8 @@ def call(function: Callable[..., int], arguments: tuple[Any, ...], *, log: Path)
     return process.exitcode
 
 
-def _start_method() -> Any:
-    """Returns how processes are started: forked from a server, or where there is none spawned."""
+def _choose_context() -> Any:
+    """Returns the multiprocessing context: a fork server, or spawn where it is unavailable."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -65,34 +65,33 @@ def _start_method() -> Any:
     return context
 
 
-def _run(function: Callable[..., int], arguments: tuple[Any, ...], log: str) -> None:
-    """Calls the function, with its output in a file; in the new process."""
+def _run_function(function: Callable[..., int], arguments: tuple[Any, ...], log: str) -> None:
+    """Calls the function in the new process, with its output in a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with _opened(log) as file:
+    threading.Thread(target=_kill_with_parent, daemon=True).start()
+    with _open_log(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.exit(run_process(lambda: function(*arguments)))
 
 
-def _opened(log: str) -> TextIO:
+def _open_log(log: str) -> TextIO:
     try:
         return open(log, "a", buffering=1, encoding="utf-8")
     except OSError:
-        # The function itself will find that nothing can be written, and say so by its code.
+        # The function itself will fail to write, and report this by its exit code.
         return open(os.devnull, "w", encoding="utf-8")
 
 
-def end_with(parent: int) -> None:
-    """Ends this process soon after its parent, if that is the process of this number.
+def exit_with_parent(parent: int) -> None:
+    """Ends this process soon after its parent, if ``parent`` is the id of that process.
 
-    The workers of a pool that is killed would otherwise wait for its next task for ever, and do
-    those that they were given already.
+    Otherwise the workers of a killed pool would finish their queued tasks and then wait forever.
     """
     if os.name != "posix" or os.getppid() != parent or _ENDING.is_set():
         return
     _ENDING.set()
-    # A terminal sends it to all processes; this one ends with its parent, and without a word.
+    # A terminal interrupts all processes; this one ends silently with its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -103,8 +102,8 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Ends this process when that which started it is gone."""
+def _kill_with_parent() -> None:
+    """Kills this process when its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""The checks of what a training is given."""
+"""Checks of the arguments of ``fit``."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,19 +30,19 @@ from pyro_vae.validation import (
 __all__ = [
     "as_rows",
     "check_data",
+    "check_factories",
     "check_folder",
-    "check_makers",
     "check_numbers",
-    "check_objective",
+    "check_objective_schedules",
     "check_precision",
     "check_tracker",
     "choose_engine",
-    "writable",
+    "require_writable",
 ]
 
 
 def as_rows(name: str, x: Tensor | Rows) -> Rows:
-    """Returns rows without mask for a tensor, or raises a ``ValueError`` for what is neither."""
+    """Converts a tensor to rows without mask; raises a ``ValueError`` for other types."""
     if isinstance(x, Data):
         raise ValueError(f"Expected {name} to be rows, got Data: pass data.{name}")
     if isinstance(x, (DataLoader, Dataset, tuple)) and not isinstance(x, Rows):
@@ -61,7 +61,7 @@ def check_numbers(
     patience: int | None,
     checkpoint_seconds: float = 0.0,
 ) -> tuple[int, int, float | None, int | None, float]:
-    """Returns plain numbers, or raises a ``ValueError`` for one out of range."""
+    """Returns the arguments as plain numbers, or raises a ``ValueError`` for one out of range."""
     return (
         check_size("epochs", epochs, least=1),
         check_size("batch_size", batch_size, least=1),
@@ -71,10 +71,10 @@ def check_numbers(
     )
 
 
-def check_objective(
+def check_objective_schedules(
     objective: Any, schedules: Mapping[str, Schedule], steps: int
 ) -> Mapping[str, Schedule]:
-    """Returns the schedules, or raises a ``ValueError`` if they or the objective do not fit."""
+    """Returns the schedules, or raises a ``ValueError`` if they or the objective are invalid."""
     if isinstance(objective, type) or not hasattr(objective, "differentiable_loss"):
         kind = type(objective).__name__
         if isinstance(objective, type):
@@ -102,23 +102,23 @@ def check_objective(
     return schedules
 
 
-def check_makers(make: Any, lr_schedule: Any) -> None:
+def check_factories(make: Any, lr_schedule: Any) -> None:
     """Raises a ``ValueError`` unless both factories are callable."""
     if not callable(make) or isinstance(make, PyroOptim):
         raise ValueError(
-            f"Expected optimizer to make one from parameters, got {_maker(make)}: pass a class of "
-            f"torch.optim, or functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"Expected optimizer to make one from parameters, got {_describe_factory(make)}: pass "
+            f"a class of torch.optim, or functools.partial(torch.optim.Adam, lr=1e-3)"
         )
     if lr_schedule is not None and not callable(lr_schedule):
         raise ValueError(
             f"Expected lr_schedule to make a scheduler from an optimizer, got "
-            f"{_maker(lr_schedule)}: pass a class of torch.optim.lr_scheduler, or a "
+            f"{_describe_factory(lr_schedule)}: pass a class of torch.optim.lr_scheduler, or a "
             f"functools.partial of one"
         )
 
 
 def check_tracker(tracker: Any) -> None:
-    """Raises a ``ValueError`` for a tracker without ``log``."""
+    """Raises a ``ValueError`` for a tracker without a method ``log``."""
     if tracker is not None and not callable(getattr(tracker, "log", None)):
         raise ValueError(
             f"Expected tracker to have a method log(values, step), got {describe_value(tracker)}"
@@ -126,7 +126,7 @@ def check_tracker(tracker: Any) -> None:
 
 
 def check_precision(precision: str, compile: bool | str) -> bool | str:
-    """Returns what to compile, or raises a ``ValueError`` if there is no such precision."""
+    """Returns ``compile`` for a precision, or raises a ``ValueError`` if the two do not fit."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "float32":
         return compile
@@ -136,7 +136,7 @@ def check_precision(precision: str, compile: bool | str) -> bool | str:
 
 
 def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, steps: int) -> str:
-    """Returns how the steps are to be computed, or raises a ``ValueError``."""
+    """Returns ``"compiled"`` or ``"eager"``, or raises a ``ValueError`` for another ``compile``."""
     if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
         raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
     if compile == "auto":
@@ -147,7 +147,7 @@ def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, step
 
 
 def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) -> None:
-    """Raises a ``ValueError`` for data that cannot be trained on."""
+    """Raises a ``ValueError`` if the VAE cannot be trained on the data."""
     if not isinstance(vae, VAE):
         raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
     if vae.covariate_dim:
@@ -160,12 +160,15 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
     if patience is not None and valid is None:
         raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
     if valid is not None and valid.dynamic:
-        raise ValueError("Expected valid rows drawn once, got rows drawn anew at each presentation")
+        raise ValueError("Expected valid to be rows drawn once, got rows redrawn for each batch")
     for name, rows in (("train", train), ("valid", valid)):
         if rows is None:
             continue
         if rows.dynamic and not bool(((rows.x >= 0) & (rows.x <= 1)).all()):
-            raise ValueError("Expected x to be probabilities for rows drawn anew, got others")
+            raise ValueError(
+                "Expected x to be probabilities, because rows are redrawn for each batch, got "
+                "other values"
+            )
         try:
             vae.check((rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x, rows.mask)
         except ValueError as error:
@@ -174,7 +177,7 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
 
 
 def check_folder(out: Path | str | None, resume: bool) -> Path | None:
-    """Returns the folder, made if need be."""
+    """Returns the folder, created if it is missing."""
     if out is None:
         if resume:
             raise ValueError("Expected out, the folder to resume from, got None")
@@ -182,19 +185,20 @@ def check_folder(out: Path | str | None, resume: bool) -> Path | None:
     folder = check_path("out", out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected out to be a folder, got the file {folder}")
-    with writable(folder):
+    with require_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _maker(value: Any) -> str:
-    known = isinstance(value, (PyroOptim, LRScheduler))
-    return f"an instance of {type(value).__name__}" if known else describe_value(value)
+def _describe_factory(value: Any) -> str:
+    if isinstance(value, (PyroOptim, LRScheduler)):
+        return f"an instance of {type(value).__name__}"
+    return describe_value(value)
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Raises a ``ValueError`` for a folder that cannot be made or written to."""
+def require_writable(folder: Path) -> Iterator[None]:
+    """Raises a ``ValueError`` if the folder cannot be created or written to."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training as it goes on."""
+"""Checkpoints during training."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ from pyro_vae.files.atomic import write_whole
 from pyro_vae.training import resume_state
 from pyro_vae.training.loop import Training
 from pyro_vae.vae import serialization
-from pyro_vae.vae.recipe import advice
+from pyro_vae.vae.recipe import suggest_remedy
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["Keeper", "write_history"]
+__all__ = ["Checkpointer", "write_history"]
 
 
 def write_history(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Writes a csv file of one row an epoch, whole or not at all."""
+    """Writes a csv file with one row per epoch, atomically."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
     writer.writeheader()
@@ -30,75 +30,80 @@ def write_history(history: Sequence[Mapping[str, float]], path: Path) -> None:
     write_whole(path, text.getvalue().encode())
 
 
-class Keeper:
-    """Writes checkpoints of a training to a folder, not more often than is worth it.
+class Checkpointer:
+    """Writes checkpoints of a training to a folder, at most once per interval.
 
-    A file that cannot be written does not end the training. It gives a warning, once, and the next
-    checkpoint tries again. No reader needs two files of one checkpoint: ``resume.pt`` holds
-    all that a resumed training reads, the best weights and the history included, and each file is
-    whole.
+    A write error does not end the training. The first one causes a warning, and the next
+    checkpoint tries again. Each file is written atomically, and no reader needs two files of the
+    same checkpoint. ``resume.pt`` alone holds the full state of a resumed training, including the
+    best weights and the history.
 
     Arguments:
         folder: The folder, or ``None`` to write nothing.
-        every: The least time between two checkpoints, in seconds.
+        every: The minimum time between two checkpoints, in seconds.
 
     Attributes:
-        failed: By name of a file, why it could not be written the last time.
+        failed: Maps the name of each file whose last write failed to the reason.
     """
 
     def __init__(self, folder: Path | None, every: float) -> None:
         self.folder = folder
         self.every = every
-        self.written = time.perf_counter()
+        self.last_save = time.perf_counter()
         self.recipe: dict[str, Any] | None = None
         self.failed: dict[str, str] = {}
         self._warned = False
 
-    def describe(self, vae: VAE) -> None:
-        """Finds out once how files describe a VAE; warns if they cannot, as it was changed."""
+    def prepare_recipe(self, vae: VAE) -> None:
+        """Stores the recipe of a VAE for the files; warns if the VAE changed since its creation."""
         if self.folder is None:
             return
-        self.recipe, found = serialization.recipe_to_write(vae)
-        if found:
-            place, text = next(iter(found.items()))
+        self.recipe, changes = serialization.prepare_recipe(vae)
+        if changes:
+            part, change = next(iter(changes.items()))
             warnings.warn(
-                f"load cannot make a VAE of '{self.folder}/model.safetensors', because this one "
-                f"was changed after it was made, {place}: {text}. {advice(place)}",
+                f"load cannot rebuild the VAE of '{self.folder}/model.safetensors', because it was "
+                f"changed after its creation, {part}: {change}. {suggest_remedy(part)}",
                 stacklevel=3,
             )
 
     def restore(self, run: Training) -> None:
-        """Goes on from what is in the folder, if there is anything."""
+        """Restores the last checkpoint, if there is one."""
         if self.folder is not None and (self.folder / "resume.pt").exists():
             path = self.folder / "resume.pt"
             state = resume_state.load_state(path)
             try:
-                run.restore(state, path)
+                run.resume_from(state, path)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"Expected the state of this training in {path}, got one that does not fit "
                     f"({type(error).__name__}: {error})"
                 ) from error
 
-    def keep(self, run: Training, *, now: bool = False) -> None:
-        """Writes the state to go on from, the last weights and the best, if it is time."""
-        if self.folder is None or not (now or time.perf_counter() - self.written >= self.every):
+    def save(self, run: Training, *, now: bool = False) -> None:
+        """Writes the resume state, the last weights and the best, if the interval has passed.
+
+        Arguments:
+            run: The training.
+            now: Whether to write before the interval has passed.
+        """
+        if self.folder is None or not (now or time.perf_counter() - self.last_save >= self.every):
             return
         last = run.vae.state_dict()
-        self._write("resume.pt", partial(resume_state.save_state, run.state()))
+        self._write("resume.pt", partial(resume_state.save_state, run.state_dict()))
         self._write_weights("last.safetensors", run, last)
-        self._write_weights("model.safetensors", run, run.kept)
+        self._write_weights("model.safetensors", run, run.best_weights)
         if run.history:
             self._write("history.csv", partial(write_history, run.history))
-        self.written = time.perf_counter()
+        self.last_save = time.perf_counter()
 
-    def keep_best(self, run: Training) -> None:
-        """Writes the weights as the training leaves them."""
+    def save_best(self, run: Training) -> None:
+        """Writes the final weights of the VAE, at the end of the training."""
         if self.folder is not None:
             self._write_weights("model.safetensors", run, run.vae.state_dict())
 
     def report_missing(self) -> None:
-        """Warns of files that lack the end of the training."""
+        """Warns about files that lack the end of the training."""
         if not self.failed:
             return
         reasons = ", ".join(f"{name} ({reason})" for name, reason in self.failed.items())

@@ -2,32 +2,44 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.compiled.graph import NotCapturedError
-from pyro_vae.compiled.inspection import kept
+from pyro_vae.compiled.graph import Backend, NotCapturedError, check_backend
 from pyro_vae.data import Rows
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import ELBO, Schedule
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.arguments import (
     as_rows,
     check_data,
-    check_makers,
+    check_factories,
     check_numbers,
-    check_objective,
+    check_objective_schedules,
     choose_engine,
 )
-from pyro_vae.training.checkpointer import Keeper
-from pyro_vae.training.ensemble_loop import State, started, together
-from pyro_vae.training.loop import MakeOptimizer, MakeSchedule, NotFiniteError, Training, batches
+from pyro_vae.training.checkpointer import Checkpointer
+from pyro_vae.training.ensemble_loop import State, train_together
+from pyro_vae.training.loop import (
+    MakeOptimizer,
+    MakeSchedule,
+    NotFiniteError,
+    Training,
+    draw_batches,
+)
 from pyro_vae.training.network_checks import check_single_rows
-from pyro_vae.training.single import FitResult, check_seed, result_of, trained
+from pyro_vae.training.single import (
+    FitResult,
+    build_result,
+    check_seed,
+    run_training,
+    warn_on_cleanup_error,
+)
+from pyro_vae.training.snapshot import copy_state
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_flag
 
@@ -50,22 +62,23 @@ def fit_many(
     patience: int | None = None,
     seed: int | Sequence[int] = 0,
     strict: bool = False,
+    backend: Backend = "inductor",
 ) -> list[FitResult]:
-    r"""Trains VAEs that differ in numbers only, such as seeds, betas or learning rates, at once.
+    r"""Trains VAEs that differ only in numbers, such as seeds, betas or learning rates, at once.
 
-    Each is trained on the same rows as :func:`fit` would train it, with the same order and noise
-    and so, but for rounding, to the same weights. The step of all is one compiled graph: that of
-    the first, mapped over the stacked weights, optimizers and numbers of all by
-    :func:`torch.func.vmap`. One compilation serves all, and for small networks the step takes a
-    part of the time that the steps of each would take; networks with wide layers gain only the
-    compilations. This needs VAEs made by the same code, on a processor, whose noise does not
-    depend on values (normal, uniform, or dropout's), an objective that :func:`compile` captures,
-    and Adam, AdamW or SGD. The first step is compared with an eager step of each, and so are later
-    ones at doubling distances. Where something is missing or differs they are trained one after
-    another, from the start, with a warning that says why.
+    Each VAE sees the same rows as in :func:`fit`, with the same order and noise, and ends with the
+    same weights, up to rounding. The step of all is one compiled graph: that of the first VAE,
+    mapped over stacked weights, optimizers and numbers by :func:`torch.func.vmap`. Small networks
+    train several times faster than one after another; wide layers save only the compilations.
 
-    The arguments that may differ are one for all, or a sequence of one for each, in which ``None``
-    stands for the default.
+    The VAEs need equal recipes (made by classes and plain arguments, and not changed since), a
+    processor as device, noise whose distribution does not depend on values (normal, uniform,
+    dropout), an objective of this package or of Pyro that :func:`compile` captures, and Adam,
+    AdamW or SGD. The first step is compared with an eager step of each VAE, and later ones at
+    doubling distances. If anything is missing or differs, the VAEs are trained one after another
+    from the start, with a warning that gives the reason.
+
+    Pass one value for all VAEs or a sequence of one per VAE, in which ``None`` is the default.
 
     Arguments:
         vaes: The VAEs, one or more; left in evaluation mode.
@@ -82,6 +95,7 @@ def fit_many(
         patience: Stop with a VAE after this many epochs without a better ``valid_elbo``.
         seed: The seed of order and noise; one for all or one for each.
         strict: Whether to raise an error instead of training one after another.
+        backend: As of :func:`pyro_vae.compile`.
 
     Returns:
         A result for each, in order. Trained at once, ``seconds`` is the time of all together, and
@@ -109,29 +123,31 @@ def fit_many(
         epochs, batch_size, clip_norm, patience
     )
     strict = check_flag("strict", strict)
-    vaes = _checked_vaes(vaes)
+    vaes = _check_vaes(vaes)
     count = len(vaes)
     adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
-    objectives = _copied(_for_each("objective", objective, count, ELBO()))
+    objectives = _copy_shared(_for_each("objective", objective, count, ELBO()))
     makers = _for_each("optimizer", optimizer, count, adam)
     lr_makers = _for_each("lr_schedule", lr_schedule, count)
     followed = _for_each("schedules", schedules, count, {})
     seeds = list(map(check_seed, _for_each("seed", seed, count)))
-    steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
+    steps = epochs * len(draw_batches(len(train.x), batch_size, torch.Generator()))
     each = list(zip(vaes, objectives, followed, makers, lr_makers, strict=True))
     for vae, one, own, make, lr_make in each:
-        check_objective(one, own, steps)
-        check_makers(make, lr_make)
+        check_objective_schedules(one, own, steps)
+        check_factories(make, lr_make)
         check_data(vae, train, valid, patience)
         check_single_rows(vae, train, batch_size, one)
     runs = [
         Training(vae, one, own, train, valid, batch_size, clip_norm, number)
         for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
     ]
-    return _trained_all(runs, makers, lr_makers, epochs, patience, strict=strict)
+    return _train_all(
+        runs, makers, lr_makers, epochs, patience, strict=strict, backend=check_backend(backend)
+    )
 
 
-def _trained_all(
+def _train_all(
     runs: Sequence[Training],
     makers: Sequence[MakeOptimizer],
     lr_makers: Sequence[MakeSchedule | None],
@@ -139,55 +155,117 @@ def _trained_all(
     patience: int | None,
     *,
     strict: bool,
+    backend: Backend,
 ) -> list[FitResult]:
-    """Starts trainings and goes on with them to their end: together, or else one after another."""
-    put_back = kept(t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers()))
+    undo_start = _save(runs)
     try:
-        states = list(map(started, runs, makers, lr_makers))
+        states = list(map(_start, runs, makers, lr_makers))
     except BaseException:
-        put_back()
+        undo_start()
         raise
+    undo_training = _save(runs)
     try:
-        return together(runs, states, epochs, patience)
+        return _train_together(runs, states, epochs, patience, backend)
     except NotCapturedError as error:
+        undo_training()
         if strict:
-            put_back()
+            undo_start()
             raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
         warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=4)
-    return _one_after_another(runs, states, epochs, patience)
-
-
-def _one_after_another(
-    runs: Sequence[Training], states: Sequence[State], epochs: int, patience: int | None
-) -> list[FitResult]:
-    """Trains VAEs by themselves, in order, each from the state in which it was started."""
     results: list[FitResult] = []
     try:
         for run, state in zip(runs, states, strict=True):
-            results.append(_alone(run, state, epochs, patience))
+            results.append(_train_alone(run, state, epochs, patience))
     except BaseException as error:
         rest = runs[len(results) :]
-        vars(error)["fit_result"] = [*results, *map(result_of, rest)]
+        vars(error)["fit_result"] = [*results, *map(build_result, rest)]
         for run in rest:
             run.vae.eval()
         raise
     return results
 
 
-def _alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
-    """Trains a VAE by itself, from the state in which it was started."""
-    steps = epochs * len(batches(len(run.train.x), run.batch_size, torch.Generator()))
+def _save(runs: Sequence[Training]) -> Callable[[], None]:
+    """Returns a function that restores trainings, their VAEs and objectives."""
+    modules = [module for run in runs for module in run.vae.modules()]
+    objectives = [vars(run.objective) for run in runs]
+    tables = [*map(vars, modules), *(module._buffers for module in modules), *objectives]
+    contents = [dict(table) for table in tables]
+    tensors = [t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers())]
+    tensors += [t for table in objectives for t in table.values() if isinstance(t, Tensor)]
+    copies = [tensor.detach().clone() for tensor in tensors]
+    fields = [{**vars(run), "history": list(run.history)} for run in runs]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for table, content in zip(tables, contents, strict=True):
+            table.clear()
+            table.update(content)
+        for tensor, numbers in zip(tensors, copies, strict=True):
+            tensor.copy_(numbers)
+        for run, values in zip(runs, fields, strict=True):
+            vars(run).update(values)
+
+    return restore
+
+
+def _train_together(
+    runs: Sequence[Training],
+    states: Sequence[State],
+    epochs: int,
+    patience: int | None,
+    backend: Backend,
+) -> list[FitResult]:
+    failures: dict[int, str] = {}
+
+    def finish() -> list[FitResult]:
+        for i, run in enumerate(runs):
+            with fork_and_seed_rng(run.train.x.device, run.seed):
+                run.finish(best=i not in failures)
+        return [build_result(run, failures.get(i)) for i, run in enumerate(runs)]
+
+    try:
+        train_together(runs, states, epochs, patience, backend, failures)
+        return finish()
+    except NotCapturedError:
+        raise
+    except BaseException as error:
+        vars(error)["fit_result"] = [build_result(r, failures.get(i)) for i, r in enumerate(runs)]
+        for i, run in enumerate(runs):
+            with warn_on_cleanup_error(run), fork_and_seed_rng(run.train.x.device, run.seed):
+                run.finish(best=i not in failures)
+        raise
+
+
+def _train_alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
+    steps = epochs * len(draw_batches(len(run.train.x), run.batch_size, torch.Generator()))
     rows = min(run.batch_size, len(run.train.x))
     run.engine = choose_engine("auto", run.vae, run.objective, rows, steps)
-    with own_randomness(run.train.x.device, run.seed):
-        run.put_back(state)
+    with fork_and_seed_rng(run.train.x.device, run.seed):
+        run.restore(state)
         try:
-            return trained(run, Keeper(None, 0.0), epochs, patience)
+            return run_training(run, Checkpointer(None, 0.0), epochs, patience)
         except NotFiniteError as error:
-            return result_of(run, str(error))
+            return build_result(run, str(error))
 
 
-def _checked_vaes(vaes: Any) -> list[VAE]:
+def _start(run: Training, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> State:
+    """Starts a training, and returns the state from which its steps start."""
+
+    def make_own(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = make(parameters)
+        # Numbers that are tensors must not be those of another optimizer.
+        for group in getattr(optimizer, "param_groups", ()):
+            numbers = {name: value for name, value in group.items() if name != "params"}
+            group.update(copy_state(numbers))
+        return optimizer
+
+    with fork_and_seed_rng(run.train.x.device, run.seed):
+        run.start(make_own, lr_schedule)
+        return run.capture()
+
+
+def _check_vaes(vaes: Any) -> list[VAE]:
     """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
     if not isinstance(vaes, Iterable) or isinstance(vaes, Mapping):
         raise ValueError(f"Expected vaes to be a sequence of VAEs, got {type(vaes).__name__}")
@@ -224,7 +302,7 @@ def _for_each(name: str, value: Any, count: int, default: Any = None) -> list[An
     return [default if one is None else one for one in values]
 
 
-def _copied(objectives: Sequence[Any]) -> list[Any]:
+def _copy_shared(objectives: Sequence[Any]) -> list[Any]:
     """Returns objectives of which none is there twice, since each has a state of its own."""
     seen: set[int] = set()
     found = []

@@ -1,4 +1,4 @@
-"""The state of a training, and what an epoch does to it."""
+"""The training loop: the state of a training, and its epochs and steps."""
 
 import copy
 import json
@@ -20,23 +20,28 @@ from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Rows
 from pyro_vae.evaluate import estimators
-from pyro_vae.masking import expand_mask, fill
+from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.objectives import Schedule
-from pyro_vae.objectives.core.tracing import first_not_finite
-from pyro_vae.seeding import own_randomness, seed_device
+from pyro_vae.objectives.core.tracing import find_nonfinite_site
+from pyro_vae.seeding import fork_and_seed_rng, seed_device
 from pyro_vae.training import resume_state
-from pyro_vae.training.snapshot import copied, objective_settings, objective_state, snapshot
+from pyro_vae.training.snapshot import (
+    copy_objective_state,
+    copy_state,
+    copy_weights,
+    read_objective_settings,
+)
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import describe_value, plain
+from pyro_vae.validation import describe_value, to_plain_python
 
 __all__ = [
     "MakeOptimizer",
     "MakeSchedule",
     "NotFiniteError",
     "Training",
-    "batches",
-    "in_tensors",
-    "same_threads",
+    "draw_batches",
+    "store_scalars_as_tensors",
+    "use_recorded_threads",
 ]
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -44,12 +49,12 @@ MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRSche
 
 
 class NotFiniteError(FloatingPointError):
-    """The objective of a training, or a weight, is no longer finite."""
+    """Raised when the objective of a training, or a weight, is no longer finite."""
 
 
 @dataclass
 class Training:
-    """The state of a training: what a step changes, and what it needs."""
+    """The settings and the state of a training."""
 
     vae: VAE
     objective: Any
@@ -71,36 +76,45 @@ class Training:
     threads: int = field(default_factory=torch.get_num_threads)
     history: list[dict[str, float]] = field(default_factory=list)
     resumable: bool = True
-    """Whether tensors are those of the end of an epoch, from which a training can be resumed."""
-    on_batch: Callable[[float], None] = lambda part: None
-    """Called after each batch with the part of the epoch that is done."""
+    """Whether the state is that of the end of an epoch, from which a training can be resumed."""
+    on_batch: Callable[[float], None] = lambda fraction: None
+    """Called after each batch with the completed fraction of the epoch."""
 
     def start(self, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> None:
-        """Makes what a first step needs."""
+        """Creates the optimizer, its schedule and the generator, and initializes the VAE.
+
+        Arguments:
+            make: Makes a PyTorch optimizer from parameters.
+            lr_schedule: Makes a PyTorch scheduler from the optimizer, or ``None``.
+        """
         self.validating = is_validation_enabled()
         device = self.train.x.device
         self.order = torch.Generator(device=device).manual_seed(self.seed)
         self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
         check_optimizer("the result of optimizer", self.optimizer)
         for group in self.optimizer.param_groups:
-            group.update({name: plain(value) for name, value in group.items() if name != "params"})
+            group.update(
+                {name: to_plain_python(value) for name, value in group.items() if name != "params"}
+            )
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         if lr_schedule is not None and not isinstance(self.lr_schedule, LRScheduler):
             raise ValueError(
                 f"Expected lr_schedule to make a scheduler of torch.optim.lr_scheduler, got "
                 f"{describe_value(self.lr_schedule)}"
             )
-        x, mask = self.presented(slice(None))
-        seen = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
-        self.vae.initialize(fill(x, seen))
-        self.kept = snapshot(self.vae)
+        x, mask = self.get_batch(slice(None))
+        observed = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
+        self.vae.initialize(fill_missing(x, observed))
+        self.best_weights = copy_weights(self.vae)
         self.compiled: Step | None = None
 
     def prepare(self) -> None:
-        """Makes the compiled step, if there is to be one, for batches of the usual size."""
+        """Compiles the step for batches of the usual size, unless the engine is eager."""
         if self.engine == "eager":
             return
-        self.usual = len(batches(len(self.train.x), self.batch_size, torch.Generator())[0])
+        self.usual_size = len(
+            draw_batches(len(self.train.x), self.batch_size, torch.Generator())[0]
+        )
         self.compiled = compile(
             self.objective,
             self.vae.model,
@@ -109,57 +123,57 @@ class Training:
             products=self.products,
             precision=self.precision,
             strict=self.strict,
-            divide_by=self.usual,
+            divide_by=self.usual_size,
             optimizer=self.optimizer,
             clip_norm=self.clip_norm,
-            # The data are checked already, and the loss at the end of each epoch.
+            # The data are already validated, and each epoch checks its loss at the end.
             validate=False,
         )
 
-    def presented(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        """Returns some training rows as they are presented this time."""
+    def get_batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """Returns training rows and their mask, with dynamic rows drawn for this batch."""
         return self.train.batch(index, self.order)
 
     def one_epoch(self) -> dict[str, float]:
-        """Passes over the data once, and returns its row of the history.
+        """Trains for one epoch, and returns its row of the history.
 
-        An epoch that raises an error, or is interrupted, is undone.
+        An error or interrupt during the epoch restores the state before it.
         """
-        began = time.perf_counter()
+        start = time.perf_counter()
         before = self.capture()
-        results = self.epoch, self.best, self.best_epoch, self.kept, list(self.history)
+        progress = self.epoch, self.best, self.best_epoch, self.best_weights, list(self.history)
         self.resumable = False
         try:
-            row = self.whole_epoch(before)
-            self.seconds += time.perf_counter() - began
+            row = self.run_batches(before)
+            self.seconds += time.perf_counter() - start
         except BaseException:
-            self.put_back(before)
-            self.epoch, self.best, self.best_epoch, self.kept, self.history[:] = results
+            self.restore(before)
+            self.epoch, self.best, self.best_epoch, self.best_weights, self.history[:] = progress
             self.resumable = True
             raise
         self.resumable = True
         return row
 
-    def whole_epoch(self, before: dict[str, Any]) -> dict[str, float]:
-        """Passes over the data once.
+    def run_batches(self, before: dict[str, Any]) -> dict[str, float]:
+        """Makes the steps of one epoch, and returns its row of the history.
 
         Arguments:
             before: The state from which the epoch starts.
         """
         self.vae.train()
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
-        parts = batches(len(self.train.x), self.batch_size, self.order)
-        for number, rows in enumerate(parts, 1):
+        batches = draw_batches(len(self.train.x), self.batch_size, self.order)
+        for number, rows in enumerate(batches, 1):
             total -= self.step(rows)
-            # The validation rows are the last part.
-            self.on_batch(number / (len(parts) + 1))
-        row = self.end_of_epoch(total.item())
+            # Validation counts as one more batch.
+            self.on_batch(number / (len(batches) + 1))
+        row = self.record_epoch(total.item())
         if row is None:
             self.give_up(before)
         return row
 
-    def end_of_epoch(self, total: float) -> dict[str, float] | None:
-        """Enters an epoch into the history and returns its row, or ``None`` if it is not finite.
+    def record_epoch(self, total: float) -> dict[str, float] | None:
+        """Adds an epoch to the history and returns its row, or ``None`` if it is not finite.
 
         Arguments:
             total: The sum of the objective over all rows.
@@ -169,34 +183,34 @@ class Training:
         if math.isfinite(row["train_objective"]) and self.valid is not None:
             row |= _validate(self.vae, self.valid, self.seed)
         _step_schedule(self.lr_schedule, row)
-        whole = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
-        if not bool(whole) or not all(math.isfinite(value) for value in row.values()):
+        finite = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
+        if not bool(finite) or not all(math.isfinite(value) for value in row.values()):
             return None
         self.epoch += 1
         self.history.append(row)
         if self.valid is None or row["valid_elbo"] > self.best:
             self.best, self.best_epoch = row.get("valid_elbo", self.best), self.epoch
-            self.kept = snapshot(self.vae)
+            self.best_weights = copy_weights(self.vae)
         return row
 
     def step(self, rows: Tensor) -> Tensor:
         """Makes one optimizer step, and returns the loss summed over the rows."""
-        self.set_scheduled()
-        x, mask = self.presented(rows)
-        compiled = self.compiled is not None and len(rows) == self.usual
+        self.apply_schedules()
+        x, mask = self.get_batch(rows)
+        compiled = self.compiled is not None and len(rows) == self.usual_size
         loss = self.compiled_step(x, mask) if compiled else self.eager_step(x, mask)
         self.steps += 1
         return loss
 
-    def set_scheduled(self) -> None:
+    def apply_schedules(self) -> None:
         """Sets the scalars of the objective that follow a schedule."""
         for name, schedule in self.schedules.items():
             _set_scalar(self.objective, name, schedule(self.steps))
 
     def eager_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Makes a step, operation by operation."""
+        """Makes a step in eager mode, and returns the loss summed over the rows."""
         self.optimizer.zero_grad(set_to_none=True)
-        # Pyro's checks of model, guide and shapes pay once; data are checked already.
+        # Pyro's checks of model, guide and shapes are needed only once.
         with pyro.validation_enabled(self.validating and self.steps == 0):
             loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, x, mask=mask)
         (loss / len(x)).backward()
@@ -206,7 +220,7 @@ class Training:
         return loss.detach()
 
     def compiled_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Makes the same step in one graph, and notes if there is none after all."""
+        """Makes the same step in one graph; returns to eager steps if compilation failed."""
         assert self.compiled is not None
         loss = self.compiled(x, mask=mask)
         self.engine = str(self.compiled.engine)
@@ -214,43 +228,47 @@ class Training:
             self.compiled = None
         return loss
 
-    def waited(self, patience: int | None) -> bool:
-        """Tells whether early stopping is due; the time before the schedules end counts not."""
+    def should_stop(self, patience: int | None) -> bool:
+        """Whether early stopping is due; patience is counted from the end of the schedules."""
         if patience is None:
             return False
-        steps_each = len(batches(len(self.train.x), self.batch_size, torch.Generator()))
-        settled = max((s.steps for s in self.schedules.values()), default=0) / steps_each
-        return self.epoch - max(self.best_epoch, settled) >= patience
+        steps = len(draw_batches(len(self.train.x), self.batch_size, torch.Generator()))
+        scheduled_epochs = max((s.steps for s in self.schedules.values()), default=0) / steps
+        return self.epoch - max(self.best_epoch, scheduled_epochs) >= patience
 
     def give_up(self, before: dict[str, Any]) -> NoReturn:
-        """Goes back to the start of the epoch, finds out what went wrong, and raises."""
-        self.put_back(before)
-        first = self.steps
+        """Restores the start of the epoch, finds the cause, and raises a ``NotFiniteError``.
+
+        Arguments:
+            before: The state at the start of the epoch.
+        """
+        self.restore(before)
+        last_good = self.steps
         self.vae.train()
         where = "the ELBO of the validation rows, or a weight after the last step, is not"
-        for rows in batches(len(self.train.x), self.batch_size, self.order):
+        for rows in draw_batches(len(self.train.x), self.batch_size, self.order):
             state = self.capture()
             if not math.isfinite(self.step(rows)):
-                self.put_back(state)
-                x, mask = self.presented(rows)
+                self.restore(state)
+                x, mask = self.get_batch(rows)
                 with pyro.validation_enabled(False):
-                    where = first_not_finite(self.vae.model, self.vae.guide, x, mask=mask)
+                    where = find_nonfinite_site(self.vae.model, self.vae.guide, x, mask=mask)
                 break
         failed = self.steps + 1
-        self.put_back(before)
+        self.restore(before)
         raise NotFiniteError(
             f"The objective is no longer finite at step {failed} (epoch {self.epoch + 1}): "
-            f"{where}. The weights are those after step {first}; try a lower learning rate or "
+            f"{where}. The weights are those after step {last_good}; try a lower learning rate or "
             f"clip_norm"
         )
 
     def capture(self) -> dict[str, Any]:
-        """Returns a copy of all that a step changes."""
+        """Returns a copy of the state that a step changes."""
         device = self.train.x.device
         return {
-            "weights": snapshot(self.vae),
-            "objective": objective_state(self.objective),
-            "optimizer": copied(self.optimizer.state_dict()),
+            "weights": copy_weights(self.vae),
+            "objective": copy_objective_state(self.objective),
+            "optimizer": copy_state(self.optimizer.state_dict()),
             "lr_schedule": None if self.lr_schedule is None else self.lr_schedule.state_dict(),
             "order": self.order.get_state(),
             "noise": torch.get_rng_state(),
@@ -258,8 +276,8 @@ class Training:
             "steps": self.steps,
         }
 
-    def put_back(self, captured: dict[str, Any]) -> None:
-        """Goes back to a captured state."""
+    def restore(self, captured: dict[str, Any]) -> None:
+        """Restores a state of :meth:`capture`."""
         device = self.train.x.device
         self.vae.load_state_dict(captured["weights"])
         if captured.get("objective"):
@@ -274,30 +292,30 @@ class Training:
         self.steps = captured["steps"]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what has to be the same for this training to be continued."""
-        return resume_state.fingerprint(
+        """Returns the settings and data summary that must match for this training to be resumed."""
+        return resume_state.build_fingerprint(
             self.train.x,
             batch_size=self.batch_size,
             seed=self.seed,
             objective=type(self.objective).__name__,
-            objective_settings=objective_settings(self.objective, self.schedules),
+            objective_settings=read_objective_settings(self.objective, self.schedules),
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
-            # As text, because a missing value makes it NaN, which differs from itself.
+            # Missing values make the sum NaN, which is not equal to itself, unlike its text.
             validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
-            settings=repr(sorted(plain(self.optimizer.defaults).items())),
+            settings=repr(sorted(to_plain_python(self.optimizer.defaults).items())),
             clip_norm=self.clip_norm,
             parameters=[list(p.shape) for p in self.vae.parameters()],
         )
 
-    def state(self) -> dict[str, Any]:
-        """Returns all that it takes to go on, in terms that a file without code can hold."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state from which a training is resumed, as tensors and plain values."""
         return {
-            # A NumPy number, such as a learning rate, would make the file one that holds code.
-            **plain(self.capture()),
+            # A NumPy number, such as a learning rate, cannot be read with weights_only=True.
+            **to_plain_python(self.capture()),
             "fingerprint": self.fingerprint(),
-            "kept": self.kept,
+            "kept": self.best_weights,
             "epoch": self.epoch,
             "seconds": self.seconds,
             "best": self.best,
@@ -307,21 +325,25 @@ class Training:
             "engine": self.engine,
         }
 
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Goes on from what :meth:`state` returned.
+    def resume_from(self, state: dict[str, Any], path: Path) -> None:
+        """Restores a state of :meth:`state_dict`.
+
+        Arguments:
+            state: The state.
+            path: The file of the state, for error messages.
 
         Raises:
-            ValueError: If it is that of another training.
+            ValueError: If it is the state of another training.
         """
         for name, own in self.fingerprint().items():
             if state["fingerprint"].get(name) != own:
                 raise ValueError(
                     f"Expected the training in {path} to be this one, got another {name}: "
                     f"{state['fingerprint'].get(name)} there, {own} here. Give another folder, or "
-                    f"resume=False to begin anew"
+                    f"resume=False to start again"
                 )
-        self.put_back(state)
-        self.kept = state["kept"]
+        self.restore(state)
+        self.best_weights = state["kept"]
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.history, self.threads = state["history"], state["threads"]
@@ -330,41 +352,44 @@ class Training:
         self.precision = "bfloat16" if self.engine == "compiled-bfloat16" else "float32"
 
     def finish(self, *, best: bool = True) -> None:
-        """Leaves the best weights in place, or the last, calibrated, in evaluation mode."""
+        """Calibrates the VAE and sets evaluation mode, with the best weights or the last."""
         self.resumable = False
         if best:
-            self.vae.load_state_dict(self.kept)
+            self.vae.load_state_dict(self.best_weights)
         self.vae.eval()
-        self.set_scheduled()
+        self.apply_schedules()
         seed_device(self.train.x.device, self.seed)
-        x, mask = self.presented(slice(None))
+        x, mask = self.get_batch(slice(None))
         self.vae.calibrate(x, mask=mask)
 
 
 def _step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> None:
-    """Moves the learning rate at the end of an epoch.
+    """Updates the learning rate at the end of an epoch.
 
-    A plateau is one of the validation ELBO, or else of the training objective; ``mode="min"``,
-    PyTorch's default, is given the loss.
+    ``ReduceLROnPlateau`` gets the validation ELBO, or else the training objective. For
+    ``mode="min"``, PyTorch's default, the sign is changed.
     """
     if isinstance(schedule, ReduceLROnPlateau):
-        reached = row.get("valid_elbo", row["train_objective"])
-        schedule.step(reached if schedule.mode == "max" else -reached)
+        metric = row.get("valid_elbo", row["train_objective"])
+        schedule.step(metric if schedule.mode == "max" else -metric)
     elif schedule is not None:
         schedule.step()
 
 
 def _set_scalar(objective: Any, name: str, value: float) -> None:
-    """Sets a scalar of an objective, in place where it is a tensor."""
-    known = getattr(objective, name)
-    if isinstance(known, Tensor):
-        known.fill_(value)
+    """Sets a scalar of an objective, in place if it is a tensor."""
+    scalar = getattr(objective, name)
+    if isinstance(scalar, Tensor):
+        scalar.fill_(value)
     else:
         setattr(objective, name, value)
 
 
-def batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
-    """Returns the rows of each batch of an epoch, none of a single row if that can be."""
+def draw_batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
+    """Returns the row indices of each batch of an epoch.
+
+    A single row that is left over joins the batch before it.
+    """
     rows = torch.randperm(size, generator=order, device=order.device)
     parts = list(rows.split(batch_size))
     if len(parts) > 1 and len(parts[-1]) == 1:
@@ -373,8 +398,8 @@ def batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
 
 
 def _validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
-    """Returns the bound on the validation rows, under the same noise at each call."""
-    with own_randomness(valid.x.device, seed), pyro.validation_enabled(False):
+    """Returns the bound on the validation rows, with the same noise at each call."""
+    with fork_and_seed_rng(valid.x.device, seed), pyro.validation_enabled(False):
         bound, _ = estimators.estimate_elbo(vae, valid.x, mask=valid.mask)
     return {
         "valid_elbo": bound.elbo.mean().item(),
@@ -384,8 +409,8 @@ def _validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
 
 
 @contextmanager
-def same_threads(run: Training) -> Iterator[None]:
-    """Uses the number of threads that the training began with: sums depend on it in their bits."""
+def use_recorded_threads(run: Training) -> Iterator[None]:
+    """Uses the training's recorded number of threads, because rounding errors depend on it."""
     before = torch.get_num_threads()
     try:
         if before != run.threads:
@@ -397,10 +422,10 @@ def same_threads(run: Training) -> Iterator[None]:
 
 
 @contextmanager
-def in_tensors(run: Training, names: Iterable[str]) -> Iterator[None]:
-    """Holds numbers of the objective in scalar tensors, and as numbers again after.
+def store_scalars_as_tensors(run: Training, names: Iterable[str]) -> Iterator[None]:
+    """Stores numbers of the objective as scalar tensors within the context.
 
-    As numbers they would be part of a graph, which each change would make anew.
+    A graph contains numbers as constants, so each change would need another compilation.
     """
     numbers = {name: getattr(run.objective, name) for name in names}
     numbers = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
@@ -411,4 +436,4 @@ def in_tensors(run: Training, names: Iterable[str]) -> Iterator[None]:
     finally:
         for name, value in numbers.items():
             setattr(run.objective, name, value)
-        run.set_scheduled()
+        run.apply_schedules()

@@ -1,4 +1,4 @@
-"""Trial runs of a VAE's networks, before a training starts."""
+"""Trial passes through a VAE's networks, before a training starts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.data import Rows
-from pyro_vae.masking import expand_mask, fill
+from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.networks import apply_network, eval_mode
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.vae import VAE
 
 __all__ = ["check_networks", "check_single_rows"]
@@ -21,13 +21,13 @@ __all__ = ["check_networks", "check_single_rows"]
 
 @torch.no_grad()
 def check_networks(vae: VAE, rows: Rows) -> None:
-    """Raises a ``ValueError`` unless encoder and decoder return features for two rows.
+    """Raises a ``ValueError`` unless encoder and decoder accept two rows.
 
-    Pyro would add the shapes of its trace to the message.
+    Without this check Pyro would add the shapes of its trace to the error message.
 
     Arguments:
         vae: The VAE; its state does not change.
-        rows: Rows that can be scored.
+        rows: Valid rows.
     """
     lazy = [name for name, value in vae.named_parameters() if is_lazy(value)]
     if lazy:
@@ -35,9 +35,9 @@ def check_networks(vae: VAE, rows: Rows) -> None:
             f"Expected parameters that have a shape, got the lazy {lazy[0]}: call vae.encode(x) "
             f"and vae.decode(z) once before"
         )
-    x = _present(vae, rows, 2)
+    x = _first_rows(vae, rows, 2)
     unchecked = pyro.validation_enabled(False)
-    with _attributes_kept(vae), own_randomness(x.device, 0), unchecked, eval_mode(vae):
+    with _restore_attributes(vae), fork_and_seed_rng(x.device, 0), unchecked, eval_mode(vae):
         vae.guide.encode(x)
         vae.model.decode(x.new_zeros(len(x), vae.latent_dim))
 
@@ -48,41 +48,41 @@ def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> 
 
     Arguments:
         vae: The VAE; its state does not change.
-        rows: Rows that can be scored.
-        batch_size: The number of rows of a batch.
-        objective: The objective, whose particles are rows of the decoder.
+        rows: Valid rows.
+        batch_size: The number of rows per batch.
+        objective: The objective, whose particles are rows of the decoder's input.
     """
     if min(batch_size, len(rows.x)) > 1 or not any(
         isinstance(m, _BatchNorm) for m in vae.modules()
     ):
         return
-    x = _present(vae, rows, 1)
+    x = _first_rows(vae, rows, 1)
     at_once = getattr(objective, "vectorize_particles", False)
     z = x.new_zeros(objective.num_particles if at_once else 1, 1, vae.latent_dim)
     inputs = {"encoder": (x, len(vae.event_shape)), "decoder": (z, 1)}
-    with _attributes_kept(vae), own_randomness(x.device, 0), eval_mode(vae):
+    with _restore_attributes(vae), fork_and_seed_rng(x.device, 0), eval_mode(vae):
         vae.train()
         for role, (value, event_dim) in inputs.items():
             _try_one_row(role, getattr(vae, role), value, event_dim, len(rows.x))
 
 
 @contextmanager
-def _attributes_kept(vae: VAE) -> Iterator[None]:
-    """Puts back attributes of modules: a counter of calls, the last output, layers made late.
+def _restore_attributes(vae: VAE) -> Iterator[None]:
+    """Restores attributes and buffers of modules, such as call counters and lazily built layers.
 
-    Layers that a first call makes take their weights from the training's own random state.
+    A layer that a trial pass built is removed. Training then builds it with the training's seed.
     """
-    held = [
+    dictionaries = [
         attributes
         for m in vae.modules()
         for attributes in (vars(m), m._modules, m._parameters, m._buffers)
     ]
-    kept = [(attributes, dict(attributes)) for attributes in held]
+    saved = [(attributes, dict(attributes)) for attributes in dictionaries]
     values = [(buffer, buffer.clone()) for buffer in vae.buffers()]
     try:
         yield
     finally:
-        for attributes, before in kept:
+        for attributes, before in saved:
             attributes.clear()
             attributes.update(before)
         for buffer, value in values:
@@ -93,7 +93,7 @@ def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size:
     try:
         apply_network(network, x, event_dim, frozen=True)
     except ValueError as error:
-        # PyTorch has no class for this error.
+        # PyTorch raises no specific class for this error, so its text identifies it.
         if "more than 1 value per channel" not in str(error):
             raise
         name = "train to have" if size == 1 else "batch_size to be"
@@ -103,7 +103,7 @@ def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size:
         ) from error
 
 
-def _present(vae: VAE, rows: Rows, count: int) -> Tensor:
-    """Returns the first rows, zero where a value is missing."""
+def _first_rows(vae: VAE, rows: Rows, count: int) -> Tensor:
+    """Returns the first rows, with zero for missing values."""
     x, mask = rows.x[:count], None if rows.mask is None else rows.mask[:count]
-    return fill(x, None if mask is None else expand_mask(mask, x, vae.event_shape))
+    return fill_missing(x, None if mask is None else expand_mask(mask, x, vae.event_shape))

@@ -1,4 +1,4 @@
-"""The state of a training, in a file without code."""
+"""The file with the state of a training, which contains no code."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.untrusted import read_bytes
 
 __all__ = [
-    "fingerprint",
+    "build_fingerprint",
     "load_state",
     "save_state",
 ]
@@ -24,7 +24,7 @@ _MOST_THREADS = 4096
 _STATE = b"pyro_vae state 2 "
 
 _DIGITS = 64
-"""The length of a checksum, in hexadecimal digits."""
+"""The length of a SHA-256 checksum, in hexadecimal digits."""
 
 STATE_KEYS: dict[str, type | tuple[type, ...]] = {
     "weights": dict,
@@ -42,11 +42,11 @@ STATE_KEYS: dict[str, type | tuple[type, ...]] = {
     "history": list,
     "threads": int,
 }
-"""What the state of a training has to hold, and of which types."""
+"""The required keys of the state of a training, with their types."""
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Writes the state of a training, with a checksum, readable with ``weights_only=True``."""
+    """Writes the state of a training with a checksum, readable with ``weights_only=True``."""
     inner = io.BytesIO()
     torch.save(state, inner)
     content = inner.getvalue()
@@ -54,16 +54,16 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads what :func:`save_state` wrote, on the host.
+    """Reads a file of :func:`save_state`, with tensors on the CPU.
 
     Raises:
-        ValueError: If the file is damaged, or of another origin, or would run code.
+        ValueError: If the file is damaged, has another format, or would run code.
     """
     content = read_bytes(path)
     try:
-        written, content = _opened_state(content)
-        intact = written == hashlib.sha256(content).hexdigest()
-        state = _read_plain(content) if intact else {}
+        checksum, content = _split_checksum(content)
+        intact = checksum == hashlib.sha256(content).hexdigest()
+        state = _load_plain(content) if intact else {}
     except Exception as error:
         raise ValueError(
             f"Expected the state of a training in {path}, got a damaged or foreign file "
@@ -74,24 +74,24 @@ def load_state(path: Path) -> dict[str, Any]:
     return _check_state(state, path)
 
 
-def _opened_state(content: bytes) -> tuple[str, bytes]:
-    """Returns the checksum of a state and the bytes that it covers."""
+def _split_checksum(content: bytes) -> tuple[str, bytes]:
+    """Returns the checksum in a file and the bytes that it covers."""
     if content.startswith(_STATE):
         start = len(_STATE) + _DIGITS
         if content[start : start + 1] != b"\n":
             raise ValueError("no checksum")
         return content[len(_STATE) : start].decode(), content[start + 1 :]
-    # The format before: a state within a state.
-    outer = _read_plain(content)
+    # Files of the previous format hold a pickled state inside a pickled dictionary.
+    outer = _load_plain(content)
     return outer["sha256"], outer["payload"].numpy().tobytes()
 
 
-def _read_plain(content: bytes) -> Any:
+def _load_plain(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _check_state(state: Any, path: Path) -> dict[str, Any]:
-    """Returns the state of a training, or raises a ``ValueError`` if it is that of none."""
+    """Returns the state, or raises a ``ValueError`` if it is not that of a training."""
     for key, kind in STATE_KEYS.items():
         value = state.get(key) if isinstance(state, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -105,8 +105,8 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
     return state
 
 
-def fingerprint(x: Tensor, **settings: Any) -> dict[str, Any]:
-    """Returns what has to be the same for a training to be continued."""
+def build_fingerprint(x: Tensor, **settings: Any) -> dict[str, Any]:
+    """Returns the settings and data summary that must match for a training to be resumed."""
     total = x.double().sum().item()
     return {
         "rows": list(x.shape),

@@ -1,4 +1,4 @@
-"""Training: one loop, read from top to bottom, that can be killed and goes on to the same bits."""
+"""Training of one VAE, which resumes bit for bit after an interruption."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,28 +15,28 @@ from pyro_vae.files.atomic import hold_folder, remove_partial
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.progress import Progress, check_progress
-from pyro_vae.seeding import own_randomness
+from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.arguments import (
     as_rows,
     check_data,
+    check_factories,
     check_folder,
-    check_makers,
     check_numbers,
-    check_objective,
+    check_objective_schedules,
     check_precision,
     check_tracker,
     choose_engine,
-    writable,
+    require_writable,
 )
-from pyro_vae.training.checkpointer import Keeper
+from pyro_vae.training.checkpointer import Checkpointer
 from pyro_vae.training.loop import (
     MakeOptimizer,
     MakeSchedule,
     NotFiniteError,
     Training,
-    batches,
-    in_tensors,
-    same_threads,
+    draw_batches,
+    store_scalars_as_tensors,
+    use_recorded_threads,
 )
 from pyro_vae.training.network_checks import check_single_rows
 from pyro_vae.vae.vae import VAE
@@ -49,26 +49,26 @@ __all__ = ["FitResult", "Tracker", "fit"]
 
 
 class Tracker(Protocol):
-    """Anything that takes figures as training goes on."""
+    """An object that logs metrics during training."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Takes the figures of one epoch."""
+        """Logs the metrics of one epoch."""
 
 
 class FitResult(NamedTuple):
-    """What training did.
+    """The result of a training.
 
     Attributes:
-        history: One row an epoch: ``epoch``, ``train_objective``, the scheduled values and, with
+        history: One row per epoch: ``epoch``, ``train_objective``, the scheduled values and, with
             validation rows, ``valid_elbo``, ``valid_rate``, ``valid_distortion``; nats per datum.
-        best_epoch: The epoch whose weights were kept: that of the highest ``valid_elbo``, or the
+        best_epoch: The epoch of the final weights: that of the highest ``valid_elbo``, or the
             last.
-        steps: The number of optimizer steps, those before a resume included.
-        seconds: The time taken, that before a resume included.
+        steps: The number of optimizer steps, including those before a resume.
+        seconds: The training time, including that before a resume.
         engine: How the steps were computed: ``"eager"``, ``"compiled"``, ``"compiled-onednn"``
-            with matrix products by oneDNN, ``"compiled-bfloat16"`` with products so rounded, or
+            with matmuls by oneDNN, ``"compiled-bfloat16"`` with matmuls in bfloat16, or
             ``"compiled-many"`` with one graph for several VAEs.
-        failure: Of one of several VAEs: why its training ended before its time, or ``None``.
+        failure: Why the training of one of several VAEs ended early, or ``None``.
     """
 
     history: list[dict[str, float]]
@@ -102,60 +102,57 @@ def fit(
     tracker: Tracker | None = None,
     progress: bool | None = None,
 ) -> FitResult:
-    r"""Trains a VAE without covariates; one with them is trained by SVI or a loop of your own.
+    r"""Trains a VAE without covariates. Train one with covariates by SVI or your own loop.
 
-    Each step maximizes the objective per datum on a batch of rows, drawn without replacement by a
-    generator of its own. With validation rows the ELBO at beta = 1 is computed on them after each
-    epoch, under the same noise each time, and the weights of the best epoch are kept at the end.
-    All noise comes from ``seed``; the random state of the caller is left as it was.
+    Each step maximizes the objective per datum on a batch of rows, drawn without replacement. With
+    validation rows the ELBO at beta = 1 is computed on them after each epoch, with the same noise
+    each time. The VAE then gets the weights of the best epoch at the end. All noise comes from
+    ``seed``; the random state of the caller does not change.
 
-    With ``out`` the state is written as training goes on, and ``resume`` goes on from it to the
-    same bits as if there had been no break, also with more epochs than before. The folder is held
-    until the end, so that no other process writes to it. A file that cannot be written gives a
-    warning; the training continues and tries again at the next checkpoint.
+    With ``out`` checkpoints are written during training, and ``resume`` continues from the last
+    one. The result is bit for bit that of an uninterrupted training, also with more epochs than
+    before. The folder is locked until the end, so that no other process writes to it. A write
+    error causes a warning; the training continues and tries again at the next checkpoint.
 
     An exception, such as an interrupt from the keyboard or an error of the tracker, undoes the
-    epoch that it breaks off. The VAE is left in evaluation mode with the best weights so far,
-    the state is written to ``out``, and the attribute ``fit_result`` of the exception holds the
-    result up to there.
+    current epoch. The VAE is left in evaluation mode with the best weights so far, and the state is
+    written to ``out``. The attribute ``fit_result`` of the exception is the result so far.
 
     Arguments:
         vae: The VAE; left in evaluation mode.
         train: Rows of shape ``(N, *event_shape)``, on the device of the VAE, or
-            :class:`pyro_vae.data.Rows` with a mask or drawn anew at each presentation.
-        valid: Rows to choose the best epoch by.
-        objective: Any with a ``differentiable_loss``; by default :class:`ELBO`.
+            :class:`pyro_vae.data.Rows` with a mask or redrawn for each batch.
+        valid: Rows to select the best epoch.
+        objective: An object with ``differentiable_loss``; by default :class:`ELBO`.
         optimizer: Makes a PyTorch optimizer from parameters; by default fused Adam at 1e-3.
         epochs: The number of passes over the data, at most.
-        batch_size: The number of rows of a batch. A single row left over joins the batch before.
-        lr_schedule: Makes a PyTorch scheduler from the optimizer; stepped once an epoch. A
-            ``ReduceLROnPlateau`` is given the ``valid_elbo``, or else the ``train_objective``:
-            with a minus sign for ``mode="min"``, the default. Pass ``threshold_mode="abs"`` if
-            that can be negative.
-        schedules: For names of the objective's scalars, such as ``beta``, their value at each
-            step.
+        batch_size: The number of rows per batch. A single row left over joins the batch before.
+        lr_schedule: Makes a PyTorch scheduler from the optimizer, for one step per epoch.
+            ``ReduceLROnPlateau`` gets the ``valid_elbo``, or else the ``train_objective``, with a
+            minus sign for ``mode="min"``, the default. Pass ``threshold_mode="abs"`` if that can
+            be negative.
+        schedules: Maps names of the objective's scalars, such as ``beta``, to their schedules.
         clip_norm: The norm to which the gradient of all parameters together is clipped.
         patience: Stop after this many epochs without a better ``valid_elbo``, counted from the end
             of the schedules.
-        compile: Whether steps are compiled, by :func:`pyro_vae.compile`; a batch of another size
-            than the others stays eager. ``"auto"`` asks :func:`~pyro_vae.compiled.worth_compiling`,
-            and ``"strict"`` raises an error where compiling fails. A resumed training goes on as it
-            began.
-        precision: ``"bfloat16"``: products in that precision, which needs compiled steps.
-        seed: The seed of order and noise.
+        compile: Whether :func:`pyro_vae.compile` compiles the steps; a batch of another size than
+            the others stays eager. ``"auto"`` uses :func:`~pyro_vae.compiled.worth_compiling`, and
+            ``"strict"`` raises an error if compilation fails. A resumed training keeps its engine.
+        precision: ``"bfloat16"`` for matmuls in that precision, which needs compiled steps.
+        seed: The seed of the row order and the noise.
         out: A folder for ``model.safetensors``, the best weights; ``last.safetensors``;
-            ``resume.pt``, the state to go on from; and ``history.csv``, a row an epoch.
-        resume: Whether to go on from ``out`` if there is something to go on from.
-        checkpoint_seconds: The least time between two checkpoints; 0 writes one after each epoch.
-        tracker: Takes each row of the history.
+            ``resume.pt``, the state to resume from; and ``history.csv``, with one row per epoch.
+        resume: Whether to continue from the checkpoint in ``out``, if there is one.
+        checkpoint_seconds: The minimum time between two checkpoints; 0 writes one per epoch.
+        tracker: Logs each row of the history.
         progress: ``True`` shows progress, as a bar in a terminal or notebook and as lines at
             intervals elsewhere; ``False`` does not; ``None`` shows bars only.
 
     Raises:
         ValueError: If an argument is out of range, the data cannot be scored, another process
             writes to ``out``, or the state there is damaged or that of another training.
-        FloatingPointError: If the objective is no longer finite, naming step and site; the weights
-            are then those before that epoch, and so is the checkpoint.
+        FloatingPointError: If the objective is no longer finite; names step and site. The weights
+            and the checkpoint are then those before that epoch.
 
     Example:
         >>> from pyro_vae import data
@@ -171,12 +168,12 @@ def fit(
         epochs, batch_size, clip_norm, patience, checkpoint_seconds
     )
     check_progress(progress)
-    steps = epochs * len(batches(len(train.x), batch_size, torch.Generator()))
-    schedules = check_objective(objective, {} if schedules is None else schedules, steps)
+    steps = epochs * len(draw_batches(len(train.x), batch_size, torch.Generator()))
+    schedules = check_objective_schedules(objective, {} if schedules is None else schedules, steps)
     check_data(vae, train, valid, patience)
     check_single_rows(vae, train, batch_size, objective)
     make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
-    check_makers(make, lr_schedule)
+    check_factories(make, lr_schedule)
     seed = check_seed(seed)
     compile = check_precision(precision, compile)
     engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
@@ -186,82 +183,84 @@ def fit(
         vae, objective, schedules, train, valid, batch_size, clip_norm, seed, engine,
         compile == "strict", precision,
     )  # fmt: skip
-    with _held(folder), own_randomness(train.x.device, seed):
-        keeper = Keeper(folder, checkpoint_seconds)
-        keeper.describe(vae)
+    with _lock_folder(folder), fork_and_seed_rng(train.x.device, seed):
+        checkpointer = Checkpointer(folder, checkpoint_seconds)
+        checkpointer.prepare_recipe(vae)
         run.start(make, lr_schedule)
         if resume:
-            keeper.restore(run)
-        return trained(run, keeper, epochs, patience, tracker, progress)
+            checkpointer.restore(run)
+        return run_training(run, checkpointer, epochs, patience, tracker, progress)
 
 
-def trained(
+def run_training(
     run: Training,
-    keeper: Keeper,
+    checkpointer: Checkpointer,
     epochs: int,
     patience: int | None,
     tracker: Tracker | None = None,
     progress: bool | None = None,
 ) -> FitResult:
-    """Goes on with a training to its end.
+    """Runs a started training to its end.
 
     An exception leaves the VAE as :func:`fit` describes it.
 
     Arguments:
-        run: The training, started; the random state is its own.
-        keeper: Who keeps its state.
-        epochs: The epochs at most.
-        patience: The epochs without a better one that end it.
-        tracker: Takes each row of the history.
-        progress: Whether to show progress, as in :func:`fit`.
+        run: The training; the global random state is that of the training.
+        checkpointer: Writes its checkpoints.
+        epochs: The number of epochs, at most.
+        patience: As in :func:`fit`.
+        tracker: As in :func:`fit`.
+        progress: As in :func:`fit`.
     """
     run.prepare()
-    with same_threads(run):
+    with use_recorded_threads(run):
         try:
-            with in_tensors(run, run.schedules if run.compiled else ()):
-                for row in _rows_until(run, epochs, patience, progress):
+            with store_scalars_as_tensors(run, run.schedules if run.compiled else ()):
+                for row in _train_epochs(run, epochs, patience, progress):
                     if tracker is not None:
                         tracker.log(row, run.epoch)
-                    keeper.keep(run)
-            _end(run, keeper)
+                    checkpointer.save(run)
+            _save_and_finish(run, checkpointer)
         except BaseException as error:
-            # Not by setattr, which an exception may forbid.
-            vars(error)["fit_result"] = result_of(run)
+            # An exception class can forbid setattr.
+            vars(error)["fit_result"] = build_result(run)
             vars(error)["work_done"] = f"{run.epoch} of {epochs} epochs of training"
-            _explain_interrupt(error, run, epochs, keeper)
-            with settling(run):
-                _end(run, keeper, best=not isinstance(error, NotFiniteError))
+            _explain_interrupt(error, run, epochs, checkpointer)
+            with warn_on_cleanup_error(run):
+                _save_and_finish(run, checkpointer, best=not isinstance(error, NotFiniteError))
             raise
-    return result_of(run)
+    return build_result(run)
 
 
-def _explain_interrupt(error: BaseException, run: Training, epochs: int, keeper: Keeper) -> None:
-    """Adds to an interrupt from the keyboard how to continue, where Python shows such notes."""
+def _explain_interrupt(
+    error: BaseException, run: Training, epochs: int, checkpointer: Checkpointer
+) -> None:
+    """Adds a note on how to continue to an interrupt from the keyboard, if Python supports it."""
     if isinstance(error, KeyboardInterrupt) and hasattr(error, "add_note"):
-        if keeper.folder is None:
+        if checkpointer.folder is None:
             how = "fit_result of this exception holds the history; out=FOLDER would keep the state"
         else:
-            how = f"call fit with out={str(keeper.folder)!r} and resume=True to continue"
+            how = f"call fit with out={str(checkpointer.folder)!r} and resume=True to continue"
         error.add_note(f"fit stopped after epoch {run.epoch} of {epochs}: {how}")
 
 
-def _end(run: Training, keeper: Keeper, *, best: bool = True) -> None:
-    """Writes the state of a training, then leaves the VAE with the best weights, or the last."""
+def _save_and_finish(run: Training, checkpointer: Checkpointer, *, best: bool = True) -> None:
+    """Writes the state of a training, then sets the best weights of the VAE, or the last."""
     if run.resumable:
-        keeper.keep(run, now=True)
+        checkpointer.save(run, now=True)
     run.finish(best=best)
     if best:
-        keeper.keep_best(run)
-    keeper.report_missing()
+        checkpointer.save_best(run)
+    checkpointer.report_missing()
 
 
 @contextmanager
-def settling(run: Training) -> Iterator[None]:
-    """Leaves a VAE in evaluation mode, and warns of an error that stands behind another one."""
+def warn_on_cleanup_error(run: Training) -> Iterator[None]:
+    """Turns an error after a failed training into a warning, and sets evaluation mode."""
     try:
         yield
     except FloatingPointError:
-        # The error that ended the training is of the same kind.
+        # The error that ended the training has the same cause and is raised already.
         return
     except Exception as error:
         warnings.warn(
@@ -272,38 +271,31 @@ def settling(run: Training) -> Iterator[None]:
         run.vae.eval()
 
 
-def result_of(run: Training, failure: str | None = None) -> FitResult:
-    """Returns what a training did."""
+def build_result(run: Training, failure: str | None = None) -> FitResult:
+    """Returns the result of a training."""
     return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine, failure)
 
 
-def _rows_until(
+def _train_epochs(
     run: Training, epochs: int, patience: int | None, progress: bool | None = None
 ) -> Iterator[dict[str, float]]:
-    """Trains, epoch by epoch, and yields each row of the history.
-
-    Arguments:
-        run: The training.
-        epochs: The epochs at most.
-        patience: The epochs without a better one that end it.
-        progress: Whether to show progress, as in :func:`fit`.
-    """
+    """Trains epoch by epoch, and yields each row of the history."""
     name, key = ("objective", "train_objective") if run.valid is None else ("ELBO", "valid_elbo")
-    with Progress("training", epochs, "epochs", show=progress, at_once=True) as shown:
-        shown.reach(run.epoch)
-        run.on_batch = lambda part: shown.reach(run.epoch + part)
-        while run.epoch < epochs and not run.waited(patience):
+    with Progress("training", epochs, "epochs", show=progress, at_once=True) as bar:
+        bar.reach(run.epoch)
+        run.on_batch = lambda fraction: bar.reach(run.epoch + fraction)
+        while run.epoch < epochs and not run.should_stop(patience):
             row = run.one_epoch()
-            shown.reach(run.epoch, f"{name} {row[key]:.3f}")
+            bar.reach(run.epoch, f"{name} {row[key]:.3f}")
             yield row
 
 
 @contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
-    """Holds a folder for this process, and removes the partial files of killed processes."""
+def _lock_folder(folder: Path | None) -> Iterator[None]:
+    """Locks a folder for this process, and removes the partial files of killed processes."""
     with ExitStack() as stack:
         if folder is not None:
-            with writable(folder):
+            with require_writable(folder):
                 stack.enter_context(hold_folder(folder))
                 remove_partial(folder)
         yield

@@ -1,4 +1,4 @@
-"""Copies of the state of a training."""
+"""Copies of the state of an optimizer, an objective and a VAE."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,12 +8,17 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["copied", "objective_settings", "objective_state", "snapshot"]
+__all__ = ["copy_objective_state", "copy_state", "copy_weights", "read_objective_settings"]
 
 
-def objective_settings(objective: Any, scheduled: Iterable[str]) -> dict[str, str]:
-    """Returns as text what an objective was made with, less what changes as training goes on."""
-    changing = {*scheduled, *objective_state(objective), "max_plate_nesting", "retain_graph"}
+def read_objective_settings(objective: Any, scheduled: Iterable[str]) -> dict[str, str]:
+    """Returns the constant settings of an objective as text, without values that training changes.
+
+    Arguments:
+        objective: The objective.
+        scheduled: The names of scalars that follow a schedule.
+    """
+    changing = {*scheduled, *copy_objective_state(objective), "max_plate_nesting", "retain_graph"}
     return {
         name: repr(value.item() if isinstance(value, Tensor) and not value.dim() else value)
         for name, value in sorted(vars(objective).items())
@@ -23,18 +28,18 @@ def objective_settings(objective: Any, scheduled: Iterable[str]) -> dict[str, st
     }
 
 
-def objective_state(objective: Any) -> dict[str, Tensor]:
-    """Returns a copy of what an objective keeps from step to step, if it says so."""
+def copy_objective_state(objective: Any) -> dict[str, Tensor]:
+    """Returns a copy of the state that an objective keeps between steps, empty if it has none."""
     if not hasattr(objective, "state_dict"):
         return {}
     return {name: value.detach().clone() for name, value in objective.state_dict().items()}
 
 
-def copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of what an optimizer holds, in a part of the time of ``deepcopy``."""
+def copy_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of an optimizer's state; faster than ``deepcopy``."""
     return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), state)
 
 
-def snapshot(vae: VAE) -> dict[str, Tensor]:
+def copy_weights(vae: VAE) -> dict[str, Tensor]:
     """Returns a copy of all weights and buffers."""
     return {name: value.detach().clone() for name, value in vae.state_dict().items()}

@@ -10,54 +10,51 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.masking import masked
+from pyro_vae.masking import mask_rows
 from pyro_vae.networks import eval_mode
-from pyro_vae.vae.model_guide import told_apart
+from pyro_vae.vae.model_guide import explain_site_clash
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import describe_value
 
 __all__ = ["AutoVAEGuide"]
 
-_GIVEN = ("x", "covariates", "mask")
+_INPUTS = ("x", "covariates", "mask")
 
 
 def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Returns the first argument of a model."""
     return x
 
 
 class AutoVAEGuide(AutoGuide):
-    r"""The amortized posterior of a VAE, beside automatic guides for the rest of a larger model.
+    r"""The amortized posterior of a VAE, next to automatic guides for the rest of a larger model.
 
     .. math:: q(w, z \mid x) = q(w) \prod_n q(z_n \mid x_n)
 
-    A component of :class:`pyro.infer.autoguide.AutoGuideList`, or a guide by itself where ``z`` is
-    the only latent variable. It samples the one site of a VAE's ``z``, within the plates in which
-    the model calls ``vae.model``, and lets the list open them: a plain function cannot, for the
-    list has opened each by then. Where a plate subsamples, the encoder is given the rows that the
-    model draws.
+    A component of :class:`pyro.infer.autoguide.AutoGuideList`, or a complete guide if ``z`` is the
+    only latent variable. It samples the site of the VAE's ``z`` within the plates in which the
+    model calls ``vae.model``. The list opens these plates; it would already have opened them
+    before a plain function could. If a plate subsamples, the encoder receives the subsampled rows.
 
-    All of the VAE is a submodule, its decoder included, so that an optimizer of PyTorch's trains it
-    by ``guide.parameters()`` where the model is a function. Pyro's store knows its parameters by
-    the VAE's own name alone.
+    The whole VAE is a submodule, including its decoder. A PyTorch optimizer over
+    ``guide.parameters()`` therefore trains it if the model is a function. Pyro's store holds its
+    parameters under the VAE's name only.
 
-    As all automatic guides, it learns the plates from the first call. Where the size of a plate
-    changes from batch to batch, give ``create_plates`` to the list.
+    Like all automatic guides, it learns the plates from the first call. If the size of a plate
+    changes from batch to batch, pass ``create_plates`` to the list.
 
     Arguments:
-        model: The whole model, with the arguments that the guide will be called with; other sites
-            are ignored.
+        model: The whole model, with the same arguments as the guide; other sites are ignored.
         vae: A VAE whose model ``model`` calls.
-        inputs: Maps the arguments of the model to what the encoder is given: ``x``, of shape
-            ``(*batch, *event_shape)``; ``None``, for the prior; or a dict of some of ``x``,
-            ``covariates`` and ``mask``. Each has either all rows of a plate that subsamples, or
-            those of the subsample. Default: the first argument is ``x``.
-        suffix: That of the call of ``vae.model``, if it has one: a component for each call.
-        create_plates: As in :class:`pyro.infer.autoguide.AutoNormal`, if it stands by itself.
+        inputs: Maps the arguments of the model to the encoder's input: ``x``, of shape
+            ``(*batch, *event_shape)``; ``None``, for the prior; or a dict with any of ``x``,
+            ``covariates`` and ``mask``. Each has either all rows of a subsampling plate or those
+            of the subsample. Default: the first argument is ``x``.
+        suffix: The suffix of the call of ``vae.model``, if any: one component for each call.
+        create_plates: As in :class:`pyro.infer.autoguide.AutoNormal`, for a guide outside a list.
 
     Raises:
-        ValueError: When it is made, if ``vae`` is no VAE; when it is called, if the model has no
-            such latent site, or an input has neither all rows nor those of the subsample.
+        ValueError: In the constructor, if ``vae`` is not a VAE; in a call, if the model lacks the
+            latent site, or an input has neither all rows nor those of the subsample.
         NotImplementedError: By ``median`` and ``quantiles``, if the posterior has no quantiles in
             closed form.
 
@@ -103,25 +100,25 @@ class AutoVAEGuide(AutoGuide):
 
     @property
     def site(self) -> str:
-        """The name of the site that is sampled."""
-        return self._part().guide.site("z", self.suffix)
+        """The name of the sampled site."""
+        return self._get_vae().guide.site("z", self.suffix)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Samples z, given the arguments of the model; returns it by the name of its site."""
+        """Samples z given the arguments of the model; returns it by the name of its site."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
-        guide = self._part().guide
-        guide.scope.announce(guide)
-        with told_apart(), ExitStack() as stack:
-            around = [plates[frame.name] for frame in self._frames]
-            for plate in around:
+        guide = self._get_vae().guide
+        guide.scope.announce_parameters(guide)
+        with explain_site_clash(), ExitStack() as stack:
+            enclosing = [plates[frame.name] for frame in self._frames]
+            for plate in enclosing:
                 stack.enter_context(plate)
-            # Only now every plate has its dimension.
-            x, covariates, mask = self._given(around, *args, **kwargs)
-            x, rows, _ = guide.observed(x, mask)
-            stack.enter_context(masked(rows))
-            return {self.site: guide.draw(x, covariates, self.suffix)}
+            # A plate has a dimension only once it is open.
+            x, covariates, mask = self._select_inputs(enclosing, *args, **kwargs)
+            x, rows, _ = guide.prepare_data(x, mask)
+            stack.enter_context(mask_rows(rows))
+            return {self.site: guide.sample_latent(x, covariates, self.suffix)}
 
     @torch.no_grad()
     def quantiles(
@@ -131,70 +128,68 @@ class AutoVAEGuide(AutoGuide):
 
         Arguments:
             quantiles: Numbers between 0 and 1.
-            args: The arguments of the model; all rows that are passed are encoded.
+            args: The arguments of the model; all rows are encoded.
             kwargs: Likewise.
 
         Returns:
-            By the name of the site, a tensor of shape ``(quantiles, *batch, latent_dim)``.
+            A dict from the name of the site to a tensor ``(quantiles, *batch, latent_dim)``.
         """
-        guide = self._part().guide
-        x, covariates, mask = self._given((), *args, **kwargs)
-        x, _, _ = guide.observed(x, mask)
-        with eval_mode(self._part()):
-            elements = _marginals(guide.distribution(x, covariates))
+        guide = self._get_vae().guide
+        x, covariates, mask = self._select_inputs((), *args, **kwargs)
+        x, _, _ = guide.prepare_data(x, mask)
+        with eval_mode(self._get_vae()):
+            elements = _get_marginals(guide.distribution(x, covariates))
         levels = torch.as_tensor(quantiles, dtype=elements.mean.dtype, device=elements.mean.device)
         return {self.site: elements.icdf(levels.reshape(-1, *(1 for _ in elements.batch_shape)))}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Returns the median of each element of z, of shape ``(*batch, latent_dim)``."""
-        found = self.quantiles([0.5], *args, **kwargs)
-        return {name: value.squeeze(0) for name, value in found.items()}
+        medians = self.quantiles([0.5], *args, **kwargs)
+        return {name: value.squeeze(0) for name, value in medians.items()}
 
-    def _part(self) -> VAE:
-        """Returns the VAE; as an attribute Pyro would enter its parameters under a second name."""
+    def _get_vae(self) -> VAE:
+        """Returns the VAE; attribute access would store its parameters under a second name."""
         return cast(VAE, self._modules["vae"])
 
     def _prototype_hide_fn(self, msg: dict[str, Any]) -> bool:
-        """Tells whether a site of the model is none that is sampled here."""
+        """Whether a site of the model is sampled elsewhere."""
         return msg["name"] != self.site or msg["type"] != "sample" or msg["is_observed"]
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the model once, for the plates in which it calls the VAE."""
+        """Runs the model once, to find the plates in which it calls the VAE."""
         super()._setup_prototype(*args, **kwargs)
-        found: Any = self.prototype_trace
-        if self.site not in found:
+        trace: Any = self.prototype_trace
+        if self.site not in trace:
             self.prototype_trace = None
             raise ValueError(
                 f"Expected model to have a latent site {self.site!r}, as it has where it calls "
                 f"vae.model of this VAE with suffix={self.suffix!r}"
             )
-        self._frames = found.nodes[self.site]["cond_indep_stack"]
+        self._frames = trace.nodes[self.site]["cond_indep_stack"]
 
-    def _given(
+    def _select_inputs(
         self, plates: Iterable[pyro.plate], *args: Any, **kwargs: Any
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns x, covariates and mask, as far as there are any: the rows that plates draw."""
-        given = self.inputs(*args, **kwargs)
-        given = given if isinstance(given, Mapping) else {"x": given}
-        unknown = sorted(set(given) - set(_GIVEN))
+        """Returns the rows of x, covariates and mask that plates draw; absent ones are ``None``."""
+        inputs = self.inputs(*args, **kwargs)
+        inputs = inputs if isinstance(inputs, Mapping) else {"x": inputs}
+        unknown = sorted(set(inputs) - set(_INPUTS))
         if unknown:
-            raise ValueError(
-                f"Expected inputs to return some of {list(_GIVEN)}, got also {unknown}"
-            )
-        x, covariates, mask = (given.get(name) for name in _GIVEN)
-        event_dim = len(self._part().event_shape)
-        single = mask is not None and x is not None and mask.dim() == x.dim()
+            raise ValueError(f"Expected inputs to return only {list(_INPUTS)}, got also {unknown}")
+        x, covariates, mask = (inputs.get(name) for name in _INPUTS)
+        event_dim = len(self._get_vae().event_shape)
+        elementwise = mask is not None and x is not None and mask.dim() == x.dim()
         return (
-            _rows_of(plates, "x", x, event_dim),
-            _rows_of(plates, "covariates", covariates, 1),
-            _rows_of(plates, "mask", mask, event_dim if single else 0),
+            _select_rows(plates, "x", x, event_dim),
+            _select_rows(plates, "covariates", covariates, 1),
+            _select_rows(plates, "mask", mask, event_dim if elementwise else 0),
         )
 
 
-def _rows_of(
+def _select_rows(
     plates: Iterable[pyro.plate], name: str, value: Tensor | None, event_dim: int
 ) -> Tensor | None:
-    """Returns the rows of a tensor that plates draw, if it has all rows.
+    """Returns the subsampled rows of a tensor that has all rows; others are left unchanged.
 
     Raises:
         ValueError: If it has neither all rows of a plate nor those of the subsample.
@@ -207,18 +202,18 @@ def _rows_of(
             raise ValueError(
                 f"Expected {name} to have the {plate.size} rows of the plate {plate.name!r} at "
                 f"dimension {dim}, or the {plate.subsample_size} of its subsample, got a tensor of "
-                f"shape {tuple(value.shape)}: where batches differ in size, give create_plates to "
+                f"shape {tuple(value.shape)}: if batches differ in size, pass create_plates to "
                 f"the outermost guide"
             )
         value = value.index_select(dim, plate.indices.to(value.device))
     return value
 
 
-def _marginals(q: dist.TorchDistribution) -> dist.TorchDistribution:
-    """Returns the distributions of the single elements of a vector.
+def _get_marginals(q: dist.TorchDistribution) -> dist.TorchDistribution:
+    """Returns the marginal distributions of the elements of a vector.
 
     Raises:
-        NotImplementedError: If they are not known in closed form.
+        NotImplementedError: If their quantiles have no closed form.
     """
     if isinstance(q, torch.distributions.MultivariateNormal):
         return dist.Normal(q.mean, q.stddev)

@@ -1,4 +1,4 @@
-"""Parts: made from classes, and described for a file."""
+"""Builds parts from classes, and describes them for files."""
 
 import copy
 import functools
@@ -10,25 +10,25 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae.validation import describe_value, plain
+from pyro_vae.validation import describe_value, to_plain_python
 
-__all__ = ["Part", "build", "describe"]
+__all__ = ["Part", "build_part", "describe_part"]
 
 
 Part = nn.Module | Callable[..., nn.Module]
-"""A ready-made module, or a callable (a class, a ``functools.partial``) that makes one."""
+"""A module, or a callable (a class, a ``functools.partial``) that builds one."""
 
 
-def build(part: Part, role: str, **sizes: Any) -> Any:
-    """Makes a part, handing it those sizes that its signature names.
+def build_part(part: Part, role: str, **sizes: Any) -> Any:
+    """Builds a part with the sizes that its signature names.
 
     Arguments:
-        part: A module, returned as it is, or a callable that makes one.
-        role: What the part is for; named in errors.
-        sizes: What can be handed over, such as ``latent_dim`` or ``event_shape``.
+        part: A module, returned unchanged, or a callable that builds one.
+        role: The role of the part, named in errors.
+        sizes: The available sizes, such as ``latent_dim`` or ``event_shape``.
 
     Raises:
-        ValueError: If ``part`` is neither, or needs an argument that is not offered.
+        ValueError: If ``part`` is neither, or requires an argument that is not available.
     """
     if isinstance(part, nn.Module):
         return part
@@ -45,12 +45,12 @@ def build(part: Part, role: str, **sizes: Any) -> Any:
         raise ValueError(
             f"Expected {role} to be a callable whose signature names its sizes, got {part!r}"
         ) from error
-    chosen = getattr(part, "keywords", {})
-    named = {k: size for k, size in sizes.items() if k in parameters and k not in chosen}
+    fixed = getattr(part, "keywords", {})
+    arguments = {k: size for k, size in sizes.items() if k in parameters and k not in fixed}
     missing = [
         name
         for name, parameter in parameters.items()
-        if name not in named
+        if name not in arguments
         and parameter.default is inspect.Parameter.empty
         and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     ]
@@ -59,39 +59,39 @@ def build(part: Part, role: str, **sizes: Any) -> Any:
             f"Expected {role} to need nothing but {sorted(sizes)}, got {part!r}, which also needs "
             f"{missing}: give those with functools.partial"
         )
-    module = part(**named)
+    module = part(**arguments)
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected {role} to make a torch.nn.Module, got {type(module).__name__}")
     return module
 
 
-def describe(part: Part) -> dict[str, Any] | None:
-    """Returns the class and the arguments that make a part, in terms of JSON.
+def describe_part(part: Part) -> dict[str, Any] | None:
+    """Returns the class and the arguments that build a part, as values that JSON can encode.
 
     Returns:
-        ``{"class": dotted name, "arguments": {...}}``, or ``None`` for a part that is ready-made or
-        made by anything but a class, or a ``functools.partial`` of one, with plain arguments.
+        ``{"class": dotted name, "arguments": {...}}``, or ``None`` unless the part is a class, or a
+        ``functools.partial`` of one with plain arguments.
 
     Example:
         >>> from pyro_vae import priors
-        >>> describe(functools.partial(priors.Mixture, components=3))
+        >>> describe_part(functools.partial(priors.Mixture, components=3))
         {'class': 'pyro_vae.priors.Mixture', 'arguments': {'components': 3}}
     """
     arguments: dict[str, Any] = {}
-    made_by: Any = part
-    while isinstance(made_by, functools.partial) and not made_by.args:
-        arguments = {**made_by.keywords, **arguments}
-        made_by = made_by.func
-    # A class within a class or a function is not found by its name.
-    if not isinstance(made_by, type) or "." in made_by.__qualname__:
+    factory: Any = part
+    while isinstance(factory, functools.partial) and not factory.args:
+        arguments = {**factory.keywords, **arguments}
+        factory = factory.func
+    # A nested class cannot be imported by its name.
+    if not isinstance(factory, type) or "." in factory.__qualname__:
         return None
-    arguments = plain(arguments)
+    arguments = to_plain_python(arguments)
     try:
         json.dumps(arguments)
     except TypeError:
         return None
-    # The package's own name for a class outlives the file in which it stands.
-    package = made_by.__module__.rpartition(".")[0]
-    home = package if getattr(sys.modules.get(package), made_by.__name__, None) is made_by else None
-    name = f"{home or made_by.__module__}.{made_by.__qualname__}"
+    # The name that a package exports stays valid when the class moves to another file.
+    package = factory.__module__.rpartition(".")[0]
+    is_exported = getattr(sys.modules.get(package), factory.__name__, None) is factory
+    name = f"{package if is_exported else factory.__module__}.{factory.__qualname__}"
     return {"class": name, "arguments": copy.deepcopy(arguments)}

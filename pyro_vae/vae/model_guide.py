@@ -1,4 +1,4 @@
-"""The two sides of a VAE, model and guide: Pyro functions over its parts."""
+"""The model and the guide of a VAE: Pyro functions over its parts."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,18 +13,33 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.guard import guard_process_state
-from pyro_vae.masking import expand_mask, factorizes, fill, mask_elements, masked, split_mask
+from pyro_vae.masking import (
+    expand_mask,
+    factorizes,
+    fill_missing,
+    mask_elements,
+    mask_rows,
+    split_mask,
+)
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.param_store import Scope
-from pyro_vae.validation import check_size, check_tensor, plain
+from pyro_vae.validation import check_size, check_tensor, to_plain_python
 
-__all__ = ["Guide", "Model", "Parts", "Sizes", "check_input", "state_without_store", "told_apart"]
+__all__ = [
+    "Guide",
+    "Model",
+    "Parts",
+    "Sizes",
+    "check_input",
+    "explain_site_clash",
+    "get_state_without_store",
+]
 
 _NO_BATCH = torch.Size()
 
 
 class Sizes(NamedTuple):
-    """The sizes that all parts of a VAE share."""
+    """The sizes shared by all parts of a VAE."""
 
     event_shape: torch.Size
     latent_dim: int
@@ -32,7 +47,7 @@ class Sizes(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts that model and guide share."""
+    """The parts shared by model and guide."""
 
     prior: Prior
     posterior: Posterior
@@ -41,26 +56,26 @@ class Parts(NamedTuple):
     decoder: nn.Module
 
 
-class _Side(nn.Module):
-    """What model and guide share: the parts that each needs, and how the batch is opened."""
+class _PyroProgram(nn.Module):
+    """The base of model and guide: the parts that both need, and the plate over the batch."""
 
     prior: Prior
     posterior: Posterior
     encoder: nn.Module
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickles without what Pyro's store leaves on parameters, a weak reference."""
-        return state_without_store(self)
+        """Omits the weak references that Pyro's store leaves on parameters."""
+        return get_state_without_store(self)
 
     def __init__(self, parts: Parts, sizes: Sizes, scope: Scope, plate: bool | None) -> None:
         super().__init__()
         self.scope = scope
         self.plate = plate
         self.event_shape, self.latent_dim, self.covariate_dim = sizes
-        self.take(parts)
+        self.set_parts(parts)
 
-    def take(self, parts: Parts) -> None:
-        """Takes the parts that this side needs."""
+    def set_parts(self, parts: Parts) -> None:
+        """Registers the parts that this program needs."""
         self.prior = parts.prior
 
     def encode(
@@ -76,28 +91,28 @@ class _Side(nn.Module):
     def encode_in_eval_mode(
         self, x: Tensor, covariates: Tensor | None = None
     ) -> dist.TorchDistribution:
-        """Returns q(z given x) for inputs that must not enter running statistics."""
+        """Returns q(z given x) without an update of running statistics."""
         with eval_mode(self.encoder, self.posterior):
             return self.encode(x, covariates, frozen=True)
 
     def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z)."""
         self.check_covariates(covariates)
-        needs = getattr(self.prior, "uses_encoder", False)
-        return self.prior(covariates, encode=self.encode_in_eval_mode if needs else None)
+        uses_encoder = getattr(self.prior, "uses_encoder", False)
+        return self.prior(covariates, encode=self.encode_in_eval_mode if uses_encoder else None)
 
     def check_covariates(self, covariates: Tensor | None, batch: torch.Size = _NO_BATCH) -> None:
-        """Raises a ``ValueError`` unless there are covariates just where they are expected.
+        """Raises a ``ValueError`` if covariates are missing, unexpected or of another shape.
 
         Arguments:
             covariates: The covariates, ``(*batch, covariate_dim)``.
-            batch: The shape that their batch shape has to be broadcastable with.
+            batch: A shape with which their batch shape has to be broadcastable.
         """
         if covariates is None:
             if self.covariate_dim:
                 raise ValueError(
-                    f"Expected covariates of shape (batch, {self.covariate_dim}), as "
-                    f"covariate_dim={self.covariate_dim} says, got None"
+                    f"Expected covariates of shape (batch, {self.covariate_dim}) for "
+                    f"covariate_dim={self.covariate_dim}, got None"
                 )
             return
         check_input("covariates", covariates, self)
@@ -116,7 +131,7 @@ class _Side(nn.Module):
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
         check_tensor("x", x)
-        _check_place("x", x, self)
+        _check_layout_and_device("x", x, self)
         _check_trailing("x", x, self.event_shape)
         if x.numel() == 0:
             raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
@@ -125,7 +140,7 @@ class _Side(nn.Module):
                 f"Expected x to be a floating-point tensor, got {x.dtype}: convert it, x.float()"
             )
         if mask is not None:
-            x = fill(x, expand_mask(mask, x, self.event_shape))
+            x = fill_missing(x, expand_mask(mask, x, self.event_shape))
         missing = torch.isnan(x)
         if bool(missing.any()):
             raise ValueError(
@@ -136,20 +151,20 @@ class _Side(nn.Module):
             raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
         _check_dtype("x", x, self)
 
-    def observed(
+    def prepare_data(
         self, x: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns the data, zero where missing, and the masks of rows and of elements."""
+        """Returns the data, with zeros for missing values, and the masks of rows and elements."""
         rows, elements = split_mask(mask, x, self.event_shape)
         if x is None:
             return None, rows, None
         if is_validation_enabled():
             self.check(x, mask)
-        return fill(x, elements), rows, elements
+        return fill_missing(x, elements), rows, elements
 
     def site(self, role: str, suffix: str | int | None) -> str:
         """Returns the name of a site of one call."""
-        suffix = plain(suffix)
+        suffix = to_plain_python(suffix)
         usable = isinstance(suffix, (str, int)) and not isinstance(suffix, bool) and suffix != ""
         if suffix is not None and not usable:
             raise ValueError(
@@ -158,7 +173,7 @@ class _Side(nn.Module):
         name = f"{self.scope.name}.{role}"
         return name if suffix is None else f"{name}_{suffix}"
 
-    def opened(
+    def open_plate(
         self,
         x: Tensor | None,
         covariates: Tensor | None,
@@ -166,13 +181,13 @@ class _Side(nn.Module):
         n: int,
         suffix: str | int | None,
     ) -> AbstractContextManager:
-        """Opens the plate over the batch, or nothing where the caller owns the plates."""
+        """Returns the plate over the batch, or a null context if the caller owns the plates."""
         n = check_size("n", n, least=1)
         if self.plate is None:
             if data_size is not None or n != 1:
                 raise ValueError(
-                    f"Expected neither data_size nor n with plate=None, where the caller's plates "
-                    f"say both, got {data_size=}, {n=}"
+                    f"Expected neither data_size nor n with plate=None, because the caller's "
+                    f"plates define both, got {data_size=}, {n=}"
                 )
             return nullcontext()
         size = self.batch_size(x, covariates, n)
@@ -184,7 +199,7 @@ class _Side(nn.Module):
             raise ValueError(
                 f"Expected data_size to be at least the batch's {size} rows, got {data_size}"
             )
-        # Which rows these are is the caller's affair; only their number sets the scale.
+        # The scale depends only on the number of rows, so their indices do not matter.
         return pyro.plate(name, data_size, subsample=torch.arange(size), dim=-1)
 
     def batch_size(self, x: Tensor | None, covariates: Tensor | None, n: int) -> int:
@@ -193,7 +208,7 @@ class _Side(nn.Module):
             if x.dim() != len(self.event_shape) + 1:
                 raise ValueError(
                     f"Expected x of shape (batch, {', '.join(map(str, self.event_shape))}), got "
-                    f"{tuple(x.shape)}: for other batches make the VAE with plate=None and open "
+                    f"{tuple(x.shape)}: for other batches build the VAE with plate=None and open "
                     f"the plates yourself"
                 )
             if covariates is not None and covariates.shape[:-1] not in ((), (1,), x.shape[:1]):
@@ -211,15 +226,15 @@ class _Side(nn.Module):
         return n
 
 
-class Model(_Side):
+class Model(_PyroProgram):
     """The generative model, p(z) p(x given z), as a Pyro function."""
 
     likelihood: Likelihood
     decoder: nn.Module
 
-    def take(self, parts: Parts) -> None:
-        """Takes the parts of the generative model, the encoder only if the prior is made of it."""
-        super().take(parts)
+    def set_parts(self, parts: Parts) -> None:
+        """Registers the generative parts, and the encoder only if the prior uses it."""
+        super().set_parts(parts)
         self.decoder = parts.decoder
         self.likelihood = parts.likelihood
         if getattr(parts.prior, "uses_encoder", False):
@@ -241,10 +256,10 @@ class Model(_Side):
         """Raises a ``ValueError`` for data that cannot be scored."""
         super().check(x, mask)
         if mask is not None:
-            x = fill(x, expand_mask(mask, x, self.event_shape))
-        supported = getattr(self.likelihood, "check", None)
-        if supported is not None:
-            supported(x)
+            x = fill_missing(x, expand_mask(mask, x, self.event_shape))
+        check_support = getattr(self.likelihood, "check", None)
+        if check_support is not None:
+            check_support(x)
 
     @guard_process_state
     def forward(
@@ -258,12 +273,16 @@ class Model(_Side):
         suffix: str | int | None = None,
         infer: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Samples z and x, or z and scores x; returns z."""
-        x, rows, elements = self.observed(x, mask)
-        self.scope.announce(self)
-        with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
+        """Samples z, and samples or scores x; returns z."""
+        x, rows, elements = self.prepare_data(x, mask)
+        self.scope.announce_parameters(self)
+        with (
+            explain_site_clash(),
+            self.open_plate(x, covariates, data_size, n, suffix),
+            mask_rows(rows),
+        ):
             prior = self.prior_distribution(covariates)
-            z = pyro.sample(self.site("z", suffix), prior, infer=_checked_infer(infer))
+            z = pyro.sample(self.site("z", suffix), prior, infer=_check_infer(infer))
             p = self.decode(z, covariates)
             if elements is not None and (rows is None or factorizes(p)):
                 p = mask_elements(p, elements)
@@ -271,12 +290,12 @@ class Model(_Side):
         return z
 
 
-class Guide(_Side):
+class Guide(_PyroProgram):
     """The amortized posterior, q(z given x), as a Pyro function."""
 
-    def take(self, parts: Parts) -> None:
-        """Takes the parts of the posterior, and the prior for where there are no data."""
-        super().take(parts)
+    def set_parts(self, parts: Parts) -> None:
+        """Registers the posterior, the encoder, and the prior for calls without data."""
+        super().set_parts(parts)
         self.encoder = parts.encoder
         self.posterior = parts.posterior
 
@@ -292,95 +311,96 @@ class Guide(_Side):
         suffix: str | int | None = None,
         infer: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Samples z from the posterior, or from the prior where there is no x; returns z."""
-        x, rows, _ = self.observed(x, mask)
-        # First of all, as this finds out about another VAE of the same name.
-        self.scope.announce(self)
-        with told_apart(), self.opened(x, covariates, data_size, n, suffix), masked(rows):
-            return self.draw(x, covariates, suffix, infer)
+        """Samples z from the posterior, or from the prior if ``x`` is ``None``; returns z."""
+        x, rows, _ = self.prepare_data(x, mask)
+        # This detects another VAE of the same name, so it comes before any site.
+        self.scope.announce_parameters(self)
+        with (
+            explain_site_clash(),
+            self.open_plate(x, covariates, data_size, n, suffix),
+            mask_rows(rows),
+        ):
+            return self.sample_latent(x, covariates, suffix, infer)
 
-    def draw(
+    def sample_latent(
         self,
         x: Tensor | None,
         covariates: Tensor | None,
         suffix: str | int | None = None,
         infer: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Samples z within whatever plates and masks are open."""
+        """Samples z within the plates and masks that the caller has opened."""
         q = self.distribution(x, covariates)
-        return pyro.sample(self.site("z", suffix), q, infer=_checked_infer(infer))
+        return pyro.sample(self.site("z", suffix), q, infer=_check_infer(infer))
 
     def distribution(self, x: Tensor | None, covariates: Tensor | None) -> dist.TorchDistribution:
-        """Returns the posterior, or the prior where there is no x."""
+        """Returns the posterior, or the prior if ``x`` is ``None``."""
         return self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
 
 
-def _checked_infer(infer: dict[str, Any] | None) -> InferDict | None:
-    """Returns what a site is told, or raises a ``ValueError``."""
+def _check_infer(infer: dict[str, Any] | None) -> InferDict | None:
     if infer is not None and not isinstance(infer, dict):
         raise ValueError(f"Expected infer to be a dict or None, got {infer!r}")
     return cast(InferDict | None, infer)
 
 
 @contextmanager
-def told_apart() -> Iterator[None]:
-    """Says what to do about two calls in one trace, where Pyro only says that a name is taken."""
+def explain_site_clash() -> Iterator[None]:
+    """Suggests ``suffix=`` for two calls in one trace; Pyro reports only the duplicate name."""
     try:
         yield
     except RuntimeError as error:
-        # Pyro has no class for this error.
+        # Pyro does not define a class for this error.
         if "Multiple sample sites named" not in str(error):
             raise
         raise ValueError(
-            f"Expected calls of one VAE in one trace to be told apart by suffix=, as in "
-            f"vae.model(x, suffix=0), got two alike: {error}"
+            f"Expected calls of one VAE in one trace to have different values of suffix=, as in "
+            f"vae.model(x, suffix=0), got two with the same: {error}"
         ) from error
 
 
 def check_input(name: str, x: Any, module: nn.Module) -> None:
-    """Raises a ``ValueError`` unless an input is a tensor with rows, of the weights' dtype."""
+    """Raises a ``ValueError`` unless an input is a nonempty tensor of the weights' dtype."""
     check_tensor(name, x)
     if not x.numel():
         raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
-    _check_place(name, x, module)
+    _check_layout_and_device(name, x, module)
     _check_dtype(name, x, module)
 
 
-def _check_place(name: str, x: Tensor, module: nn.Module) -> None:
-    """Raises a ``ValueError`` unless a tensor is dense and on the device of a module's weights."""
+def _check_layout_and_device(name: str, x: Tensor, module: nn.Module) -> None:
     if x.layout != torch.strided:
         raise ValueError(
             f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()"
         )
-    own = next((p.device for p in module.parameters()), x.device)
-    if x.device != own:
+    device = next((p.device for p in module.parameters()), x.device)
+    if x.device != device:
         raise ValueError(
-            f"Expected {name} on the device of the VAE's weights, {own}, got {x.device}: move one "
-            f"of them, {name}.to('{own}') or vae.to('{x.device}')"
+            f"Expected {name} on the device of the VAE's weights, {device}, got {x.device}: move "
+            f"one of them, {name}.to('{device}') or vae.to('{x.device}')"
         )
 
 
 def _check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
-    """Raises a ``ValueError`` unless a tensor has the dtype of a module's weights."""
-    own = next((p.dtype for p in module.parameters()), x.dtype)
-    if x.dtype != own:
+    dtype = next((p.dtype for p in module.parameters()), x.dtype)
+    if x.dtype != dtype:
         raise ValueError(
-            f"Expected {name} of the dtype of the VAE's weights, {own}, got {x.dtype}: convert "
-            f"one of them, {name}.to({own}) or vae.to({x.dtype})"
+            f"Expected {name} of the dtype of the VAE's weights, {dtype}, got {x.dtype}: convert "
+            f"one of them, {name}.to({dtype}) or vae.to({x.dtype})"
         )
 
 
-def _check_trailing(what: str, value: Tensor, shape: torch.Size) -> None:
+def _check_trailing(name: str, value: Tensor, shape: torch.Size) -> None:
     """Raises a ``ValueError`` unless a tensor's shape ends in ``shape``."""
     if value.shape[max(value.dim() - len(shape), 0) :] != shape:
         raise ValueError(
-            f"Expected {what} to have shape (*batch, {', '.join(map(str, shape))}), got "
+            f"Expected {name} to have shape (*batch, {', '.join(map(str, shape))}), got "
             f"{tuple(value.shape)}"
         )
 
 
-def state_without_store(module: nn.Module) -> dict[str, Any]:
-    """Returns a module's state, its parameters freed of what Pyro's store has left on them."""
+def get_state_without_store(module: nn.Module) -> dict[str, Any]:
+    """Returns a module's state, without the weak references of Pyro's store on parameters."""
     for parameter in module.parameters():
         vars(parameter).pop("unconstrained", None)
     return vars(module).copy()

@@ -1,4 +1,4 @@
-"""Makes a VAE by its recipe, and compares a VAE with the one that its recipe makes."""
+"""Builds a VAE from its recipe, and compares a VAE with the one that its recipe builds."""
 
 import functools
 import inspect
@@ -20,7 +20,14 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.vae.vae import PARTS, VAE
 
-__all__ = ["advice", "check_allow", "check_classes", "check_recipe", "differences", "make_vae"]
+__all__ = [
+    "build_vae",
+    "check_allow",
+    "check_classes",
+    "check_recipe",
+    "find_differences",
+    "suggest_remedy",
+]
 
 _PACKAGES = ("priors", "posteriors", "likelihoods", "networks")
 _NEEDED = {"event_shape", "latent_dim", "name", "parts"}
@@ -38,13 +45,13 @@ _HOOKS = (
 """The hooks of a module that can change its output or the weights in a file."""
 
 _INTERNAL = frozenset(vars(nn.Module()))
-_DEEPEST = 4
+_MAX_DEPTH = 4
 
 
 def check_allow(allow: Sequence[str]) -> frozenset[str]:
-    """Returns the names that a user allows, or raises a ``ValueError`` for other values."""
-    plain = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
-    names = list(allow) if plain else [None]
+    """Returns the allowed names, or raises a ``ValueError`` unless they are dotted names."""
+    is_list = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
+    names = list(allow) if is_list else [None]
     if not all(isinstance(n, str) and all(map(str.isidentifier, n.split("."))) for n in names):
         raise ValueError(
             f"Expected allow to be a list of dotted names, as in ['my_package.MyPrior'], got "
@@ -54,7 +61,7 @@ def check_allow(allow: Sequence[str]) -> frozenset[str]:
 
 
 def check_recipe(recipe: Any) -> dict[str, Any]:
-    """Returns a recipe from a file, or raises a ``ValueError`` if it has another form."""
+    """Returns a recipe from a file, or raises a ``ValueError`` if its structure is wrong."""
     keys = set(recipe) if isinstance(recipe, dict) else set()
     if not _NEEDED <= keys <= _NEEDED | _OPTIONAL:
         raise ValueError(f"Expected a recipe with {sorted(_NEEDED)}, got {sorted(keys)}")
@@ -62,9 +69,9 @@ def check_recipe(recipe: Any) -> dict[str, Any]:
     if not isinstance(parts, dict) or set(parts) != set(PARTS):
         raise ValueError(f"Expected a recipe of the parts {PARTS}, got {parts!r:.100}")
     for role, part in parts.items():
-        whole = isinstance(part, dict) and set(part) == {"class", "arguments"}
+        complete = isinstance(part, dict) and set(part) == {"class", "arguments"}
         if part is not None and not (
-            whole and isinstance(part["class"], str) and isinstance(part["arguments"], dict)
+            complete and isinstance(part["class"], str) and isinstance(part["arguments"], dict)
         ):
             raise ValueError(f"Expected {role} as class and arguments, got {part!r:.100}")
     return recipe
@@ -73,14 +80,14 @@ def check_recipe(recipe: Any) -> dict[str, Any]:
 def check_classes(
     recipe: Mapping[str, Any], allow: Collection[str], file: Path | str = "a file"
 ) -> None:
-    """Raises a ``ValueError`` unless all classes are of this package or allowed by name.
+    """Raises a ``ValueError`` unless each class belongs to this package or is allowed by name.
 
     Arguments:
         recipe: A recipe as :func:`check_recipe` returns it, with all parts.
         allow: Dotted names of classes of other packages.
-        file: Where the recipe comes from, named in the error.
+        file: The source of the recipe, named in the error.
     """
-    allowed = _own_classes() | set(allow)
+    allowed = _package_classes() | set(allow)
     for role, part in recipe["parts"].items():
         name = part["class"]
         if name not in allowed:
@@ -90,61 +97,61 @@ def check_classes(
             )
 
 
-def make_vae(
+def build_vae(
     recipe: Mapping[str, Any], weights: Mapping[str, Tensor], allow: Collection[str] = ()
 ) -> VAE:
-    """Returns a VAE made by a recipe, with the given weights.
+    """Builds a VAE from a recipe and weights.
 
     Arguments:
         recipe: A recipe as :func:`check_recipe` returns it, with all parts.
         weights: The weights by their names.
-        allow: Dotted names of classes of other packages that may be made.
+        allow: Dotted names of allowed classes of other packages.
 
     Raises:
-        ValueError: If a class is not allowed, a part cannot be made, or weights do not fit.
+        ValueError: If a class is not allowed, a part cannot be built, or weights do not fit.
     """
     check_classes(recipe, allow)
-    own = _own_classes()
-    known = all(part["class"] in own for part in recipe["parts"].values())
+    classes = _package_classes()
+    trusted = all(part["class"] in classes for part in recipe["parts"].values())
     budget = _Budget(sum(value.numel() for value in weights.values()))
-    with torch.device("cpu"), budget if known else nullcontext():
-        vae = _construct(recipe)
+    with torch.device("cpu"), budget if trusted else nullcontext():
+        vae = _construct_vae(recipe)
     _check_weights(vae, weights)
     _set_precision(vae, weights)
-    # Assigned, not copied, so that a double precision VAE comes back as one. A part may supply an
-    # entry that files of earlier versions do not have.
+    # Assignment keeps the precision of the file; a copy would not. A part may supply an entry that
+    # files of earlier versions lack.
     missing = vae.load_state_dict(dict(weights), strict=False, assign=True).missing_keys
     if missing:
         raise ValueError(f"Expected the weights of its parts, got none for {missing[:3]}")
     return vae
 
 
-def differences(vae: VAE) -> dict[str, str]:
-    """Returns how a VAE differs from the one that its recipe makes.
+def find_differences(vae: VAE) -> dict[str, str]:
+    """Finds the differences between a VAE and the one that its recipe builds.
 
-    The values of weights do not count, nor do the mode, the device, and which weights are frozen.
+    Values of weights, frozen weights, the mode and the device are not compared.
 
     Returns:
-        The differences, by dotted path; empty if a file can restore the VAE.
+        The differences by dotted path; empty if a file can restore the VAE.
     """
     recipe = json.loads(json.dumps({**vae.recipe, "name": vae.name}))
     try:
         with torch.random.fork_rng([]), torch.device("cpu"):
-            made = _construct(recipe)
+            rebuilt = _construct_vae(recipe)
     except Exception as error:
         return {"the VAE": f"a recipe that fails, {type(error).__name__}: {error}"}
-    _set_precision(made, vae.state_dict())
-    return dict(chain(_module_differences(vae, made), _shared(vae)))
+    _set_precision(rebuilt, vae.state_dict())
+    return dict(chain(_compare_trees(vae, rebuilt), _find_shared_weights(vae)))
 
 
-def advice(place: str) -> str:
-    """Returns a remedy for a place that :func:`differences` found."""
-    role = place.partition(".")[0]
-    cure = f"Make the VAE with that part, VAE(..., {role}=...)" if role in PARTS else "Undo this"
-    return f"{cure}, or save vae.state_dict() instead"
+def suggest_remedy(path: str) -> str:
+    """Returns a remedy for the difference at a dotted path of :func:`find_differences`."""
+    role = path.partition(".")[0]
+    remedy = f"Make the VAE with that part, VAE(..., {role}=...)" if role in PARTS else "Undo this"
+    return f"{remedy}, or save vae.state_dict() instead"
 
 
-def _own_classes() -> set[str]:
+def _package_classes() -> set[str]:
     return {
         f"pyro_vae.{package}.{member}"
         for package in _PACKAGES
@@ -159,34 +166,34 @@ _FACTORIES = {
 
 
 class _Budget(TorchFunctionMode):
-    """Refuses to make more numbers than a VAE of that many weights can need.
+    """Limits the number of allocated elements to a multiple of the number of weights.
 
-    A recipe of a few bytes could otherwise take all memory, or make layers for hours.
+    Otherwise a recipe of a few bytes could exhaust the memory, or build layers for hours.
     """
 
     def __init__(self, numel: int) -> None:
         super().__init__()
-        self.left = 16 * numel + 2**24
+        self.remaining = 16 * numel + 2**24
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _FACTORIES:
             sizes = args[0] if args and isinstance(args[0], (list, tuple)) else args
-            self.left -= max(4096, math.prod(abs(n) for n in sizes if isinstance(n, int)))
-            if self.left < 0:
+            self.remaining -= max(4096, math.prod(abs(n) for n in sizes if isinstance(n, int)))
+            if self.remaining < 0:
                 raise ValueError("Expected parts of the size of the weights, got larger ones")
         return func(*args, **(kwargs or {}))
 
 
-def _construct(recipe: Mapping[str, Any]) -> VAE:
+def _construct_vae(recipe: Mapping[str, Any]) -> VAE:
     settings: dict[str, Any] = {key: value for key, value in recipe.items() if key != "parts"}
     for role, part in recipe["parts"].items():
-        settings[role] = functools.partial(_class(part["class"], role), **part["arguments"])
+        settings[role] = functools.partial(_load_class(part["class"], role), **part["arguments"])
     return VAE(**settings)
 
 
-def _class(name: str, role: str) -> type[nn.Module]:
+def _load_class(name: str, role: str) -> type[nn.Module]:
     module, _, member = name.rpartition(".")
     kind = getattr(import_module(module), member, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
@@ -195,164 +202,169 @@ def _class(name: str, role: str) -> type[nn.Module]:
 
 
 def _check_weights(vae: VAE, weights: Mapping[str, Tensor]) -> None:
-    """Raises a ``ValueError`` for a weight that a VAE has not, or has in another form."""
-    own = vae.state_dict()
-    odd = sorted(weights.keys() - own.keys())
-    if odd:
-        raise ValueError(f"Expected the weights of its parts, got others, {odd[:3]}")
+    """Raises a ``ValueError`` for a weight that a VAE lacks, or that has another shape or dtype."""
+    state = vae.state_dict()
+    unknown = sorted(weights.keys() - state.keys())
+    if unknown:
+        raise ValueError(f"Expected the weights of its parts, got others, {unknown[:3]}")
     for name, value in weights.items():
-        if not _fits(own[name], value):
+        if not _is_compatible(state[name], value):
             raise ValueError(
-                f"Expected {name} to be {_form(own[name])}, as its part makes it, got "
-                f"{_form(value)}"
+                f"Expected {name} to be {_describe_form(state[name])}, as its part builds it, got "
+                f"{_describe_form(value)}"
             )
 
 
-def _fits(one: Any, other: Any) -> bool:
-    """Whether a tensor can take the place of another, in any precision."""
+def _is_compatible(one: Any, other: Any) -> bool:
+    """Whether a tensor can replace another, in any precision."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
     same = one.dtype == other.dtype or {one.dtype, other.dtype} <= set(_PRECISIONS)
     return same and one.shape == other.shape
 
 
-def _form(value: Any) -> str:
+def _describe_form(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)[:100]
     return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
 
 
 def _set_precision(vae: VAE, weights: Mapping[str, Tensor]) -> None:
-    """Sets the precision of buffers outside of a file to that of all weights, if it is one."""
-    used = {w.dtype for w in weights.values() if isinstance(w, Tensor) and w.is_floating_point()}
-    if len(used) == 1:
-        vae.to(used.pop())
+    """Converts buffers that files omit to the precision of the weights, if all have the same."""
+    dtypes = {w.dtype for w in weights.values() if isinstance(w, Tensor) and w.is_floating_point()}
+    if len(dtypes) == 1:
+        vae.to(dtypes.pop())
 
 
-def _shared(vae: VAE) -> Iterator[tuple[str, str]]:
-    """Yields the weights that are one tensor under two names, which a file holds twice."""
+def _find_shared_weights(vae: VAE) -> Iterator[tuple[str, str]]:
+    """Yields the weights that share one tensor under two names; a file stores them twice."""
     first: dict[int, str] = {}
     for name, value in vae.named_parameters(remove_duplicate=False):
         if first.setdefault(id(value), name) != name:
-            yield name, f"the weight of {first[id(value)]}, where a file holds two"
+            yield name, f"the weight of {first[id(value)]}, where a file stores two"
 
 
-def _module_differences(vae: VAE, made: VAE) -> Iterator[tuple[str, str]]:
+def _compare_trees(vae: VAE, rebuilt: VAE) -> Iterator[tuple[str, str]]:
     one = {**dict(vae.named_modules(remove_duplicate=False)), "model": vae.model}
-    other = {**dict(made.named_modules(remove_duplicate=False)), "model": made.model}
+    other = {**dict(rebuilt.named_modules(remove_duplicate=False)), "model": rebuilt.model}
     for path in [*one, *(path for path in other if path not in one)]:
         if path not in other:
-            yield path, f"{_name(one[path])}, where it makes none"
+            yield path, f"{_class_name(one[path])} instead of nothing"
         elif path not in one:
-            yield path, f"no module, where it makes {_name(other[path])}"
-        elif not _same_class(type(one[path]), type(other[path])):
-            yield path or "the VAE", f"{_name(one[path])}, where it makes {_name(other[path])}"
+            yield path, f"nothing instead of {_class_name(other[path])}"
+        elif not _is_same_class(type(one[path]), type(other[path])):
+            yield (
+                path or "the VAE",
+                f"{_class_name(one[path])} instead of {_class_name(other[path])}",
+            )
         else:
             prefix = f"{path}." if path else ""
-            for name, text in _own_differences(one[path], other[path]):
+            for name, text in _compare_modules(one[path], other[path]):
                 yield f"{prefix}{name}", text
 
 
-def _name(module: nn.Module) -> str:
+def _class_name(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _same_class(one: type, other: type) -> bool:
+def _is_same_class(one: type, other: type) -> bool:
     return [(k.__module__, k.__qualname__) for k in one.__mro__] == [
         (k.__module__, k.__qualname__) for k in other.__mro__
     ]
 
 
-def _own_differences(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yields the differences of two modules of one class, but for their submodules."""
+def _compare_modules(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields the differences between two modules of one class, except in their submodules."""
     names, expected = list(one._modules), list(other._modules)
     if names != expected and sorted(names) == sorted(expected):
-        yield "children", f"the order {names}, where it makes {expected}"
+        yield "children", f"the order {names} instead of {expected}"
     for key in _HOOKS:
         mine, theirs = (list(getattr(module, key).values()) for module in (one, other))
-        if not _alike(mine, theirs):
-            yield key.strip("_"), f"{len(mine)}, where it makes {len(theirs)} or others"
+        if not _are_equal(mine, theirs):
+            yield key.strip("_"), f"{len(mine)} instead of {len(theirs)}, or others"
     for kind in ("_parameters", "_buffers"):
-        held, made = getattr(one, kind), getattr(other, kind)
-        for name in [*held, *(name for name in made if name not in held)]:
-            a, b = held.get(name), made.get(name)
-            if name not in made or name not in held or not _fits(a, b):
-                yield name, f"{_form(a)}, where it makes {_form(b)}"
+        actual, rebuilt = getattr(one, kind), getattr(other, kind)
+        for name in [*actual, *(name for name in rebuilt if name not in actual)]:
+            a, b = actual.get(name), rebuilt.get(name)
+            if name not in rebuilt or name not in actual or not _is_compatible(a, b):
+                yield name, f"{_describe_form(a)} instead of {_describe_form(b)}"
     if one._non_persistent_buffers_set != other._non_persistent_buffers_set:
-        yield "buffers", "others that a file does not hold than it makes"
+        yield "buffers", "other buffers outside the file"
     for name in sorted(one._non_persistent_buffers_set & other._non_persistent_buffers_set):
-        if not _alike(one._buffers.get(name), other._buffers.get(name)):
-            yield name, "other values than it makes, which a file does not hold"
-    yield from _setting_differences(one, other)
+        if not _are_equal(one._buffers.get(name), other._buffers.get(name)):
+            yield name, "other values, which a file does not store"
+    yield from _compare_settings(one, other)
 
 
-def _setting_differences(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yields the public attributes that differ."""
-    mine, theirs = _settings(one), _settings(other)
+def _compare_settings(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields the differences between public attributes."""
+    mine, theirs = _public_settings(one), _public_settings(other)
     for name in [*mine, *(name for name in theirs if name not in mine)]:
         if name not in theirs:
-            # What a user notes on the VAE itself is read by nobody here.
+            # This package does not read an attribute that a user adds to the VAE itself.
             if not isinstance(one, VAE) or callable(mine[name]):
-                yield name, f"{mine[name]!r:.50}, where it makes none"
+                yield name, f"{mine[name]!r:.50} instead of nothing"
         elif name not in mine:
-            yield name, f"none, where it makes {theirs[name]!r:.50}"
-        elif not _alike(mine[name], theirs[name]):
-            yield name, f"{mine[name]!r:.50}, where it makes {theirs[name]!r:.50}"
+            yield name, f"nothing instead of {theirs[name]!r:.50}"
+        elif not _are_equal(mine[name], theirs[name]):
+            yield name, f"{mine[name]!r:.50} instead of {theirs[name]!r:.50}"
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _public_settings(module: nn.Module) -> dict[str, Any]:
     hidden = _INTERNAL | ({"recipe", "model", "guide"} if isinstance(module, VAE) else set())
-    return {name: value for name, value in _public(module).items() if name not in hidden}
+    return {name: value for name, value in _public_attributes(module).items() if name not in hidden}
 
 
-def _alike(one: Any, other: Any, depth: int = 0) -> bool:
-    """Whether two settings are equal, as far as they can be compared; lists equal tuples."""
-    if one is other or depth > _DEEPEST:
+def _are_equal(one: Any, other: Any, depth: int = 0) -> bool:
+    """Whether two settings are equal, if they can be compared; a list may equal a tuple."""
+    if one is other or depth > _MAX_DEPTH:
         return True
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(
-            _alike(a, b, depth + 1) for a, b in zip(one, other, strict=True)
+            _are_equal(a, b, depth + 1) for a, b in zip(one, other, strict=True)
         )
     if isinstance(one, (Number, str, bytes)):
         return bool(one == other or (one != one and other != other))
     if type(one) is not type(other):
         return False
-    return _same_objects(one, other, depth)
+    return _have_same_contents(one, other, depth)
 
 
-def _same_objects(one: Any, other: Any, depth: int) -> bool:
-    """Whether two objects of one class hold the same."""
+def _have_same_contents(one: Any, other: Any, depth: int) -> bool:
+    """Whether two objects of one class have equal contents."""
     if isinstance(one, Tensor):
-        return _form(one) == _form(other) and bool(
+        return _describe_form(one) == _describe_form(other) and bool(
             ((one == other.to(one.device)) | ((one != one) & (other != other).to(one.device))).all()
         )
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(
-            _alike(one[key], other[key], depth + 1) for key in one
+            _are_equal(one[key], other[key], depth + 1) for key in one
         )
     if isinstance(one, (set, frozenset, torch.dtype, type)):
         return bool(one == other)
     if isinstance(one, types.MethodType):
         return one.__func__ is other.__func__
     if isinstance(one, types.FunctionType):
-        return one.__code__ == other.__code__ and _alike(_held(one), _held(other), depth + 1)
+        return one.__code__ == other.__code__ and _are_equal(
+            _captured_values(one), _captured_values(other), depth + 1
+        )
     if isinstance(one, types.BuiltinFunctionType):
         return bool(one == other)
     if isinstance(one, functools.partial):
         a, b = ((p.func, p.args, p.keywords) for p in (one, other))
-        return _alike(a, b, depth + 1)
+        return _are_equal(a, b, depth + 1)
     if isinstance(one, (nn.Module, torch.device)):
         return True
-    return _alike(_public(one), _public(other), depth + 1)
+    return _are_equal(_public_attributes(one), _public_attributes(other), depth + 1)
 
 
-def _public(value: Any) -> dict[str, Any]:
+def _public_attributes(value: Any) -> dict[str, Any]:
     return {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
 
 
-def _held(function: types.FunctionType) -> list[Any]:
-    """Returns the defaults of a function, and the variables that it takes from around it."""
+def _captured_values(function: types.FunctionType) -> list[Any]:
+    """Returns the default arguments of a function and the variables that it closes over."""
     cells = inspect.getclosurevars(function).nonlocals
     return [function.__defaults__, function.__kwdefaults__, dict(cells)]

@@ -1,4 +1,4 @@
-"""Files that survive a crash and cannot run code: a VAE's weights, and the state of a training."""
+"""Saves and loads a VAE in one file that cannot run code."""
 
 import hashlib
 import json
@@ -15,37 +15,37 @@ from torch import Tensor
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.untrusted import parse_json, read_bytes
 from pyro_vae.vae.recipe import (
-    advice,
+    build_vae,
     check_allow,
     check_classes,
     check_recipe,
-    differences,
-    make_vae,
+    find_differences,
+    suggest_remedy,
 )
 from pyro_vae.vae.vae import PARTS, VAE
 from pyro_vae.validation import check_path, describe_value
 
-__all__ = ["load", "recipe_to_write", "save", "save_weights"]
+__all__ = ["load", "prepare_recipe", "save", "save_weights"]
 
 _FORMAT = "pyro_vae 2"
 _WEIGHTS_ONLY = "pyro_vae 1"
-"""The format before, whose checksum leaves the recipe out."""
+"""The previous format, whose checksum does not cover the recipe."""
 
-_UNKNOWN = "0" * 64
+_PLACEHOLDER = "0" * 64
 """The placeholder of the checksum while it is computed."""
 
 
 def save(vae: VAE, path: Path | str) -> None:
-    """Saves a VAE: its weights and how it was made, in one file without code.
+    """Saves the weights and the recipe of a VAE in one file without code.
 
     Arguments:
-        vae: The VAE; each part must have been made by a class, or a ``functools.partial`` of one
-            with numbers, strings and lists, so that it can be made again.
-        path: The file, by custom ``*.safetensors``.
+        vae: The VAE; each part must come from a class, or a ``functools.partial`` of one with
+            numbers, strings and lists, so that :func:`load` can rebuild it.
+        path: The file, conventionally ``*.safetensors``.
 
     Raises:
-        ValueError: If a part was handed over ready-made, so that nothing says how to make it, or
-            the VAE was changed since it was made, so that a file could not restore it.
+        ValueError: If a part was passed as a module, whose arguments are unknown, or the VAE was
+            modified after its construction, so that a file could not restore it.
 
     Example:
         >>> import tempfile
@@ -65,129 +65,133 @@ def save(vae: VAE, path: Path | str) -> None:
         if part is None:
             raise ValueError(
                 f"Expected {role} to be made by a class, or a functools.partial of one with "
-                f"numbers, strings and lists, which a file can describe, got one made otherwise: "
+                f"numbers, strings and lists, which a file can describe, got another part: "
                 f"save vae.state_dict() instead"
             )
-    for place, found in differences(vae).items():
+    for name, difference in find_differences(vae).items():
         raise ValueError(
-            f"Expected a VAE as its constructor makes it, got {place}: {found}. {advice(place)}"
+            f"Expected a VAE as its constructor makes it, got {name}: {difference}. "
+            f"{suggest_remedy(name)}"
         )
-    write_whole(file, _packed({**vae.recipe, "name": vae.name}, vae.state_dict()))
+    write_whole(file, _pack({**vae.recipe, "name": vae.name}, vae.state_dict()))
 
 
-def recipe_to_write(vae: VAE) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the recipe for a file, with null for each part that the recipe does not restore.
+def prepare_recipe(vae: VAE) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the recipe for a file, with ``None`` for each part that it cannot restore.
 
     Returns:
-        The recipe; and how the VAE differs from the one that its own recipe makes, as
-        :func:`pyro_vae.vae.recipe.differences` returns it.
+        The recipe; and the differences between the VAE and the one that its recipe builds, as
+        :func:`pyro_vae.vae.recipe.find_differences` returns them.
     """
     recipe = {**vae.recipe, "name": vae.name}
     if None in recipe["parts"].values():
         return recipe, {}
-    found = differences(vae)
-    changed = {place.partition(".")[0] for place in found}
+    differences = find_differences(vae)
+    changed = {path.partition(".")[0] for path in differences}
     roles = changed if changed <= set(PARTS) else set(PARTS)
     parts = {role: None if role in roles else part for role, part in recipe["parts"].items()}
-    return {**recipe, "parts": parts}, found
+    return {**recipe, "parts": parts}, differences
 
 
 def save_weights(
     vae: VAE, weights: dict[str, Tensor], path: Path, recipe: dict[str, Any] | None = None
 ) -> None:
-    """Saves weights of a VAE other than those it has now, as :func:`save` does if it can.
+    """Saves other weights of a VAE, in the format of :func:`save`.
 
     Arguments:
         vae: The VAE.
         weights: The weights.
         path: The file.
-        recipe: What :func:`recipe_to_write` returned for the VAE; ``None``: it is called here.
+        recipe: The recipe from :func:`prepare_recipe`. Default: it is computed.
     """
-    write_whole(path, _packed(recipe or recipe_to_write(vae)[0], weights))
+    write_whole(path, _pack(recipe or prepare_recipe(vae)[0], weights))
 
 
-def _packed(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
-    """Returns weights with how the VAE was made, as the content of a file."""
-    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ValueError(f"Expected weights that are tensors, got others in {odd}")
-    # Cloned, because two weights of one memory are refused by safetensors.
-    own = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
-    # The checksum stands first, so that its place is the first that looks like it. One entry,
-    # because safetensors writes several in an order that changes from run to run.
-    header = {"format": _FORMAT, "sha256": _UNKNOWN, "recipe": dict(recipe)}
-    content = to_bytes(own, {"pyro_vae": json.dumps(header)})
-    return content.replace(_UNKNOWN.encode(), _checksum(content, _UNKNOWN).encode(), 1)
+def _pack(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
+    """Returns the content of a file with a recipe and weights."""
+    invalid = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if invalid:
+        raise ValueError(f"Expected weights that are tensors, got others in {invalid}")
+    # Safetensors refuses two weights that share memory, so each is cloned.
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
+    # The checksum precedes the recipe, so that the first match is the placeholder. The header is
+    # one entry, because the order in which safetensors writes several changes from run to run.
+    header = {"format": _FORMAT, "sha256": _PLACEHOLDER, "recipe": dict(recipe)}
+    content = to_bytes(tensors, {"pyro_vae": json.dumps(header)})
+    checksum = _compute_checksum(content, _PLACEHOLDER)
+    return content.replace(_PLACEHOLDER.encode(), checksum.encode(), 1)
 
 
-def _checksum(content: bytes, written: str) -> str:
-    """Returns the SHA-256 of a file's content with zeros in the place of the written checksum."""
+def _compute_checksum(content: bytes, stored: str) -> str:
+    """Returns the SHA-256 of a file's content, with the stored checksum replaced by zeros."""
     head = 8 + int.from_bytes(content[:8], "little")
-    sha = hashlib.sha256(content[:head].replace(written.encode(), _UNKNOWN.encode(), 1))
+    sha = hashlib.sha256(content[:head].replace(stored.encode(), _PLACEHOLDER.encode(), 1))
     sha.update(memoryview(content)[head:])
     return sha.hexdigest()
 
 
 def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
-    """Loads a VAE that :func:`save` wrote, in evaluation mode.
+    """Loads a VAE from a file of :func:`save`, in evaluation mode.
 
-    Only classes of this package are made; those of other packages must be allowed by name, since
-    making them runs their code.
+    Classes of this package are always allowed. Those of other packages must be allowed by name,
+    because their constructors run code.
 
     Arguments:
         path: The file, or the folder of a run.
         allow: Dotted names of further classes, such as ``"my_package.MyPrior"``.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, of another origin, or names a class
-            that is not allowed.
+        ValueError: If the file is missing, damaged or of another format, or names a class that is
+            not allowed.
     """
     allowed = check_allow(allow)
     path = check_path("path", path)
     path = path / "model.safetensors" if os.path.isdir(path) else path
     if not os.path.isfile(path):
         raise ValueError(f"Expected a file written by pyro_vae.save or a run's folder, got {path}")
-    recipe, weights = _unpacked(read_bytes(path), path)
+    recipe, weights = _unpack(read_bytes(path), path)
     unknown = [role for role, part in recipe["parts"].items() if part is None]
     if unknown:
         raise ValueError(
-            f"Expected {path} to say how each part is made, got nothing on {unknown}: make the VAE "
-            f"yourself, and load the weights by safetensors"
+            f"Expected {path} to describe each part, got no description of {unknown}: build the "
+            f"VAE yourself, and load the weights by safetensors"
         )
     check_classes(recipe, allowed, path)
     try:
-        return make_vae(recipe, weights, allowed).eval()
+        return build_vae(recipe, weights, allowed).eval()
     except Exception as error:
         raise ValueError(
-            f"Expected {path} to describe a VAE that can be made, got {type(error).__name__}: "
+            f"Expected {path} to describe a VAE that can be built, got {type(error).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
 
 
-def _unpacked(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the recipe and the weights of a file's content, once its checksum is known to hold.
+def _unpack(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the recipe and the weights from a file's content, after a check of its checksum.
 
     Raises:
-        ValueError: If it is damaged, or of another origin.
+        ValueError: If it is damaged, or of another format.
     """
     try:
         size = int.from_bytes(content[:8], "little")
         tensors = parse_json(content[8 : 8 + size] if 8 < 8 + size <= len(content) else b"")
         header = parse_json(tensors.get("__metadata__", {}).get("pyro_vae", "{}"), strict=False)
-        form = header.get("format")
+        version = header.get("format")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Expected safetensors in {path}, got a damaged file: {error}") from None
-    if form not in (_FORMAT, _WEIGHTS_ONLY):
-        raise ValueError(f"Expected a file written by pyro_vae.save in {path}, got format {form!r}")
+    if version not in (_FORMAT, _WEIGHTS_ONLY):
+        raise ValueError(
+            f"Expected a file written by pyro_vae.save in {path}, got format {version!r}"
+        )
     damaged = ValueError(f"Expected {path} to match its checksum: the file is damaged")
-    written = header.get("sha256")
-    if not isinstance(written, str) or len(written) != len(_UNKNOWN):
+    checksum = header.get("sha256")
+    if not isinstance(checksum, str) or len(checksum) != len(_PLACEHOLDER):
         raise damaged
-    if form == _FORMAT and _checksum(content, written) != written:
+    if version == _FORMAT and _compute_checksum(content, checksum) != checksum:
         raise damaged
     try:
         weights = from_bytes(content)
-        if form == _WEIGHTS_ONLY and _weights_checksum(weights) != written:
+        if version == _WEIGHTS_ONLY and _compute_weights_checksum(weights) != checksum:
             raise damaged
         return check_recipe(header.get("recipe")), weights
     except Exception as error:
@@ -196,8 +200,8 @@ def _unpacked(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Ten
         raise ValueError(f"Expected {path} to be whole, got a damaged file: {error}") from None
 
 
-def _weights_checksum(weights: dict[str, Tensor]) -> str:
-    """Returns the SHA-256 of names, shapes and values, as files of the format before hold it."""
+def _compute_weights_checksum(weights: dict[str, Tensor]) -> str:
+    """Returns the SHA-256 of names, shapes and values, as stored in the previous format."""
     sha = hashlib.sha256()
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()

@@ -9,13 +9,20 @@ from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.conditional import Likelihood, Posterior, Prior
-from pyro_vae.finite import valid_parameters
+from pyro_vae.finite import explain_invalid_parameters
 from pyro_vae.guard import guard_process_state
-from pyro_vae.masking import expand_mask, fill
+from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.networks import eval_mode
 from pyro_vae.param_store import Scope
-from pyro_vae.vae.build import Part, build, describe
-from pyro_vae.vae.model_guide import Guide, Model, Parts, Sizes, check_input, state_without_store
+from pyro_vae.vae.build import Part, build_part, describe_part
+from pyro_vae.vae.model_guide import (
+    Guide,
+    Model,
+    Parts,
+    Sizes,
+    check_input,
+    get_state_without_store,
+)
 from pyro_vae.validation import check_choice, check_shape, check_size
 
 __all__ = ["VAE"]
@@ -33,21 +40,21 @@ class VAE(nn.Module):
 
     :attr:`model` and :attr:`guide` are Pyro functions, each a ``torch.nn.Module`` over the shared
     parts: ``SVI(vae.model, vae.guide, optim, loss)`` and ``Trace_ELBO()(vae.model, vae.guide)``
-    with an optimizer of PyTorch's both train all of them. Both have the signature
+    with a PyTorch optimizer both train all of them. Both have the signature
 
         ``(x=None, *, covariates=None, mask=None, data_size=None, n=1, suffix=None, infer=None)``
 
-    and return ``z``. ``x`` has shape ``(*batch, *event_shape)``; without it ``n`` draws are made.
-    ``covariates`` have shape ``(*batch, covariate_dim)``. ``mask`` is boolean and says what is
-    observed: of shape ``batch`` it takes whole rows out, latent and all; of the shape of ``x`` it
-    marks single values, and what it hides is replaced by zero before encoder and likelihood.
-    ``data_size`` scales a batch of B to N, by N / B. ``suffix``, a string or an integer, tells
-    several calls in one trace apart: it is appended to the names of all sites of the call, as in
-    ``f"{name}.z_{suffix}"``, while the parameters stay the same. ``infer`` is what Pyro is told
-    about the site of ``z``, such as a baseline.
+    and return ``z``. ``x`` has shape ``(*batch, *event_shape)``; without it they draw ``n`` rows.
+    ``covariates`` have shape ``(*batch, covariate_dim)``. ``mask`` is boolean, with True for
+    observed values. A mask of shape ``batch`` removes whole rows, including their latents. A mask
+    of the shape of ``x`` marks single values; the others are replaced by zero before encoder and
+    likelihood. ``data_size`` scales a batch of B rows to N, by N / B. ``suffix``, a string or an
+    integer, distinguishes several calls in one trace: it is appended to the names of all sites of
+    the call, as in ``f"{name}.z_{suffix}"``. The parameters stay the same. ``infer`` is Pyro's
+    ``infer`` argument of the site of ``z``, such as a baseline.
 
-    The sites are ``f"{name}.z"`` and ``f"{name}.x"``. With ``plate=True`` the batch is the
-    plate ``f"{name}.data"``; with ``plate=None`` the caller opens the plates, any number of them.
+    The sites are ``f"{name}.z"`` and ``f"{name}.x"``. With ``plate=True`` the VAE opens the plate
+    ``f"{name}.data"`` over the batch; with ``plate=None`` the caller opens any number of plates.
 
     References:
         | Auto-encoding variational Bayes (Kingma and Welling, 2013),
@@ -56,11 +63,11 @@ class VAE(nn.Module):
     Arguments:
         event_shape: The shape of one datum.
         latent_dim: The number of latent dimensions.
-        prior: p(z); as every part a module, or a callable that makes one and is given those of the
-            sizes that its signature names.
+        prior: p(z). Like every part, a module, or a callable that builds one from the sizes that
+            its signature names.
         posterior: q(z given x), a family.
         likelihood: p(x given z), a family.
-        encoder: The network from x to the posterior's features; a callable is given ``in_shape``,
+        encoder: The network from x to the posterior's features; a callable receives ``in_shape``,
             ``out_shape`` and ``covariate_dim``.
         decoder: The network from z to the likelihood's features, likewise.
         name: The prefix of sites and parameters. Two VAEs in one program need two names.
@@ -121,36 +128,36 @@ class VAE(nn.Module):
             "latent_dim": self.latent_dim,
             "plate": plate,
             "covariate_dim": self.covariate_dim,
-            "parts": {role: describe(part) for role, part in parts.items()},
+            "parts": {role: describe_part(part) for role, part in parts.items()},
         }
         sizes = {
             "event_shape": self.event_shape,
             "latent_dim": self.latent_dim,
             "covariate_dim": self.covariate_dim,
         }
-        self._make_parts(parts, sizes)
+        self._build_parts(parts, sizes)
         scope = Scope(name)
-        # Children would triple the keys of the state dict and make train() recurse for ever.
+        # As children they would triple the keys of the state dict, and train() would not end.
         shared = Sizes(self.event_shape, self.latent_dim, self.covariate_dim)
-        object.__setattr__(self, "model", Model(self._parts(), shared, scope, plate))
-        object.__setattr__(self, "guide", Guide(self._parts(), shared, scope, plate))
+        object.__setattr__(self, "model", Model(self._get_parts(), shared, scope, plate))
+        object.__setattr__(self, "guide", Guide(self._get_parts(), shared, scope, plate))
 
-    def _parts(self) -> Parts:
+    def _get_parts(self) -> Parts:
         return Parts(*(getattr(self, role) for role in PARTS))
 
-    def _make_parts(self, parts: dict[str, Part], sizes: dict[str, Any]) -> None:
-        """Makes the families, and then the networks, whose sizes follow from them."""
+    def _build_parts(self, parts: dict[str, Part], sizes: dict[str, Any]) -> None:
+        """Builds the families first, because the sizes of the networks follow from them."""
         for role in ("prior", "posterior", "likelihood"):
-            setattr(self, role, build(parts[role], role, **sizes))
+            setattr(self, role, build_part(parts[role], role, **sizes))
         self._check_parts()
-        self.encoder = build(
+        self.encoder = build_part(
             parts["encoder"],
             "encoder",
             in_shape=self.event_shape,
             out_shape=self.posterior.feature_shape,
             covariate_dim=self.covariate_dim,
         )
-        self.decoder = build(
+        self.decoder = build_part(
             parts["decoder"],
             "decoder",
             in_shape=torch.Size((self.latent_dim,)),
@@ -160,7 +167,6 @@ class VAE(nn.Module):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        """Raises a ``ValueError`` if a part was made for another size."""
         _check_part("prior", self.prior, latent_dim=self.latent_dim)
         _check_part("posterior", self.posterior, latent_dim=self.latent_dim)
         _check_part("likelihood", self.likelihood, event_shape=self.event_shape)
@@ -169,7 +175,7 @@ class VAE(nn.Module):
                 _check_kind(role, self._modules[role])
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Raises a ``ValueError``: a VAE is two programs, of which the caller has to choose one."""
+        """Raises a ``ValueError``: the caller has to choose one of the two programs of a VAE."""
         raise ValueError(
             "Expected a call of vae.model or vae.guide, which are Pyro programs, or of "
             "vae.encode, vae.decode, vae.reconstruct or vae.sample, got a call of the VAE itself"
@@ -177,7 +183,7 @@ class VAE(nn.Module):
 
     @property
     def name(self) -> str:
-        """The prefix of sites and parameters; a copy is given another by assigning to it."""
+        """The prefix of sites and parameters; assign to it to rename a copy."""
         return self.model.scope.name
 
     @name.setter
@@ -188,34 +194,34 @@ class VAE(nn.Module):
     def encode(self, x: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns q(z given x), of the batch shape of ``x``.
 
-        In a Pyro program of your own the parameters are trained as those of :attr:`guide` are.
+        Within another Pyro program its parameters are trained like those of :attr:`guide`.
 
         Raises:
-            ValueError: If ``x`` is no tensor of the weights' dtype, has no rows or does not end in
-                the event shape, or the covariates do not fit.
+            ValueError: If ``x`` is not a tensor of the weights' dtype, has no rows or does not end
+                in the event shape, or the covariates do not fit.
         """
         check_input("x", x, self.guide)
-        self.guide.scope.announce(self.guide)
+        self.guide.scope.announce_parameters(self.guide)
         return self.guide.encode(x, covariates)
 
     @guard_process_state
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z), of the batch shape of ``z``.
 
-        In a Pyro program of your own the parameters are trained as those of :attr:`model` are.
+        Within another Pyro program its parameters are trained like those of :attr:`model`.
 
         Raises:
-            ValueError: If ``z`` is no tensor of the weights' dtype, has no rows or does not end in
-                ``latent_dim``, or the covariates do not fit.
+            ValueError: If ``z`` is not a tensor of the weights' dtype, has no rows or does not end
+                in ``latent_dim``, or the covariates do not fit.
         """
         check_input("z", z, self.model)
-        self.model.scope.announce(self.model)
+        self.model.scope.announce_parameters(self.model)
         return self.model.decode(z, covariates)
 
     @guard_process_state
     def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z), of batch shape ``()`` or that of ``covariates``."""
-        self.guide.scope.announce(self.guide)
+        self.guide.scope.announce_parameters(self.guide)
         return self.guide.prior_distribution(covariates)
 
     @guard_process_state
@@ -224,9 +230,9 @@ class VAE(nn.Module):
         """Draws data from the model, in evaluation mode.
 
         Arguments:
-            n: The number of draws; with ``covariates``, for each row of it.
-            covariates: Covariates.
-            mean: Whether to return the mean of p(x given z) in place of a draw from it.
+            n: The number of draws; with ``covariates``, for each of their rows.
+            covariates: Covariates, ``(*batch, covariate_dim)``.
+            mean: Whether to return the mean of p(x given z) instead of a draw from it.
 
         Returns:
             A tensor of shape ``(n, *event_shape)``, or ``(n, *batch, *event_shape)``.
@@ -245,16 +251,16 @@ class VAE(nn.Module):
     def reconstruct(
         self, x: Tensor, *, covariates: Tensor | None = None, mean: bool = True
     ) -> Tensor:
-        """Encodes and decodes, in evaluation mode.
+        """Encodes and decodes data, in evaluation mode.
 
         Arguments:
             x: Data of shape ``(*batch, *event_shape)``.
             covariates: Covariates, ``(*batch, covariate_dim)``.
-            mean: Whether to go by the means of q and p, or to draw from both.
+            mean: Whether to use the means of q and p, instead of draws from both.
 
         Raises:
-            ValueError: As :meth:`encode` does, or if covariates have batch dimensions that ``x``
-                has not.
+            ValueError: As in :meth:`encode`, or if covariates have batch dimensions that ``x``
+                lacks.
         """
         with eval_mode(self):
             q = self.encode(x, covariates)
@@ -268,22 +274,22 @@ class VAE(nn.Module):
             return p.mean if mean else p.sample()
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Checks data once, before any work is put into them.
+        """Checks data before training or evaluation.
 
         Raises:
-            ValueError: If the shape does not fit, values are missing that no mask declares, or
-                values lie outside the likelihood's support.
+            ValueError: If the shape does not fit, a value is NaN but not masked, or values lie
+                outside the likelihood's support.
         """
         self.model.check(x, mask)
 
     @guard_process_state
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Lets parts that start from training data do so; each does it once in its life."""
+        """Initializes data-dependent parts; a second call changes nothing."""
         for part in self.children():
-            start = getattr(part, "initialize", None)
-            if start is not None:
-                start(x)
+            initialize = getattr(part, "initialize", None)
+            if initialize is not None:
+                initialize(x)
 
     @guard_process_state
     @torch.no_grad()
@@ -295,10 +301,10 @@ class VAE(nn.Module):
         mask: Tensor | None = None,
         batch_size: int = 1000,
     ) -> None:
-        r"""Freezes what a likelihood takes from the training data for evaluation.
+        r"""Calibrates the likelihood on training data, for evaluation.
 
-        Hands the likelihood the mean of :math:`\mathbb{E}_{q(z \mid x)} (x_i - \mu_i(z))^2`, if it
-        has a method ``calibrate``.
+        Passes the mean of :math:`\mathbb{E}_{q(z \mid x)} (x_i - \mu_i(z))^2` to the likelihood's
+        method ``calibrate``, if it has one.
 
         Raises:
             ValueError: If the data cannot be scored, or ``batch_size`` is not positive.
@@ -310,34 +316,34 @@ class VAE(nn.Module):
         if calibrate is None:
             return
         observed = None if mask is None else expand_mask(mask, x, self.event_shape)
-        seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+        weights = torch.ones_like(x) if observed is None else observed.to(x.dtype)
         total = torch.zeros((), device=x.device, dtype=torch.float64)
-        with eval_mode(self), valid_parameters("q(z given x) or p(x given z)"):
+        with eval_mode(self), explain_invalid_parameters("q(z given x) or p(x given z)"):
             for start in range(0, len(x), batch_size):
-                some = slice(start, start + batch_size)
-                rows = x[some] if observed is None else fill(x[some], observed[some])
-                given = None if covariates is None else covariates[some]
-                error = rows - self.decode(self.encode(rows, given).sample(), given).mean
-                total += (seen[some] * error**2).double().sum()
-        # Where nothing is observed there is nothing to calibrate by.
-        if bool(seen.any()):
-            variance = total / seen.double().sum()
+                batch = slice(start, start + batch_size)
+                rows = x[batch] if observed is None else fill_missing(x[batch], observed[batch])
+                c = None if covariates is None else covariates[batch]
+                error = rows - self.decode(self.encode(rows, c).sample(), c).mean
+                total += (weights[batch] * error**2).double().sum()
+        # Without observed values the mean is not defined.
+        if bool(weights.any()):
+            variance = total / weights.double().sum()
             if not bool(variance.isfinite()):
                 raise FloatingPointError(f"The mean squared error of x is not finite: {variance}")
             calibrate(variance)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets a part of model and guide too, so that the three never differ."""
+        """Sets a part in model and guide too, so that the three never differ."""
         super().__setattr__(name, value)
         if name in PARTS and "guide" in self.__dict__:
             self._check_parts()
             self.recipe["parts"][name] = None
-            for side in (self.model, self.guide):
-                side.take(self._parts())
+            for program in (self.model, self.guide):
+                program.set_parts(self._get_parts())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickles without what Pyro's store leaves on parameters, a weak reference."""
-        return state_without_store(self)
+        """Omits the weak references that Pyro's store leaves on parameters."""
+        return get_state_without_store(self)
 
     def extra_repr(self) -> str:
         """Shows sizes and name."""
@@ -348,21 +354,20 @@ class VAE(nn.Module):
 
 
 def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
-    """Raises a ``ValueError`` if a part is of another kind, or was made for another size."""
+    """Raises a ``ValueError`` if a part has another role or another size."""
     _check_kind(role, part)
     for name, size in sizes.items():
-        own = getattr(part, name, size)
-        if own != size:
-            raise ValueError(f"Expected {role} to have {name}={size}, got {own} in {part}")
+        actual = getattr(part, name, size)
+        if actual != size:
+            raise ValueError(f"Expected {role} to have {name}={size}, got {actual} in {part}")
     if role != "prior" and not hasattr(part, "feature_shape"):
         raise ValueError(
-            f"Expected {role} to have a feature_shape, the shape that its network must give, got "
+            f"Expected {role} to have a feature_shape, the output shape of its network, got "
             f"{type(part).__name__} without one"
         )
 
 
 def _check_kind(role: str, part: nn.Module | None) -> None:
-    """Raises a ``ValueError`` if a part is one for another role."""
     roles = [other for kind, other in _KINDS.items() if isinstance(part, kind)]
     for other in roles:
         if role not in roles:

@@ -1,4 +1,4 @@
-"""Larger models with a VAE inside, each in a file of its own, small enough for any inference."""
+"""Larger models with a VAE inside, one per file, small enough for every inference."""
 
 from importlib import import_module
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 from scenarios.scenario import Scenario
 
 TITLES = {
-    "ss_vae": "semi-supervised, class enumerated",
-    "air": "several objects, found in a loop",
-    "cvae": "missing half of a picture",
-    "scanvi": "two latent levels, cell types",
-    "dmm": "deep Markov model, ragged",
-    "regression": "codes as regressors",
-    "nested": "three nested plates",
-    "mixture": "mixture of VAEs",
-    "series": "Gaussian process over time",
-    "modalities": "two modalities, one missing",
-    "topics": "topics of counts",
-    "causal": "causal effect, hidden confounder",
-    "flow": "normalizing flow as prior",
-    "big": "subsampled rows",
-    "after_training": "the posterior after training",
+    "ss_vae": "Semi-supervised VAE (M2)",
+    "air": "Attend, infer, repeat (AIR)",
+    "cvae": "Conditional VAE (CVAE)",
+    "scanvi": "scANVI",
+    "dmm": "Deep Markov model (DMM)",
+    "regression": "Regression on embeddings",
+    "nested": "Three nested plates",
+    "mixture": "Mixture of VAEs",
+    "series": "Gaussian process VAE (GP-VAE)",
+    "modalities": "Multimodal VAE (MVAE)",
+    "topics": "Topic model (ProdLDA)",
+    "causal": "Causal effect VAE (CEVAE)",
+    "flow": "Normalizing flow as prior",
+    "big": "Subsampled data plate",
+    "after_training": "NUTS with a trained VAE",
     "bayesian": "Bayesian decoder",
 }
-"""The scenarios, a file and a row of the table each."""
+"""The title of each scenario; a scenario is one file and one row of the table."""
 
 
 def make(name: str) -> Scenario:

@@ -42,7 +42,7 @@ def make() -> Scenario:
             "NUTS": Fails(
                 NotImplementedError,
                 "does not support model with subsample sites",
-                "needs the same density at each step, and so all rows",
+                "needs the same density at each step, so all rows",
             )
         },
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae import VAE, networks
 from scenarios.scenario import Fails, Scenario
 
-WHY = "draws the component, which has no posterior: only an enumeration in the model sums it out"
+WHY = "needs the component in the guide; only enumeration in the model sums it out"
 
 NO_POSTERIOR = {
     **{

@@ -131,7 +131,7 @@ def make() -> Scenario:
             "TraceMeanField_ELBO": Fails(
                 UserWarning,
                 "Failed to verify mean field restriction",
-                "needs the latent sites of model and guide in one order, here they are reversed",
+                "needs the same order of latent sites in model and guide",
             ),
         },
     )

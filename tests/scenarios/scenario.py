@@ -1,4 +1,4 @@
-"""What a scenario is."""
+"""The type of a scenario."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Fails:
-    """An inference that cannot work here: its error, and in a few words why."""
+    """An inference that does not work here: its error, and a short reason."""
 
     error: type[Exception]
     match: str
@@ -20,34 +20,34 @@ NO_GRADIENT_BY_PATH = {
     "TraceMeanField_ELBO": Fails(
         NotImplementedError,
         "must be fully reparameterized",
-        "needs a gradient through every draw of the guide, which a discrete one does not have",
+        "needs a reparameterized guide; a discrete site has no pathwise gradient",
     ),
     **{
         ours: Fails(
             ValueError,
             "Expected reparameterized sites in the guide",
-            "needs a gradient through every draw of the guide, which a discrete one does not have",
+            "needs a reparameterized guide; a discrete site has no pathwise gradient",
         )
         for ours in ("ELBO", "IWAE")
     },
 }
-"""What cannot work where a site of the guide is discrete."""
+"""The inferences that do not work if a site of the guide is discrete."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A model and guide, what they are called with, and what every inference has to reach.
+    """A model and guide, their arguments, and the sites and parameters for every inference.
 
     Attributes:
         model: The model.
         guide: The guide.
-        args: What both are called with.
-        modules: All networks, whose parameters every training step has to change.
+        args: The arguments of both.
+        modules: All networks; every training step has to change all of their parameters.
         latent: The latent sites of the guide.
-        max_plate_nesting: How deep the plates are.
+        max_plate_nesting: The depth of the plates.
         discrete: Whether a site is enumerated.
-        initial: Makes starting values for Hamiltonian Monte Carlo of the continuous latent sites.
-        fails: The inferences that cannot work, by their name in ``inferences.INFERENCES``.
+        initial: Returns initial values for Hamiltonian Monte Carlo of the continuous latent sites.
+        fails: The inferences that do not work, by their name in ``inferences.INFERENCES``.
     """
 
     model: Callable[..., Any]

@@ -5,7 +5,7 @@ from scenarios.inferences import INFERENCES
 
 
 def table() -> str:
-    """Returns one row a scenario, one column an inference, and the reasons below."""
+    """Returns one row per scenario, one column per inference, and the reasons below."""
     reasons: list[str] = []
     lines = [
         "| | " + " | ".join(INFERENCES) + " |",

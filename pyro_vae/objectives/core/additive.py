@@ -1,4 +1,4 @@
-"""What the objectives share that weigh log likelihoods against rates."""
+"""The base class of objectives that are sums of log likelihoods and rates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,9 +7,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.closed_form_kl import (
-    closed_terms,
+    closed_form_terms,
     rates_per_dimension,
-    require_closed,
+    require_closed_form,
 )
 from pyro_vae.objectives.core.objective import (
     Objective,
@@ -18,25 +18,25 @@ from pyro_vae.objectives.core.objective import (
     check_choice,
 )
 from pyro_vae.objectives.core.sites import Pair
-from pyro_vae.objectives.core.terms import Term, average, gather, negative, site_term
+from pyro_vae.objectives.core.terms import Term, average_runs, group_by_site, negate, site_term
 
-__all__ = ["Additive", "Terms", "shared_plates"]
+__all__ = ["Additive", "Terms", "common_plates"]
 
 
 class Terms(NamedTuple):
-    """The terms of one run: log densities that are gained, and rates that are paid."""
+    """The log likelihood and rate terms of one run."""
 
     log_likelihood: list[Term]
     rate: list[Term]
 
 
 class Additive(Objective):
-    """What the objectives have in common that weigh log likelihoods against rates.
+    """The base class of objectives that are sums of log likelihoods and rates.
 
     Arguments:
         num_particles: The number of samples for each datum.
-        analytic: True: closed forms, and an error where there is none; False: always sampled;
-            None: closed forms where there are any.
+        analytic: Whether KLs are in closed form. True: an error where there is no closed form;
+            False: always sampled; None: closed form where available.
         run: As of :class:`~pyro_vae.objectives.Objective`.
     """
 
@@ -53,49 +53,56 @@ class Additive(Objective):
     def values(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Values:
-        """Returns the terms for each datum, and their weighted sum where there is one."""
-        pairs, dim = self._run(model, guide, args, kwargs)
-        runs = [self._terms(pair) for pair in pairs]
-        everything = [term for terms in runs for term in (*terms.log_likelihood, *terms.rate)]
-        data_frames = shared_plates(everything)
+        """Returns the terms for each datum, and their weighted sum if it is defined."""
+        pairs, dim = self._run_particles(model, guide, args, kwargs)
+        runs = [self._compute_terms(pair) for pair in pairs]
+        all_terms = [term for terms in runs for term in (*terms.log_likelihood, *terms.rate)]
+        data_frames = common_plates(all_terms)
         data = frozenset(dim for dim, _ in data_frames)
-        gained = average([gather(terms.log_likelihood, data, dim) for terms in runs])
-        paid = average([gather(terms.rate, data, dim) for terms in runs])
+        log_likelihoods = average_runs(
+            [group_by_site(terms.log_likelihood, data, dim) for terms in runs]
+        )
+        rates = average_runs([group_by_site(terms.rate, data, dim) for terms in runs])
         objective = None
-        apart = not data_frames and any(term.frames for term in everything)
-        if not apart and all(data_frames <= term.frames for term in everything):
-            objective = self._objective(gained, paid)
-        by_dimension = [rates_per_dimension(pair, closed=self._closed()) for pair in pairs]
-        rates = average([gather(terms, None, dim) for terms in by_dimension])
-        return Values(objective, gained, paid, None, rates)
+        apart = not data_frames and any(term.frames for term in all_terms)
+        if not apart and all(data_frames <= term.frames for term in all_terms):
+            objective = self._objective_per_datum(log_likelihoods, rates)
+        by_dimension = [
+            rates_per_dimension(pair, closed=self._uses_closed_form()) for pair in pairs
+        ]
+        per_dimension = average_runs([group_by_site(terms, None, dim) for terms in by_dimension])
+        return Values(objective, log_likelihoods, rates, None, per_dimension)
 
-    def _objective(self, gained: dict[str, Tensor], paid: dict[str, Tensor]) -> Tensor | None:
-        """Returns what is maximized for each datum, or ``None`` if data cannot be told apart."""
+    def _objective_per_datum(
+        self, log_likelihoods: dict[str, Tensor], rates: dict[str, Tensor]
+    ) -> Tensor | None:
+        """Returns the objective per datum, or ``None`` if it is not a sum over data."""
         return None
 
-    def _closed(self) -> bool:
-        """Tells whether closed forms are used where there are any."""
+    def _uses_closed_form(self) -> bool:
+        """Whether closed forms are used where available."""
         return self.analytic is not False
 
-    def _terms(self, pair: Pair) -> Terms:
-        """Returns the terms of one run, closed forms where they are wanted and known."""
-        closed = closed_terms(pair) if self._closed() else {}
+    def _compute_terms(self, pair: Pair) -> Terms:
+        closed = closed_form_terms(pair) if self._uses_closed_form() else {}
         if self.analytic:
-            require_closed({name: reason for name, (kl, reason) in closed.items() if kl is None})
-        gained = [site_term(pair.model, name) for name in pair.observed()]
-        gained += [negative(site_term(pair.guide, name)) for name in pair.guide_factors()]
-        paid = [site_term(pair.guide, name) for name in pair.auxiliary()]
-        for name in pair.latent():
+            require_closed_form(
+                {name: reason for name, (kl, reason) in closed.items() if kl is None}
+            )
+        log_likelihoods = [site_term(pair.model, name) for name in pair.observed_sites()]
+        log_likelihoods += [negate(site_term(pair.guide, name)) for name in pair.guide_factors()]
+        rates = [site_term(pair.guide, name) for name in pair.auxiliary_sites()]
+        for name in pair.latent_sites():
             kl = closed.get(name, (None, ""))[0]
             if kl is None:
-                paid.append(site_term(pair.guide, name))
-                paid.append(negative(site_term(pair.model, name)))
+                rates.append(site_term(pair.guide, name))
+                rates.append(negate(site_term(pair.model, name)))
             else:
-                paid.append(site_term(pair.guide, name, kl))
-        return Terms(gained, paid)
+                rates.append(site_term(pair.guide, name, kl))
+        return Terms(log_likelihoods, rates)
 
 
-def shared_plates(terms: list[Term]) -> frozenset[tuple[int, str]]:
-    """Returns the plates that all terms stand in, of those that stand in any."""
-    every = [term.frames for term in terms if term.frames]
-    return frozenset.intersection(*every) if every else frozenset()
+def common_plates(terms: list[Term]) -> frozenset[tuple[int, str]]:
+    """Returns the plates that all terms within plates have in common."""
+    frames = [term.frames for term in terms if term.frames]
+    return frozenset.intersection(*frames) if frames else frozenset()

@@ -1,4 +1,4 @@
-"""What all bounds have in common that are made of importance weights."""
+"""The base class of bounds that are functions of importance weights."""
 
 import math
 from abc import abstractmethod
@@ -10,17 +10,17 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.closed_form_kl import rates_per_dimension
-from pyro_vae.objectives.core.importance_weights import Weights, outer_sites, weigh
+from pyro_vae.objectives.core.importance_weights import Weights, compute_weights, find_global_sites
 from pyro_vae.objectives.core.objective import Objective, RunOptions, Values, check_choice
-from pyro_vae.objectives.core.pathwise import along_samples, value_free
+from pyro_vae.objectives.core.pathwise import pathwise_surrogate, zero_with_gradient
 from pyro_vae.objectives.core.sites import AnyTrace, Pair
-from pyro_vae.objectives.core.terms import average, gather
+from pyro_vae.objectives.core.terms import average_runs, group_by_site
 
 __all__ = ["ImportanceWeighted", "finite_or_zero", "log_mean_exp"]
 
 
-class Shares(NamedTuple):
-    r"""How much of a gradient each particle has, each ``(particles, *plates)``.
+class GradientWeights(NamedTuple):
+    r"""The weight of each particle in the gradient, each ``(particles, *plates)``.
 
     Attributes:
         density: The weight of the derivative of log p by the parameters of the model.
@@ -38,11 +38,11 @@ class ImportanceWeighted(Objective):
         \log w_{nk} = \log p(x_n, z_{nk}) - \log q(z_{nk} \mid x_n), \qquad
         \mathcal{L} = \sum_n s_n\, \mathbb{E}\, B(\log w_{n1}, \dots, \log w_{nK})
 
-    The scale :math:`s_n = N / B` of a subsampled plate stands outside of B, and nothing from
-    another datum enters.
+    The scale :math:`s_n = N / B` of a subsampled plate is outside of B, and each value of B depends
+    on one datum only.
 
-    **Sites that data share.** A latent site g outside of the plates, or of some of them, is drawn
-    once for all particles. Given g the data are independent, so that
+    **Global latents.** A latent site g outside of the plates, or of some of them, is sampled once
+    for all particles. Given g the data are independent, so that
 
     .. math::
         \log p(x) \ge \mathbb{E}_{q(g)} \Big[ \log \frac{p(g)}{q(g)}
@@ -50,13 +50,13 @@ class ImportanceWeighted(Objective):
         \ge \mathbb{E}_{q(g)} \Big[ \log \frac{p(g)}{q(g)}
         + \sum_n s_n\, \mathbb{E}\, B(\log w_{n \cdot} \mid g) \Big]
 
-    wherever B is a bound for one datum. It takes g to be independent of the samples of a datum
-    in guide and model, and so a shared site that comes after such a sample is refused.
+    wherever B is a bound for one datum. This requires that g does not depend on the samples of a
+    datum in guide and model. A global site after such a sample raises an error.
 
-    **Joint guides.** A guide that draws all latent variables jointly and has point masses alone
-    within the plates, such as ``AutoMultivariateNormal``, makes the whole batch one datum. Each
-    particle is a draw of its own. Where a plate scales the batch, all particles are the same draw,
-    and a warning says so.
+    **Joint guides.** A guide that samples all latents jointly and has only point masses within the
+    plates, such as ``AutoMultivariateNormal``, makes the whole batch one datum. Each particle is
+    then a separate draw. If a plate scales the batch, all particles are the same draw, and a
+    warning is raised.
 
     **Estimators of the gradient** by the parameters of the guide. With
     :math:`a_k = \partial B / \partial \log w_k` and
@@ -71,14 +71,14 @@ class ImportanceWeighted(Objective):
       with :math:`f = a_k`, which gives
       :math:`\sum_k (a_k - h_k)\, \partial_z \log w_k\, \partial_\phi z_k`: unbiased.
 
-    The last two have no variance where the guide is the posterior. Parameters of the model get
-    the same gradient under all, and so do point masses and the sites that data share, which keep
-    the standard one. Both need a support that no parameter moves, and log q at a given sample,
-    for which a normalizing flow has to be inverted. Sites without either are refused.
+    The last two have zero variance where the guide is the posterior. The estimator does not affect
+    the parameters of the model, point masses and global latents, which keep the standard gradient.
+    Both need a support that does not depend on parameters, and log q at a given sample, for which a
+    normalizing flow has to be inverted. Other sites raise an error.
 
-    **Nested plates.** A datum is an element of the innermost plate of latent sites. What stands
-    outside of it is shared, and gains nothing from more particles; to weigh it too, put
-    the inner dimension into the event.
+    **Nested plates.** A datum is an element of the innermost plate of latent sites. Sites outside
+    of it are global, and do not benefit from more particles; to weight them too, move the inner
+    dimension into the event.
 
     References:
         | Sticking the landing (Roeder, Wu and Duvenaud, 2017), https://arxiv.org/abs/1703.09194
@@ -92,8 +92,8 @@ class ImportanceWeighted(Objective):
 
     Raises:
         ValueError: If an argument is out of range; when called, if a latent site of the guide is
-            not reparameterized, if a site outside of the data plates comes after one within, or
-            if the sites of a datum are scaled differently.
+            not reparameterized, a global site comes after a local one, or the sites of a datum
+            have different scales.
     """
 
     estimators: ClassVar[tuple[str, ...]] = ("standard", "stl", "dreg")
@@ -124,66 +124,64 @@ class ImportanceWeighted(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Returns minus the bound, summed over the data, as a scalar tensor."""
-        weighed = torch.is_grad_enabled() and self._weighs_paths()
-        pairs, dim = self._run(model, guide, args, kwargs, cut=weighed)
-        weights = self._weigh(pairs, dim)
+        surrogate = torch.is_grad_enabled() and self._has_surrogate_gradient()
+        pairs, dim = self._run_particles(model, guide, args, kwargs, detach=surrogate)
+        weights = self._compute_weights(pairs, dim)
         loss = -weights.scale * self.bound(weights.log_weights).sum()
-        if weighed:
-            loss = loss.detach() - weights.scale * self._gradient(weights, pairs)
-        return loss if weights.outer is None else loss + weights.outer
+        if surrogate:
+            loss = loss.detach() - weights.scale * self._surrogate_gradient(weights, pairs)
+        return loss if weights.global_loss is None else loss + weights.global_loss
 
     def values(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Values:
         """Returns the bound, its weights and its terms for each datum."""
-        pairs, dim = self._run(model, guide, args, kwargs)
-        weights = self._weigh(pairs, dim)
-        bound = self.bound(weights.log_weights) if weights.outer is None else None
+        pairs, dim = self._run_particles(model, guide, args, kwargs)
+        weights = self._compute_weights(pairs, dim)
+        bound = self.bound(weights.log_weights) if weights.global_loss is None else None
         by_dimension = [rates_per_dimension(pair, closed=False) for pair in pairs]
-        rates = average([gather(terms, None, dim) for terms in by_dimension])
+        rates = average_runs([group_by_site(terms, None, dim) for terms in by_dimension])
         return Values(bound, weights.log_likelihood, weights.rate, weights.log_weights, rates)
 
-    def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
-        return outer_sites(guide_trace)
+    def _find_shared_sites(self, guide_trace: AnyTrace) -> frozenset[str]:
+        return find_global_sites(guide_trace)
 
-    def _weigh(self, pairs: list[Pair], dim: int | None) -> Weights:
-        """Returns the weights of each datum, and what data share."""
-        weights = weigh(pairs, dim)
-        if weights.outer is not None and self._bounds_apart():
+    def _compute_weights(self, pairs: list[Pair], dim: int | None) -> Weights:
+        weights = compute_weights(pairs, dim)
+        if weights.global_loss is not None and self._has_guide_bound():
             raise ValueError(
                 f"Expected no latent site outside of the data plates for {type(self).__name__} "
-                f"with a bound for the model and another for the guide, got one: it has a part in "
-                f"both, and would be trained by neither. Use IWAE or MIWAE"
+                f"with separate bounds for model and guide, got one: it enters both bounds, and "
+                f"would be trained by neither. Use IWAE or MIWAE"
             )
         return weights
 
-    def _bounds_apart(self) -> bool:
-        """Tells whether the guide is trained by another bound than the model."""
+    def _has_guide_bound(self) -> bool:
+        """Whether the guide is trained by a different bound than the model."""
         return False
 
-    def _weighs_paths(self) -> bool:
-        """Tells whether the gradient is another than the derivative of the bound."""
-        return self.estimator != "standard" or self._bounds_apart()
+    def _has_surrogate_gradient(self) -> bool:
+        """Whether the gradient differs from the derivative of the bound."""
+        return self.estimator != "standard" or self._has_guide_bound()
 
-    def _weigh_paths(self, log_weights: Tensor) -> Shares:
-        """Returns the weights of the gradient."""
+    def _gradient_weights(self, log_weights: Tensor) -> GradientWeights:
         slope = self.slope(log_weights)
         if self.estimator == "dreg":
-            return Shares(slope, slope - self.curvature(log_weights))
-        return Shares(slope, slope)
+            return GradientWeights(slope, slope - self.curvature(log_weights))
+        return GradientWeights(slope, slope)
 
     def _keeps_score(self) -> bool:
-        """Tells whether the derivative of log q by its parameters is kept."""
+        """Whether the derivative of log q by its parameters is kept."""
         return self.estimator == "standard"
 
-    def _gradient(self, weights: Weights, pairs: list[Pair]) -> Tensor:
-        """Returns zero, whose gradient is that of the bound by the chosen estimator."""
+    def _surrogate_gradient(self, weights: Weights, pairs: list[Pair]) -> Tensor:
+        """Returns zero, with the gradient of the bound by the chosen estimator."""
         with torch.no_grad():
-            shares = self._weigh_paths(weights.log_weights)
-        gradient = along_samples((shares.path * weights.log_weights).sum(), pairs)
-        gradient = gradient + (shares.density * value_free(weights.log_p)).sum()
+            gradient_weights = self._gradient_weights(weights.log_weights)
+        gradient = pathwise_surrogate((gradient_weights.path * weights.log_weights).sum(), pairs)
+        gradient = gradient + (gradient_weights.density * zero_with_gradient(weights.log_p)).sum()
         if self._keeps_score():
-            gradient = gradient - (shares.path * value_free(weights.log_q)).sum()
+            gradient = gradient - (gradient_weights.path * zero_with_gradient(weights.log_q)).sum()
         return gradient
 
 
@@ -193,5 +191,5 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 
 def finite_or_zero(shift: Tensor) -> Tensor:
-    """Returns log weights to shift others by, zero in place of the infinite ones."""
+    """Returns shifts of log weights, with zeros in place of infinite ones."""
     return torch.where(shift.isinf(), 0.0, shift)

@@ -1,4 +1,4 @@
-"""The log weights of each datum, and the terms that all data share."""
+"""The log importance weights of each datum, and the loss of global sites."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -9,56 +9,63 @@ from torch import Tensor
 from pyro_vae.objectives.core.sites import (
     AnyTrace,
     Pair,
-    bare_dims,
     check_vectorized,
-    drawn_sites,
-    frames,
+    dims_without_plate,
+    get_plates,
     is_point,
-    keep_dims,
-    sites,
+    iter_sites,
+    sampled_sites,
+    sum_except_dims,
 )
-from pyro_vae.objectives.core.terms import Term, average, gather, negative, site_term, total
+from pyro_vae.objectives.core.terms import (
+    Term,
+    average_runs,
+    group_by_site,
+    negate,
+    site_term,
+    sum_terms,
+)
 
-__all__ = ["Weights", "outer_sites", "weigh"]
+__all__ = ["Weights", "compute_weights", "find_global_sites"]
 
 
-class _Parts(NamedTuple):
-    """Which sites belong to a datum, and which to several data together.
+class _SiteGroups(NamedTuple):
+    """The local sites, one per datum, and the global sites, shared by several data.
 
     Attributes:
         dims: The dimensions of the data plates.
         scale: The scale N / B of the data plates.
-        latent: The latent sites of a datum, auxiliary ones of the guide included.
-        observed: The observed sites of a datum, factors of the guide included.
-        outer: The latent sites outside of some data plate.
-        outer_observed: The observed sites outside of some data plate.
+        local_latents: The latent sites of a datum, auxiliary ones of the guide included.
+        local_observed: The observed sites of a datum, factors of the guide included.
+        global_latents: The latent sites outside of some data plate.
+        global_observed: The observed sites outside of some data plate.
     """
 
     dims: frozenset[int]
     scale: float
-    latent: list[str]
-    observed: list[str]
-    outer: list[str]
-    outer_observed: list[str]
+    local_latents: list[str]
+    local_observed: list[str]
+    global_latents: list[str]
+    global_observed: list[str]
 
 
 class Weights(NamedTuple):
-    """The weights of each datum, and what data share.
+    """The weights of each datum, and the loss of global sites.
 
     Attributes:
-        log_p: log p of the sites of a datum, ``(particles, *plates)``, less the log density of
-            point masses of the guide, which is a function of parameters and no score.
-        log_q: log q of its other latent sites, ``(particles, *plates)``.
+        log_p: log p of the local sites, ``(particles, *plates)``, minus the log density of point
+            masses of the guide, which is a function of parameters and has no score.
+        log_q: log q of the other local latents, ``(particles, *plates)``.
         scale: The scale N / B of the data plates.
-        outer: What sites shared by data add to the loss; ``None`` where there are none.
-        log_likelihood: For each observed site its log density, the mean over particles.
-        rate: For each latent site log q - log p, the mean over particles.
+        global_loss: The part of the loss from global sites; ``None`` without global sites.
+        log_likelihood: The log density of each observed site, the mean over particles.
+        rate: log q - log p of each latent site, the mean over particles.
     """
 
     log_p: Tensor
     log_q: Tensor
     scale: float
-    outer: Tensor | None
+    global_loss: Tensor | None
     log_likelihood: dict[str, Tensor]
     rate: dict[str, Tensor]
 
@@ -68,51 +75,53 @@ class Weights(NamedTuple):
         return self.log_p - self.log_q
 
 
-def weigh(pairs: list[Pair], dim: int | None) -> Weights:
-    """Returns the weights of some runs, or of one with a dimension of particles.
+def compute_weights(pairs: list[Pair], dim: int | None) -> Weights:
+    """Returns the weights of several runs, or of one run with a dimension of particles.
 
     Raises:
-        ValueError: If the weights of a datum would not be its own.
+        ValueError: If the weights of a datum would depend on other data.
     """
-    parts = _divide(pairs[0])
-    runs = [_densities(pair, parts, dim) for pair in pairs]
-    gained, log_p, log_q = (_stacked([run[i] for run in runs], dim) for i in range(3))
+    groups = _split_sites(pairs[0])
+    runs = [_compute_densities(pair, groups, dim) for pair in pairs]
+    log_likelihood, log_p, log_q = (
+        _stack_particles([run[i] for run in runs], dim) for i in range(3)
+    )
     zero = torch.zeros(())
-    outer, likelihoods, rates = _shared(pairs, parts, dim)
+    global_loss, log_likelihoods, rates = _compute_global_loss(pairs, groups, dim)
     points = [log_q[n] for n in log_q if is_point(pairs[0].guide.nodes[n]["fn"])]
     scored = [log_q[n] for n in log_q if not is_point(pairs[0].guide.nodes[n]["fn"])]
     return Weights(
-        sum(gained.values(), zero) + sum(log_p.values(), zero) - sum(points, zero),
+        sum(log_likelihood.values(), zero) + sum(log_p.values(), zero) - sum(points, zero),
         sum(scored, zero),
-        parts.scale,
-        outer,
-        likelihoods | {name: value.mean(0) for name, value in gained.items()},
+        groups.scale,
+        global_loss,
+        log_likelihoods | {name: value.mean(0) for name, value in log_likelihood.items()},
         rates | {name: (q - log_p.get(name, zero)).mean(0) for name, q in log_q.items()},
     )
 
 
-def outer_sites(guide_trace: AnyTrace) -> frozenset[str]:
-    """Returns the sites that a guide draws outside of plates in which it draws others."""
-    names = drawn_sites(guide_trace)
-    data = _datum_plates(guide_trace, names)
-    return frozenset(name for name in names if frames(guide_trace.nodes[name]) < data)
+def find_global_sites(guide_trace: AnyTrace) -> frozenset[str]:
+    """Returns the sites that a guide samples outside of plates in which it samples others."""
+    names = sampled_sites(guide_trace)
+    data = _find_datum_plates(guide_trace, names)
+    return frozenset(name for name in names if get_plates(guide_trace.nodes[name]) < data)
 
 
-def _datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[int, str]]:
-    """Returns the innermost plates in which a guide draws: a datum is an element of them.
+def _find_datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[int, str]]:
+    """Returns the innermost plates in which a guide samples: a datum is an element of them.
 
-    A guide that draws all latent variables jointly, outside of every plate, has point masses alone
-    within. Its particles differ only if the batch is one datum, which a scale forbids.
+    A joint guide samples all latents outside of every plate, and has only point masses inside. Its
+    particles differ only if the whole batch is one datum, which a scale forbids.
     """
     sites = [guide_trace.nodes[name] for name in names]
-    innermost = max(map(frames, sites), key=len, default=frozenset())
-    random = [frames(site) for site in sites if not is_point(site["fn"])]
-    drawn = max(random, key=len, default=innermost)
-    if not drawn < innermost:
+    innermost = max(map(get_plates, sites), key=len, default=frozenset())
+    random = [get_plates(site) for site in sites if not is_point(site["fn"])]
+    sampled = max(random, key=len, default=innermost)
+    if not sampled < innermost:
         return innermost
     if all(isinstance(site["scale"], (int, float)) and site["scale"] == 1 for site in sites):
-        return drawn
-    inside = next(name for name in names if frames(guide_trace.nodes[name]) == innermost)
+        return sampled
+    inside = next(name for name in names if get_plates(guide_trace.nodes[name]) == innermost)
     warnings.warn(
         f"The guide draws nothing within the plates of {inside!r}, whose sites are scaled: all "
         f"particles are the same draw, and the bound is that of one. Use ELBO, or a guide that "
@@ -122,70 +131,68 @@ def _datum_plates(guide_trace: AnyTrace, names: list[str]) -> frozenset[tuple[in
     return innermost
 
 
-def _divide(pair: Pair) -> _Parts:
-    """Tells the sites of a datum from those that data share.
+def _split_sites(pair: Pair) -> _SiteGroups:
+    """Splits the sites into local and global ones.
 
     Raises:
-        ValueError: If the weights of a datum would not be its own.
+        ValueError: If the weights of a datum would depend on other data.
     """
-    latent = pair.latent() + pair.auxiliary()
+    latent = pair.latent_sites() + pair.auxiliary_sites()
     if not latent:
         raise ValueError("Expected a latent site for an importance-weighted bound, got none")
-    places = {name: frames(pair.guide.nodes[name]) for name in latent}
-    data = _datum_plates(pair.guide, latent)
-    _check_nested(places, data)
-    observed = pair.observed() + pair.guide_factors()
-    inside = [name for name in observed if data <= frames(pair.site(name))]
-    own = [name for name in latent if data <= places[name]]
-    parts = _Parts(
+    plates = {name: get_plates(pair.guide.nodes[name]) for name in latent}
+    data = _find_datum_plates(pair.guide, latent)
+    _check_nested(plates, data)
+    observed = pair.observed_sites() + pair.guide_factors()
+    inside = [name for name in observed if data <= get_plates(pair.site(name))]
+    local = [name for name in latent if data <= plates[name]]
+    groups = _SiteGroups(
         frozenset(dim for dim, _ in data),
-        _common_scale(pair, own + inside),
-        own,
+        _common_scale(pair, local + inside),
+        local,
         inside,
-        [name for name in latent if name not in own],
+        [name for name in latent if name not in local],
         [name for name in observed if name not in inside],
     )
-    _check_order(pair, parts)
+    _check_order(pair, groups)
     _check_shapes(pair)
-    return parts
+    return groups
 
 
-def _check_nested(places: dict[str, frozenset], data: frozenset) -> None:
-    """Raises a ``ValueError`` unless all sites lie within the data plates or around them."""
-    aside = [name for name, place in places.items() if not (place <= data or data <= place)]
-    if aside:
-        inside = [name for name, place in places.items() if data <= place]
+def _check_nested(plates: dict[str, frozenset], data: frozenset) -> None:
+    separate = [name for name, of in plates.items() if not (of <= data or data <= of)]
+    if separate:
+        inside = [name for name, of in plates.items() if data <= of]
         raise ValueError(
-            f"Expected the plates of all latent sites to lie within each other, got {aside} in "
-            f"other plates than {inside}: what a datum is cannot be told. Give each its own "
-            f"objective, or use ELBO"
+            f"Expected the plates of all latent sites to be nested, got {separate} in other "
+            f"plates than {inside}: a datum is not defined. Give each its own objective, or use "
+            f"ELBO"
         )
 
 
 def _check_shapes(pair: Pair) -> None:
-    """Raises a ``ValueError`` for a batch without a plate, whose data would share their weights."""
     for trace in (pair.model, pair.guide):
-        for name, site in sites(trace):
-            if bare := bare_dims(site):
+        for name, site in iter_sites(trace):
+            if bare := dims_without_plate(site):
                 shape = site["unscaled_log_prob"].shape
                 raise ValueError(
                     f"Expected each batch dimension in a plate for an importance-weighted bound, "
                     f"got {name!r} with a log density of shape {tuple(shape)}, whose dimension "
-                    f"{bare[0]} is in none: its data would have their weights in common. Open a "
+                    f"{bare[0]} has no plate: its data would share their weights. Open a "
                     f"pyro.plate, or make it an event by to_event"
                 )
 
 
-def _check_order(pair: Pair, parts: _Parts) -> None:
-    """Raises a ``ValueError`` where what data share may depend on the samples of a datum.
+def _check_order(pair: Pair, groups: _SiteGroups) -> None:
+    """Raises a ``ValueError`` if a global site may depend on the samples of a datum.
 
-    Given one draw of what comes before them the data are independent, and a bound for each makes
-    a bound for all. That is lost where a shared site comes after a sample of a datum.
+    Given the global sites before them, the data are independent, and the sum of their bounds is a
+    bound for all. This fails if a global site comes after a sample of a datum.
     """
     for trace, side in ((pair.guide, "guide"), (pair.model, "model")):
         names = [name for name in trace.nodes if trace.nodes[name]["type"] == "sample"]
-        first = min(names.index(name) for name in parts.latent if name in names)
-        late = [n for n in parts.outer + parts.outer_observed if n in names[first:]]
+        first = min(names.index(name) for name in groups.local_latents if name in names)
+        late = [n for n in groups.global_latents + groups.global_observed if n in names[first:]]
         if late:
             raise ValueError(
                 f"Expected sites outside of the data plates before those within for an "
@@ -196,7 +203,7 @@ def _check_order(pair: Pair, parts: _Parts) -> None:
 
 
 def _common_scale(pair: Pair, names: list[str]) -> float:
-    """Returns the one scale of the sites of a datum.
+    """Returns the scale that all local sites have in common.
 
     Raises:
         ValueError: If there is more than one, or a plate is run sequentially.
@@ -217,57 +224,67 @@ def _common_scale(pair: Pair, names: list[str]) -> float:
     return float(first)
 
 
-def _densities(
-    pair: Pair, parts: _Parts, dim: int | None
+def _compute_densities(
+    pair: Pair, groups: _SiteGroups, dim: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Returns log densities by datum: of what is observed, and p and q of what is latent."""
+    """Returns the log densities per datum: log likelihoods, log p and log q of local sites."""
 
-    def kept(term: Term) -> Tensor:
-        return keep_dims(term.value, parts.dims, dim)
+    def per_datum(term: Term) -> Tensor:
+        return sum_except_dims(term.value, groups.dims, dim)
 
-    gained = {
-        name: kept(site_term(pair.model, name))
+    log_likelihood = {
+        name: per_datum(site_term(pair.model, name))
         if name in pair.model.nodes
-        else -kept(site_term(pair.guide, name))
-        for name in parts.observed
+        else -per_datum(site_term(pair.guide, name))
+        for name in groups.local_observed
     }
-    log_q = {name: kept(site_term(pair.guide, name)) for name in parts.latent}
+    log_q = {name: per_datum(site_term(pair.guide, name)) for name in groups.local_latents}
     log_p = {
-        name: kept(site_term(pair.model, name)) for name in parts.latent if name in pair.model.nodes
+        name: per_datum(site_term(pair.model, name))
+        for name in groups.local_latents
+        if name in pair.model.nodes
     }
-    return gained, log_p, log_q
+    return log_likelihood, log_p, log_q
 
 
-def _stacked(runs: list[dict[str, Tensor]], dim: int | None) -> dict[str, Tensor]:
-    """Returns the values with particles leftmost, from one vectorized run or from several."""
+def _stack_particles(runs: list[dict[str, Tensor]], dim: int | None) -> dict[str, Tensor]:
+    """Returns the values with particles leftmost, of one vectorized run or of several runs."""
     if dim is not None:
         return runs[0]
     return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
 
 
-def _shared(
-    pairs: list[Pair], parts: _Parts, dim: int | None
+def _compute_global_loss(
+    pairs: list[Pair], groups: _SiteGroups, dim: int | None
 ) -> tuple[Tensor | None, dict[str, Tensor], dict[str, Tensor]]:
-    """Returns what sites shared by data add to the loss, and their densities and rates."""
-    if not parts.outer and not parts.outer_observed:
+    """Returns the loss of the global sites, and their log likelihoods and rates."""
+    if not groups.global_latents and not groups.global_observed:
         return None, {}, {}
-    gained = [[_outer_gain(pair, name) for name in parts.outer_observed] for pair in pairs]
-    paid = [[term for name in parts.outer for term in _outer_rate(pair, name)] for pair in pairs]
-    particles = 1 if dim is None else pairs[0].guide.nodes[parts.latent[0]]["value"].shape[0]
-    loss = torch.as_tensor(sum(total(p) - total(g) for g, p in zip(gained, paid, strict=True)))
-    likelihoods = average([gather(terms, None, dim) for terms in gained])
-    rates = average([gather(terms, None, dim) for terms in paid])
-    return loss / (len(pairs) * particles), likelihoods, rates
+    log_likelihoods = [
+        [_global_log_likelihood(pair, name) for name in groups.global_observed] for pair in pairs
+    ]
+    rate_terms = [
+        [term for name in groups.global_latents for term in _global_rate_terms(pair, name)]
+        for pair in pairs
+    ]
+    particles = (
+        1 if dim is None else pairs[0].guide.nodes[groups.local_latents[0]]["value"].shape[0]
+    )
+    loss = torch.as_tensor(
+        sum(sum_terms(p) - sum_terms(g) for g, p in zip(log_likelihoods, rate_terms, strict=True))
+    )
+    means = average_runs([group_by_site(terms, None, dim) for terms in log_likelihoods])
+    rates = average_runs([group_by_site(terms, None, dim) for terms in rate_terms])
+    return loss / (len(pairs) * particles), means, rates
 
 
-def _outer_gain(pair: Pair, name: str) -> Term:
-    """Returns the log density of an observed site, minus that of a factor of the guide."""
+def _global_log_likelihood(pair: Pair, name: str) -> Term:
+    """Returns the log density of an observed site, negated for a factor of the guide."""
     if name in pair.model.nodes:
         return site_term(pair.model, name)
-    return negative(site_term(pair.guide, name))
+    return negate(site_term(pair.guide, name))
 
 
-def _outer_rate(pair: Pair, name: str) -> list[Term]:
-    """Returns the terms of a rate."""
+def _global_rate_terms(pair: Pair, name: str) -> list[Term]:
     terms = [site_term(pair.guide, name)]
-    return [*terms, negative(site_term(pair.model, name))] if name in pair.model.nodes else terms
+    return [*terms, negate(site_term(pair.model, name))] if name in pair.model.nodes else terms

@@ -1,4 +1,4 @@
-"""What all objectives share: particles, the three ways to be called, values for each datum."""
+"""The base class of all objectives."""
 
 import warnings
 from abc import abstractmethod
@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vae.guard import guard_process_state
-from pyro_vae.objectives.core.fallback import describe_failure, is_captured, undone_on_error
+from pyro_vae.objectives.core.fallback import describe_failure, is_captured, restore_on_error
 from pyro_vae.objectives.core.sites import AnyTrace, Pair
 from pyro_vae.objectives.core.tracing import (
-    Cut,
+    DetachSamples,
     Layout,
-    Shared,
-    layout,
+    ShareSites,
+    compute_layout,
     run_pair,
-    run_undisturbed,
-    vectorized,
+    run_without_side_effects,
+    vectorize,
 )
 from pyro_vae.validation import check_choice, check_scalar
 
@@ -32,7 +32,7 @@ __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_
 
 
 class RunOptions(TypedDict, total=False):
-    """How particles are drawn, the same for all objectives; see :class:`Objective`."""
+    """The keyword arguments that all objectives have in common; see :class:`Objective`."""
 
     max_plate_nesting: float
     vectorize_particles: bool
@@ -45,11 +45,11 @@ class Facts(NamedTuple):
     """One row of the table that compares the objectives.
 
     Attributes:
-        optimizes: What is maximized.
-        bound: What it is a bound on.
-        unbiased: Of what its gradient is an unbiased estimate.
-        closed_form: Where it needs a KL in closed form.
-        additive: Whether it is a sum over data, so that batches may be of any size.
+        optimizes: The quantity that is maximized.
+        bound: The quantity that it bounds.
+        unbiased: Whether the gradient is unbiased.
+        closed_form: Whether it uses a KL in closed form.
+        additive: Whether it is a sum over data, which allows batches of any size.
         source: The paper.
     """
 
@@ -62,16 +62,16 @@ class Facts(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What an objective is made of, in nats for each datum, before any plate's scale.
+    """The value and the terms of an objective, in nats for each datum, without plate scales.
 
     Attributes:
-        objective: The bound, of the shape of the data plates; what training maximizes. ``None``
-            where a site lies outside of the data plates, or the objective is a function of a
-            batch's means or thresholds, and no such value exists.
-        log_likelihood: For each observed site E_q[log p], the mean over particles.
-        rate: For each latent site the KL of guide to model, closed form or sampled.
-        log_weights: The log importance weights, ``(particles, *plates)``; ``None`` where the
-            objective has none.
+        objective: The maximized quantity, of the shape of the data plates. ``None`` if no value
+            per datum exists: a site lies outside of the data plates, or the objective depends on
+            the means of a batch or on thresholds.
+        log_likelihood: E_q[log p] of each observed site, the mean over particles.
+        rate: The KL of guide to model at each latent site, closed form or sampled.
+        log_weights: The log importance weights, ``(particles, *plates)``; ``None`` for an
+            objective without them.
         rate_per_dimension: The rate of each dimension, ``(*plates, *event)``, for the latent sites
             at which both guide and model factorize over dimensions; they sum to the site's rate.
     """
@@ -86,19 +86,19 @@ class Values(NamedTuple):
 class Objective(pyro.infer.ELBO):
     """A loss for Pyro models and guides of static structure with reparameterized latent sites.
 
-    A site that is not reparameterized, or only partly, is refused. So is a batch without a plate,
-    at the first call and whatever Pyro's validation setting is.
+    A site that is not fully reparameterized raises an error. So does a batch without a plate,
+    at the first call and under every validation setting of Pyro.
 
     Arguments:
         num_particles: The number of samples drawn from the guide for each datum.
-        max_plate_nesting: How deep the plates of the model are; found by one run if not given.
-        vectorize_particles: Whether particles are drawn at once, in a plate to the left of all
-            others, or by one run each. A model that fails with all at once is run once per
-            particle from then on, with one warning.
+        max_plate_nesting: The depth of the plates of the model; inferred by one run by default.
+        vectorize_particles: Whether all particles are drawn in one run, in a plate to the left of
+            all others, or in one run each. A model that fails in a vectorized run is run once per
+            particle from then on, after one warning.
         retain_graph: Passed to ``backward`` by ``loss_and_grads``.
-        strict_enumeration_warning: Without effect, accepted as by Pyro's objectives: a site that
-            is enumerated raises an error.
-        ignore_jit_warnings: Without effect, accepted as by Pyro's objectives.
+        strict_enumeration_warning: Ignored; accepted for compatibility with Pyro's objectives. An
+            enumerated site raises an error.
+        ignore_jit_warnings: Ignored; accepted for compatibility with Pyro's objectives.
 
     Raises:
         ValueError: If ``num_particles`` is not a positive integer.
@@ -116,8 +116,8 @@ class Objective(pyro.infer.ELBO):
         strict_enumeration_warning: bool = True,
         ignore_jit_warnings: bool = False,
     ) -> None:
-        whole = isinstance(num_particles, Integral) and not isinstance(num_particles, bool)
-        if not whole or num_particles < 1:
+        is_integer = isinstance(num_particles, Integral) and not isinstance(num_particles, bool)
+        if not is_integer or num_particles < 1:
             raise ValueError(
                 f"Expected num_particles to be a positive integer, got {num_particles!r}"
             )
@@ -129,29 +129,29 @@ class Objective(pyro.infer.ELBO):
             strict_enumeration_warning=strict_enumeration_warning,
             ignore_jit_warnings=ignore_jit_warnings,
         )
-        self._given_nesting = max_plate_nesting
+        self._requested_nesting = max_plate_nesting
         self._layouts = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles without what was found out about models, which are not its own."""
+        """Returns the state without the cached layouts, whose keys are models of the caller."""
         return {**vars(self), "_layouts": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Starts with nothing known about any model."""
+        """Restores the state with an empty cache of layouts."""
         vars(self).update(state, _layouts=WeakIdKeyDictionary())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns what the objective has learned, which a training that goes on needs."""
+        """Returns the state that a resumed training needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes over what :meth:`state_dict` returned."""
+        """Restores the state that :meth:`state_dict` returned."""
 
     @abstractmethod
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Returns the loss as a scalar tensor, whose gradient is that of the objective."""
+        """Returns the loss as a scalar tensor, with the gradient of the objective."""
 
     @abstractmethod
     def values(
@@ -162,14 +162,14 @@ class Objective(pyro.infer.ELBO):
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """Returns the loss as a number, without its gradient; warns of NaN, as Pyro does."""
+        """Returns the loss as a number, without gradients; warns of NaN, as Pyro does."""
         with torch.no_grad():
             return _to_number(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """Returns the loss as a number, and adds its gradient to that of every parameter."""
+        """Returns the loss as a number, and accumulates the gradient of every parameter."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -182,177 +182,185 @@ class Objective(pyro.infer.ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Pair:
-        """Returns the traces of one run, the method that Pyro's base class asks for."""
+        """Returns the traces of one run; Pyro's base class requires this method."""
         return run_pair(type(self).__name__, model, guide, args, kwargs)
 
-    def _shared(self, guide_trace: AnyTrace) -> frozenset[str]:
-        """Returns the sites of a guide that all particles have in common."""
+    def _find_shared_sites(self, guide_trace: AnyTrace) -> frozenset[str]:
+        """Returns the sites of a guide that are drawn once for all particles."""
         return frozenset()
 
     @guard_process_state
-    def _run(
+    def _run_particles(
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
-        cut: bool = False,
+        detach: bool = False,
         same_rows: bool = True,
     ) -> tuple[list[Pair], int | None]:
-        """Returns the traces, and the dimension of the particles if they stand in one trace.
+        """Returns the traces, and the dimension of the particles after a vectorized run.
 
         Arguments:
             model: The model.
             guide: The guide.
-            args: What both are called with.
-            kwargs: What both are called with.
-            cut: Whether the way of the gradient through samples is cut, except through those that
-                all particles have in common.
-            same_rows: Whether a plate that subsamples has the same rows for particles that are
-                drawn one by one, as it has for those drawn at once.
+            args: The positional arguments of both.
+            kwargs: The keyword arguments of both.
+            detach: Whether samples are detached, except those that all particles share.
+            same_rows: Whether a subsampling plate has the same rows in all sequential runs, as it
+                has in a vectorized run.
         """
-        run = _Run(type(self).__name__, model, guide, args, kwargs, cut, same_rows)
+        program = _Program(type(self).__name__, model, guide, args, kwargs, detach, same_rows)
         if not self.vectorize_particles or self.num_particles == 1:
-            return self._in_loop(run)
-        found = self._layout(run)
-        if found.in_loop:
-            return self._in_loop(run)
+            return self._run_in_loop(program)
+        layout = self._get_layout(program)
+        if layout.in_loop:
+            return self._run_in_loop(program)
         try:
-            with undone_on_error():
-                return self._draw(run, found, self._at_once)
+            with restore_on_error():
+                return self._run_with_layout(program, layout, self._run_vectorized)
         except Exception as error:
-            # A full memory, or an operation that a graph cannot hold, says nothing of the model.
+            # A lack of memory, or an operation that cannot be captured, is not a failure of the
+            # model.
             if is_captured() or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
             failure = describe_failure(error)
-        # Outside of the handler, which would keep the tensors of the failed run alive.
-        result = self._in_loop(run)
-        self._remember(run, found._replace(in_loop=True))
+        # Outside of the handler, because the exception keeps the tensors of the failed run alive.
+        result = self._run_in_loop(program)
+        self._store_layout(program, layout._replace(in_loop=True))
         warnings.warn(
             f"The model and guide fail with all {self.num_particles} particles at once: {failure}. "
-            f"{run.objective} runs them once per particle instead, which is slower: pass "
+            f"{program.objective} runs them once per particle instead, which is slower: pass "
             f"vectorize_particles=False to silence this, or allow for a plate to the left of all "
             f"others in the model",
             stacklevel=5,
         )
         return result
 
-    def _in_loop(self, run: "_Run") -> tuple[list[Pair], int | None]:
-        """Runs model and guide once per particle."""
-        if run.cut and self._shares:
-            return self._draw(run, self._layout(run), self._one_by_one)
-        return self._one_by_one(run, Layout(0, frozenset()))
+    def _run_in_loop(self, program: "_Program") -> tuple[list[Pair], int | None]:
+        if program.detach and self._can_share_sites:
+            return self._run_with_layout(program, self._get_layout(program), self._run_sequentially)
+        return self._run_sequentially(program, Layout(0, frozenset()))
 
-    def _draw(self, run: "_Run", found: Layout, draw: "_Draw") -> tuple[list[Pair], int | None]:
-        """Draws the particles; a second time if the sites that they share are others."""
-        pairs, dim = draw(run, found)
-        shared = self._shared(pairs[0].guide)
-        changed = shared != found.shared
-        found = found._replace(shared=shared)
+    def _run_with_layout(
+        self, program: "_Program", layout: Layout, run: "_RunParticles"
+    ) -> tuple[list[Pair], int | None]:
+        """Draws the particles; repeats the run if the sites that they share have changed."""
+        pairs, dim = run(program, layout)
+        shared = self._find_shared_sites(pairs[0].guide)
+        changed = shared != layout.shared
+        layout = layout._replace(shared=shared)
         if changed:
-            self._remember(run, found)
-            pairs, dim = draw(run, found)
-        if dim is not None and found.in_loop is None:
-            self._remember(run, found._replace(in_loop=False))
+            self._store_layout(program, layout)
+            pairs, dim = run(program, layout)
+        if dim is not None and layout.in_loop is None:
+            self._store_layout(program, layout._replace(in_loop=False))
         return pairs, dim
 
     @property
-    def _shares(self) -> bool:
-        """Whether particles may have sites in common."""
-        return type(self)._shared is not Objective._shared
+    def _can_share_sites(self) -> bool:
+        return type(self)._find_shared_sites is not Objective._find_shared_sites
 
-    def _at_once(self, run: "_Run", found: Layout) -> tuple[list[Pair], int | None]:
-        """Returns one run in a plate of particles."""
-        dim = -1 - found.nesting
-        guide = vectorized(run.guide, self.num_particles, dim)
-        inside = run._replace(
-            model=vectorized(run.model, self.num_particles, dim),
-            guide=Shared(found.shared, dim)(guide) if found.shared else guide,
+    def _run_vectorized(self, program: "_Program", layout: Layout) -> tuple[list[Pair], int | None]:
+        dim = -1 - layout.nesting
+        guide = vectorize(program.guide, self.num_particles, dim)
+        vectorized = program._replace(
+            model=vectorize(program.model, self.num_particles, dim),
+            guide=ShareSites(layout.shared, dim)(guide) if layout.shared else guide,
         )
-        # The first time under every validation setting: a model that broadcasts particles
-        # over data would go unnoticed.
-        return [inside.pair(found.shared, -dim, check=found.in_loop is None)], dim
+        # The first run is checked under every validation setting, because a model that broadcasts
+        # particles over data raises no error.
+        return [vectorized.run_once(layout.shared, -dim, check=layout.in_loop is None)], dim
 
-    def _one_by_one(self, run: "_Run", found: Layout) -> tuple[list[Pair], int | None]:
-        """Returns a run for each particle, on the same rows, what is shared replayed."""
-        first = run.pair(found.shared)
+    def _run_sequentially(
+        self, program: "_Program", layout: Layout
+    ) -> tuple[list[Pair], int | None]:
+        """Runs once per particle; replays the rows and the shared sites of the first run."""
+        first = program.run_once(layout.shared)
         if self.num_particles == 1:
             return [first], None
         rows, shared = poutine.Trace(), poutine.Trace()
-        if run.same_rows:
-            rows.nodes.update(first.subsampled)
-            shared.nodes.update(first.subsampled)
-        shared.nodes.update({name: first.guide.nodes[name] for name in self._shared(first.guide)})
-        again = run
+        if program.same_rows:
+            rows.nodes.update(first.plate_sites)
+            shared.nodes.update(first.plate_sites)
+        shared.nodes.update(
+            {name: first.guide.nodes[name] for name in self._find_shared_sites(first.guide)}
+        )
+        replayed = program
         if shared.nodes:
-            again = run._replace(
-                model=poutine.replay(run.model, trace=rows),
-                guide=poutine.replay(run.guide, trace=shared),
+            replayed = program._replace(
+                model=poutine.replay(program.model, trace=rows),
+                guide=poutine.replay(program.guide, trace=shared),
             )
-        others = [again.pair(found.shared) for _ in range(self.num_particles - 1)]
-        return [first, *others], None
+        further = [replayed.run_once(layout.shared) for _ in range(self.num_particles - 1)]
+        return [first, *further], None
 
-    def _layout(self, run: "_Run") -> Layout:
-        """Returns the structure of a model and guide, found once for each pair."""
-        (model, model_function), (guide, guide_function) = _owner(run.model), _owner(run.guide)
-        found = None
+    def _get_layout(self, program: "_Program") -> Layout:
+        model, model_function = _get_owner(program.model)
+        guide, guide_function = _get_owner(program.guide)
+        layout = None
         with suppress(KeyError, TypeError):
-            found = self._layouts[model][guide].get((model_function, guide_function))
-        if found is None:
-            found = self._find_layout(run)
-            self._remember(run, found)
-        if self._given_nesting == float("inf"):
-            return found
-        if self._given_nesting < found.nesting:
+            layout = self._layouts[model][guide].get((model_function, guide_function))
+        if layout is None:
+            layout = self._find_layout(program)
+            self._store_layout(program, layout)
+        if self._requested_nesting == float("inf"):
+            return layout
+        if self._requested_nesting < layout.nesting:
             raise ValueError(
-                f"Expected max_plate_nesting to be at least {found.nesting}, the depth of the "
-                f"plates of the model, got {self._given_nesting}: leave it out to have it found"
+                f"Expected max_plate_nesting to be at least {layout.nesting}, the depth of the "
+                f"plates of the model, got {self._requested_nesting}: omit it to infer the depth"
             )
-        return found._replace(nesting=int(self._given_nesting))
+        return layout._replace(nesting=int(self._requested_nesting))
 
-    def _find_layout(self, run: "_Run") -> Layout:
-        """Runs a model without particles; one that needs them may fail if its depth is given."""
+    def _find_layout(self, program: "_Program") -> Layout:
+        """Infers the layout by a run without particles.
+
+        A model that needs particles fails here, which is ignored if ``max_plate_nesting`` is set.
+        """
         try:
-            both = run_undisturbed(*run[1:5])
+            traces = run_without_side_effects(*program[1:5])
         except Exception:
-            if self._given_nesting == float("inf"):
+            if self._requested_nesting == float("inf"):
                 raise
-            return Layout(int(self._given_nesting), frozenset())
-        return layout(both, self._shared)
+            return Layout(int(self._requested_nesting), frozenset())
+        return compute_layout(traces, self._find_shared_sites)
 
-    def _remember(self, run: "_Run", found: Layout) -> None:
-        """Keeps a structure for later calls, unless an object allows no weak reference."""
-        (model, model_function), (guide, guide_function) = _owner(run.model), _owner(run.guide)
+    def _store_layout(self, program: "_Program", layout: Layout) -> None:
+        """Caches a layout, unless model or guide do not support weak references."""
+        model, model_function = _get_owner(program.model)
+        guide, guide_function = _get_owner(program.guide)
         with suppress(TypeError):
-            of_guides = self._layouts.setdefault(model, WeakIdKeyDictionary())
-            of_guides.setdefault(guide, {})[model_function, guide_function] = found
+            layouts_of_model = self._layouts.setdefault(model, WeakIdKeyDictionary())
+            layouts_of_model.setdefault(guide, {})[model_function, guide_function] = layout
 
 
-def _owner(function: Callable[..., Any]) -> tuple[Any, Any]:
-    """Returns an object that lives as long as a function, which a bound method does not."""
+def _get_owner(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """Returns an object as long-lived as the function; each access makes a new bound method."""
     return getattr(function, "__self__", function), getattr(function, "__func__", None)
 
 
-class _Run(NamedTuple):
-    """A model and guide, and what they are called with."""
+class _Program(NamedTuple):
+    """A model and guide with their arguments and the options of a run."""
 
     objective: str
     model: Callable[..., Any]
     guide: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    cut: bool
+    detach: bool
     same_rows: bool
 
-    def pair(
+    def run_once(
         self, shared: frozenset[str], nesting: float = float("inf"), *, check: bool = False
     ) -> Pair:
-        """Runs both once, all but the shared sites cut if any are."""
-        return run_pair(*self[:5], nesting, Cut(shared) if self.cut else None, check=check)
+        """Runs guide and model once; if ``detach``, all but the shared samples are detached."""
+        detach = DetachSamples(shared) if self.detach else None
+        return run_pair(*self[:5], nesting, detach, check=check)
 
 
-_Draw = Callable[[_Run, Layout], tuple[list[Pair], int | None]]
+_RunParticles = Callable[[_Program, Layout], tuple[list[Pair], int | None]]
 
 
 def _to_number(loss: Tensor) -> float:

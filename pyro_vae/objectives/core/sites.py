@@ -1,4 +1,4 @@
-"""Reading sites off the traces of a model and its guide."""
+"""The sites in the traces of a model and its guide."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ from pyro.distributions.distribution import Distribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.kl import layers
+from pyro_vae.kl import unwrap_layers
 
 __all__ = [
     "PARTICLES",
     "AnyTrace",
     "Pair",
-    "bare_dims",
     "check_vectorized",
-    "drawn_sites",
-    "frames",
-    "is_drawn",
+    "dims_without_plate",
+    "get_plates",
     "is_point",
-    "keep_dims",
-    "sites",
+    "is_sampled",
+    "iter_sites",
+    "sampled_sites",
+    "sum_except_dims",
 ]
 
 PARTICLES = "num_particles_vectorized"
@@ -30,30 +30,30 @@ PARTICLES = "num_particles_vectorized"
 
 
 AnyTrace = Any
-"""A ``pyro.poutine.Trace``, whose nodes Pyro types as if each of their keys might be missing."""
+"""A ``pyro.poutine.Trace``; Pyro types every key of its nodes as optional."""
 
 
 class Pair(NamedTuple):
     """The traces of one run of the guide and of the model against it.
 
-    Where the run was cut, ``drawn`` holds the samples, and both traces the leaves. ``subsampled``
-    holds the sites of plates, which tell the rows of a batch.
+    If samples were detached, ``samples`` holds them, and both traces hold the leaves.
+    ``plate_sites`` holds the sites of plates, whose values are the rows of a batch.
     """
 
     model: AnyTrace
     guide: AnyTrace
-    drawn: dict[str, Tensor]
-    subsampled: dict[str, Any]
+    samples: dict[str, Tensor]
+    plate_sites: dict[str, Any]
 
-    def latent(self) -> list[str]:
+    def latent_sites(self) -> list[str]:
         """Returns the names of the sites sampled by the guide and scored by the model."""
-        return [name for name, _ in sites(self.guide) if name in self.model.nodes]
+        return [name for name, _ in iter_sites(self.guide) if name in self.model.nodes]
 
-    def auxiliary(self) -> list[str]:
-        """Returns the names of the sites that the guide alone has, other than factors."""
+    def auxiliary_sites(self) -> list[str]:
+        """Returns the names of the sites that only the guide has, except factors."""
         return [
             name
-            for name, site in sites(self.guide)
+            for name, site in iter_sites(self.guide)
             if name not in self.model.nodes and not site["is_observed"]
         ]
 
@@ -61,69 +61,72 @@ class Pair(NamedTuple):
         """Returns the names of the factors of the guide."""
         return [
             name
-            for name, site in sites(self.guide)
+            for name, site in iter_sites(self.guide)
             if name not in self.model.nodes and site["is_observed"]
         ]
 
-    def observed(self) -> list[str]:
+    def observed_sites(self) -> list[str]:
         """Returns the names of the sites that the model observes, factors included."""
-        return [name for name, site in sites(self.model) if name not in self.guide.nodes]
+        return [name for name, site in iter_sites(self.model) if name not in self.guide.nodes]
 
     def site(self, name: str) -> Any:
-        """Returns a site of the model, or of the guide where the model has none of that name."""
+        """Returns a site of the model, or of the guide if the model has no site of that name."""
         return (self.model if name in self.model.nodes else self.guide).nodes[name]
 
     def check(self, objective: str) -> None:
-        """Raises a ``ValueError`` for a pair whose gradient no reparameterization gives."""
-        for name in self.latent():
-            where = [
+        """Raises a ``ValueError`` if the reparameterized gradient of an objective is undefined."""
+        for name in self.latent_sites():
+            sides = [
                 side
                 for side, trace in (("model", self.model), ("guide", self.guide))
                 if trace.nodes[name]["is_observed"]
             ]
-            if where:
+            if sides:
                 raise ValueError(
                     f"Expected a site of both model and guide to be latent, got {name!r} observed "
-                    f"in the {' and the '.join(where)}: leave it out of the guide where it is "
+                    f"in the {' and the '.join(sides)}: leave it out of the guide where it is "
                     f"observed"
                 )
-        for name, site in sites(self.model):
+        for name, site in iter_sites(self.model):
             if not site["is_observed"] and name not in self.guide.nodes:
                 raise ValueError(
                     f"Expected every latent site of the model in the guide, got {name!r} in the "
                     f"model only: sample it in the guide, or for a discrete site use "
                     f"pyro.infer.TraceEnum_ELBO"
                 )
-        for name in self.auxiliary():
+        for name in self.auxiliary_sites():
             if not self.guide.nodes[name]["infer"].get("is_auxiliary"):
                 raise ValueError(
                     f"Expected every site of the guide in the model, got {name!r} in the guide "
-                    f"only: the objective would be no bound (infer={{'is_auxiliary': True}} marks "
-                    f"a site whose values reach the model through others)"
+                    f"only: the objective would not be a bound (infer={{'is_auxiliary': True}} "
+                    f"marks a site whose values reach the model through others)"
                 )
-            later = list(self.guide.nodes)[list(self.guide.nodes).index(name) + 1 :]
-            if not any(is_point(self.guide.nodes[n]["fn"]) for n in later if n in self.latent()):
+            following = list(self.guide.nodes)[list(self.guide.nodes).index(name) + 1 :]
+            if not any(
+                is_point(self.guide.nodes[n]["fn"]) for n in following if n in self.latent_sites()
+            ):
                 raise ValueError(
                     f"Expected an auxiliary site to be followed by a latent site that is a "
-                    f"function of it, a Delta, got {name!r} without one: nothing in the model pays "
-                    f"for its density, and the objective would be no bound"
+                    f"function of it, a Delta, got {name!r} without one: no term of the model "
+                    f"balances its density, and the objective would not be a bound"
                 )
         self._check_reparameterized(objective)
 
     def _check_reparameterized(self, objective: str) -> None:
-        for name in self.latent() + self.auxiliary():
+        for name in self.latent_sites() + self.auxiliary_sites():
             fn = self.guide.nodes[name]["fn"]
+            kind = type(unwrap_layers(fn)[-1]).__name__
             if not fn.has_rsample:
                 raise ValueError(
                     f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
-                    f"from {type(layers(fn)[-1]).__name__}, which has no rsample, so that it would "
+                    f"from {kind}, which has no rsample, so that it would "
                     f"get a gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
                     f"discrete site, TraceEnum_ELBO"
                 )
             if _is_partly_reparameterized(fn):
                 raise ValueError(
                     f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
-                    f"from {type(layers(fn)[-1]).__name__}, whose rsample gives a part of the "
+                    f"from {kind}, whose rsample gives a part of the "
                     f"gradient only: use pyro.infer.Trace_ELBO, which adds the score term"
                 )
         for name in self.guide_factors():
@@ -135,41 +138,41 @@ class Pair(NamedTuple):
                 )
 
 
-def sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
+def iter_sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
     """Yields the sites that were sampled or observed."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample":
             yield name, site
 
 
-def drawn_sites(trace: AnyTrace) -> list[str]:
-    """Returns the names of the sites that a trace of a guide has drawn."""
-    return [name for name, site in sites(trace) if is_drawn(site)]
+def sampled_sites(trace: AnyTrace) -> list[str]:
+    """Returns the names of the sites that a guide has sampled."""
+    return [name for name, site in iter_sites(trace) if is_sampled(site)]
 
 
 def is_point(fn: Any) -> bool:
-    """Tells whether a distribution is a point mass, within any wrappers."""
-    return isinstance(layers(fn)[-1], dist.Delta)
+    """Whether a distribution is a point mass, possibly inside of wrappers."""
+    return isinstance(unwrap_layers(fn)[-1], dist.Delta)
 
 
 def _is_partly_reparameterized(fn: Any) -> bool:
     """Whether a distribution adds a score term, as ``pyro.distributions.Rejector`` does."""
-    core = layers(fn)[-1]
+    core = unwrap_layers(fn)[-1]
     if isinstance(core, torch.distributions.TransformedDistribution):
         return _is_partly_reparameterized(core.base_dist)
     default = Distribution.score_parts
     return getattr(type(core), "score_parts", default) is not default
 
 
-def is_drawn(site: Any) -> bool:
-    """Tells whether a site holds a sample, and not an observation, an index or a mere value."""
+def is_sampled(site: Any) -> bool:
+    """Whether a site is sampled: not observed, not a subsample, and not deterministic."""
     return not (
         site["is_observed"] or site_is_subsample(site) or site["infer"].get("_deterministic")
     )
 
 
 def check_vectorized(name: str, site: Any, objective: str) -> None:
-    """Raises a ``ValueError`` for a site in a plate that is run sequentially."""
+    """Raises a ``ValueError`` for a site in a sequential plate."""
     loops = [frame.name for frame in site["cond_indep_stack"] if not frame.vectorized]
     if loops and PARTICLES not in loops:
         raise ValueError(
@@ -178,15 +181,15 @@ def check_vectorized(name: str, site: Any, objective: str) -> None:
         )
 
 
-def bare_dims(site: Any) -> list[int]:
-    """Returns the dimensions of a log density that have several elements and no plate."""
+def dims_without_plate(site: Any) -> list[int]:
+    """Returns the dimensions of a log density with several elements but without a plate."""
     shape = site["unscaled_log_prob"].shape
-    held = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
-    return [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in held]
+    plate_dims = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    return [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in plate_dims]
 
 
-def frames(site: Any) -> frozenset[tuple[int, str]]:
-    """Returns dimension and name of each of a site's plates, particles left out."""
+def get_plates(site: Any) -> frozenset[tuple[int, str]]:
+    """Returns the dimension and name of each plate of a site, except that of particles."""
     return frozenset(
         (frame.dim, frame.name)
         for frame in site["cond_indep_stack"]
@@ -194,22 +197,17 @@ def frames(site: Any) -> frozenset[tuple[int, str]]:
     )
 
 
-def _plates(site: Any) -> frozenset[int]:
-    """Returns the dimensions of a site's plates, particles left out."""
-    return frozenset(dim for dim, _ in frames(site))
-
-
-def keep_dims(
+def sum_except_dims(
     value: Tensor, dims: frozenset[int], particle_dim: int | None, event_dim: int = 0
 ) -> Tensor:
-    """Sums a log density over all batch dimensions but some plates and the particles.
+    """Sums a log density over all batch dimensions except some plates and the particles.
 
     Returns:
-        A tensor whose dimensions are the particles, if any, the plates from left to right, and the
-        ``event_dim`` rightmost of ``value``.
+        A tensor with the dimensions of the particles, if any, of the plates from left to right, and
+        the ``event_dim`` rightmost of ``value``.
     """
-    kept = sorted(d - event_dim for d in (dims if particle_dim is None else dims | {particle_dim}))
-    if kept:
-        value = value.reshape((1,) * (-kept[0] - value.dim()) + tuple(value.shape))
-    summed = [dim for dim in range(-value.dim(), -event_dim) if dim not in kept]
+    keep = sorted(d - event_dim for d in (dims if particle_dim is None else dims | {particle_dim}))
+    if keep:
+        value = value.reshape((1,) * (-keep[0] - value.dim()) + tuple(value.shape))
+    summed = [dim for dim in range(-value.dim(), -event_dim) if dim not in keep]
     return value.sum(summed) if summed else value

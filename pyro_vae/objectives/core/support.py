@@ -1,4 +1,4 @@
-"""Whether the support of a distribution depends on parameters."""
+"""A check that the support of a distribution does not depend on parameters."""
 
 import inspect
 import math
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution, constraints, transforms
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.kl import INVERSE, layers
+from pyro_vae.kl import INVERSE, unwrap_layers
 
 __all__ = ["check_fixed_support"]
 
@@ -19,7 +19,7 @@ _MOVES = "moves"
 """A support that depends on a parameter."""
 
 _FIXED = "fixed"
-"""A support that depends on no parameter, and of which nothing else is known."""
+"""A support that does not depend on parameters, without further information."""
 
 _LINE = (-math.inf, math.inf)
 _RAY = (0.0, math.inf)
@@ -34,7 +34,7 @@ _BOUNDED = (
 
 
 def check_fixed_support(name: str, fn: Any) -> None:
-    r"""Raises a ``ValueError`` unless the support of a site depends on no parameter.
+    r"""Raises a ``ValueError`` if the support of a site depends on parameters.
 
     The mean of the score, :math:`\int \partial_\phi q \, dz`, is zero only if the domain of the
     integral does not depend on :math:`\phi`.
@@ -54,19 +54,19 @@ def check_fixed_support(name: str, fn: Any) -> None:
 
 
 def _name(fn: Any) -> str:
-    return type(layers(fn)[-1]).__name__
+    return type(unwrap_layers(fn)[-1]).__name__
 
 
 def _support(fn: Any) -> Any:
     """Returns :data:`_MOVES`, :data:`_FIXED`, a pair of bounds, or a class of constraints."""
-    core = layers(fn)[-1]
+    core = unwrap_layers(fn)[-1]
     if isinstance(core, TransformedDistribution) and not _declares_support(core):
         return reduce(_image, core.transforms, _support(core.base_dist))
     return _describe(core.support)
 
 
 def _declares_support(d: TransformedDistribution) -> bool:
-    # That of the base class is the codomain of the last transform, wherever the sample comes from.
+    # The inherited support is the codomain of the last transform, whatever the support of the base.
     inherited = inspect.getattr_static(TransformedDistribution, "support")
     return inspect.getattr_static(type(d), "support") is not inherited
 
@@ -83,14 +83,14 @@ def _describe(constraint: Constraint | None) -> Any:
     if isinstance(constraint, _BOUNDED):
         lower = getattr(constraint, "lower_bound", -math.inf)
         upper = getattr(constraint, "upper_bound", math.inf)
-        # A tensor is not read, for that would wait for a device.
+        # Reading a tensor would synchronize with its device.
         return _FIXED if isinstance(lower, Tensor) or isinstance(upper, Tensor) else (lower, upper)
-    # That of parts, each of which may have any support.
+    # A constraint with attributes is made of parts with arbitrary supports.
     return _FIXED if vars(constraint) else type(constraint)
 
 
 def _image(support: Any, transform: Any) -> Any:
-    """Returns the image of a support."""
+    """Returns the image of a support under a transform."""
     if isinstance(transform, transforms.ComposeTransform):
         return reduce(_image, transform.parts, support)
     if isinstance(transform, transforms.IndependentTransform):
@@ -107,7 +107,7 @@ def _image(support: Any, transform: Any) -> Any:
 
 
 def _learns(values: Iterable[Any]) -> bool:
-    """Whether any of the values is, holds, or may compute a tensor that is learned."""
+    """Whether any of the values is, contains, or may compute a learned tensor."""
     return any(_one_learns(value) for value in values)
 
 

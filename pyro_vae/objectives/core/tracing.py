@@ -1,4 +1,4 @@
-"""Running a guide, and a model against it."""
+"""Runs of a guide, and of a model replayed against it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,56 +18,56 @@ from pyro_vae.objectives.core.sites import (
     PARTICLES,
     AnyTrace,
     Pair,
-    bare_dims,
-    is_drawn,
+    dims_without_plate,
     is_point,
-    sites,
+    is_sampled,
+    iter_sites,
 )
 from pyro_vae.objectives.core.support import check_fixed_support
-from pyro_vae.param_store import remove
+from pyro_vae.param_store import remove_entry
 
 __all__ = [
-    "OF_A_SAMPLE",
-    "Cut",
+    "SAMPLE_MARK",
+    "DetachSamples",
     "Layout",
-    "Shared",
-    "first_not_finite",
-    "layout",
+    "ShareSites",
+    "compute_layout",
+    "find_nonfinite_site",
+    "no_side_effects",
     "run_pair",
-    "run_undisturbed",
-    "undisturbed",
-    "vectorized",
+    "run_without_side_effects",
+    "vectorize",
 ]
 
 
-OF_A_SAMPLE = "_pyro_vae_sample"
-"""Marks the leaves that hold samples, which are no parameters."""
+SAMPLE_MARK = "_pyro_vae_sample"
+"""The attribute of the leaves that hold samples, which are not parameters."""
 
 _UNQUANTIZED = "_unquantize"
 """The attribute of a straight-through sample in which Pyro keeps the relaxed sample."""
 
 
-class Cut(Messenger):
-    """Cuts the way of the gradient through the samples of a guide.
+class DetachSamples(Messenger):
+    """Replaces the samples of a guide by detached leaves.
 
-    The rest of the guide, and the model after it, go on with leaves that hold the samples, so that
-    the derivative by each, all others fixed, can be had on its own.
+    The rest of the guide, and the model after it, continue with the leaves. This allows the partial
+    derivative by each sample, all others fixed.
 
     Arguments:
-        kept: The sites that are not cut.
+        excluded: The sites that are not detached.
 
     Attributes:
-        drawn: The samples by site, in the order in which they were drawn.
+        samples: The samples before detachment, by site and in the order of sampling.
     """
 
-    def __init__(self, kept: frozenset[str]) -> None:
+    def __init__(self, excluded: frozenset[str]) -> None:
         super().__init__()
-        self.kept = kept
-        self.drawn: dict[str, Tensor] = {}
+        self.excluded = excluded
+        self.samples: dict[str, Tensor] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # A point mass is a function of parameters and earlier samples, and has no score.
-        if not is_drawn(msg) or msg["name"] in self.kept or is_point(msg["fn"]):
+        if not is_sampled(msg) or msg["name"] in self.excluded or is_point(msg["fn"]):
             return
         value: Any = msg["value"]
         if hasattr(value, _UNQUANTIZED):
@@ -77,19 +77,17 @@ class Cut(Messenger):
                 f"whose density is that of the relaxed sample: use estimator='standard'"
             )
         check_fixed_support(msg["name"], msg["fn"])
-        # What has no derivative is refused later, by a check that names the way out.
+        # A discrete sample raises an error later, in a check that names the alternative.
         if value.is_floating_point():
-            self.drawn[msg["name"]] = value
+            self.samples[msg["name"]] = value
             msg["value"] = value.detach().requires_grad_()
-            setattr(msg["value"], OF_A_SAMPLE, True)
+            setattr(msg["value"], SAMPLE_MARK, True)
 
 
-class _Both(NamedTuple):
-    """The traces of the model run against the guide and of the guide, and the sites of plates."""
-
+class _Traces(NamedTuple):
     model: AnyTrace
     guide: AnyTrace
-    subsampled: dict[str, Any]
+    plate_sites: dict[str, Any]
 
 
 class Layout(NamedTuple):
@@ -98,8 +96,8 @@ class Layout(NamedTuple):
     Attributes:
         nesting: The depth of the plates.
         shared: The sites that are drawn once for all particles.
-        in_loop: Whether they are run once per particle, since a vectorized run has failed; ``None``
-            before the first of them.
+        in_loop: Whether they are run once per particle because a vectorized run has failed;
+            ``None`` before the first vectorized run.
     """
 
     nesting: int
@@ -114,28 +112,28 @@ def run_pair(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     nesting: float = float("inf"),
-    cut: Cut | None = None,
+    detach: DetachSamples | None = None,
     *,
     check: bool = False,
 ) -> Pair:
     """Runs the guide, then the model against it, checks both, and computes all log densities.
 
-    Pyro's own ``get_importance_trace`` warns of what is an error here, before it can be raised.
-    Shapes are checked if Pyro's validation is enabled, and more strictly if ``check``.
+    Pyro's own ``get_importance_trace`` only warns of mistakes that raise an error here. Shapes are
+    checked if Pyro's validation is enabled, and more strictly if ``check``.
 
     Raises:
-        ValueError: If the two do not suit the objective, which is named.
+        ValueError: If the two do not suit the objective, which the message names.
     """
-    both = _run_both(model, guide, args, kwargs, cut)
+    traces = _run_guide_and_model(model, guide, args, kwargs, detach)
     model_trace, guide_trace = (
-        _without_deterministic(both.model),
-        _without_deterministic(both.guide),
+        _remove_deterministic(traces.model),
+        _remove_deterministic(traces.guide),
     )
     pair = Pair(
         prune_subsample_sites(model_trace),
         prune_subsample_sites(guide_trace),
-        {} if cut is None else cut.drawn,
-        both.subsampled,
+        {} if detach is None else detach.samples,
+        traces.plate_sites,
     )
     pair.check(objective)
     validated = is_validation_enabled()
@@ -143,7 +141,7 @@ def run_pair(
         check_model_guide_match(model_trace, guide_trace, nesting)
     try:
         for trace in (pair.model, pair.guide):
-            _compute(trace, nesting, check or validated)
+            _compute_log_probs(trace, nesting, check or validated)
             if check:
                 _check_plates(trace)
     except (KeyError, NotImplementedError):
@@ -152,36 +150,36 @@ def run_pair(
     return pair
 
 
-def _run_both(
+def _run_guide_and_model(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    cut: Cut | None = None,
-) -> _Both:
-    """Runs the guide, and the model against it."""
+    detach: DetachSamples | None = None,
+) -> _Traces:
     messenger = poutine.unwrap(guide)
-    # Outermost, so that traces too hold what the program goes on with.
-    with nullcontext() if cut is None else cut:
+    # The handler is outermost, so that the traces hold the leaves and not the samples.
+    with nullcontext() if detach is None else detach:
         if isinstance(messenger, GuideMessenger):
             # An effectful guide runs the model itself.
             guide(*args, **kwargs)
-            # Pyro removes the sites of plates from the two traces.
-            return _Both(*messenger.get_traces(), _subsampled(messenger.trace))
+            # Pyro removes the sites of plates from its two traces.
+            return _Traces(*messenger.get_traces(), _subsample_sites(messenger.trace))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    return _Both(model_trace, guide_trace, _subsampled(model_trace) | _subsampled(guide_trace))
+    return _Traces(
+        model_trace, guide_trace, _subsample_sites(model_trace) | _subsample_sites(guide_trace)
+    )
 
 
-def _subsampled(trace: AnyTrace) -> dict[str, Any]:
-    """Returns the sites of the plates of a trace, which hold the rows of a batch."""
-    return {name: site for name, site in sites(trace) if site_is_subsample(site)}
+def _subsample_sites(trace: AnyTrace) -> dict[str, Any]:
+    """Returns the sites of the plates of a trace, whose values are the rows of a batch."""
+    return {name: site for name, site in iter_sites(trace) if site_is_subsample(site)}
 
 
 def _check_invertible(pair: Pair) -> None:
-    """Raises a ``ValueError`` for a site whose log density needs an inverse that is unknown."""
-    for name in pair.drawn:
+    for name in pair.samples:
         site = pair.guide.nodes[name]
         try:
             site["fn"].log_prob(site["value"])
@@ -193,16 +191,16 @@ def _check_invertible(pair: Pair) -> None:
             ) from error
 
 
-def _without_deterministic(trace: AnyTrace) -> AnyTrace:
+def _remove_deterministic(trace: AnyTrace) -> AnyTrace:
     """Returns a copy without the sites of ``pyro.deterministic``, which have no density."""
     trace = trace.copy()
-    for name, site in list(sites(trace)):
+    for name, site in list(iter_sites(trace)):
         if site["infer"].get("_deterministic"):
             trace.remove_node(name)
     return trace
 
 
-class Shared(Messenger):
+class ShareSites(Messenger):
     """Draws sites of a guide once for all particles of a plate to the left.
 
     Arguments:
@@ -229,63 +227,62 @@ def _repeat_first(value: Tensor, axis: int) -> Tensor:
     return value.narrow(axis, 0, 1).expand(value.shape)
 
 
-def _compute(trace: AnyTrace, nesting: Any, check: bool) -> None:
-    """Computes the log densities of a trace, and checks their shapes."""
+def _compute_log_probs(trace: AnyTrace, nesting: Any, check: bool) -> None:
     trace.compute_log_prob()
     if check:
-        for _, site in sites(trace):
+        for _, site in iter_sites(trace):
             check_site_shape(site, nesting)
 
 
 def _check_plates(trace: AnyTrace) -> None:
-    """Raises a ``ValueError`` for a batch without a plate, such as particles in a wrong place."""
-    for name, site in sites(trace):
-        if bare := bare_dims(site):
+    """Raises a ``ValueError`` for a batch without a plate, such as misplaced particles."""
+    for name, site in iter_sites(trace):
+        if bare := dims_without_plate(site):
             shape = tuple(site["unscaled_log_prob"].shape)
             raise ValueError(
-                f"{name!r} has a log density of shape {shape}, whose dimension {bare[0]} is in no "
+                f"{name!r} has a log density of shape {shape}, whose dimension {bare[0]} has no "
                 f"plate"
             )
 
 
-def vectorized(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
+def vectorize(fn: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
     """Returns a Pyro function that runs ``fn`` within a plate of particles."""
-    # By the plate itself, which leaves an effectful guide to be recognized.
+    # A plate as a decorator keeps an effectful guide recognizable.
     return pyro.plate(PARTICLES, num_particles, dim=dim)(fn)
 
 
-def run_undisturbed(
+def run_without_side_effects(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> _Both:
-    """Runs the guide, and the model against it, without side effects."""
-    with undisturbed(), poutine.block():
-        return _run_both(model, guide, args, kwargs)
+) -> _Traces:
+    """Returns the traces of the guide, and of the model run against it."""
+    with no_side_effects(), poutine.block():
+        return _run_guide_and_model(model, guide, args, kwargs)
 
 
-def layout(both: _Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
+def compute_layout(runs: _Traces, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
     """Returns the structure of a model and guide.
 
     Arguments:
-        both: The traces of a run without particles.
-        shared: From the trace of the guide to the sites that are drawn once for all particles.
+        runs: The traces of a run without particles.
+        shared: Maps the trace of the guide to the sites that are drawn once for all particles.
 
     Raises:
-        ValueError: If a batch is in no plate.
+        ValueError: If a batch is outside of every plate.
     """
-    traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in both[:2]]
-    with undisturbed():
-        # A batch without a plate goes unnoticed once there are particles to its left, and is
-        # confused with them where there are as many: checked even with validation disabled.
+    traces: list[AnyTrace] = [prune_subsample_sites(trace) for trace in runs[:2]]
+    with no_side_effects():
+        # Checked even with validation disabled: with particles to its left, a batch without a plate
+        # raises no error, and is confused with them if the sizes are equal.
         for trace in traces:
-            _compute(trace, float("inf"), True)
-    # Deterministic sites included: a plate may hold nothing else.
+            _compute_log_probs(trace, float("inf"), True)
+    # Deterministic sites count too, because a plate may contain no others.
     dims = [
         frame.dim
         for trace in traces
-        for _, site in sites(trace)
+        for _, site in iter_sites(trace)
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
@@ -293,42 +290,42 @@ def layout(both: _Both, shared: Callable[[AnyTrace], frozenset[str]]) -> Layout:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Runs without a trace: no gradient, no draw, no new parameter, no running statistics."""
+def no_side_effects() -> Iterator[None]:
+    """Protects gradients, random state, parameter store and running statistics in the block."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     store = pyro.get_param_store()
-    known = set(store.keys())
-    training: list[nn.Module] = []
+    known_params = set(store.keys())
+    in_training: list[nn.Module] = []
 
     def to_eval(module: nn.Module, _: Any) -> None:
         if module.training:
-            training.append(module)
+            in_training.append(module)
             module.training = False
 
-    # Networks reach a Pyro function by any way, often a closure: a hook meets them all.
+    # A global hook also reaches the networks in closures of a Pyro function.
     hook = register_module_forward_pre_hook(to_eval)
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
         hook.remove()
-        for module in training:
+        for module in in_training:
             module.training = True
-        for name in set(store.keys()) - known:
-            remove(store, name)
+        for name in set(store.keys()) - known_params:
+            remove_entry(store, name)
 
 
 @torch.no_grad()
-def first_not_finite(
+def find_nonfinite_site(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> str:
-    """Says at which site of a run the first number that is not finite appears."""
-    both = _run_both(model, guide, args, kwargs)
-    for side, trace in (("guide", both.guide), ("model", both.model)):
+    """Describes the first site of a run whose value or log density is not finite."""
+    traces = _run_guide_and_model(model, guide, args, kwargs)
+    for side, trace in (("guide", traces.guide), ("model", traces.model)):
         trace = prune_subsample_sites(trace)
         trace.compute_log_prob()
-        for name, site in sites(trace):
-            for what, value in (("value", site["value"]), ("log density", site["log_prob"])):
+        for name, site in iter_sites(trace):
+            for kind, value in (("value", site["value"]), ("log density", site["log_prob"])):
                 if not bool(torch.isfinite(value).all()):
-                    return f"the {what} of site {name!r} in the {side} is not"
-    return "every site is, but the gradient of the step before was not"
+                    return f"the {kind} of site {name!r} in the {side} is not finite"
+    return "every site is finite, but the gradient of the previous step was not"

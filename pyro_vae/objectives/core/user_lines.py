@@ -9,7 +9,7 @@ import numpy as np
 import pyro
 import torch
 
-__all__ = ["user_line"]
+__all__ = ["find_user_line"]
 
 _LIBRARIES = tuple(
     str(folder) + os.sep
@@ -21,22 +21,22 @@ _LIBRARIES = tuple(
         sysconfig.get_path("stdlib"),
     )
 )
-"""The folders of code that the user has not written."""
+"""The folders of library code."""
 
 
-def user_line(error: BaseException) -> traceback.FrameSummary | None:
+def find_user_line(error: BaseException) -> traceback.FrameSummary | None:
     """Returns the innermost line outside of libraries that led to an error, if there is one."""
-    found, installed = None, None
+    own, installed = None, None
     cause: BaseException | None = error
     while cause is not None:
         for line in traceback.extract_tb(cause.__traceback__):
-            # Code that a library makes has a name such as <string>.
+            # Code that a library generates has a file name such as <string>.
             if line.filename.startswith(("<string>", *_LIBRARIES[:-1])):
                 continue
-            # Installed packages may lie below the folder of the standard library.
+            # Installed packages may be in a folder of the standard library.
             if "site-packages" in line.filename:
                 installed = line
             elif not line.filename.startswith(_LIBRARIES[-1]):
-                found = line
+                own = line
         cause = cause.__cause__
-    return found or installed
+    return own or installed

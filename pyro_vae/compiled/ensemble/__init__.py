@@ -1,1 +1,0 @@
-"""One compiled step for several VAEs that differ only in numbers."""
