@@ -55,17 +55,42 @@ class Posterior(Conditional):
 
 
 class Likelihood(Conditional):
-    r"""A likelihood family :math:`p(x \mid z)`, parametrized by the features of a decoder.
+    r"""A likelihood family :math:`p(x \mid z)`, computed from the features of a decoder.
 
     ``forward(features)`` takes ``(*batch, *feature_shape)`` and returns a distribution of batch
     shape ``batch`` and event shape ``event_shape``.
+
+    Attributes:
+        measure: ``"mass"`` if values are probabilities of discrete data, ``"density"`` otherwise.
+            Only evidence of one measure is compared.
+        grey_scale: Whether values outside of the support are scored, so that the score is not a
+            likelihood.
     """
+
+    measure: str
+    grey_scale: bool = False
 
     event_shape: torch.Size
     feature_shape: torch.Size
 
     def check(self, x: Tensor) -> None:
-        """Raises a ``ValueError`` if ``x`` lies outside the support."""
+        """Raises a ``ValueError`` where ``x`` lies outside the support."""
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution | None:
+        """Computes the M step of a mixture of this likelihood, for the baseline of a report.
+
+        Arguments:
+            responsibilities: The weight of each row in each component, ``(N, K)``.
+            x: Rows of elements, ``(N, D)``, in double precision.
+            smoothing: A pseudo-count, which keeps components off the edge of their range.
+
+        Returns:
+            The components, independent over elements, of batch shape ``(K, D)``; or ``None``, the
+            default, for a likelihood without a closed M step.
+        """
+        return None
 
     def extra_repr(self) -> str:
         """Shows the shape in the module's repr."""

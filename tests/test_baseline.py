@@ -41,7 +41,7 @@ def test_one_component_without_smoothing_is_the_maximum_likelihood_fit(likelihoo
     else:
         # The best continuous Bernoulli has the mean of the data: no other logit does better.
         def score(shift):
-            fit = baseline.fit_continuous_bernoulli(torch.ones(400, 1).double(), flat, 1e-9, 20.0)
+            fit = part.em_step(torch.ones(400, 1).double(), flat, 1e-9)
             fit.logits = fit.logits + shift
             return fit.log_prob(flat).sum(1).mean().item()
 
@@ -95,3 +95,39 @@ def test_cross_entropy_has_no_mixture():
 def test_bad_number_of_components(digits):
     with pytest.raises(ValueError, match="components to be an integer of at least 1, got 0"):
         baseline.mixture(likelihoods.Bernoulli(digits.event_shape), *digits.x, components=0)
+
+
+ROWS, COMPONENTS = 40, 3
+
+
+def pseudo_rows(name, x):
+    """The rows that a pseudo-count of two stands for, for each component."""
+    if name == "bernoulli":
+        return torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double().repeat(2, 1)
+    if name == "continuous_bernoulli":
+        return torch.full((2, x.shape[1]), 0.5).double()
+    return x.mean(0).expand(2, -1)
+
+
+@pytest.mark.parametrize(
+    "name", ["bernoulli", "continuous_bernoulli", "normal_fixed", "normal_shared", "normal_network"]
+)
+def test_a_pseudo_count_stands_for_so_many_rows(name):
+    part, x = LIKELIHOODS[name](EVENT), data_for(name, ROWS).flatten(1).double()
+    r = torch.rand(ROWS, COMPONENTS).double().softmax(1)
+    added = pseudo_rows(name, x)
+    more = torch.cat([r, torch.ones(len(added), COMPONENTS).double()])
+    found = part.em_step(r, x, 2.0)
+    expected = part.em_step(more, torch.cat([x, added]), 1e-12)
+    torch.testing.assert_close(found.mean, expected.mean, atol=1e-6, rtol=1e-6)
+
+
+def test_the_pseudo_count_of_a_categorical_is_spread_by_the_frequencies_of_all_rows():
+    part = likelihoods.Categorical((1,), levels=3)
+    x = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0, 1.0]).double().unsqueeze(1)
+    r = torch.eye(2).double().repeat_interleave(3, 0)
+    logits = part.em_step(r, x, 0.5).logits
+    frequencies = torch.tensor([3.0, 2.0, 4.0]).double() / 9
+    counts = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]).double() + 0.5 * frequencies
+    expected = (counts / counts.sum(-1, keepdim=True)).log()
+    torch.testing.assert_close(logits.log_softmax(-1).squeeze(1), expected)

@@ -10,13 +10,15 @@ from pyro_vae.sweeps.job_id import UNRELATED
 
 __all__ = ["ComparableSet", "find_comparable_sets"]
 
-_MEASURES = {
-    "Bernoulli": "probabilities of discrete data",
-    "Categorical": "probabilities of discrete data",
-    "ContinuousBernoulli": "densities",
-    "Normal": "densities",
+_MEASURES = {"mass": "probabilities of discrete data", "density": "densities"}
+
+_OLD_MEASURES = {
+    "Bernoulli": "mass",
+    "Categorical": "mass",
+    "ContinuousBernoulli": "density",
+    "Normal": "density",
 }
-"""Whether the likelihood of each class is a probability or a density."""
+"""The measures of runs that do not state them, because they are of an older version."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ def _read_protocol(run: RunRecord) -> dict[str, str]:
     likelihood = config["vae"].get("likelihood")
     name = str(likelihood.get("_target_") if isinstance(likelihood, Mapping) else likelihood)
     name = name.rpartition(".")[2]
+    measure = metrics.get("measure") or _OLD_MEASURES.get(name)
     counts = rows.values() if isinstance(rows, Mapping) else [rows]
     return {
         "data": format_level(metrics.get("data")),
         "binarize": format_level(metrics.get("binarize")),
-        "likelihood": _MEASURES.get(name, f"of {name}"),
+        "likelihood": _MEASURES.get(str(measure), f"of {name}"),
         "cross-entropy": format_level(bool(metrics.get("grey_scale"))),
         "rows": "/".join(map(format_level, counts)),
         "rows of the log evidence": format_level(metrics.get("log_evidence_rows")),

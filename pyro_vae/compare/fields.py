@@ -58,6 +58,7 @@ _METRICS: dict[str, _Kind] = {
     "data": _TEXT,
     "binarize": _TEXT,
     "grey_scale": _BOOLEAN,
+    "measure": _TEXT,
     "rows": _COUNTS,
 }
 """The metrics that are compared or shown. Each may be missing or null."""

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae import evaluate
+from pyro_vae.data import Data
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["check_finite_metrics", "compute_metrics", "mean_over_rows"]
+__all__ = ["check_finite_metrics", "compute_metrics", "describe_protocol", "mean_over_rows"]
 
 
 def compute_metrics(
@@ -117,3 +118,18 @@ def _standard_error(values: Tensor) -> float:
 def _monte_carlo_error(errors: Tensor) -> float:
     """Returns the standard error of a mean from the errors of its independent terms."""
     return (errors.double().pow(2).sum().sqrt() / len(errors)).item()
+
+
+def describe_protocol(data: Data, vae: VAE) -> dict[str, Any]:
+    """Returns the data and the likelihood on which metrics depend, and the size of the VAE."""
+    sizes = {part: len(rows) for part, rows in data.x._asdict().items()}
+    is_split = bool(sizes["valid"] or sizes["test"])
+    return {
+        "data": data.name,
+        "binarize": data.binarize,
+        "grey_scale": data.binarize == "none" and getattr(vae.likelihood, "grey_scale", False),
+        "measure": getattr(vae.likelihood, "measure", None),
+        "rows": sizes if is_split else {"all": sizes["train"]},
+        "latent_dim": vae.latent_dim,
+        "parameters": sum(p.numel() for p in vae.parameters()),
+    }

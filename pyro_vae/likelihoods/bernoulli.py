@@ -33,6 +33,8 @@ class Bernoulli(Likelihood):
         tensor(-1.3863)
     """
 
+    measure = "mass"
+
     def __init__(self, event_shape: Sequence[int], *, grey_scale: bool = False) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
@@ -44,6 +46,16 @@ class Bernoulli(Likelihood):
         logits = features.squeeze(-1 - len(self.event_shape))
         base = dist.Bernoulli(logits=logits, validate_args=False if self.grey_scale else None)
         return base.to_event(len(self.event_shape))
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution | None:
+        """Computes the M step, with one pseudo-count for zero and one for one."""
+        if self.grey_scale:
+            return None
+        size = responsibilities.sum(0).unsqueeze(1)
+        means = (responsibilities.T @ x + smoothing) / (size + 2 * smoothing)
+        return dist.Bernoulli(means, validate_args=False)
 
     def extra_repr(self) -> str:
         """Shows the shape, and whether grey-scale values are allowed."""

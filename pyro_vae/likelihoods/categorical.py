@@ -33,6 +33,8 @@ class Categorical(Likelihood):
         tensor(-11.0904)
     """
 
+    measure = "mass"
+
     def __init__(self, event_shape: Sequence[int], *, levels: int = 256) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
@@ -43,6 +45,18 @@ class Categorical(Likelihood):
         """Returns the likelihood for features of shape ``(*batch, levels, *event_shape)``."""
         logits = features.movedim(-1 - len(self.event_shape), -1)
         return Levels(logits).to_event(len(self.event_shape))
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution:
+        """Computes the M step, shrunk towards the level frequencies of all rows."""
+        index = (x * (self.levels - 1)).round().long()
+        # All levels at once would need rows x elements x levels numbers in memory.
+        masks = ((index == level).double() for level in range(self.levels))
+        pairs = [(responsibilities.T @ mask, mask.sum(0)) for mask in masks]
+        counts, frequencies = (torch.stack(parts, -1) for parts in zip(*pairs, strict=True))
+        overall = (frequencies + 1) / (len(x) + self.levels)
+        return Levels((counts + smoothing * overall).log(), validate_args=False)
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values lie on the grid of levels."""

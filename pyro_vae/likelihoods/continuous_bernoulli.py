@@ -37,6 +37,8 @@ class ContinuousBernoulli(Likelihood):
         tensor(0.)
     """
 
+    measure = "density"
+
     def __init__(self, event_shape: Sequence[int], *, max_logit: float = 20.0) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
@@ -48,6 +50,19 @@ class ContinuousBernoulli(Likelihood):
         h = features.squeeze(-1 - len(self.event_shape))
         logits = self.max_logit * torch.tanh(h / self.max_logit)
         return distributions.ContinuousBernoulli(logits).to_event(len(self.event_shape))
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution:
+        """Computes the M step: finds the logits whose means are those of the rows."""
+        size = responsibilities.sum(0).unsqueeze(1)
+        mean = (responsibilities.T @ x + smoothing / 2) / (size + smoothing)
+        low, high = torch.full_like(mean, -self.max_logit), torch.full_like(mean, self.max_logit)
+        for _ in range(50):
+            middle = (low + high) / 2
+            above = distributions.ContinuousBernoulli(middle).mean > mean
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return distributions.ContinuousBernoulli((low + high) / 2, validate_args=False)
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values lie between zero and one."""

@@ -53,6 +53,8 @@ class Normal(Likelihood):
         tensor(-1.8379)
     """
 
+    measure = "density"
+
     variance: Tensor
 
     def __init__(
@@ -116,6 +118,23 @@ class Normal(Likelihood):
         """Sets the variance of ``scale="optimal"`` to the mean square error of training data."""
         if self.scale == "optimal":
             self.variance.copy_(variance.clamp(min=self.min_scale**2))
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution:
+        """Computes the M step, means shrunk towards the mean of all rows."""
+        r, size = responsibilities, responsibilities.sum(0).unsqueeze(1)
+        means = (r.T @ x + smoothing * x.mean(0)) / (size + smoothing)
+        if isinstance(self.scale, float):
+            return dist.Normal(means, self.scale, validate_args=False)
+        error = (r.T @ x**2 - 2 * means * (r.T @ x) + size * means**2).clamp(min=0)
+        if self.scale in ("shared", "optimal"):
+            variance = error.sum() / x.numel()
+        elif self.scale == "element":
+            variance = error.sum(0) / len(x)
+        else:
+            variance = (error + smoothing * x.var(0)) / (size + smoothing)
+        return dist.Normal(means, variance.sqrt().clamp(min=self.min_scale), validate_args=False)
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values are finite."""

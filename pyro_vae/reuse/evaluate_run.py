@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from pyro_vae.data import Data
-from pyro_vae.evaluate.metrics import compute_metrics
+from pyro_vae.evaluate.metrics import compute_metrics, describe_protocol
 from pyro_vae.files.atomic import strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.report.content import format_active_units
-from pyro_vae.reuse.finished_run import is_unsplit, open_run, preparation, read_stored_integer
+from pyro_vae.reuse.finished_run import open_run, preparation, read_stored_integer
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_path, check_size
 
 __all__ = ["judge_run", "preparation", "summary", "write_evaluation"]
@@ -96,25 +95,11 @@ def judge_run(
         "run": str(run),
         "part": part,
         **metrics,
-        **_describe_data(selected.data, vae),
+        **describe_protocol(selected.data, vae),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "device": str(device),
         "torch": torch.__version__,
-    }
-
-
-def _describe_data(data: Data, vae: VAE) -> dict[str, Any]:
-    """Returns the description of the data and of the size of the VAE."""
-    grey = getattr(vae.likelihood, "grey_scale", False)
-    sizes = {name: len(rows) for name, rows in data.x._asdict().items()}
-    return {
-        "data": data.name,
-        "binarize": data.binarize,
-        "grey_scale": data.binarize == "none" and grey,
-        "rows": {"all": sizes["train"]} if is_unsplit(data) else sizes,
-        "latent_dim": vae.latent_dim,
-        "parameters": sum(p.numel() for p in vae.parameters()),
     }
 
 

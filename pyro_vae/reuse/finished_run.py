@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_vae import config, data
 from pyro_vae.data import Data, Preparation, Split
+from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
-from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.recipe import check_allow
 from pyro_vae.vae.serialization import load
@@ -290,8 +290,9 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
             f"data.table(..., like=reuse.preparation(run)) applies the scaling"
         )
     same_binarize = (dataset.binarize == "none") == (like.binarize == "none")
-    is_bernoulli = isinstance(vae.likelihood, Bernoulli) and not vae.likelihood.grey_scale
-    if not same_binarize and not (is_bernoulli and _is_binary(dataset)):
+    protocol = describe_protocol(dataset, vae)
+    is_mass = protocol["measure"] == "mass" and not protocol["grey_scale"]
+    if not same_binarize and not (is_mass and _is_binary(dataset)):
         raise ValueError(
             f"Expected data with binarize={like.binarize!r}, as those of run '{run}', got "
             f"{dataset.binarize!r} of '{dataset.name}'"

@@ -12,7 +12,12 @@ from pyro_vae import config, objectives, report
 from pyro_vae.console.commands import check_interrupted
 from pyro_vae.data import Rows
 from pyro_vae.evaluate import baseline
-from pyro_vae.evaluate.metrics import check_finite_metrics, compute_metrics, mean_over_rows
+from pyro_vae.evaluate.metrics import (
+    check_finite_metrics,
+    compute_metrics,
+    describe_protocol,
+    mean_over_rows,
+)
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.progress import Progress, show_always
@@ -148,22 +153,16 @@ def evaluate_trained_run(run: TrainedRun) -> dict[str, Any]:
 
 def _protocol(run: TrainedRun) -> dict[str, Any]:
     """Returns the protocol of the metrics, which any comparison needs."""
-    cfg, data, vae = run.cfg, run.data, run.vae
     return {
-        "data": data.name,
-        "binarize": data.binarize,
-        "grey_scale": data.binarize == "none" and getattr(vae.likelihood, "grey_scale", False),
-        "rows": {part: len(rows) for part, rows in data.x._asdict().items()},
-        "latent_dim": vae.latent_dim,
-        "parameters": sum(p.numel() for p in vae.parameters()),
+        **describe_protocol(run.data, run.vae),
         "epochs": len(run.result.history),
         "best_epoch": run.result.best_epoch,
         "steps": run.result.steps,
         "seconds": run.result.seconds,
         "engine": run.result.engine,
-        "seed": cfg.seed,
+        "seed": run.cfg.seed,
         "threads": torch.get_num_threads(),
-        "device": str(cfg.device),
+        "device": str(run.cfg.device),
         "torch": torch.__version__,
     }
 
