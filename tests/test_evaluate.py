@@ -304,6 +304,12 @@ def test_rows_that_are_all_taken_out_have_no_evidence():
     assert (bound.elbo == 0).all()
 
 
+def test_one_draw_of_many_may_be_all_that_counts():
+    vae = VAE(2, 1, likelihood=partial(likelihoods.Normal, scale=1e-4))
+    evidence = evaluate.log_evidence(vae, torch.ones(3, 2), 50, proposal="prior", diagnostics=True)
+    assert (evidence.effective_sample_size < 1.01).all()
+
+
 def test_a_single_particle_has_no_standard_error():
     found = evaluate.log_evidence(line_vae(1.4), line_data()[0], 1, diagnostics=True)
     assert found.standard_error.isnan().all()

@@ -329,3 +329,25 @@ def test_free_bits_are_scaled_after_the_threshold(per, of, analytic):
 def test_free_bits_refuse_scales_that_are_tensors(scale):
     with pytest.raises(ValueError, match="numbers as scales for free bits, got a tensor at 'a'"):
         FreeBits(per="site", analytic=False).loss(*program(scale=scale))
+
+
+def test_a_plate_of_the_model_alone_has_the_same_rows_for_all_particles_of_a_loop():
+    """With z all but fixed, every particle gives the bound of its rows."""
+    x, width = torch.linspace(-2.0, 2.0, 5), 1e-5
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 5, subsample_size=2) as rows:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide():
+        pyro.sample("z", dist.Uniform(-width / 2, width / 2))
+
+    log_p = dist.Normal(0.0, 1.0).log_prob(x)
+    sums = torch.stack([log_p[a] + log_p[b] for a, b in itertools.combinations(range(5), 2)])
+    constant = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0)) + math.log(width)
+    objective = FreeBits(4, nats=0.0, vectorize_particles=False)
+    for seed in range(8):
+        pyro.set_rng_seed(seed)
+        bound = -objective.loss(model, guide)
+        assert (sums * 5 / 2 + constant - bound).abs().min() < 1e-3

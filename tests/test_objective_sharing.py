@@ -129,6 +129,25 @@ def test_data_are_independent_given_what_they_share(by_group):
     assert z_score(bounds[2000], evidence) < -SIGMAS
 
 
+@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+def test_a_loop_has_the_gradient_of_a_vectorized_run_for_global_sites(estimator):
+    """Samples that all particles share are not detached in a loop either."""
+    spoilt, shift = Shared(data(), by_group=False), torch.tensor(0.2, requires_grad=True)
+    guide = spoilt._replace(shift=shift, inflate=1.5).guide
+    gradients = {}
+    for at_once in (True, False):
+        pyro.set_rng_seed(int(at_once))
+        objective = IWAE(3, estimator=estimator, vectorize_particles=at_once)
+        draws = [
+            torch.autograd.grad(objective.differentiable_loss(spoilt.model, guide), shift)[0]
+            for _ in range(300)
+        ]
+        gradients[at_once] = torch.stack(draws)
+    difference = gradients[True].double() - gradients[False].double()
+    assert abs(z_score(gradients[True].double())) > SIGMAS
+    assert abs(z_score(difference)) < SIGMAS
+
+
 def test_values_tell_what_is_shared():
     shared = Shared(data(), by_group=True, shift=0.2, inflate=1.5)
     for objective in (IWAE(5), IWAE(5, vectorize_particles=False), ELBO(5, analytic=False)):
