@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vae import VAE, evaluate, likelihoods
-from pyro_vae.collapse import is_collapsed
+from pyro_vae.collapse import LEAST_RATE, is_collapsed
 from pyro_vae.report import content, figures
 
 METRICS = {
@@ -37,6 +37,11 @@ def test_a_warning_is_one_of_a_collapse_alone(active, rate, said):
 def test_a_rate_that_is_not_known_is_no_collapse():
     assert not is_collapsed(3, None)
     assert not is_collapsed(3, math.nan)
+
+
+def test_the_least_rate_itself_is_no_collapse():
+    assert not is_collapsed(3, LEAST_RATE)
+    assert is_collapsed(3, LEAST_RATE - 1e-6)
 
 
 class Scaled(torch.nn.Module):

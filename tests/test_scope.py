@@ -396,3 +396,12 @@ def test_each_call_in_a_program_announces_the_network_that_it_uses(call):
     own, other = ("encoder", "decoder") if call == "encode" else ("decoder", "encoder")
     assert any(own in name for name in names)
     assert not any(other in name for name in names)
+
+
+def test_a_prior_that_is_used_alone_is_announced():
+    vae = VAE(3, 2, prior=partial(priors.Normal, learned=True))
+    with poutine.trace() as traced:
+        vae.prior_distribution()
+    names = {n for n, site in traced.trace.nodes.items() if site["type"] == "param"}
+    assert {f"vae$$$prior.{name}" for name, _ in vae.prior.named_parameters()} <= names
+    assert len(list(vae.prior.parameters())) == 2
