@@ -318,7 +318,10 @@ def test_two_processes_share_the_jobs_of_a_sweep(tmp_path):
     assert [log.read_text().count("log evidence") for log in logs] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param([], id="basic"), pytest.param(JOBLIB, id="joblib", marks=pytest.mark.long)],
+)
 def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path, started):
     endless = ["train.epochs=100000,2", "train.patience=null", "train.checkpoint_seconds=0"]
     process = started("-m", *QUICK, *endless, "seed=0,1", *launcher, cwd=tmp_path)
@@ -333,7 +336,10 @@ def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path, started)
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param([], id="basic"), pytest.param(JOBLIB, id="joblib", marks=pytest.mark.long)],
+)
 def test_a_killed_sweep_leaves_no_process_behind(launcher, tmp_path, started):
     endless = ["train.epochs=100000", "train.patience=null", "train.checkpoint_seconds=0"]
     process = started("-m", *QUICK, *endless, "seed=0,1,2", *launcher, cwd=tmp_path)
