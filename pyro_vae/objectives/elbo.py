@@ -120,7 +120,7 @@ class ELBO(Additive):
         return loss + pathwise_surrogate(loss, [pair]) - self.beta * zero_with_gradient(log_q)
 
     def _uses_closed_form(self) -> bool:
-        return self.estimator != "stl" and super()._uses_closed_form()
+        return self.estimator != "stl" and self.analytic is not False
 
     def _objective_per_datum(
         self, log_likelihoods: dict[str, Tensor], rates: dict[str, Tensor]

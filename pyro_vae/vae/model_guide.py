@@ -155,23 +155,24 @@ class _PyroProgram(nn.Module):
         self, x: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Returns the data, with zeros for missing values, and the masks of rows and elements."""
-        rows, elements = split_mask(mask, x, self.event_shape)
-        if x is None:
-            return None, rows, None
-        if is_validation_enabled():
+        if x is not None and is_validation_enabled():
             self.check(x, mask)
-        return fill_missing(x, elements), rows, elements
+        if mask is None:
+            return x, None, None
+        rows, elements = split_mask(mask, x, self.event_shape)
+        return None if x is None else fill_missing(x, elements), rows, elements
 
     def site(self, role: str, suffix: str | int | None) -> str:
         """Returns the name of a site of one call."""
+        name = f"{self.scope.name}.{role}"
+        if suffix is None:
+            return name
         suffix = to_plain_python(suffix)
-        usable = isinstance(suffix, (str, int)) and not isinstance(suffix, bool) and suffix != ""
-        if suffix is not None and not usable:
+        if not isinstance(suffix, (str, int)) or isinstance(suffix, bool) or suffix == "":
             raise ValueError(
                 f"Expected suffix to be a non-empty string or an integer, got {suffix!r}"
             )
-        name = f"{self.scope.name}.{role}"
-        return name if suffix is None else f"{name}_{suffix}"
+        return f"{name}_{suffix}"
 
     def open_plate(
         self,

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.distribution import Distribution
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_vae.kl import unwrap_layers
@@ -16,12 +17,15 @@ __all__ = [
     "AnyTrace",
     "Pair",
     "check_vectorized",
+    "compute_log_probs",
     "dims_without_plate",
     "get_plates",
     "is_point",
     "is_sampled",
     "iter_sites",
+    "remove_deterministic",
     "sampled_sites",
+    "subsample_sites",
     "sum_except_dims",
 ]
 
@@ -148,6 +152,28 @@ def iter_sites(trace: AnyTrace) -> Iterator[tuple[str, Any]]:
 def sampled_sites(trace: AnyTrace) -> list[str]:
     """Returns the names of the sites that a guide has sampled."""
     return [name for name, site in iter_sites(trace) if is_sampled(site)]
+
+
+def subsample_sites(trace: AnyTrace) -> dict[str, Any]:
+    """Returns the sites of the plates of a trace, whose values are the rows of a batch."""
+    return {name: site for name, site in iter_sites(trace) if site_is_subsample(site)}
+
+
+def remove_deterministic(trace: AnyTrace) -> AnyTrace:
+    """Returns a copy without the sites of ``pyro.deterministic``, which have no density."""
+    trace = trace.copy()
+    for name, site in list(iter_sites(trace)):
+        if site["infer"].get("_deterministic"):
+            trace.remove_node(name)
+    return trace
+
+
+def compute_log_probs(trace: AnyTrace, nesting: Any, check: bool) -> None:
+    """Computes all log densities, and checks their shapes if asked to."""
+    trace.compute_log_prob()
+    if check:
+        for _, site in iter_sites(trace):
+            check_site_shape(site, nesting)
 
 
 def is_point(fn: Any) -> bool:

@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import is_validation_enabled, prune_subsample_sites, site_is_subsample
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.poutine.util import is_validation_enabled, prune_subsample_sites
+from pyro.util import check_model_guide_match
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -18,10 +18,13 @@ from pyro_vae.objectives.core.sites import (
     PARTICLES,
     AnyTrace,
     Pair,
+    compute_log_probs,
     dims_without_plate,
     is_point,
     is_sampled,
     iter_sites,
+    remove_deterministic,
+    subsample_sites,
 )
 from pyro_vae.objectives.core.support import check_fixed_support
 from pyro_vae.param_store import remove_entry
@@ -126,8 +129,8 @@ def run_pair(
     """
     traces = _run_guide_and_model(model, guide, args, kwargs, detach)
     model_trace, guide_trace = (
-        _remove_deterministic(traces.model),
-        _remove_deterministic(traces.guide),
+        remove_deterministic(traces.model),
+        remove_deterministic(traces.guide),
     )
     pair = Pair(
         prune_subsample_sites(model_trace),
@@ -141,7 +144,7 @@ def run_pair(
         check_model_guide_match(model_trace, guide_trace, nesting)
     try:
         for trace in (pair.model, pair.guide):
-            _compute_log_probs(trace, nesting, check or validated)
+            compute_log_probs(trace, nesting, check or validated)
             if check:
                 _check_plates(trace)
     except (KeyError, NotImplementedError):
@@ -164,18 +167,13 @@ def _run_guide_and_model(
             # An effectful guide runs the model itself.
             guide(*args, **kwargs)
             # Pyro removes the sites of plates from its two traces.
-            return _Traces(*messenger.get_traces(), _subsample_sites(messenger.trace))
+            return _Traces(*messenger.get_traces(), subsample_sites(messenger.trace))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     return _Traces(
-        model_trace, guide_trace, _subsample_sites(model_trace) | _subsample_sites(guide_trace)
+        model_trace, guide_trace, subsample_sites(model_trace) | subsample_sites(guide_trace)
     )
-
-
-def _subsample_sites(trace: AnyTrace) -> dict[str, Any]:
-    """Returns the sites of the plates of a trace, whose values are the rows of a batch."""
-    return {name: site for name, site in iter_sites(trace) if site_is_subsample(site)}
 
 
 def _check_invertible(pair: Pair) -> None:
@@ -189,15 +187,6 @@ def _check_invertible(pair: Pair) -> None:
                 f"than 'standard', got {name!r} from {type(site['fn']).__name__}, whose transform "
                 f"cannot be inverted: use estimator='standard'"
             ) from error
-
-
-def _remove_deterministic(trace: AnyTrace) -> AnyTrace:
-    """Returns a copy without the sites of ``pyro.deterministic``, which have no density."""
-    trace = trace.copy()
-    for name, site in list(iter_sites(trace)):
-        if site["infer"].get("_deterministic"):
-            trace.remove_node(name)
-    return trace
 
 
 class ShareSites(Messenger):
@@ -225,13 +214,6 @@ class ShareSites(Messenger):
 
 def _repeat_first(value: Tensor, axis: int) -> Tensor:
     return value.narrow(axis, 0, 1).expand(value.shape)
-
-
-def _compute_log_probs(trace: AnyTrace, nesting: Any, check: bool) -> None:
-    trace.compute_log_prob()
-    if check:
-        for _, site in iter_sites(trace):
-            check_site_shape(site, nesting)
 
 
 def _check_plates(trace: AnyTrace) -> None:
@@ -277,7 +259,7 @@ def compute_layout(runs: _Traces, shared: Callable[[AnyTrace], frozenset[str]]) 
         # Checked even with validation disabled: with particles to its left, a batch without a plate
         # raises no error, and is confused with them if the sizes are equal.
         for trace in traces:
-            _compute_log_probs(trace, float("inf"), True)
+            compute_log_probs(trace, float("inf"), True)
     # Deterministic sites count too, because a plate may contain no others.
     dims = [
         frame.dim
