@@ -451,7 +451,7 @@ def test_runs_that_are_none_are_refused(digits_run, tmp_path):
     assert load(cut_off).latent_dim == 3
     damaged = shutil.copytree(digits_run, tmp_path / "damaged")
     (damaged / "data.json").write_text('{"format": "pyro_vae data 1"')
-    with pytest.raises(ValueError, match=r"Expected '.*data.json' to tell .* damaged file"):
+    with pytest.raises(ValueError, match=r"Expected '.*data.json' to describe .* damaged file"):
         reuse.judge_run(damaged)
     (damaged / "data.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match=r"Expected the format 'pyro_vae data 2', got 'other'"):

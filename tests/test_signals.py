@@ -98,7 +98,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_kills(number):
     code = (
-        "import signal, sys; from pyro_vae import commands\n"
+        "import signal, sys; from pyro_vae.console import commands\n"
         "def command():\n"
         "    try: signal.raise_signal(signal.SIGTERM)\n"
         f"    finally: signal.raise_signal({int(number)})\n"

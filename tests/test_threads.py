@@ -167,7 +167,7 @@ def entries():
               "initialize", "calibrate"],
         VAETransformer: ["fit", "transform", "inverse_transform", "score_samples"],
         type(small().model): ["forward"], type(small().guide): ["forward"],
-        objectives.ELBO: ["_run"], pyro_vae.compiled.step.Step: ["__call__"],
+        objectives.ELBO: ["_run_particles"], pyro_vae.compiled.step.Step: ["__call__"],
     }  # fmt: skip
     functions = [getattr(evaluate, name) for name in evaluate.__all__]
     functions = [f for f in functions if inspect.isfunction(f)]

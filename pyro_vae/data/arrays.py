@@ -14,7 +14,6 @@ from pyro_vae.data.base import (
     check_protocol,
     find_data_folder,
     split_row_numbers,
-    split_rows,
 )
 from pyro_vae.validation import check_choice, check_positive
 
@@ -72,15 +71,16 @@ def array(
     if x.dim() == 3:
         x = x.unsqueeze(1)
     labels = None if labels_key is None else _to_labels(arrays[labels_key], labels_key, len(x))
-    parts = split_rows(x, valid=valid, test=test, seed=seed)
+    rows = split_row_numbers(len(x), valid=valid, test=test, seed=seed)
+    parts = rows.select(x)
     return build_data(
         file.stem,
         parts,
-        None if labels is None else split_rows(labels, valid=valid, test=test, seed=seed),
+        None if labels is None else rows.select(labels),
         binarize=binarize,
         seed=seed,
         source=f"{file.name}, {key}",
-        row_numbers=split_row_numbers(len(x), valid=valid, test=test, seed=seed),
+        row_numbers=rows,
     )
 
 
@@ -125,7 +125,8 @@ def frey_faces(
         )
     grey = torch.from_numpy(images).to(torch.get_default_dtype()).unsqueeze(1)
     x = (grey + 0.5) / 256 if scale == "open" else grey / 255
-    parts = split_rows(x, valid=valid, test=test, seed=seed)
+    rows = split_row_numbers(len(x), valid=valid, test=test, seed=seed)
+    parts = rows.select(x)
     source = f"Frey Faces, {'(g + 0.5) / 256' if scale == 'open' else 'g / 255'}"
     return build_data(
         "frey_faces",
@@ -134,7 +135,7 @@ def frey_faces(
         binarize="none",
         seed=seed,
         source=source,
-        row_numbers=split_row_numbers(len(x), valid=valid, test=test, seed=seed),
+        row_numbers=rows,
     )
 
 

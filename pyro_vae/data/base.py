@@ -34,7 +34,6 @@ __all__ = [
     "count_rows",
     "find_data_folder",
     "split_row_numbers",
-    "split_rows",
 ]
 
 _FORMAT = "pyro_vae data 2"
@@ -64,6 +63,13 @@ class Split(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> "Split":
         """Returns the split with a function applied to each part."""
         return Split(*map(function, self))
+
+    def select(self, tensor: Tensor) -> "Split":
+        """Returns the rows of a tensor, given that this split holds their numbers."""
+        if len(self.train) == len(tensor):
+            # Unsplit rows keep their order, and need no copy.
+            return Split(tensor, tensor[:0], tensor[:0])
+        return self.map(lambda rows: tensor[rows])
 
 
 class Rows(NamedTuple):
@@ -356,11 +362,11 @@ def count_rows(name: str, value: float, size: int) -> int:
     return round(size * value)
 
 
-def split_rows(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split:
-    """Splits rows at random, with a separate generator.
+def split_row_numbers(size: int, *, valid: float, test: float, seed: int) -> Split:
+    """Splits the numbers of rows at random, with a separate generator.
 
     Arguments:
-        tensor: The rows.
+        size: The number of rows.
         valid: The rows kept for validation: their number, or their fraction if it is a float.
         test: The rows kept for the test, likewise. If both are 0, all rows are training rows, in
             their original order.
@@ -368,35 +374,29 @@ def split_rows(tensor: Tensor, *, valid: float, test: float, seed: int) -> Split
 
     Raises:
         ValueError: If the fractions leave no row for a part.
+
+    Example:
+        >>> rows = split_row_numbers(5, valid=1, test=2, seed=0)
+        >>> sorted(torch.cat(rows).tolist()), rows.select(10 * torch.arange(5)).test.shape
+        ([0, 1, 2, 3, 4], torch.Size([2]))
     """
     seed, valid, test = check_seed(seed), to_plain_python(valid), to_plain_python(test)
     if _is_unsplit(valid, test):
-        return Split(tensor, tensor[:0], tensor[:0])
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(tensor), generator=generator)
-    counts = count_rows("valid", valid, len(tensor)), count_rows("test", test, len(tensor))
-    if min(counts) < 1 or sum(counts) >= len(tensor):
+        rows = torch.arange(size)
+        return Split(rows, rows[:0], rows[:0])
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    counts = count_rows("valid", valid, size), count_rows("test", test, size)
+    if min(counts) < 1 or sum(counts) >= size:
         raise ValueError(
             f"Expected valid and test to be numbers or fractions that leave rows for each part of "
-            f"{len(tensor)}, got {valid=}, {test=}"
+            f"{size}, got {valid=}, {test=}"
         )
-    sizes = [len(tensor) - sum(counts), *counts]
-    return Split(*(tensor[rows] for rows in order.split(sizes)))
+    return Split(*order.split([size - sum(counts), *counts]))
 
 
 def _is_unsplit(valid: float, test: float) -> bool:
     """Whether data stay unsplit: both numbers of rows are the integer 0."""
     return all(isinstance(n, int) and not isinstance(n, bool) and n == 0 for n in (valid, test))
-
-
-def split_row_numbers(size: int, *, valid: float, test: float, seed: int) -> Split:
-    """Returns the numbers of the rows that :func:`split_rows` puts into each part.
-
-    Example:
-        >>> sorted(torch.cat(split_row_numbers(5, valid=1, test=2, seed=0)).tolist())
-        [0, 1, 2, 3, 4]
-    """
-    return split_rows(torch.arange(size), valid=valid, test=test, seed=seed)
 
 
 def find_data_folder(root: str | Path | None) -> Path:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_vae.data.base import Data, build_data, split_row_numbers, split_rows
+from pyro_vae.data.base import Data, build_data, split_row_numbers
 
 __all__ = ["digits"]
 
@@ -34,12 +34,13 @@ def digits(
 
     bunch = load_digits()
     x = torch.tensor(bunch.images, dtype=torch.get_default_dtype()).unsqueeze(1) / 16
+    rows = split_row_numbers(len(x), valid=valid, test=test, seed=seed)
     return build_data(
         "digits",
-        split_rows(x, valid=valid, test=test, seed=seed),
-        split_rows(torch.tensor(bunch.target), valid=valid, test=test, seed=seed),
+        rows.select(x),
+        rows.select(torch.tensor(bunch.target)),
         binarize=binarize,
         seed=seed,
         source="scikit-learn's copy of the UCI optical recognition of handwritten digits",
-        row_numbers=split_row_numbers(len(x), valid=valid, test=test, seed=seed),
+        row_numbers=rows,
     )

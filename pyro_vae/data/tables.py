@@ -17,7 +17,6 @@ from pyro_vae.data.base import (
     Split,
     check_data_file,
     split_row_numbers,
-    split_rows,
 )
 from pyro_vae.files.csv_cells import NUMBER, restore
 from pyro_vae.validation import check_choice, check_flag, describe_value
@@ -96,8 +95,8 @@ def table(
     values = _to_tensor(frame, names)
     _check_integers(file, frame, names, separator)
     observed = _check_missing(values, names, missing)
-    parts = split_rows(values, valid=valid, test=test, seed=seed)
-    masks = split_rows(observed, valid=valid, test=test, seed=seed)
+    rows = split_row_numbers(len(values), valid=valid, test=test, seed=seed)
+    parts, masks = rows.select(values), rows.select(observed)
     if like is not None:
         scaling = like.scaling
     else:
@@ -112,13 +111,13 @@ def table(
         name=file.stem,
         binarize="none",
         x=x,
-        labels=None if labels is None else split_rows(labels, valid=valid, test=test, seed=seed),
+        labels=None if labels is None else rows.select(labels),
         source=f"{file.name}, {len(names)} columns" + (", standardized" if scaling else ""),
         mask=masks if missing == "nan" else None,
         scaling=scaling,
         columns=tuple(names),
         label_names=label_names,
-        row_numbers=split_row_numbers(len(values), valid=valid, test=test, seed=seed),
+        row_numbers=rows,
     )
 
 

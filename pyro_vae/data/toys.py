@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from pyro_vae.data.base import Data, build_data, split_row_numbers, split_rows
+from pyro_vae.data.base import Data, build_data, split_row_numbers
 from pyro_vae.validation import check_number, check_seed, check_size
 
 __all__ = ["checkerboard", "moons", "pinwheel", "ring"]
@@ -113,12 +113,13 @@ def draw_data(
     generator = torch.Generator().manual_seed(seed)
     x, labels = draw(generator)
     x = x + noise * torch.randn(x.shape, generator=generator)
+    rows = split_row_numbers(n, valid=valid, test=test, seed=seed)
     return build_data(
         name,
-        split_rows(x, valid=valid, test=test, seed=seed),
-        None if labels is None else split_rows(labels, valid=valid, test=test, seed=seed),
+        rows.select(x),
+        None if labels is None else rows.select(labels),
         binarize="none",
         seed=seed,
         source=f"{n} rows drawn by seed {seed}, noise {noise:g}",
-        row_numbers=split_row_numbers(n, valid=valid, test=test, seed=seed),
+        row_numbers=rows,
     )
