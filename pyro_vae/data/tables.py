@@ -97,15 +97,14 @@ def table(
     observed = _check_missing(values, names, missing)
     rows = split_row_numbers(len(values), valid=valid, test=test, seed=seed)
     parts, masks = rows.select(values), rows.select(observed)
-    if like is not None:
-        scaling = like.scaling
-    else:
-        scaling = _fit_scaling(parts.train, masks.train, names) if standardize else None
+    scaling = None if like is None else like.scaling
+    if like is None and standardize:
+        scaling = _fit_scaling(parts.train, masks.train, names)
     x = _rescale(parts, masks, scaling)
     _check_range(x, names)
-    quoted = file.suffix.lower() != ".parquet"
-    labels, label_names = (None, None)
+    labels, label_names = None, None
     if label is not None:
+        quoted = file.suffix.lower() != ".parquet"
         labels, label_names = _encode_labels(frame[label], label, quoted)
     return Data(
         name=file.stem,
