@@ -189,6 +189,24 @@ class Recurrent(networks.MLP):
         return super().forward(out[..., -1, :])
 
 
+class Growing(networks.MLP):
+    """A network that makes its last layer at its first call."""
+
+    def forward(self, x):
+        if not hasattr(self, "extra"):
+            self.extra = nn.Linear(x.shape[-1], x.shape[-1]).to(x)
+        return super().forward(self.extra(x))
+
+
+def growing():
+    vaes = []
+    for i in range(3):
+        torch.manual_seed(i)
+        encoder = partial(Growing, hidden=[5])
+        vaes.append(VAE((SIZE,), 2, encoder=encoder, decoder=narrow).double())
+    return vaes
+
+
 def recurrent():
     found = []
     for i in range(3):
@@ -233,6 +251,7 @@ OPAQUE = "does not describe its decoder"
         (plain, {"objective": [Renyi(2, alpha=a) for a in (1.0, 0.5, 0.2)], "epochs": 8}, None),
         (plain, {"objective": [Jackknife(4, order=1) for _ in range(3)]}, None),
         (recurrent, {}, None),
+        (growing, {}, "adds or replaces a module"),
         (changed(frozen), {}, None),
         (
             plain,

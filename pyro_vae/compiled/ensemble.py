@@ -59,6 +59,7 @@ class EnsembleStep:
             EagerStep(objective, vae.model, vae.guide, None, self.settings, update)
             for (vae, objective, _), update in zip(members, self.updates, strict=True)
         ]
+        self.vaes = [vae for vae, *_ in members]
         self.weights = [list(vae.parameters()) for vae, *_ in members]
         self.buffers = [[*vae.buffers(), *_tensors_of(objective)] for vae, objective, _ in members]
         for weights, update in zip(self.weights, self.updates, strict=True):
@@ -81,8 +82,14 @@ class EnsembleStep:
             inputs: As of :meth:`__call__`; what an eager step makes lazily is made by these.
         """
         self.settings.divide_by = inputs[0].shape[1]
-        for i, step in enumerate(self.steps):
+        for i, (step, vae) in enumerate(zip(self.steps, self.vaes, strict=True)):
+            before = _identify(vae)
             step.try_eagerly(_call(i, inputs))
+            # Lazy parts have been made with other noise than in a training of this VAE alone.
+            if _identify(vae) != before:
+                raise NotCapturedError(
+                    f"the first step of VAE {i} adds or replaces a module or tensor"
+                )
         forms = [
             [(t.shape, t.dtype, t.requires_grad) for t in self.tensors(i)] for i in self.active
         ]
@@ -252,6 +259,10 @@ def _check_memory(members: Sequence[tuple[VAE, Any, Any]]) -> None:
 
 def _tensors_of(objective: Any) -> list[Tensor]:
     return [value for value in vars(objective).values() if isinstance(value, Tensor)]
+
+
+def _identify(vae: VAE) -> list[int]:
+    return list(map(id, (*vae.modules(), *vae.parameters(), *vae.buffers())))
 
 
 def _call(i: int, inputs: Sequence[Tensor]) -> Call:

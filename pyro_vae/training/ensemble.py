@@ -189,7 +189,8 @@ def _save(runs: Sequence[Training]) -> Callable[[], None]:
     """Returns a function that restores trainings, their VAEs and objectives."""
     modules = [module for run in runs for module in run.vae.modules()]
     objectives = [vars(run.objective) for run in runs]
-    tables = [*map(vars, modules), *(module._buffers for module in modules), *objectives]
+    registries = [r for m in modules for r in (m._parameters, m._buffers, m._modules)]
+    tables: list[dict[str, Any]] = [*map(vars, modules), *registries, *objectives]
     contents = [dict(table) for table in tables]
     tensors = [t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers())]
     tensors += [t for table in objectives for t in table.values() if isinstance(t, Tensor)]
