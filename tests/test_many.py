@@ -307,7 +307,7 @@ class Small(Replacing):
         ("vmap", lambda: made(encoder=partial(InPlace, hidden=[4])), {}),
         ("depends on the values", lambda: made(encoder=partial(Noisy, hidden=[4])), {}),
         ("of VAE 0 was replaced", lambda: made(encoder=partial(Counting, hidden=[4])), {}),
-        ("first step of VAE 0 adds or replaces", lambda: made(encoder=partial(Replacing, hidden=[4])), {}),
+        ("VAE 0 adds or replaces", lambda: made(encoder=partial(Replacing, hidden=[4])), {}),
         ("a number or a shape", lambda: made(encoder=partial(Small, hidden=[4])), {}),
         ("Trace_ELBO is not an objective", made, {"objective": [vectorized() for _ in range(3)]}),
         ("alpha", made, {"objective": [Renyi(num_particles=2, alpha=a) for a in UNLIKE]}),
