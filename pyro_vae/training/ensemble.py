@@ -68,8 +68,8 @@ def fit_many(
 
     Each VAE sees the same rows as in :func:`fit`, with the same order and noise, and ends with the
     same weights, up to rounding. The step of all is one compiled graph: that of the first VAE,
-    mapped over stacked weights, optimizers and numbers by :func:`torch.func.vmap`. Small networks
-    train several times faster than one after another; wide layers save only the compilations.
+    mapped over stacked weights, optimizers and numbers by :func:`torch.func.vmap`. This saves time
+    for small networks; with wide layers only the compilations are saved.
 
     The VAEs need equal recipes (made by classes and plain arguments, and not changed since), a
     processor as device, noise whose distribution does not depend on values (normal, uniform,
