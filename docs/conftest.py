@@ -10,7 +10,7 @@ import pytest
 import torch
 
 collect_ignore = ["errors.md"]
-"""The errors of that page stand without their traceback; tests/test_errors.py runs it."""
+"""That page shows errors without their traceback; tests/docs/test_error_messages.py runs it."""
 
 MY_PACKAGE = """
 from pyro_vae import priors

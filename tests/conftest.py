@@ -1,28 +1,10 @@
 """Shared fixtures, and guards that every test passes through."""
 
-import importlib.util
 import signal
-import sys
-from pathlib import Path
 
 import pyro
 import pytest
 import torch
-
-TESTS = Path(__file__).parent
-
-# Tests are no package (the import mode is importlib), so what they share is loaded by its path.
-for _name, _file in (
-    ("tables", "tables.py"),
-    ("truths", "truths.py"),
-    ("sweeping", "sweeping.py"),
-    ("compare_runs", "compare_runs.py"),
-    ("scenarios", "scenarios/__init__.py"),
-):
-    _spec = importlib.util.spec_from_file_location(_name, TESTS / _file)
-    if _spec is not None and _spec.loader is not None and _name not in sys.modules:
-        sys.modules[_name] = importlib.util.module_from_spec(_spec)
-        _spec.loader.exec_module(sys.modules[_name])
 
 torch.set_num_threads(1)
 # A shell ignores it for what runs in the background, and so would the commands that tests start.

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from cases import CASES, chosen, pixels
 from contenders import CONTENDERS, kind
-from report import markdown
 from rounds import Settings, race, say
+
+from report import markdown
 
 
 def arguments() -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Three data sets on which training fails in a known way that can be diagnosed and cured.
 
-``tests/test_pitfalls.py`` shows each failure, its symptom and its cure.
+``tests/training/test_pitfalls.py`` shows each failure, its symptom and its cure.
 """
 
 import torch

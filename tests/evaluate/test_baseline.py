@@ -1,0 +1,133 @@
+"""The mixture baseline against scikit-learn, closed forms and its own laws."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.mixture import GaussianMixture
+
+from helpers.tables import EVENT, LIKELIHOODS, data_for
+from pyro_vae import data, likelihoods
+from pyro_vae.evaluate import baseline
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.digits()
+
+
+@pytest.mark.parametrize("likelihood", [name for name in LIKELIHOODS if name != "bernoulli_grey"])
+def test_one_component_without_smoothing_is_the_maximum_likelihood_fit(likelihood, monkeypatch):
+    monkeypatch.setattr(baseline, "SMOOTHING", (1e-9,))
+    part = LIKELIHOODS[likelihood](EVENT)
+    x = data_for(likelihood, 400)
+    found = baseline.mixture(part, x, x, x, components=1).log_evidence.mean().item()
+    flat = x.flatten(1).double()
+    if likelihood == "bernoulli":
+        p = flat.mean(0)
+        exact = (p * p.log() + (1 - p) * (1 - p).log()).sum()
+    elif likelihood == "normal_fixed":
+        exact = torch.distributions.Normal(flat.mean(0), 0.5).log_prob(flat).sum(1).mean()
+    elif likelihood in ("normal_shared", "normal_optimal"):
+        scale = (flat - flat.mean(0)).pow(2).mean().sqrt()
+        exact = torch.distributions.Normal(flat.mean(0), scale).log_prob(flat).sum(1).mean()
+    elif likelihood in ("normal_element", "normal_network"):
+        scale = flat.std(0, correction=0)
+        exact = torch.distributions.Normal(flat.mean(0), scale).log_prob(flat).sum(1).mean()
+    elif likelihood == "categorical":
+        counts = torch.stack([(flat * 16 == level).double().mean(0) for level in range(17)])
+        exact = torch.special.entr(counts).sum().neg()
+    else:
+        # The best continuous Bernoulli has the mean of the data: no other logit does better.
+        def score(shift):
+            fit = part.em_step(torch.ones(400, 1).double(), flat, 1e-9)
+            fit.logits = fit.logits + shift
+            return fit.log_prob(flat).sum(1).mean().item()
+
+        exact = score(0.0)
+        assert exact > max(score(0.05), score(-0.05))
+    assert found == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_normal_mixture_agrees_with_scikit_learn(monkeypatch):
+    monkeypatch.setattr(baseline, "SMOOTHING", (1e-9,))
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(3, 4)) * 8
+    x = np.concatenate([c + generator.normal(size=(300, 4)) for c in centres])
+    reference = GaussianMixture(
+        3, covariance_type="diag", tol=1e-9, reg_covar=1e-12, random_state=0
+    )
+    exact = reference.fit(x).score_samples(x).mean()
+    rows = torch.tensor(x)
+    part = likelihoods.Normal((4,), scale="network")
+    found = baseline.mixture(part, rows, rows, rows, components=3, seed=1)
+    assert found.log_evidence.mean().item() == pytest.approx(exact, abs=1e-4)
+
+
+def test_it_is_a_normalized_distribution():
+    x = (torch.rand(60, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    everything = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
+    fit = baseline.mixture(likelihoods.Bernoulli((6,)), x, x, everything, components=5)
+    assert fit.log_evidence.exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_more_components_predict_digits_better(digits):
+    part = likelihoods.Bernoulli(digits.event_shape)
+    one, many = (
+        baseline.mixture(part, *digits.x, components=k).log_evidence.mean() for k in (1, 50)
+    )
+    assert many > one + 5
+
+
+def test_the_same_seed_gives_the_same_fit(digits):
+    part = likelihoods.Bernoulli(digits.event_shape)
+    fits = [baseline.mixture(part, *digits.x, components=5, iterations=5) for _ in range(2)]
+    assert torch.equal(fits[0].log_evidence, fits[1].log_evidence)
+
+
+def test_cross_entropy_has_no_mixture():
+    part = partial(likelihoods.Bernoulli, grey_scale=True)(EVENT)
+    x = data_for("bernoulli_grey")
+    assert baseline.mixture(part, x, x, x) is None
+
+
+def test_bad_number_of_components(digits):
+    with pytest.raises(ValueError, match="components to be an integer of at least 1, got 0"):
+        baseline.mixture(likelihoods.Bernoulli(digits.event_shape), *digits.x, components=0)
+
+
+ROWS, COMPONENTS = 40, 3
+
+
+def pseudo_rows(name, x):
+    """The rows that a pseudo-count of two stands for, for each component."""
+    if name == "bernoulli":
+        return torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double().repeat(2, 1)
+    if name == "continuous_bernoulli":
+        return torch.full((2, x.shape[1]), 0.5).double()
+    return x.mean(0).expand(2, -1)
+
+
+@pytest.mark.parametrize(
+    "name", ["bernoulli", "continuous_bernoulli", "normal_fixed", "normal_shared", "normal_network"]
+)
+def test_a_pseudo_count_stands_for_so_many_rows(name):
+    part, x = LIKELIHOODS[name](EVENT), data_for(name, ROWS).flatten(1).double()
+    r = torch.rand(ROWS, COMPONENTS).double().softmax(1)
+    added = pseudo_rows(name, x)
+    more = torch.cat([r, torch.ones(len(added), COMPONENTS).double()])
+    found = part.em_step(r, x, 2.0)
+    expected = part.em_step(more, torch.cat([x, added]), 1e-12)
+    torch.testing.assert_close(found.mean, expected.mean, atol=1e-6, rtol=1e-6)
+
+
+def test_the_pseudo_count_of_a_categorical_is_spread_by_the_frequencies_of_all_rows():
+    part = likelihoods.Categorical((1,), levels=3)
+    x = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0, 1.0]).double().unsqueeze(1)
+    r = torch.eye(2).double().repeat_interleave(3, 0)
+    logits = part.em_step(r, x, 0.5).logits
+    frequencies = torch.tensor([3.0, 2.0, 4.0]).double() / 9
+    counts = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]).double() + 0.5 * frequencies
+    expected = (counts / counts.sum(-1, keepdim=True)).log()
+    torch.testing.assert_close(logits.log_softmax(-1).squeeze(1), expected)

@@ -1,0 +1,196 @@
+"""The configuration: every option composes, fits its target, and has a class and a test row."""
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+import pyro_vae
+from helpers.tables import EVENT, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
+from pyro_vae import config
+
+CONF = config.find_folder()
+GIVEN = {"event_shape": EVENT}
+
+
+def options() -> list[tuple[str, str]]:
+    found = []
+    for root in (CONF / "app", CONF / "share"):
+        found += [
+            (str(path.parent.relative_to(root)), path.stem)
+            for path in root.rglob("*.yaml")
+            if path.parent != root
+        ]
+    return sorted(found)
+
+
+def targets(node):
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node
+        for child in node.values():
+            yield from targets(child)
+
+
+def test_the_walk_finds_the_groups():
+    groups = {group for group, _ in options()}
+    assert groups >= {"vae", "vae/prior", "vae/posterior", "vae/likelihood", "data", "objective"}
+    assert len(options()) >= 22
+
+
+@pytest.mark.parametrize(("group", "option"), options())
+def test_option_composes_and_fits_its_target(group, option):
+    cfg = config.compose([f"{group}={option}", "out=."])
+    assert not OmegaConf.missing_keys(cfg)
+    nodes = list(targets(OmegaConf.to_container(cfg, resolve=True)))
+    assert len(nodes) >= 9
+    for node in nodes:
+        kwargs = {key: value for key, value in node.items() if not key.startswith("_")}
+        inspect.signature(get_object(node["_target_"])).bind_partial(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [pair for pair in options() if pair[0].startswith(("vae", "objective"))]
+)
+def test_option_builds_and_takes_a_step(group, option):
+    overrides = [f"{group}={option}", "out=."]
+    if option == "conv":
+        overrides.append(f"{group.replace('/', '.')}.channels=[4]")
+    cfg = config.compose(overrides)
+    vae = config.build(cfg.vae, event_shape=EVENT)
+    objective = config.build(cfg.objective)
+    x = torch.ones(4, *EVENT)
+    loss = objective.differentiable_loss(vae.model, vae.guide, x)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None for p in vae.parameters())
+
+
+def test_lists_arrive_as_lists():
+    vae = config.build(config.compose(["out=."]).vae, event_shape=EVENT)
+    assert isinstance(vae.encoder.out_shape, torch.Size)
+    assert "ListConfig" not in repr([type(v) for m in vae.modules() for v in vars(m).values()])
+
+
+def rooms():
+    return [
+        ("prior", pyro_vae.priors, PRIORS),
+        ("posterior", pyro_vae.posteriors, POSTERIORS),
+        ("likelihood", pyro_vae.likelihoods, LIKELIHOODS),
+    ]
+
+
+def class_of(row):
+    return getattr(row, "func", row)
+
+
+@pytest.mark.parametrize(
+    ("role", "module", "rows"), rooms(), ids=["prior", "posterior", "likelihood"]
+)
+def test_class_yaml_and_row_come_together(role, module, rows):
+    files = sorted((CONF / "share" / "vae" / role).glob("*.yaml"))
+    named = {OmegaConf.load(path)._target_.rsplit(".", 1)[1] for path in files}
+    assert named == set(module.__all__)
+    assert {class_of(row).__name__ for row in rows.values()} == set(module.__all__)
+
+
+def test_objectives_have_a_yaml_and_a_row():
+    paths = [OmegaConf.load(p)._target_ for p in (CONF / "app" / "objective").glob("*.yaml")]
+    ours = {path.rsplit(".", 1)[1] for path in paths if path.startswith("pyro_vae.")}
+    rows = {class_of(row).__name__ for row in OBJECTIVES.values()}
+    assert {"ELBO", "IWAE"} <= ours <= set(pyro_vae.objectives.__all__)
+    assert {path.rsplit(".", 1)[1] for path in paths} <= rows
+
+
+def test_build_raises_the_value_error_of_the_target():
+    cfg = config.compose(["vae.latent_dim=0", "out=."])
+    with pytest.raises(
+        ValueError, match="Expected latent_dim to be an integer of at least 1, got 0"
+    ):
+        config.build(cfg.vae, event_shape=EVENT)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vae/prior=nonsense", "nonsense"),
+        ("vae.nonsense=1", "nonsense"),
+        ("nonsense=1", "nonsense"),
+    ],
+)
+def test_unknown_option_is_named(override, message):
+    with pytest.raises(hydra.errors.HydraException, match=message):
+        config.compose([override, "out=."])
+
+
+def test_other_applications_see_the_group_vae_and_nothing_else(tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_text(
+        "defaults:\n  - vae: default\n  - vae/prior@second: vamp\n  - _self_\n"
+    )
+    (tmp_path / "app.py").write_text(
+        "import sys, hydra\n"
+        "@hydra.main(version_base='1.3', config_path='c', config_name='config')\n"
+        "def main(cfg):\n"
+        "    assert 'torch' not in sys.modules\n"
+        "    from hydra.utils import instantiate\n"
+        "    print(type(instantiate(cfg.vae, event_shape=(2, 4)).posterior).__name__)\n"
+        "    print(cfg.second._target_)\n"
+        "main()\n"
+    )
+
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "app.py", *arguments],
+            cwd=tmp_path, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    assert call("vae/posterior=full").split() == ["Full", "pyro_vae.priors.Vamp"]
+    text = call("--help")
+    listed = text.split("(group=option)")[1].split("== Config ==")[0]
+    groups = {line.split(":")[0] for line in listed.splitlines() if ":" in line}
+    assert groups == {"vae"} | {
+        f"vae/{role}" for role in ("prior", "posterior", "likelihood", "encoder", "decoder")
+    }
+
+
+def test_installed_plugin_is_the_one_of_this_checkout():
+    plugin = import_module("hydra_plugins.pyro_vae")
+    source = Path(pyro_vae.__file__).parent / "_hydra_plugin.py"
+    if source.is_file():
+        assert Path(plugin.__file__).read_text() == source.read_text(), (
+            "The plugin was changed after the installation: install the package again"
+        )
+    assert plugin.PyroVaeSearchPathPlugin.__name__
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".1",
+        "-1",
+        "1e5",
+        "null",
+        "True",
+        "..",
+        "./a",
+        "a b",
+        "${x}",
+        "\\${x}",
+        "\\\\${x}",
+        "a\\",
+        "'\"\\",
+        "",
+    ],
+)
+def test_quoted_text_is_read_as_it_was(text):
+    override = OverridesParser.create().parse_override(f"key={config.quote_value(text)}")
+    assert OmegaConf.create({"key": override.value()}).key == text
