@@ -1,37 +1,228 @@
-"""One row for each part: what it is made by, and data that it supports."""
+"""One row for each member: how it is made, and all that the laws need to test it."""
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyro.infer
 import torch
+from scipy.special import roots_legendre
+from torch import Tensor
 
 from pyro_vae import likelihoods, networks, objectives, posteriors, priors
 
 EVENT = (1, 8, 8)
 
-PRIORS = {
-    "normal": priors.Normal,
-    "normal_learned": partial(priors.Normal, learned=True),
-    "mixture": partial(priors.Mixture, components=4),
-    "vamp": partial(priors.Vamp, components=6),
+
+@dataclass(frozen=True)
+class Box:
+    """A continuous support: the interval that holds all but 1e-8 of the mass, in each dimension."""
+
+    low: float
+    high: float
+    nodes: int = 500
+    measure: str = "density"
+
+    def grid(self, size: int) -> tuple[Tensor, Tensor]:
+        """Returns points and weights of Gauss and Legendre, in double precision."""
+        x, w = (torch.as_tensor(v, dtype=torch.float64) for v in roots_legendre(self.nodes))
+        x = self.low + (self.high - self.low) * (x + 1) / 2
+        w = w * (self.high - self.low) / 2
+        points = torch.cartesian_prod(*[x] * size).reshape(-1, size)
+        return points, torch.cartesian_prod(*[w] * size).reshape(-1, size).prod(-1)
+
+
+@dataclass(frozen=True)
+class Points:
+    """A finite support: the values of one element."""
+
+    values: tuple[float, ...]
+    measure: str = "mass"
+
+    def grid(self, size: int) -> tuple[Tensor, Tensor]:
+        """Returns all points, each of weight one, in double precision."""
+        x = torch.tensor(self.values, dtype=torch.float64)
+        points = torch.cartesian_prod(*[x] * size).reshape(-1, size)
+        return points, torch.ones(len(points), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class PriorRow:
+    """A prior: a factory, and the support of a prior off its starting values."""
+
+    make: Callable[..., Any]
+    support: Box = Box(-10.0, 10.0)
+    factorized: bool = False
+    """Whether dimensions of z are independent."""
+    closed_kl: tuple[str, ...] = ()
+    """The posteriors whose KL to it has a closed form."""
+
+
+@dataclass(frozen=True)
+class PosteriorRow:
+    """A posterior: a factory, and the support of a posterior with features of unit size."""
+
+    make: Callable[..., Any]
+    support: Box = Box(-11.0, 11.0, 600)
+    factorized: bool = False
+    """Whether dimensions of z are independent given x."""
+    pyro_kl: bool = False
+    """Whether Pyro has a closed form of the KL to a normal prior."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What the mixture baseline of a likelihood is tested against."""
+
+    one_component: Callable[[Tensor], Tensor]
+    """The mean log density of rows under the maximum likelihood fit of one component."""
+    pseudo_rows: Callable[[Tensor], Tensor] | None = None
+    """The rows that a pseudo-count of two stands for, if there are such rows."""
+
+
+@dataclass(frozen=True)
+class LikelihoodRow:
+    """A likelihood: a factory, its data and support, values that it refuses, and its baseline."""
+
+    make: Callable[..., Any]
+    data: Callable[[Tensor], Tensor]
+    """Maps integers from 0 to 16 to data that the likelihood supports."""
+    support: Box | Points
+    refused: tuple[float, ...]
+    message: str
+    """A pattern of the error for refused values."""
+    mixture: Mixture | None
+    factorized: bool = True
+    """Whether elements are scored independently, in training too."""
+
+
+PRIOR_ROWS = {
+    "normal": PriorRow(priors.Normal, factorized=True, closed_kl=("normal", "full")),
+    "normal_learned": PriorRow(
+        partial(priors.Normal, learned=True), factorized=True, closed_kl=("normal", "full")
+    ),
+    "mixture": PriorRow(partial(priors.Mixture, components=4)),
+    "vamp": PriorRow(partial(priors.Vamp, components=6)),
 }
 
-POSTERIORS = {
-    "normal": posteriors.Normal,
-    "full": posteriors.Full,
+POSTERIOR_ROWS = {
+    "normal": PosteriorRow(posteriors.Normal, factorized=True, pyro_kl=True),
+    "full": PosteriorRow(posteriors.Full),
 }
 
-LIKELIHOODS = {
-    "bernoulli": likelihoods.Bernoulli,
-    "bernoulli_grey": partial(likelihoods.Bernoulli, grey_scale=True),
-    "continuous_bernoulli": likelihoods.ContinuousBernoulli,
-    "normal_fixed": partial(likelihoods.Normal, scale=0.5),
-    "normal_shared": partial(likelihoods.Normal, scale="shared"),
-    "normal_element": partial(likelihoods.Normal, scale="element"),
-    "normal_network": partial(likelihoods.Normal, scale="network"),
-    "normal_optimal": partial(likelihoods.Normal, scale="optimal"),
-    "categorical": partial(likelihoods.Categorical, levels=17),
+PRIORS = {name: row.make for name, row in PRIOR_ROWS.items()}
+POSTERIORS = {name: row.make for name, row in POSTERIOR_ROWS.items()}
+
+
+def _grey(levels: Tensor) -> Tensor:
+    return levels / 16
+
+
+def _binary(levels: Tensor) -> Tensor:
+    return (levels > 8).float()
+
+
+def _fit_bernoulli(x: Tensor) -> Tensor:
+    p = x.mean(0)
+    return -(torch.special.entr(p) + torch.special.entr(1 - p)).sum()
+
+
+def _fit_continuous_bernoulli(x: Tensor) -> Tensor:
+    # The mean log density is concave in the logit: a grid around the best of a coarser grid.
+    mean = x.mean(0)
+
+    def score(logits: Tensor) -> Tensor:
+        safe = torch.where(logits.abs() < 1e-3, 1e-3, logits)
+        log_constant = (safe / torch.expm1(safe)).log()
+        taylor = -logits / 2 - logits**2 / 24
+        return logits * mean + torch.where(logits.abs() < 1e-3, taylor, log_constant)
+
+    best, width = torch.zeros_like(mean), 20.0
+    for _ in range(6):
+        logits = best + width * torch.linspace(-1, 1, 201, dtype=x.dtype)[:, None]
+        best, width = logits.gather(0, score(logits).argmax(0, keepdim=True))[0], width / 20
+    return score(best).sum()
+
+
+def _fit_normal(compute_scale: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    return torch.distributions.Normal(x.mean(0), compute_scale(x)).log_prob(x).sum(1).mean()
+
+
+def _fit_levels(x: Tensor) -> Tensor:
+    counts = torch.stack([(x * 16 == level).double().mean(0) for level in range(17)])
+    return -torch.special.entr(counts).sum()
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return (x - x.mean(0)).pow(2).mean().sqrt()
+
+
+def _each(x: Tensor) -> Tensor:
+    return x.std(0, correction=0)
+
+
+def _zeros_and_ones(x: Tensor) -> Tensor:
+    return torch.tensor([[0.0], [0.0], [1.0], [1.0]]).expand(4, x.shape[1])
+
+
+def _means(x: Tensor) -> Tensor:
+    return x.mean(0).expand(2, -1)
+
+
+def _normal_row(scale: Any, best: Callable[[Tensor], Any], **options: Any) -> LikelihoodRow:
+    return LikelihoodRow(
+        partial(likelihoods.Normal, scale=scale),
+        _grey,
+        Box(-25.0, 25.0, 800),
+        refused=(math.nan, math.inf, -math.inf),
+        message="finite",
+        mixture=Mixture(partial(_fit_normal, best), _means),
+        **options,
+    )
+
+
+LIKELIHOOD_ROWS = {
+    "bernoulli": LikelihoodRow(
+        likelihoods.Bernoulli,
+        _binary,
+        Points((0.0, 1.0)),
+        refused=(0.5, -1.0, 2.0, math.nan, math.inf),
+        message="zeros and ones",
+        mixture=Mixture(_fit_bernoulli, _zeros_and_ones),
+    ),
+    "bernoulli_grey": LikelihoodRow(
+        partial(likelihoods.Bernoulli, grey_scale=True),
+        _grey,
+        Points((0.0, 1.0)),
+        refused=(-0.1, 1.1, math.nan, math.inf),
+        message="zeros and ones",
+        mixture=None,
+    ),
+    "continuous_bernoulli": LikelihoodRow(
+        likelihoods.ContinuousBernoulli,
+        _grey,
+        Box(0.0, 1.0, 200),
+        refused=(-0.1, 1.1, math.nan, math.inf),
+        message=r"\[0, 1\]",
+        mixture=Mixture(_fit_continuous_bernoulli, lambda x: torch.full((2, x.shape[1]), 0.5)),
+    ),
+    "normal_fixed": _normal_row(0.5, lambda x: 0.5),
+    "normal_shared": _normal_row("shared", _pooled),
+    "normal_element": _normal_row("element", _each),
+    "normal_network": _normal_row("network", _each),
+    "normal_optimal": _normal_row("optimal", _pooled, factorized=False),
+    "categorical": LikelihoodRow(
+        partial(likelihoods.Categorical, levels=17),
+        _grey,
+        Points(tuple(level / 16 for level in range(17))),
+        refused=(0.03, 255.0, -1 / 16, 17 / 16, math.nan, math.inf),
+        message="17 levels",
+        mixture=Mixture(_fit_levels),
+    ),
 }
+LIKELIHOODS = {name: row.make for name, row in LIKELIHOOD_ROWS.items()}
 
 NETWORKS = {
     "mlp": (partial(networks.MLP, hidden=[16]), partial(networks.MLP, hidden=[16])),
@@ -70,13 +261,13 @@ OBJECTIVES = {
 }
 
 
-def data_for(likelihood: str, rows: int = 12, event=EVENT) -> torch.Tensor:
+def data_for(likelihood: str, rows: int = 12, event=EVENT) -> Tensor:
     """Returns data that a likelihood of the table supports."""
     generator = torch.Generator().manual_seed(1)
-    levels = torch.randint(0, 17, (rows, *event), generator=generator) / 16
-    return (levels > 0.5).float() if likelihood == "bernoulli" else levels
+    levels = torch.randint(0, 17, (rows, *event), generator=generator)
+    return LIKELIHOOD_ROWS[likelihood].data(levels)
 
 
-def given(covariates: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def given(covariates: Tensor | None) -> dict[str, Tensor]:
     """Returns covariates as model and guide take them."""
     return {} if covariates is None else {"covariates": covariates}

@@ -8,10 +8,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from scipy.special import roots_legendre
 from torch import nn
 
-from helpers.tables import EVENT, LIKELIHOODS, POSTERIORS, PRIORS, data_for
+from helpers.tables import (
+    EVENT,
+    LIKELIHOOD_ROWS,
+    LIKELIHOODS,
+    POSTERIOR_ROWS,
+    POSTERIORS,
+    PRIOR_ROWS,
+    PRIORS,
+    data_for,
+)
 from helpers.truths import SIGMAS
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.conditional import Likelihood, Posterior, Prior
@@ -63,14 +71,6 @@ def z_scores(draws: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return (draws.mean(0) - mean) / (draws.std(0) / math.sqrt(len(draws))).clamp(min=1e-12)
 
 
-def grid(size: int, low: float, high: float, nodes: int = 200):
-    """Points and weights of Gauss and Legendre over a box, in double precision."""
-    x, w = (torch.as_tensor(v, dtype=torch.float64) for v in roots_legendre(nodes))
-    x, w = low + (high - low) * (x + 1) / 2, w * (high - low) / 2
-    points = torch.cartesian_prod(*[x] * size).reshape(-1, size)
-    return points, torch.cartesian_prod(*[w] * size).reshape(-1, size).prod(-1)
-
-
 @pytest.mark.parametrize("role", TABLES)
 def test_every_part_has_a_row(role):
     module, base = {
@@ -103,9 +103,6 @@ def test_shapes_of_draws_and_densities(role, name):
 def test_expand_keeps_the_density(role, name):
     d = Made(role, name)()
     value = value_of(d, role, name)
-    if name == "normal_optimal":
-        # Its scale is that of what is scored, the same for the same values.
-        assert isinstance(d.base_dist.expand([4, *d.base_dist.batch_shape]), type(d.base_dist))
     wide = d.expand(torch.Size([4, *d.batch_shape]))
     assert wide.batch_shape == (4, *d.batch_shape)
     torch.testing.assert_close(
@@ -150,7 +147,7 @@ def test_the_state_dict_holds_all(role, name):
     before = other().log_prob(value)
     other.load_state_dict(made.state_dict())
     torch.testing.assert_close(other().log_prob(value), made().log_prob(value), rtol=0, atol=0)
-    if len(made.part.state_dict()) > 0 and name != "normal":
+    if len(made.part.state_dict()) > 0:
         assert not torch.allclose(other().log_prob(value), before)
     assert torch.equal(copy.deepcopy(made)().log_prob(value), made().log_prob(value))
 
@@ -167,7 +164,7 @@ def test_repr_shows_class_and_sizes(role, name):
 @pytest.mark.parametrize("name", PRIORS)
 def test_priors_integrate_to_one(name, size):
     d = Made("prior", name, size).double()()
-    points, weights = grid(size, -10.0, 10.0, 500)
+    points, weights = PRIOR_ROWS[name].support.grid(size)
     mass = weights * d.log_prob(points).exp()
     assert mass.sum().item() == pytest.approx(1, abs=1e-6)
     mean = (mass[:, None] * points).sum(0)
@@ -178,7 +175,7 @@ def test_priors_integrate_to_one(name, size):
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_posteriors_integrate_to_one(name, size):
     d = Made("posterior", name, size).double()()
-    points, weights = grid(size, -11.0, 11.0, 600)
+    points, weights = POSTERIOR_ROWS[name].support.grid(size)
     mass = weights[:, None] * d.log_prob(points[:, None]).exp()
     torch.testing.assert_close(mass.sum(0), torch.ones(5).double(), rtol=0, atol=1e-5)
     mean = (mass[:, :, None] * points[:, None]).sum(0)
@@ -189,18 +186,28 @@ def test_posteriors_integrate_to_one(name, size):
 def test_likelihoods_of_one_element_integrate_to_one(name):
     made = Made("likelihood", name, event=(1,)).double().eval()
     d = made()
-    if name.startswith("bernoulli"):
-        points, weights = torch.tensor([[0.0], [1.0]]).double(), torch.ones(2)
-    elif name == "categorical":
-        points, weights = torch.arange(17).double()[:, None] / 16, torch.ones(17)
-    elif name == "continuous_bernoulli":
-        points, weights = grid(1, 0.0, 1.0)
-    else:
-        points, weights = grid(1, -25.0, 25.0, 800)
+    points, weights = LIKELIHOOD_ROWS[name].support.grid(1)
     mass = weights[:, None] * d.log_prob(points[:, None]).exp()
     torch.testing.assert_close(mass.sum(0), torch.ones(5).double(), rtol=0, atol=1e-7)
     mean = (mass[:, :, None] * points[:, None]).sum(0)
     torch.testing.assert_close(mean, d.mean, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods_declare_the_measure_of_their_support(name):
+    row = LIKELIHOOD_ROWS[name]
+    assert Made("likelihood", name).part.measure == row.support.measure
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_grey_scale_says_whether_values_outside_of_the_support_are_scored(name):
+    made, row = Made("likelihood", name), LIKELIHOOD_ROWS[name]
+    points, _ = row.support.grid(1)
+    outside = [v for v in data_for(name, 50).unique() if not (points - v).abs().min() < 1e-3]
+    if row.support.measure == "mass":
+        assert made.part.grey_scale == bool(outside)
+    else:
+        assert not made.part.grey_scale
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

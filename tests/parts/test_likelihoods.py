@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from helpers.tables import EVENT, LIKELIHOODS, data_for
+from helpers.tables import EVENT, LIKELIHOOD_ROWS, LIKELIHOODS, data_for
 from pyro_vae import VAE, likelihoods, networks
 from pyro_vae.distributions import ProfileNormal
 
@@ -27,27 +27,14 @@ def test_check_accepts_its_data_and_its_draws(name):
     assert torch.isfinite(part(features).log_prob(draws)).all()
 
 
-REFUSED = {
-    "bernoulli": ([0.5, -1.0, 2.0, math.nan, math.inf], "zeros and ones"),
-    "bernoulli_grey": ([-0.1, 1.1, math.nan, math.inf], "zeros and ones"),
-    "continuous_bernoulli": ([-0.1, 1.1, math.nan, math.inf], r"\[0, 1\]"),
-    "normal_fixed": ([math.nan, math.inf, -math.inf], "finite"),
-    "normal_shared": ([math.nan, math.inf], "finite"),
-    "normal_element": ([math.nan, math.inf], "finite"),
-    "normal_network": ([math.nan, math.inf], "finite"),
-    "normal_optimal": ([math.nan, math.inf], "finite"),
-    "categorical": ([0.03, 255.0, -1 / 16, 17 / 16, math.nan, math.inf], "17 levels"),
-}
-
-
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_check_refuses_other_data(name):
-    values, message = REFUSED[name]
+    row = LIKELIHOOD_ROWS[name]
     part, _ = made(name)
-    for value in values:
+    for value in row.refused:
         x = data_for(name)
         x[3, 0, 2, 2] = value
-        with pytest.raises(ValueError, match=f"Expected x to .*{message}"):
+        with pytest.raises(ValueError, match=f"Expected x to .*{row.message}"):
             part.check(x)
 
 
@@ -86,6 +73,11 @@ def test_scale_of_network_is_its_second_number():
     assert torch.equal(d.loc, features[:, 0])
     expected = torch.nn.functional.softplus(features[:, 1]) + 1e-3
     torch.testing.assert_close(d.scale, expected)
+
+
+def test_optimal_scale_stays_one_of_the_batch_when_the_distribution_expands():
+    base = likelihoods.Normal((3,), scale="optimal")(torch.randn(6, 1, 3)).base_dist
+    assert isinstance(base.expand([4, *base.batch_shape]), ProfileNormal)
 
 
 def test_optimal_scale_is_of_the_batch_in_training_and_frozen_in_evaluation():

@@ -169,7 +169,7 @@ REFUSED = {
     "bernoulli": (GREY, "got grey-scale values: binarize the data"),
     "bernoulli_grey": (2 * X, "values from 0 to 2"),
     "continuous_bernoulli": (255 * GREY, "values from 0 to 255"),
-    "normal_shared": (X / 0, "finite"),
+    "normal_shared": (GREY + math.inf, "finite"),
     "categorical": (GREY * 16 / 255, "17 levels"),
 }
 
@@ -178,7 +178,6 @@ REFUSED = {
 def test_values_outside_of_the_support_are_refused(likelihood):
     x, message = REFUSED[likelihood]
     vae = made(likelihood=LIKELIHOODS[likelihood])
-    x = torch.nan_to_num(x, nan=math.inf) if likelihood == "normal_shared" else x
     for call in (vae.check, vae.model, partial(objectives.ELBO().loss, vae.model, vae.guide)):
         with pytest.raises(ValueError, match=message):
             call(x)
