@@ -1,12 +1,15 @@
-"""Posterior collapse: one definition for reports and comparisons."""
+"""When reports and comparisons warn: posterior collapse, and too few effective samples."""
 
-__all__ = ["ACTIVE_VARIANCE", "LEAST_RATE", "is_collapsed"]
+__all__ = ["ACTIVE_VARIANCE", "LEAST_RATE", "LEAST_SAMPLE_SIZE", "is_collapsed"]
 
 ACTIVE_VARIANCE = 0.01
 """The variance of its posterior mean over the data above which a latent dimension is active."""
 
 LEAST_RATE = 0.1
 """The rate, in nats per datum, below which latents carry almost no information on the data."""
+
+LEAST_SAMPLE_SIZE = 10
+"""The effective sample size below which the log evidence of a row is unreliable."""
 
 
 def is_collapsed(active_units: float | None, rate: float | None) -> bool:

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-__all__ = ["expand_mask", "factorizes", "fill_missing", "mask_elements", "mask_rows", "split_mask"]
+__all__ = ["expand_mask", "fill_missing", "mask_elements", "mask_rows", "split_mask"]
 
 
 def split_mask(
@@ -57,18 +57,23 @@ def mask_rows(rows: Tensor | None) -> AbstractContextManager:
     return nullcontext() if rows is None else poutine.mask(mask=cast(torch.BoolTensor, rows))
 
 
-def factorizes(p: dist.TorchDistribution) -> bool:
+def _factorizes(p: dist.TorchDistribution) -> bool:
     """Whether the elements of a likelihood are independent."""
     return isinstance(p, torch.distributions.Independent)
 
 
-def mask_elements(p: dist.TorchDistribution, elements: Tensor) -> dist.TorchDistribution:
+def mask_elements(
+    p: dist.TorchDistribution, rows: Tensor | None, elements: Tensor
+) -> dist.TorchDistribution:
     """Returns a likelihood that scores only the observed elements.
 
     Raises:
-        ValueError: If the likelihood does not factorize over elements.
+        ValueError: If the likelihood does not factorize over elements, unless whole rows are
+            masked, which :func:`mask_rows` does for any likelihood.
     """
-    if not factorizes(p):
+    if not _factorizes(p):
+        if rows is not None:
+            return p
         raise ValueError(
             f"Expected a likelihood of independent elements with a mask of elements, got {p}"
         )

@@ -3,14 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from pyro_vae.collapse import LEAST_RATE, is_collapsed
+from pyro_vae.collapse import LEAST_RATE, LEAST_SAMPLE_SIZE, is_collapsed
 from pyro_vae.compare.comparable import ComparableSet
 from pyro_vae.compare.runs import STATES, RunRecord
 
 __all__ = ["find_caveats"]
-
-_SMALL_SAMPLE_SIZE = 10
-"""The effective sample size below which a log evidence may be off, as in the report of a run."""
 
 
 def find_caveats(runs: Sequence[RunRecord], sets: Sequence[ComparableSet]) -> list[str]:
@@ -88,12 +85,12 @@ def _check_collapse(finished: Sequence[RunRecord]) -> str:
 
 def _check_sample_sizes(finished: Sequence[RunRecord]) -> str:
     sizes = [run.number("effective_sample_size_min") for run in finished]
-    small = [size for size in sizes if size is not None and size < _SMALL_SAMPLE_SIZE]
+    small = [size for size in sizes if size is not None and size < LEAST_SAMPLE_SIZE]
     if not small:
         return ""
     return (
         f"In {_format_count(len(small))} the importance weights of some row are worth fewer than "
-        f"{_SMALL_SAMPLE_SIZE} samples (the worst {min(small):.1f}): the log evidence may be too "
+        f"{LEAST_SAMPLE_SIZE} samples (the worst {min(small):.1f}): the log evidence may be too "
         f"low there, by another amount for each model. More evaluate.num_particles help."
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.finite import check_weights, explain_invalid_parameters
-from pyro_vae.masking import factorizes, fill_missing, mask_elements, split_mask
+from pyro_vae.masking import fill_missing, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
@@ -37,8 +37,8 @@ class Chunk(NamedTuple):
         """Returns log p(x given z), ``(particles, rows)``."""
         with explain_invalid_parameters("p(x given z)"):
             p = vae.decode(z, self.covariates)
-        if self.elements is not None and (self.rows is None or factorizes(p)):
-            p = mask_elements(p, self.elements)
+        if self.elements is not None:
+            p = mask_elements(p, self.rows, self.elements)
         return self.zero_masked(p.log_prob(self.x))
 
     def zero_masked(self, value: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.additive import Additive
+from pyro_vae.objectives.core.gradient_estimators import pathwise_surrogate, zero_with_gradient
 from pyro_vae.objectives.core.objective import (
     Facts,
     RunOptions,
     check_choice,
     check_scalar,
 )
-from pyro_vae.objectives.core.pathwise import pathwise_surrogate, zero_with_gradient
 from pyro_vae.objectives.core.sites import Pair
 from pyro_vae.objectives.core.terms import site_term, sum_terms
 

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.core.importance_weighted import (
-    GradientWeights,
-    ImportanceWeighted,
-    log_mean_exp,
-)
+from pyro_vae.objectives.core.gradient_estimators import GradientWeights, doubly_reparameterize
+from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted, log_mean_exp
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
 
 __all__ = ["IWAE"]
@@ -96,8 +93,7 @@ class IWAE(ImportanceWeighted):
         if self.estimator != "dreg":
             return super()._gradient_weights(log_weights)
         slope, curvature = self.slope(log_weights), self.curvature(log_weights)
-        alpha = self.dreg_alpha
-        return GradientWeights(slope, alpha * curvature + (1 - alpha) * (slope - curvature))
+        return doubly_reparameterize(slope, curvature, self.dreg_alpha)
 
 
 def softmax_derivative(normalized: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pyro_vae.objectives.core.gradient_estimators import GradientWeights
 from pyro_vae.objectives.core.importance_weighted import (
-    GradientWeights,
     ImportanceWeighted,
     finite_or_zero,
 )

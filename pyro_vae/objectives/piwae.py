@@ -5,7 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.core.importance_weighted import GradientWeights, log_mean_exp
+from pyro_vae.objectives.core.gradient_estimators import GradientWeights
+from pyro_vae.objectives.core.importance_weighted import log_mean_exp
 from pyro_vae.objectives.core.objective import Facts
 from pyro_vae.objectives.miwae import MIWAE
 

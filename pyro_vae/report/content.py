@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pyro_vae import report
-from pyro_vae.collapse import ACTIVE_VARIANCE, is_collapsed
+from pyro_vae.collapse import ACTIVE_VARIANCE, LEAST_SAMPLE_SIZE, is_collapsed
 from pyro_vae.data import Data
 from pyro_vae.report import figures
 from pyro_vae.report.trained_run import TrainedRun
@@ -176,7 +176,7 @@ def find_warnings(metrics: dict[str, Any]) -> list[str]:
     for name, closed in metrics["kl_closed_form"].items():
         if not closed:
             warnings.append(f"The KL at {name} is sampled: {metrics['kl_reason'][name]}.")
-    if metrics["effective_sample_size_min"] < 10:
+    if metrics["effective_sample_size_min"] < LEAST_SAMPLE_SIZE:
         warnings.append(
             f"The smallest effective sample size of a row is only "
             f"{metrics['effective_sample_size_min']:.1f}: the log evidence may be too low "

@@ -13,7 +13,7 @@ from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.data import Data
 from pyro_vae.progress import check_progress
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.training.arguments import (
+from pyro_vae.training.argument_checks import (
     as_rows,
     check_data,
     check_factories,
@@ -25,7 +25,7 @@ from pyro_vae.training.arguments import (
 )
 from pyro_vae.training.loop import Training, draw_batches
 from pyro_vae.training.network_checks import check_single_rows
-from pyro_vae.training.resume_state import load_state
+from pyro_vae.training.resume_file import load_state
 from pyro_vae.training.single import fit
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_device, check_size

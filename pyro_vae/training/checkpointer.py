@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.files.atomic import write_whole
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 from pyro_vae.training.loop import Training
 from pyro_vae.vae import serialization
 from pyro_vae.vae.recipe import suggest_remedy
@@ -71,7 +71,7 @@ class Checkpointer:
         """Restores the last checkpoint, if there is one."""
         if self.folder is not None and (self.folder / "resume.pt").exists():
             path = self.folder / "resume.pt"
-            state = resume_state.load_state(path)
+            state = resume_file.load_state(path)
             try:
                 run.resume_from(state, path)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
@@ -90,7 +90,7 @@ class Checkpointer:
         if self.folder is None or not (now or time.perf_counter() - self.last_save >= self.every):
             return
         last = run.vae.state_dict()
-        self._write("resume.pt", partial(resume_state.save_state, run.state_dict()))
+        self._write("resume.pt", partial(resume_file.save_state, run.state_dict()))
         self._write_weights("last.safetensors", run, last)
         self._write_weights("model.safetensors", run, run.best_weights)
         if run.history:

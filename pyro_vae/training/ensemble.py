@@ -3,7 +3,6 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from pyro_vae.data import Rows
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.training.arguments import (
+from pyro_vae.training.argument_checks import (
     as_rows,
     check_data,
     check_factories,
@@ -33,6 +32,7 @@ from pyro_vae.training.loop import (
 )
 from pyro_vae.training.network_checks import check_single_rows
 from pyro_vae.training.single import (
+    DEFAULT_OPTIMIZER,
     FitResult,
     build_result,
     check_seed,
@@ -125,9 +125,8 @@ def fit_many(
     strict = check_flag("strict", strict)
     vaes = _check_vaes(vaes)
     count = len(vaes)
-    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
     objectives = _copy_shared(_for_each("objective", objective, count, ELBO()))
-    makers = _for_each("optimizer", optimizer, count, adam)
+    makers = _for_each("optimizer", optimizer, count, DEFAULT_OPTIMIZER)
     lr_makers = _for_each("lr_schedule", lr_schedule, count)
     followed = _for_each("schedules", schedules, count, {})
     seeds = list(map(check_seed, _for_each("seed", seed, count)))

@@ -24,7 +24,7 @@ from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.core.tracing import find_nonfinite_site
 from pyro_vae.seeding import fork_and_seed_rng, seed_device
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 from pyro_vae.training.snapshot import (
     copy_objective_state,
     copy_state,
@@ -293,7 +293,7 @@ class Training:
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns the settings and data summary that must match for this training to be resumed."""
-        return resume_state.build_fingerprint(
+        return resume_file.build_fingerprint(
             self.train.x,
             batch_size=self.batch_size,
             seed=self.seed,

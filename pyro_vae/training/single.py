@@ -16,7 +16,7 @@ from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import ELBO, Schedule
 from pyro_vae.progress import Progress, check_progress
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.training.arguments import (
+from pyro_vae.training.argument_checks import (
     as_rows,
     check_data,
     check_factories,
@@ -45,7 +45,9 @@ from pyro_vae.validation import (
     check_seed,
 )
 
-__all__ = ["FitResult", "Tracker", "fit"]
+__all__ = ["DEFAULT_OPTIMIZER", "FitResult", "Tracker", "fit"]
+
+DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 
 class Tracker(Protocol):
@@ -172,7 +174,7 @@ def fit(
     schedules = check_objective_schedules(objective, {} if schedules is None else schedules, steps)
     check_data(vae, train, valid, patience)
     check_single_rows(vae, train, batch_size, objective)
-    make = partial(torch.optim.Adam, lr=1e-3, fused=True) if optimizer is None else optimizer
+    make = DEFAULT_OPTIMIZER if optimizer is None else optimizer
     check_factories(make, lr_schedule)
     seed = check_seed(seed)
     compile = check_precision(precision, compile)

@@ -15,7 +15,6 @@ from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masking import (
     expand_mask,
-    factorizes,
     fill_missing,
     mask_elements,
     mask_rows,
@@ -285,8 +284,8 @@ class Model(_PyroProgram):
             prior = self.prior_distribution(covariates)
             z = pyro.sample(self.site("z", suffix), prior, infer=_check_infer(infer))
             p = self.decode(z, covariates)
-            if elements is not None and (rows is None or factorizes(p)):
-                p = mask_elements(p, elements)
+            if elements is not None:
+                p = mask_elements(p, rows, elements)
             pyro.sample(self.site("x", suffix), p, obs=x)
         return z
 

@@ -17,7 +17,7 @@ import pyro_vae
 from helpers import tables
 from pyro_vae import VAE, compiled, config, data, fit, networks, objectives
 from pyro_vae.compiled import graph, graph_builder, matmul, step
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 
 ROWS = 12
 
@@ -693,7 +693,7 @@ def test_what_is_not_finite_is_found_by_eager_steps(digits, as_graph, tmp_path):
         trained(
             digits, epochs=3, compile="strict", lr_schedule=breaks, out=tmp_path, clip_norm=None
         )
-    state = resume_state.load_state(tmp_path / "resume.pt")
+    state = resume_file.load_state(tmp_path / "resume.pt")
     assert (state["engine"], state["epoch"]) == ("compiled", 1)
 
 

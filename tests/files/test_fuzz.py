@@ -19,7 +19,7 @@ from pyro_vae import VAE, config, data, fit, likelihoods, load, reuse
 from pyro_vae.compare import comparison, csv_table, markdown, page
 from pyro_vae.run.experiment import run
 from pyro_vae.sweeps import job_id, job_status
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 
 QUICK = [
     "data=table",
@@ -161,7 +161,7 @@ def compared(path):
 READERS = {
     "load": ("run/model.safetensors", lambda path: loaded(path.parent), True),
     "load a file": ("run/last.safetensors", loaded, True),
-    "load_state": ("trained/resume.pt", lambda path: plain(resume_state.load_state(path)), True),
+    "load_state": ("trained/resume.pt", lambda path: plain(resume_file.load_state(path)), True),
     "fit(resume=True)": ("trained/resume.pt", resumed, True),
     "Preparation.load": ("run/data.json", lambda p: plain(data.Preparation.load(p.parent)), True),
     "reuse.preparation": ("run/data.json", lambda p: plain(reuse.preparation(p.parent)), True),

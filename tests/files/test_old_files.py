@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from pyro_vae import config, load, reuse, save
 from pyro_vae.cli import compare
 from pyro_vae.sweeps import run_id
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 
 DATA = Path(__file__).parent
 FILES = [
@@ -80,7 +80,7 @@ def test_an_old_run_is_evaluated_embedded_and_resumed(old):
     resumed, whole = train(4, out="run", resume=True), train(4)
     for one, other in zip(resumed, whole, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    assert resume_state.load_state(Path("run/resume.pt"))["epoch"] == 4
+    assert resume_file.load_state(Path("run/resume.pt"))["epoch"] == 4
 
 
 @pytest.mark.parametrize("old", ["format2"], indirect=True)

@@ -17,7 +17,7 @@ import yaml
 from pyro_vae import VAE, data, fit, likelihoods, load, networks, posteriors, priors, reuse, save
 from pyro_vae.data import Preparation
 from pyro_vae.reuse.finished_run import build_own_data, read_configuration
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 from pyro_vae.vae import serialization
 
 FORMAT1 = Path(__file__).parent / "format1"
@@ -287,15 +287,15 @@ def test_damage_to_files_of_the_first_format_is_one_error_or_none(tmp_path, name
 def test_any_damage_to_the_state_of_a_training_is_noticed(tmp_path):
     fit(VAE(2, 1, encoder=NET, decoder=NET), torch.ones(9, 2), epochs=1, out=tmp_path)
     path = tmp_path / "resume.pt"
-    read = partial(resume_state.load_state, path)
+    read = partial(resume_file.load_state, path)
     assert checked(path, path.read_bytes(), read, number=COUNT[0]) == []
 
 
 def test_damage_to_a_state_of_the_first_format_changes_nothing(tmp_path):
     content = (FORMAT1 / "run" / "resume.pt").read_bytes()
-    whole = resume_state.load_state(FORMAT1 / "run" / "resume.pt")
+    whole = resume_file.load_state(FORMAT1 / "run" / "resume.pt")
     path = tmp_path / "resume.pt"
-    for state in checked(path, content, partial(resume_state.load_state, path), number=COUNT[0]):
+    for state in checked(path, content, partial(resume_file.load_state, path), number=COUNT[0]):
         assert repr(state) == repr(whole)
 
 

@@ -22,7 +22,7 @@ from pyro_vae import (
     objectives,
 )
 from pyro_vae.files import atomic
-from pyro_vae.training import loop, resume_state, single
+from pyro_vae.training import loop, resume_file, single
 from pyro_vae.vae import serialization
 
 SMALL = partial(networks.MLP, hidden=[8])
@@ -114,7 +114,7 @@ def test_an_exception_leaves_what_a_shorter_training_would(digits, tmp_path, err
     # The scale of the likelihood is calibrated, too.
     assert_same_weights(vae, shorter)
     assert_same_weights(load(tmp_path), shorter)
-    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 3
+    assert resume_file.load_state(tmp_path / "resume.pt")["epoch"] == 3
 
 
 @pytest.mark.parametrize("after", [0, 3, 7, 14])
@@ -136,7 +136,7 @@ def test_an_interrupt_while_the_end_is_written_leaves_the_best_weights(
 ):
     vae, whole, calls = made(), made(), []
     trained(whole, digits, epochs=3)
-    real = resume_state.save_state
+    real = resume_file.save_state
 
     def interrupted(state, path):
         calls.append(path)
@@ -144,7 +144,7 @@ def test_an_interrupt_while_the_end_is_written_leaves_the_best_weights(
             raise KeyboardInterrupt
         real(state, path)
 
-    monkeypatch.setattr(resume_state, "save_state", interrupted)
+    monkeypatch.setattr(resume_file, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         trained(vae, digits, epochs=3, out=tmp_path, checkpoint_seconds=1e9)
     assert len(caught.value.fit_result.history) == 3
@@ -230,7 +230,7 @@ def test_a_deleted_folder_is_made_again(digits, tmp_path):
     assert result.history == trained(whole, digits).history
     assert_same_weights(vae, whole)
     assert_same_weights(load(out), whole)
-    assert resume_state.load_state(out / "resume.pt")["epoch"] == 5
+    assert resume_file.load_state(out / "resume.pt")["epoch"] == 5
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def disk(monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, content)
 
-    for module in (serialization, resume_state):
+    for module in (serialization, resume_file):
         monkeypatch.setattr(module, "write_whole", write)
     return held
 
@@ -264,7 +264,7 @@ def test_a_full_disk_gives_one_warning_and_a_last_one(digits, tmp_path, disk, fu
     assert all(warning.filename == __file__ for warning in caught)
     # Files of several epochs: each is whole, and a resumed training has the same bits.
     disk.update(full=())
-    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 1
+    assert resume_file.load_state(tmp_path / "resume.pt")["epoch"] == 1
     again = made()
     trained(again, digits, out=tmp_path, resume=True)
     assert_same_weights(again, whole)
@@ -276,7 +276,7 @@ def test_a_disk_that_has_room_again_gives_no_last_warning(digits, tmp_path, disk
     with pytest.warns(UserWarning, match=str(tmp_path)) as caught:
         trained(made(), digits, out=tmp_path, tracker=At(4, partial(disk.update, full=())))
     assert len(caught) == 1
-    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 5
+    assert resume_file.load_state(tmp_path / "resume.pt")["epoch"] == 5
 
 
 HOLD = """

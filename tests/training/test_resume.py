@@ -13,7 +13,7 @@ import torch
 
 from pyro_vae import VAE, data, fit, load, networks, objectives, priors
 from pyro_vae.data import Rows
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_not_finite_names_step_and_site_and_keeps_the_last_good_state(digits, tm
     for name, value in seen[-1].items():
         assert torch.equal(vae.state_dict()[name], value)
     # The time to write it had not come, but nothing is lost.
-    assert resume_state.load_state(tmp_path / "resume.pt")["epoch"] == 2
+    assert resume_file.load_state(tmp_path / "resume.pt")["epoch"] == 2
     hook.remove()
     assert_same(trained(digits, epochs=5), trained(digits, epochs=5, out=tmp_path, resume=True))
 

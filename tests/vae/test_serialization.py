@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from helpers.tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
 from pyro_vae import VAE, fit, load, networks, priors, save
 from pyro_vae.conditional import Prior
-from pyro_vae.training import resume_state
+from pyro_vae.training import resume_file
 from pyro_vae.vae import serialization
 
 SMALL = {
@@ -194,13 +194,13 @@ def state_of_a_training(tmp_path):
     """Returns the state of a short training, and its bytes."""
     fit(VAE(EVENT, 2, **SMALL), data_for("bernoulli"), epochs=1, out=tmp_path, compile=False)
     path = tmp_path / "resume.pt"
-    return resume_state.load_state(path), path
+    return resume_file.load_state(path), path
 
 
 def test_state_survives_and_refuses_damage_and_bombs(tmp_path):
     state, path = state_of_a_training(tmp_path)
-    resume_state.save_state(state | {"a": torch.arange(3), "b": [1, 2.5, None]}, path)
-    state = resume_state.load_state(path)
+    resume_file.save_state(state | {"a": torch.arange(3), "b": [1, 2.5, None]}, path)
+    state = resume_file.load_state(path)
     assert torch.equal(state["a"], torch.arange(3))
     assert state["b"] == [1, 2.5, None]
 
@@ -211,31 +211,31 @@ def test_state_survives_and_refuses_damage_and_bombs(tmp_path):
     for content in (bytes(flipped), whole[:-100], b"", b"nonsense", whole + b"x", whole[:20]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"checksum|damaged or foreign") as raised:
-            resume_state.load_state(path)
+            resume_file.load_state(path)
         assert str(path) in str(raised.value)
     for bomb in (Bomb(tmp_path / "x"), {"sha256": "", "payload": Bomb(tmp_path / "x")}):
         torch.save(bomb, path)
         with pytest.raises(ValueError, match="damaged or foreign"):
-            resume_state.load_state(path)
-        resume_state.save_state(bomb, path)
+            resume_file.load_state(path)
+        resume_file.save_state(bomb, path)
         with pytest.raises(ValueError, match="damaged or foreign"):
-            resume_state.load_state(path)
+            resume_file.load_state(path)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [*((key, None) for key in resume_state.STATE_KEYS if key != "lr_schedule"), ("epoch", True),
+    [*((key, None) for key in resume_file.STATE_KEYS if key != "lr_schedule"), ("epoch", True),
      ("threads", 0), ("threads", 10**9), ("history", {}), ("kept", [])],
 )  # fmt: skip
 def test_a_state_without_what_it_needs_is_refused(tmp_path, key, value):
     state, path = state_of_a_training(tmp_path)
-    resume_state.save_state(state | {key: value}, path)
+    resume_file.save_state(state | {key: value}, path)
     with pytest.raises(ValueError, match=rf"state of a training in {path}, got .*{key}"):
-        resume_state.load_state(path)
-    resume_state.save_state({k: v for k, v in state.items() if k != key}, path)
+        resume_file.load_state(path)
+    resume_file.save_state({k: v for k, v in state.items() if k != key}, path)
     with pytest.raises(ValueError, match=rf"state of a training in {path}, got None"):
-        resume_state.load_state(path)
+        resume_file.load_state(path)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_state_without_what_it_needs_is_refused(tmp_path, key, value):
 )  # fmt: skip
 def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
     state, path = state_of_a_training(tmp_path)
-    resume_state.save_state(state | change, path)
+    resume_file.save_state(state | change, path)
     again = {"epochs": 2, "out": tmp_path, "resume": True, "compile": False}
     with pytest.raises(ValueError, match=f"Expected the state of this training in {path}, got one"):
         fit(VAE(EVENT, 2, **SMALL), data_for("bernoulli"), **again)

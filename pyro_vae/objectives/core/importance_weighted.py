@@ -3,32 +3,24 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.closed_form_kl import rates_per_dimension
+from pyro_vae.objectives.core.gradient_estimators import (
+    GradientWeights,
+    doubly_reparameterize,
+    weighted_surrogate,
+)
 from pyro_vae.objectives.core.importance_weights import Weights, compute_weights, find_global_sites
 from pyro_vae.objectives.core.objective import Objective, RunOptions, Values, check_choice
-from pyro_vae.objectives.core.pathwise import pathwise_surrogate, zero_with_gradient
 from pyro_vae.objectives.core.sites import AnyTrace, Pair
 from pyro_vae.objectives.core.terms import average_runs, group_by_site
 
 __all__ = ["ImportanceWeighted", "finite_or_zero", "log_mean_exp"]
-
-
-class GradientWeights(NamedTuple):
-    r"""The weight of each particle in the gradient, each ``(particles, *plates)``.
-
-    Attributes:
-        density: The weight of the derivative of log p by the parameters of the model.
-        path: The weight of the derivative of log w by the sample.
-    """
-
-    density: Tensor
-    path: Tensor
 
 
 class ImportanceWeighted(Objective):
@@ -167,7 +159,7 @@ class ImportanceWeighted(Objective):
     def _gradient_weights(self, log_weights: Tensor) -> GradientWeights:
         slope = self.slope(log_weights)
         if self.estimator == "dreg":
-            return GradientWeights(slope, slope - self.curvature(log_weights))
+            return doubly_reparameterize(slope, self.curvature(log_weights))
         return GradientWeights(slope, slope)
 
     def _keeps_score(self) -> bool:
@@ -178,11 +170,7 @@ class ImportanceWeighted(Objective):
         """Returns zero, with the gradient of the bound by the chosen estimator."""
         with torch.no_grad():
             gradient_weights = self._gradient_weights(weights.log_weights)
-        gradient = pathwise_surrogate((gradient_weights.path * weights.log_weights).sum(), pairs)
-        gradient = gradient + (gradient_weights.density * zero_with_gradient(weights.log_p)).sum()
-        if self._keeps_score():
-            gradient = gradient - (gradient_weights.path * zero_with_gradient(weights.log_q)).sum()
-        return gradient
+        return weighted_surrogate(gradient_weights, weights, pairs, score=self._keeps_score())
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
