@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Conditional", "Likelihood", "Posterior", "Prior", "positive"]
+__all__ = ["Conditional", "Likelihood", "Posterior", "Prior"]
 
 
 class Conditional(nn.Module, ABC):
@@ -95,11 +95,3 @@ class Likelihood(Conditional):
     def extra_repr(self) -> str:
         """Shows the shape in the module's repr."""
         return f"event_shape={tuple(self.event_shape)}"
-
-
-def positive(raw: Tensor, floor: float) -> Tensor:
-    r"""Maps a real number to a scale, :math:`\mathrm{softplus}(\mathrm{raw}) + \mathrm{floor}`.
-
-    It grows linearly, so that it does not overflow. The lower bound keeps densities finite.
-    """
-    return nn.functional.softplus(raw) + floor

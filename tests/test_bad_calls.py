@@ -402,7 +402,7 @@ UNKNOWN = [
 def idle(tmp_path, monkeypatch):
     """An empty folder to work in, in which no training makes a step."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Training, "one_epoch", lambda run: pytest.fail("a training has begun"))
+    monkeypatch.setattr(Training, "train_epoch", lambda run: pytest.fail("a training has begun"))
     yield
     assert not list(tmp_path.iterdir())
 

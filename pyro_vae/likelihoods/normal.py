@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine import get_mask
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Likelihood, positive
+from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import ProfileNormal
 from pyro_vae.validation import check_number, check_positive, check_shape, describe_value
 
@@ -102,12 +103,12 @@ class Normal(Likelihood):
 
     def _compute_scale(self, features: Tensor, dim: int) -> Tensor:
         if self.scale == "network":
-            return positive(features.select(dim, 1), self.min_scale)
+            return softplus(features.select(dim, 1)) + self.min_scale
         if self.scale == "optimal":
             return self.variance.sqrt()
         if isinstance(self.scale, float):
             return torch.full((), self.scale, dtype=features.dtype, device=features.device)
-        return positive(self.raw_scale, self.min_scale)
+        return softplus(self.raw_scale) + self.min_scale
 
     def _update_average(self, variance: Tensor) -> None:
         """Moves the running average of the best variance towards that of a batch."""

@@ -8,8 +8,8 @@ with the device.
 
 from pyro_vae.objectives.capacity import Capacity
 from pyro_vae.objectives.ciwae import CIWAE
-from pyro_vae.objectives.core.closed_form_kl import KLTerm, kl_report
 from pyro_vae.objectives.core.importance_weighted import ImportanceWeighted
+from pyro_vae.objectives.core.kl_report import KLTerm, kl_report
 from pyro_vae.objectives.core.objective import Facts, Objective, Values
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.objectives.free_bits import FreeBits

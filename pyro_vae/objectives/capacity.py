@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from pyro_vae.objectives.core.additive import Additive
 from pyro_vae.objectives.core.batch_means import compute_batch_means
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_scalar
+from pyro_vae.objectives.core.terms import compute_terms
 
 __all__ = ["Capacity"]
 
@@ -80,7 +81,7 @@ class Capacity(Additive):
     ) -> Tensor:
         """Returns minus the objective, summed over the data, as a scalar tensor."""
         pairs, _ = self._run_particles(model, guide, args, kwargs)
-        terms = [self._compute_terms(pair) for pair in pairs]
+        terms = [compute_terms(pair, self.analytic) for pair in pairs]
         batch = compute_batch_means(terms, pairs, self.num_particles)
         penalty = self.gamma * (batch.rate - self.capacity).abs()
         return batch.size * (batch.distortion + penalty)

@@ -16,7 +16,7 @@ from pyro_vae.objectives.core.objective import (
     check_scalar,
 )
 from pyro_vae.objectives.core.sites import Pair
-from pyro_vae.objectives.core.terms import site_term, sum_terms
+from pyro_vae.objectives.core.terms import compute_terms, site_term, sum_terms
 
 __all__ = ["ELBO"]
 
@@ -103,8 +103,9 @@ class ELBO(Additive):
         # Each particle may have its own subsample of rows, as in Pyro's ELBO.
         pairs, _ = self._run_particles(model, guide, args, kwargs, detach=stl, same_rows=False)
         loss: Tensor | float = 0.0
+        analytic = False if self.estimator == "stl" else self.analytic
         for pair in pairs:
-            terms = self._compute_terms(pair)
+            terms = compute_terms(pair, analytic)
             run_loss = self.beta * sum_terms(terms.rate) - sum_terms(terms.log_likelihood)
             if stl:
                 run_loss = self._remove_score(torch.as_tensor(run_loss), pair)
@@ -114,7 +115,7 @@ class ELBO(Additive):
     def _remove_score(self, loss: Tensor, pair: Pair) -> Tensor:
         """Returns the loss, without the derivative of log q by its parameters at a sample."""
         # A point mass has no sample here, because its density is not a score.
-        names = pair.latent_sites() + pair.auxiliary_sites()
+        names = pair.latent_sites + pair.auxiliary_sites
         names = [name for name in names if name in pair.samples]
         log_q = torch.as_tensor(sum_terms([site_term(pair.guide, name) for name in names]))
         return loss + pathwise_surrogate(loss, [pair]) - self.beta * zero_with_gradient(log_q)

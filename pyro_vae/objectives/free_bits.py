@@ -9,10 +9,16 @@ from typing_extensions import Unpack
 
 from pyro_vae.objectives.core.additive import Additive
 from pyro_vae.objectives.core.batch_means import count_data, divide_by_size
-from pyro_vae.objectives.core.closed_form_kl import dimension_terms, is_known_equal
 from pyro_vae.objectives.core.objective import Facts, RunOptions, check_choice, check_scalar
 from pyro_vae.objectives.core.sites import Pair, check_vectorized
-from pyro_vae.objectives.core.terms import Term, site_term, sum_terms
+from pyro_vae.objectives.core.terms import (
+    Term,
+    compute_terms,
+    dimension_terms,
+    is_known_equal,
+    site_term,
+    sum_terms,
+)
 
 __all__ = ["FreeBits"]
 
@@ -93,7 +99,7 @@ class FreeBits(Additive):
     ) -> Tensor:
         """Returns minus the objective, summed over the data, as a scalar tensor."""
         pairs, dim = self._run_particles(model, guide, args, kwargs)
-        runs = [self._compute_terms(pair) for pair in pairs]
+        runs = [compute_terms(pair, self.analytic) for pair in pairs]
         loss = -torch.as_tensor(sum(sum_terms(terms.log_likelihood) for terms in runs))
         loss = loss / self.num_particles
         rate_terms = [
@@ -106,7 +112,7 @@ class FreeBits(Additive):
 
     def _rate_terms(self, pair: Pair, rates: list[Term]) -> dict[str, list[Term]]:
         """Returns the rate terms of each latent site, by dimension with ``per="dimension"``."""
-        for name in pair.latent_sites() + pair.auxiliary_sites():
+        for name in pair.latent_sites + pair.auxiliary_sites:
             _check_same_scale_and_mask(pair, name)
         by_site: dict[str, list[Term]] = {}
         for term in rates:

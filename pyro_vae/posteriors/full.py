@@ -6,8 +6,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Posterior, positive
+from pyro_vae.conditional import Posterior
 from pyro_vae.distributions import FullNormal
 from pyro_vae.validation import check_positive, check_size
 
@@ -66,7 +67,7 @@ class Full(Posterior):
         """Returns the posterior for features of shape ``(*batch, *feature_shape)``."""
         d = self.latent_dim
         loc, raw_scale, below = features[..., :d], features[..., d : 2 * d], features[..., 2 * d :]
-        scale = positive(raw_scale, self.min_scale)
+        scale = softplus(raw_scale) + self.min_scale
         unit = torch.where(self.relative, scale / math.sqrt(d), torch.ones_like(scale))
         entries = [scale, below * unit[..., self.rows], torch.zeros_like(loc[..., :1])]
         tril = torch.cat(entries, -1)[..., self.cells].unflatten(-1, (d, d))

@@ -3,8 +3,9 @@
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Posterior, positive
+from pyro_vae.conditional import Posterior
 from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["Normal"]
@@ -21,7 +22,7 @@ class Normal(Posterior):
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        min_scale: The lower bound of :math:`\sigma`.
+        min_scale: The floor of :math:`\sigma`, which is a softplus of a feature plus this floor.
 
     Raises:
         ValueError: If a size or ``min_scale`` is not positive.
@@ -40,4 +41,4 @@ class Normal(Posterior):
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the posterior for features of shape ``(*batch, 2, latent_dim)``."""
         loc, raw_scale = features.unbind(-2)
-        return dist.Normal(loc, positive(raw_scale, self.min_scale)).to_event(1)
+        return dist.Normal(loc, softplus(raw_scale) + self.min_scale).to_event(1)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Prior, positive
+from pyro_vae.conditional import Prior
 from pyro_vae.priors.normal import FLOOR, invert_positive
 from pyro_vae.validation import check_positive, check_size
 
@@ -51,7 +52,7 @@ class Mixture(Prior):
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()``."""
-        components = dist.Normal(self.loc, positive(self.raw_scale, FLOOR)).to_event(1)
+        components = dist.Normal(self.loc, softplus(self.raw_scale) + FLOOR).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
     def extra_repr(self) -> str:

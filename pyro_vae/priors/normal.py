@@ -6,8 +6,9 @@ from math import expm1, log
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Prior, positive
+from pyro_vae.conditional import Prior
 from pyro_vae.networks import MLP, apply_network
 from pyro_vae.validation import check_flag, check_size, check_sizes
 
@@ -93,7 +94,7 @@ class Normal(Prior):
         if self.shift is not None and covariates is not None:
             shift_loc, shift_scale = apply_network(self.shift, covariates, 1).chunk(2, -1)
             loc, raw_scale = loc + shift_loc, raw_scale + shift_scale
-        return dist.Normal(loc, positive(raw_scale, FLOOR)).to_event(1)
+        return dist.Normal(loc, softplus(raw_scale) + FLOOR).to_event(1)
 
     def extra_repr(self) -> str:
         """Shows the size and whether it is learned."""
@@ -113,5 +114,5 @@ def _build_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Modul
 
 
 def invert_positive(scale: float, floor: float) -> float:
-    """Returns the number that :func:`~pyro_vae.conditional.positive` maps to ``scale``."""
+    """Returns the number that ``softplus(raw) + floor`` maps to ``scale``."""
     return log(expm1(scale - floor))

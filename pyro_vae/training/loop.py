@@ -134,7 +134,7 @@ class Training:
         """Returns training rows and their mask, with dynamic rows drawn for this batch."""
         return self.train.batch(index, self.order)
 
-    def one_epoch(self) -> dict[str, float]:
+    def train_epoch(self) -> dict[str, float]:
         """Trains for one epoch, and returns its row of the history.
 
         An error or interrupt during the epoch restores the state before it.
@@ -143,8 +143,9 @@ class Training:
         before = self.capture()
         progress = self.epoch, self.best, self.best_epoch, self.best_weights, list(self.history)
         self.resumable = False
+        self.vae.train()
         try:
-            row = self.run_batches(before)
+            row = self.one_epoch(before)
             self.seconds += time.perf_counter() - start
         except BaseException:
             self.restore(before)
@@ -154,13 +155,12 @@ class Training:
         self.resumable = True
         return row
 
-    def run_batches(self, before: dict[str, Any]) -> dict[str, float]:
+    def one_epoch(self, before: dict[str, Any]) -> dict[str, float]:
         """Makes the steps of one epoch, and returns its row of the history.
 
         Arguments:
             before: The state from which the epoch starts.
         """
-        self.vae.train()
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         batches = draw_batches(len(self.train.x), self.batch_size, self.order)
         for number, rows in enumerate(batches, 1):

@@ -287,7 +287,7 @@ def _train_epochs(
         bar.reach(run.epoch)
         run.on_batch = lambda fraction: bar.reach(run.epoch + fraction)
         while run.epoch < epochs and not run.should_stop(patience):
-            row = run.one_epoch()
+            row = run.train_epoch()
             bar.reach(run.epoch, f"{name} {row[key]:.3f}")
             yield row
 

@@ -129,7 +129,8 @@ class _PyroProgram(nn.Module):
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
-        check_tensor("x", x)
+        if not isinstance(x, Tensor):
+            check_tensor("x", x)
         _check_layout_and_device("x", x, self)
         _check_trailing("x", x, self.event_shape)
         if x.numel() == 0:
@@ -173,6 +174,24 @@ class _PyroProgram(nn.Module):
             )
         return f"{name}_{suffix}"
 
+    @contextmanager
+    def open_context(
+        self,
+        x: Tensor | None,
+        rows: Tensor | None,
+        covariates: Tensor | None,
+        data_size: int | None,
+        n: int,
+        suffix: str | int | None,
+    ) -> Iterator[None]:
+        """Opens the plate over the batch, and masks its rows; explains a clash of site names."""
+        with explain_site_clash(), self.open_plate(x, covariates, data_size, n, suffix):
+            if rows is None:
+                yield
+            else:
+                with mask_rows(rows):
+                    yield
+
     def open_plate(
         self,
         x: Tensor | None,
@@ -182,7 +201,8 @@ class _PyroProgram(nn.Module):
         suffix: str | int | None,
     ) -> AbstractContextManager:
         """Returns the plate over the batch, or a null context if the caller owns the plates."""
-        n = check_size("n", n, least=1)
+        # The usual case costs no call.
+        n = n if type(n) is int and n >= 1 else check_size("n", n, least=1)
         if self.plate is None:
             if data_size is not None or n != 1:
                 raise ValueError(
@@ -276,11 +296,7 @@ class Model(_PyroProgram):
         """Samples z, and samples or scores x; returns z."""
         x, rows, elements = self.prepare_data(x, mask)
         self.scope.announce_parameters(self)
-        with (
-            explain_site_clash(),
-            self.open_plate(x, covariates, data_size, n, suffix),
-            mask_rows(rows),
-        ):
+        with self.open_context(x, rows, covariates, data_size, n, suffix):
             prior = self.prior_distribution(covariates)
             z = pyro.sample(self.site("z", suffix), prior, infer=_check_infer(infer))
             p = self.decode(z, covariates)
@@ -315,11 +331,7 @@ class Guide(_PyroProgram):
         x, rows, _ = self.prepare_data(x, mask)
         # This detects another VAE of the same name, so it comes before any site.
         self.scope.announce_parameters(self)
-        with (
-            explain_site_clash(),
-            self.open_plate(x, covariates, data_size, n, suffix),
-            mask_rows(rows),
-        ):
+        with self.open_context(x, rows, covariates, data_size, n, suffix):
             return self.sample_latent(x, covariates, suffix, infer)
 
     def sample_latent(

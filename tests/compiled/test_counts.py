@@ -76,7 +76,7 @@ def test_the_count_sees_a_wait():
 def test_an_epoch_reads_its_loss_once(monkeypatch):
     digits = data.digits(binarize="dynamic")
     waits = []
-    one_epoch = loop.Training.one_epoch
+    train_epoch = loop.Training.train_epoch
 
     def watched(self):
         before = self.step
@@ -89,11 +89,11 @@ def test_an_epoch_reads_its_loss_once(monkeypatch):
 
         self.step = step_counted
         try:
-            return one_epoch(self)
+            return train_epoch(self)
         finally:
             del self.step
 
-    monkeypatch.setattr(loop.Training, "one_epoch", watched)
+    monkeypatch.setattr(loop.Training, "train_epoch", watched)
     fit(made(), digits.train, epochs=2, clip_norm=1.0, compile=False)
     assert len(waits) > 20
     # The first step is checked by Pyro, which reads values; no other is.

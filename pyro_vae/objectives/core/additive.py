@@ -1,33 +1,26 @@
 """The base class of objectives that are sums of log likelihoods and rates."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.core.closed_form_kl import (
-    closed_form_terms,
-    rates_per_dimension,
-    require_closed_form,
-)
 from pyro_vae.objectives.core.objective import (
     Objective,
     RunOptions,
     Values,
     check_choice,
 )
-from pyro_vae.objectives.core.sites import Pair
-from pyro_vae.objectives.core.terms import Term, average_runs, group_by_site, negate, site_term
+from pyro_vae.objectives.core.terms import (
+    average_runs,
+    common_plates,
+    compute_terms,
+    group_by_site,
+    rates_per_dimension,
+)
 
-__all__ = ["Additive", "Terms", "common_plates"]
-
-
-class Terms(NamedTuple):
-    """The log likelihood and rate terms of one run."""
-
-    log_likelihood: list[Term]
-    rate: list[Term]
+__all__ = ["Additive"]
 
 
 class Additive(Objective):
@@ -55,7 +48,8 @@ class Additive(Objective):
     ) -> Values:
         """Returns the terms for each datum, and their weighted sum if it is defined."""
         pairs, dim = self._run_particles(model, guide, args, kwargs)
-        runs = [self._compute_terms(pair) for pair in pairs]
+        closed = self._uses_closed_form()
+        runs = [compute_terms(pair, self.analytic if closed else False) for pair in pairs]
         all_terms = [term for terms in runs for term in (*terms.log_likelihood, *terms.rate)]
         data_frames = common_plates(all_terms)
         data = frozenset(dim for dim, _ in data_frames)
@@ -67,9 +61,7 @@ class Additive(Objective):
         apart = not data_frames and any(term.frames for term in all_terms)
         if not apart and all(data_frames <= term.frames for term in all_terms):
             objective = self._objective_per_datum(log_likelihoods, rates)
-        by_dimension = [
-            rates_per_dimension(pair, closed=self._uses_closed_form()) for pair in pairs
-        ]
+        by_dimension = [rates_per_dimension(pair, closed=closed) for pair in pairs]
         per_dimension = average_runs([group_by_site(terms, None, dim) for terms in by_dimension])
         return Values(objective, log_likelihoods, rates, None, per_dimension)
 
@@ -82,27 +74,3 @@ class Additive(Objective):
     def _uses_closed_form(self) -> bool:
         """Whether closed forms are used where available."""
         return self.analytic is not False
-
-    def _compute_terms(self, pair: Pair) -> Terms:
-        closed = closed_form_terms(pair) if self._uses_closed_form() else {}
-        if self.analytic:
-            require_closed_form(
-                {name: reason for name, (kl, reason) in closed.items() if kl is None}
-            )
-        log_likelihoods = [site_term(pair.model, name) for name in pair.observed_sites()]
-        log_likelihoods += [negate(site_term(pair.guide, name)) for name in pair.guide_factors()]
-        rates = [site_term(pair.guide, name) for name in pair.auxiliary_sites()]
-        for name in pair.latent_sites():
-            kl = closed.get(name, (None, ""))[0]
-            if kl is None:
-                rates.append(site_term(pair.guide, name))
-                rates.append(negate(site_term(pair.model, name)))
-            else:
-                rates.append(site_term(pair.guide, name, kl))
-        return Terms(log_likelihoods, rates)
-
-
-def common_plates(terms: list[Term]) -> frozenset[tuple[int, str]]:
-    """Returns the plates that all terms within plates have in common."""
-    frames = [term.frames for term in terms if term.frames]
-    return frozenset.intersection(*frames) if frames else frozenset()

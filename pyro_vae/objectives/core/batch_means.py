@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.core.additive import Terms, common_plates
-from pyro_vae.objectives.core.closed_form_kl import is_known_equal
 from pyro_vae.objectives.core.sites import Pair, check_vectorized
-from pyro_vae.objectives.core.terms import sum_terms
+from pyro_vae.objectives.core.terms import Terms, common_plates, is_known_equal, sum_terms
 
 __all__ = ["compute_batch_means", "count_data", "divide_by_size"]
 
@@ -47,10 +45,10 @@ def compute_batch_means(runs: list[Terms], pairs: list[Pair], num_particles: int
             f"got {outer} outside of some of them: a share per datum is not defined. Use ELBO "
             f"or FreeBits"
         )
-    latent = pairs[0].latent_sites() + pairs[0].auxiliary_sites()
+    latent = pairs[0].latent_sites + pairs[0].auxiliary_sites
     if not latent:
         raise ValueError("Expected a latent site for an objective of its rate, got none")
-    for name in latent + pairs[0].observed_sites() + pairs[0].guide_factors():
+    for name in latent + pairs[0].observed_sites + pairs[0].guide_factors:
         check_vectorized(name, pairs[0].site(name), "an objective of means per datum")
     size = count_data([pairs[0].guide.nodes[name] for name in latent], data)
     log_likelihood = sum(sum_terms(terms.log_likelihood) for terms in runs)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_vae.objectives.core.closed_form_kl import rates_per_dimension
 from pyro_vae.objectives.core.gradient_estimators import (
     GradientWeights,
     doubly_reparameterize,
@@ -18,7 +17,7 @@ from pyro_vae.objectives.core.gradient_estimators import (
 from pyro_vae.objectives.core.importance_weights import Weights, compute_weights, find_global_sites
 from pyro_vae.objectives.core.objective import Objective, RunOptions, Values, check_choice
 from pyro_vae.objectives.core.sites import AnyTrace, Pair
-from pyro_vae.objectives.core.terms import average_runs, group_by_site
+from pyro_vae.objectives.core.terms import average_runs, group_by_site, rates_per_dimension
 
 __all__ = ["ImportanceWeighted", "finite_or_zero", "log_mean_exp"]
 

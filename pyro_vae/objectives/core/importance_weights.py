@@ -11,7 +11,6 @@ from pyro_vae.objectives.core.sites import (
     Pair,
     check_vectorized,
     dims_without_plate,
-    get_plates,
     is_point,
     iter_sites,
     sampled_sites,
@@ -20,6 +19,7 @@ from pyro_vae.objectives.core.sites import (
 from pyro_vae.objectives.core.terms import (
     Term,
     average_runs,
+    get_plates,
     group_by_site,
     negate,
     site_term,
@@ -137,13 +137,13 @@ def _split_sites(pair: Pair) -> _SiteGroups:
     Raises:
         ValueError: If the weights of a datum would depend on other data.
     """
-    latent = pair.latent_sites() + pair.auxiliary_sites()
+    latent = pair.latent_sites + pair.auxiliary_sites
     if not latent:
         raise ValueError("Expected a latent site for an importance-weighted bound, got none")
     plates = {name: get_plates(pair.guide.nodes[name]) for name in latent}
     data = _find_datum_plates(pair.guide, latent)
     _check_nested(plates, data)
-    observed = pair.observed_sites() + pair.guide_factors()
+    observed = pair.observed_sites + pair.guide_factors
     inside = [name for name in observed if data <= get_plates(pair.site(name))]
     local = [name for name in latent if data <= plates[name]]
     groups = _SiteGroups(

@@ -1,7 +1,9 @@
 """The sites in the traces of a model and its guide."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +21,6 @@ __all__ = [
     "check_vectorized",
     "compute_log_probs",
     "dims_without_plate",
-    "get_plates",
     "is_point",
     "is_sampled",
     "iter_sites",
@@ -37,7 +38,8 @@ AnyTrace = Any
 """A ``pyro.poutine.Trace``; Pyro types every key of its nodes as optional."""
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """The traces of one run of the guide and of the model against it.
 
     If samples were detached, ``samples`` holds them, and both traces hold the leaves.
@@ -49,28 +51,32 @@ class Pair(NamedTuple):
     samples: dict[str, Tensor]
     plate_sites: dict[str, Any]
 
+    @cached_property
     def latent_sites(self) -> list[str]:
-        """Returns the names of the sites sampled by the guide and scored by the model."""
+        """The names of the sites sampled by the guide and scored by the model."""
         return [name for name, _ in iter_sites(self.guide) if name in self.model.nodes]
 
+    @cached_property
     def auxiliary_sites(self) -> list[str]:
-        """Returns the names of the sites that only the guide has, except factors."""
+        """The names of the sites that only the guide has, except factors."""
         return [
             name
             for name, site in iter_sites(self.guide)
             if name not in self.model.nodes and not site["is_observed"]
         ]
 
+    @cached_property
     def guide_factors(self) -> list[str]:
-        """Returns the names of the factors of the guide."""
+        """The names of the factors of the guide."""
         return [
             name
             for name, site in iter_sites(self.guide)
             if name not in self.model.nodes and site["is_observed"]
         ]
 
+    @cached_property
     def observed_sites(self) -> list[str]:
-        """Returns the names of the sites that the model observes, factors included."""
+        """The names of the sites that the model observes, factors included."""
         return [name for name, site in iter_sites(self.model) if name not in self.guide.nodes]
 
     def site(self, name: str) -> Any:
@@ -79,7 +85,7 @@ class Pair(NamedTuple):
 
     def check(self, objective: str) -> None:
         """Raises a ``ValueError`` if the reparameterized gradient of an objective is undefined."""
-        for name in self.latent_sites():
+        for name in self.latent_sites:
             sides = [
                 side
                 for side, trace in (("model", self.model), ("guide", self.guide))
@@ -98,7 +104,7 @@ class Pair(NamedTuple):
                     f"model only: sample it in the guide, or for a discrete site use "
                     f"pyro.infer.TraceEnum_ELBO"
                 )
-        for name in self.auxiliary_sites():
+        for name in self.auxiliary_sites:
             if not self.guide.nodes[name]["infer"].get("is_auxiliary"):
                 raise ValueError(
                     f"Expected every site of the guide in the model, got {name!r} in the guide "
@@ -107,7 +113,7 @@ class Pair(NamedTuple):
                 )
             following = list(self.guide.nodes)[list(self.guide.nodes).index(name) + 1 :]
             if not any(
-                is_point(self.guide.nodes[n]["fn"]) for n in following if n in self.latent_sites()
+                is_point(self.guide.nodes[n]["fn"]) for n in following if n in self.latent_sites
             ):
                 raise ValueError(
                     f"Expected an auxiliary site to be followed by a latent site that is a "
@@ -117,23 +123,25 @@ class Pair(NamedTuple):
         self._check_reparameterized(objective)
 
     def _check_reparameterized(self, objective: str) -> None:
-        for name in self.latent_sites() + self.auxiliary_sites():
+        for name in self.latent_sites + self.auxiliary_sites:
             fn = self.guide.nodes[name]["fn"]
-            kind = type(unwrap_layers(fn)[-1]).__name__
+            core = unwrap_layers(fn)[-1]
+            expected = (
+                f"Expected reparameterized sites in the guide for {objective}, got {name!r} from "
+                f"{type(core).__name__}, "
+            )
             if not fn.has_rsample:
                 raise ValueError(
-                    f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
-                    f"from {kind}, which has no rsample, so that it would "
-                    f"get a gradient of zero: use pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a "
-                    f"discrete site, TraceEnum_ELBO"
+                    f"{expected}which has no rsample, so that it would get a gradient of zero: use "
+                    f"pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a discrete site, "
+                    f"TraceEnum_ELBO"
                 )
-            if _is_partly_reparameterized(fn):
+            if _is_partly_reparameterized(core):
                 raise ValueError(
-                    f"Expected reparameterized sites in the guide for {objective}, got {name!r} "
-                    f"from {kind}, whose rsample gives a part of the "
-                    f"gradient only: use pyro.infer.Trace_ELBO, which adds the score term"
+                    f"{expected}whose rsample gives a part of the gradient only: use "
+                    f"pyro.infer.Trace_ELBO, which adds the score term"
                 )
-        for name in self.guide_factors():
+        for name in self.guide_factors:
             if not self.guide.nodes[name]["fn"].has_rsample:
                 raise ValueError(
                     f"Expected factors of the guide that are differentiable functions of its "
@@ -181,11 +189,10 @@ def is_point(fn: Any) -> bool:
     return isinstance(unwrap_layers(fn)[-1], dist.Delta)
 
 
-def _is_partly_reparameterized(fn: Any) -> bool:
+def _is_partly_reparameterized(core: Any) -> bool:
     """Whether a distribution adds a score term, as ``pyro.distributions.Rejector`` does."""
-    core = unwrap_layers(fn)[-1]
     if isinstance(core, torch.distributions.TransformedDistribution):
-        return _is_partly_reparameterized(core.base_dist)
+        return _is_partly_reparameterized(unwrap_layers(core.base_dist)[-1])
     default = Distribution.score_parts
     return getattr(type(core), "score_parts", default) is not default
 
@@ -212,15 +219,6 @@ def dims_without_plate(site: Any) -> list[int]:
     shape = site["unscaled_log_prob"].shape
     plate_dims = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
     return [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in plate_dims]
-
-
-def get_plates(site: Any) -> frozenset[tuple[int, str]]:
-    """Returns the dimension and name of each plate of a site, except that of particles."""
-    return frozenset(
-        (frame.dim, frame.name)
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.name != PARTICLES
-    )
 
 
 def sum_except_dims(
