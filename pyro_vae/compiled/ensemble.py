@@ -14,7 +14,7 @@ from pyro_vae.compiled.graph_builder import GraphBuilder
 from pyro_vae.compiled.noise import lift_noise
 from pyro_vae.compiled.optimizer_step import Update
 from pyro_vae.compiled.signature import Call
-from pyro_vae.compiled.tensors import clone_tensors
+from pyro_vae.compiled.tensors import clone_tensors, save_tensors
 from pyro_vae.compiled.verify import check_changes, check_close
 from pyro_vae.vae.vae import VAE
 
@@ -166,12 +166,12 @@ class EnsembleStep:
         tensors = [self.stacks.get(_address(tensor), tensor) for tensor in one.lifted]
         dims = [0 if _address(tensor) in self.stacks else None for tensor in one.lifted]
         mapped = torch.func.vmap(one.graph, in_dims=(*dims, *[0] * (len(inputs) + len(drawn))))
-        before = clone_tensors(self.stacks.values())
+        restore = save_tensors(self.stacks.values())
         try:
             with torch.no_grad():
                 graph = capture_graph(lambda *given: mapped(*tensors, *given), [*inputs, *drawn])
         finally:
-            self._restore(before)
+            restore()
         # The smaller last batch of an epoch is not worth compiling.
         backend: Backend = "eager" if self.graphs else self.backend
         run = compile_graph(graph, [*inputs, *drawn], backend)
@@ -184,22 +184,17 @@ class EnsembleStep:
 
         return step
 
-    @torch.no_grad()
-    def _restore(self, tensors: Sequence[Tensor]) -> None:
-        for stack, copy in zip(self.stacks.values(), tensors, strict=True):
-            stack.copy_(copy)
-
     def _verify(
         self, run: _Run, reached: list[Tensor], inputs: Sequence[Tensor], tolerance: float
     ) -> None:
         """Raises a ``NotCapturedError`` if a step differs from the eager ones; undoes both."""
-        before = clone_tensors(self.stacks.values())
+        restore = save_tensors(self.stacks.values())
         states = [generator.get_state() for generator in self.generators]
         try:
             with torch.no_grad():
                 losses, *gradients = clone_tensors(run(*inputs))
             after = [clone_tensors(self.tensors(i)) for i in range(len(self.steps))]
-            self._restore(before)
+            restore()
             for i in self.active:
                 call = _call(i, inputs)
                 with torch.random.fork_rng([]):
@@ -208,7 +203,7 @@ class EnsembleStep:
                 check_close(f"loss of VAE {i}", [losses[i]], [loss], tolerance)
                 self._verify_update(i, reached, [g[i] for g in gradients], after[i], tolerance)
         finally:
-            self._restore(before)
+            restore()
             for generator, state in zip(self.generators, states, strict=True):
                 generator.set_state(state)
 

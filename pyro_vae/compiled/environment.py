@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vae.compiled.tensors import save_tensors
+
 __all__ = ["HostNoise", "StepEnvironment", "is_in_key"]
 
 _KEY_TYPES = frozenset({bool, int, float, complex, str, Tensor})
@@ -88,10 +90,6 @@ class StepEnvironment:
         ]
         return list({id(value): value for value in values if isinstance(value, Tensor)}.values())
 
-    def clone_tensors(self) -> list[Tensor]:
-        """Returns copies of :meth:`tensors`."""
-        return [tensor.detach().clone() for tensor in self.tensors()]
-
     def versions(self) -> list[int | None]:
         """Returns the number of in-place changes of each of :meth:`tensors`."""
         return [None if t.is_inference() else t._version for t in self.tensors()]
@@ -113,18 +111,14 @@ class StepEnvironment:
     def save_state(self, others: Sequence[Tensor] = ()) -> _Restore:
         """Returns a function that restores the current tensors and random state."""
         tensors = [*self.tensors(), *others]
-        copies = [tensor.detach().clone() for tensor in tensors]
         data = {id(tensor) for tensor in self.outer_tensors if not tensor.requires_grad}
+        restore_tensors = save_tensors(tensors, read_only=data)
         noise = torch.get_rng_state()
         devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         device_noise = [torch.cuda.get_rng_state(device) for device in devices]
 
-        @torch.no_grad()
         def restore() -> None:
-            for tensor, copy in zip(tensors, copies, strict=True):
-                # Data in closures may be in read-only memory.
-                if id(tensor) not in data or not _have_equal_values(tensor, copy):
-                    tensor.copy_(copy)
+            restore_tensors()
             torch.set_rng_state(noise)
             for device, state in zip(devices, device_noise, strict=True):
                 torch.cuda.set_rng_state(state, device)
@@ -222,11 +216,6 @@ class _ModuleKey:
             if hooks:
                 key += hooks
         return key
-
-
-def _have_equal_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same numbers; NaN equals NaN."""
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def is_in_key(value: Any) -> bool:

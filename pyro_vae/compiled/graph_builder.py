@@ -98,7 +98,7 @@ class GraphBuilder:
         # The loss may depend on a parameter whose gradient autograd does not set.
         reached = [parameter for parameter in reached if parameter.grad is not None]
         expected = [loss, *(torch.as_tensor(parameter.grad).clone() for parameter in reached)]
-        expected_state = self.step.environment.clone_tensors()
+        expected_state = clone_tensors(self.step.environment.tensors())
         if self.step.environment.key() != key:
             raise NeverCapturedError(
                 "the objective or a module replaces a number or a tensor at each call"
@@ -128,7 +128,7 @@ class GraphBuilder:
         in_graph = update is not None and update.is_capturable
         updated = set(map(id, self.step.updated_tensors())) if in_graph else set()
         others = [i for i, t in enumerate(self.step.environment.tensors()) if id(t) not in updated]
-        state = self.step.environment.clone_tensors()
+        state = clone_tensors(self.step.environment.tensors())
         check_close(
             "state of modules",
             [state[i] for i in others],

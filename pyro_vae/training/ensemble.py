@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiled.graph import Backend, NotCapturedError, check_backend
+from pyro_vae.compiled.tensors import save_tensors
 from pyro_vae.data import Rows
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import ELBO, Schedule
@@ -193,16 +194,14 @@ def _save(runs: Sequence[Training]) -> Callable[[], None]:
     contents = [dict(table) for table in tables]
     tensors = [t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers())]
     tensors += [t for table in objectives for t in table.values() if isinstance(t, Tensor)]
-    copies = [tensor.detach().clone() for tensor in tensors]
+    restore_tensors = save_tensors(tensors)
     fields = [{**vars(run), "history": list(run.history)} for run in runs]
 
-    @torch.no_grad()
     def restore() -> None:
         for table, content in zip(tables, contents, strict=True):
             table.clear()
             table.update(content)
-        for tensor, numbers in zip(tensors, copies, strict=True):
-            tensor.copy_(numbers)
+        restore_tensors()
         for run, values in zip(runs, fields, strict=True):
             vars(run).update(values)
 

@@ -28,7 +28,6 @@ from pyro_vae.training import resume_file
 from pyro_vae.training.snapshot import (
     copy_objective_state,
     copy_state,
-    copy_weights,
     read_objective_settings,
 )
 from pyro_vae.vae.vae import VAE
@@ -105,7 +104,7 @@ class Training:
         x, mask = self.get_batch(slice(None))
         observed = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
         self.vae.initialize(fill_missing(x, observed))
-        self.best_weights = copy_weights(self.vae)
+        self.best_weights = copy_state(self.vae.state_dict())
         self.compiled: Step | None = None
 
     def prepare(self) -> None:
@@ -190,7 +189,7 @@ class Training:
         self.history.append(row)
         if self.valid is None or row["valid_elbo"] > self.best:
             self.best, self.best_epoch = row.get("valid_elbo", self.best), self.epoch
-            self.best_weights = copy_weights(self.vae)
+            self.best_weights = copy_state(self.vae.state_dict())
         return row
 
     def step(self, rows: Tensor) -> Tensor:
@@ -266,7 +265,7 @@ class Training:
         """Returns a copy of the state that a step changes."""
         device = self.train.x.device
         return {
-            "weights": copy_weights(self.vae),
+            "weights": copy_state(self.vae.state_dict()),
             "objective": copy_objective_state(self.objective),
             "optimizer": copy_state(self.optimizer.state_dict()),
             "lr_schedule": None if self.lr_schedule is None else self.lr_schedule.state_dict(),

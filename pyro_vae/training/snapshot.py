@@ -6,9 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vae.vae.vae import VAE
-
-__all__ = ["copy_objective_state", "copy_state", "copy_weights", "read_objective_settings"]
+__all__ = ["copy_objective_state", "copy_state", "read_objective_settings"]
 
 
 def read_objective_settings(objective: Any, scheduled: Iterable[str]) -> dict[str, str]:
@@ -32,14 +30,9 @@ def copy_objective_state(objective: Any) -> dict[str, Tensor]:
     """Returns a copy of the state that an objective keeps between steps, empty if it has none."""
     if not hasattr(objective, "state_dict"):
         return {}
-    return {name: value.detach().clone() for name, value in objective.state_dict().items()}
+    return copy_state(objective.state_dict())
 
 
 def copy_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of an optimizer's state; faster than ``deepcopy``."""
-    return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), state)
-
-
-def copy_weights(vae: VAE) -> dict[str, Tensor]:
-    """Returns a copy of all weights and buffers."""
-    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
+    """Returns a detached copy of a state dict; faster than ``deepcopy``."""
+    return pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), dict(state))
