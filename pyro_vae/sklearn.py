@@ -244,19 +244,14 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
 def _fit_scaling(x: Tensor) -> Scaling:
     """Returns the scaling to mean 0 and standard deviation 1; constant columns become 0."""
-    mask = ~x.isnan()
-    count = mask.sum(0).clamp(min=1)
-    loc = torch.where(mask, x, 0.0).sum(0) / count
-    scale = (torch.where(mask, (x - loc) ** 2, 0.0).sum(0) / count).sqrt()
-    # The mean of equal numbers may differ from them in the last bits.
-    constant = scale <= 1e-12 * loc.abs()
+    loc, scale = Scaling.fit(x, ~x.isnan())
     if not bool(scale.isfinite().all()):
         columns = (~scale.isfinite()).nonzero().flatten().tolist()
         raise ValueError(
             f"Expected X to have squares within double precision, got larger values in columns "
             f"{columns}: rescale them"
         )
-    return Scaling(loc, torch.where(constant, 1.0, scale))
+    return Scaling(loc, torch.where(scale == 0, 1.0, scale))
 
 
 def _identity_scaling(x: Tensor) -> Scaling:

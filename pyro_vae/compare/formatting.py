@@ -1,9 +1,9 @@
 """Printed numbers, and the names and units of metrics."""
 
-import math
 import re
 
 from pyro_vae.compare.configurations import Mean
+from pyro_vae.files.html import format_number
 
 __all__ = [
     "NAMES",
@@ -11,7 +11,6 @@ __all__ = [
     "UNITS",
     "escape_control_characters",
     "format_mean",
-    "format_number",
 ]
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -54,26 +53,6 @@ def escape_control_characters(text: str) -> str:
     """
     line = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], line)
-
-
-def format_number(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
-    """Formats a number with a typographic minus, and without a minus before zero.
-
-    Arguments:
-        value: The number; ``None`` and NaN give a dash.
-        decimals: The number of decimals.
-        signed: Whether positive numbers have a plus.
-
-    Example:
-        >>> format_number(-1234.567), format_number(0.5, signed=True), format_number(None)
-        ('−1,234.57', '+0.50', '–')
-    """
-    if value is None or math.isnan(value):
-        return "\N{EN DASH}"
-    # Adding zero takes the sign from a negative zero.
-    rounded = round(value, decimals) + 0.0
-    plus = "+" if signed and rounded > 0 else ""
-    return plus + f"{rounded:,.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace("inf", "∞")
 
 
 def _format_error(mean: Mean, decimals: int) -> str:

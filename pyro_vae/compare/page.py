@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from pyro_vae.compare import formatting
@@ -22,6 +21,7 @@ from pyro_vae.compare.differences import PAIRED_METRICS
 from pyro_vae.compare.factors import is_numeric
 from pyro_vae.compare.runs import RunRecord
 from pyro_vae.files.atomic import strict_json
+from pyro_vae.files.html import build_environment, format_number
 from pyro_vae.files.untrusted import read_bytes
 
 __all__ = ["build_page"]
@@ -85,9 +85,7 @@ def build_page(comparison: Comparison, out: Path) -> str:
         comparison: The comparison.
         out: The folder of the page; links to reports are relative to it.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = build_environment()
     environment.filters.update(format_mean=formatting.format_mean)
     scripts = [
         _read_asset(name)
@@ -192,7 +190,7 @@ def _build_caption(comparison: Comparison, group: Group, index: int) -> str:
     run = comparison.runs[index]
     varying = [f for f in comparison.factors if f in group.factors or f.key == "seed"]
     levels = ", ".join(f"{factor.name}={factor.by_run[index]}" for factor in varying)
-    evidence = formatting.format_number(run.number("log_evidence"))
+    evidence = format_number(run.number("log_evidence"))
     return f"{levels or run.name}: {evidence}{formatting.NBSP}nats per datum"
 
 

@@ -114,6 +114,21 @@ class Scaling(NamedTuple):
     loc: Tensor
     scale: Tensor
 
+    @classmethod
+    def fit(cls, x: Tensor, observed: Tensor) -> "Scaling":
+        """Returns the mean and standard deviation of observed values; 0 for constant columns.
+
+        Example:
+            >>> Scaling.fit(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.ones(2, 2) > 0)
+            Scaling(loc=tensor([2., 5.]), scale=tensor([1., 0.]))
+        """
+        count = observed.sum(0).clamp(min=1)
+        loc = x.where(observed, 0.0).sum(0) / count
+        scale = ((x - loc).where(observed, 0.0).square().sum(0) / count).sqrt()
+        # Rounding errors alone can make the standard deviation of a constant column positive.
+        constant = scale.isfinite() & (scale <= 1e-12 * loc.abs())
+        return cls(loc, torch.where(constant, 0.0, scale))
+
     def undo(self, x: Tensor) -> Tensor:
         """Returns standardized values of shape ``(*, *event_shape)`` in the units of the source.
 

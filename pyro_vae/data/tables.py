@@ -1,5 +1,6 @@
 """Tables in csv and parquet files."""
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -342,24 +343,21 @@ def _check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
 
 def _fit_scaling(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     """Returns mean and standard deviation of the observed values of each column."""
-    count = observed.sum(0)
-    loc = train.where(observed, 0.0).sum(0) / count
-    scale = ((train - loc).where(observed, 0.0).square().sum(0) / count).sqrt()
-    huge = [name for name, value in zip(names, scale.tolist(), strict=True) if value == torch.inf]
+    scaling = Scaling.fit(train, observed)
+    scales = dict(zip(names, scaling.scale.tolist(), strict=True))
+    huge = [name for name, scale in scales.items() if not math.isfinite(scale)]
     if huge:
         raise ValueError(
             f"Expected values whose squares are finite, got larger ones in columns "
             f"{huge}: leave them out by columns, or rescale them"
         )
-    # Rounding errors alone can make the standard deviation of a constant column positive.
-    varies = scale > 1e-12 * loc.abs()
-    constant = [name for name, ok in zip(names, varies.tolist(), strict=True) if not ok]
+    constant = [name for name, scale in scales.items() if not scale]
     if constant:
         raise ValueError(
             f"Expected columns that vary over the training rows, got constant or empty "
             f"{constant}: leave them out by columns"
         )
-    return Scaling(loc, scale)
+    return scaling
 
 
 def _encode_labels(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.collapse import ACTIVE_VARIANCE
+from pyro_vae.distributions.marginals import find_marginals
 from pyro_vae.evaluate.chunks import check_vae, encode_chunks
 from pyro_vae.finite import check_finite
 from pyro_vae.guard import guard_process_state
@@ -120,16 +121,7 @@ def kl_per_dimension(
 
 
 def _get_marginals(d: dist.TorchDistribution) -> dist.TorchDistribution:
-    """Returns the marginal of each dimension, as one distribution of batch shape ``(*, dim)``."""
-    if isinstance(d, torch.distributions.Independent):
-        return d.base_dist
-    if isinstance(d, torch.distributions.MultivariateNormal):
-        return dist.Normal(d.mean, d.variance.sqrt())
-    if isinstance(d, torch.distributions.MixtureSameFamily):
-        parts = _get_marginals(d.component_distribution)
-        if isinstance(parts, torch.distributions.Normal):
-            # From (*batch, components, dim) to (*batch, dim, components).
-            parts = dist.Normal(parts.loc.transpose(-1, -2), parts.scale.transpose(-1, -2))
-            logits = d.mixture_distribution.logits.unsqueeze(-2).expand(parts.batch_shape)
-            return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
-    raise ValueError(f"Expected a distribution whose marginals are known, got {d}")
+    marginals = find_marginals(d)
+    if marginals is None:
+        raise ValueError(f"Expected a distribution whose marginals are known, got {d}")
+    return marginals

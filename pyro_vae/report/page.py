@@ -10,10 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import matplotlib.figure
 
 from pyro_vae.files.atomic import write_whole
+from pyro_vae.files.html import build_environment, format_number
 from pyro_vae.progress import Progress
 
 __all__ = ["Figure", "Picture", "Report", "write"]
@@ -129,9 +129,7 @@ def _to_png(figure: matplotlib.figure.Figure) -> bytes:
 
 def _render(report: Report, pngs: Sequence[bytes]) -> str:
     """Returns the page, with its plots embedded as PNG files."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = build_environment()
     environment.filters.update(
         format_value=_format_value, format_error=_format_error, is_available=_is_available
     )
@@ -168,14 +166,18 @@ def _is_available(value: float | None) -> bool:
 
 def _format_value(figure: Figure) -> str:
     """Returns the value of a metric as text, with its significant digits."""
-    return _format_number(figure.value, choose_decimals(figure))
+    return _format_number(figure.value, figure)
 
 
 def _format_error(figure: Figure) -> str:
     """Returns the standard error of a metric as text, empty if it is unknown."""
     if figure.standard_error is None or not _is_available(figure.value):
         return ""
-    return f"±\N{NO-BREAK SPACE}{_format_number(figure.standard_error, choose_decimals(figure))}"
+    return f"±\N{NO-BREAK SPACE}{_format_number(figure.standard_error, figure)}"
+
+
+def _format_number(value: float | None, figure: Figure) -> str:
+    return format_number(value, choose_decimals(figure), missing="not available")
 
 
 def choose_decimals(figure: Figure) -> int:
@@ -192,12 +194,3 @@ def choose_decimals(figure: Figure) -> int:
     if not math.isfinite(value) or float(value).is_integer():
         return 0
     return min(6, max(0, 2 - math.floor(math.log10(value))))
-
-
-def _format_number(value: float | None, decimals: int) -> str:
-    """Returns a number as text, with a typographic minus sign and without negative zero."""
-    if value is None or math.isnan(value):
-        return "not available"
-    # Adding zero removes the sign of a negative zero.
-    text = f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("inf", "∞")
-    return text.replace("-", "\N{MINUS SIGN}")

@@ -10,6 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from pyro_vae.distributions.marginals import find_marginals
 from pyro_vae.masking import mask_rows
 from pyro_vae.networks import eval_mode
 from pyro_vae.vae.model_guide import explain_site_clash
@@ -215,12 +216,10 @@ def _get_marginals(q: dist.TorchDistribution) -> dist.TorchDistribution:
     Raises:
         NotImplementedError: If their quantiles have no closed form.
     """
-    if isinstance(q, torch.distributions.MultivariateNormal):
-        return dist.Normal(q.mean, q.stddev)
-    inner = q.base_dist if isinstance(q, torch.distributions.Independent) else q
-    if inner.event_shape or type(inner).icdf is torch.distributions.Distribution.icdf:
+    marginals = find_marginals(q)
+    if marginals is None or type(marginals).icdf is torch.distributions.Distribution.icdf:
         raise NotImplementedError(
             f"Expected a posterior whose elements have quantiles in closed form, got {q}: draw "
             f"from the guide instead"
         )
-    return inner
+    return marginals
