@@ -8,7 +8,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_vae
 from pyro_vae import VAE, data, fit, networks, objectives
-from pyro_vae.compiled import graph_builder
 from pyro_vae.compiled.bfloat16 import use_bfloat16
 
 
@@ -72,12 +71,13 @@ def test_double_precision_and_a_graph_without_products_stay_as_they_are():
     ],
     ids=["mlp", "conv"],
 )
-def test_a_step_has_nearly_the_same_loss_and_gradients(monkeypatch, parts):
-    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
+def test_a_step_has_nearly_the_same_loss_and_gradients(parts):
     torch.manual_seed(0)
     vae, objective = VAE((1, 8, 8), 2, **parts), objectives.ELBO()
     x = (torch.rand(30, 1, 8, 8) > 0.5).float()
-    made = pyro_vae.compile(objective, vae.model, vae.guide, precision="bfloat16", strict=True)
+    made = pyro_vae.compile(
+        objective, vae.model, vae.guide, precision="bfloat16", strict=True, backend="eager"
+    )
     made(x)
     torch.manual_seed(1)
     loss, ours = made(x), torch.cat([p.grad.flatten() for p in vae.parameters()])

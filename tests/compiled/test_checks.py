@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -19,11 +20,8 @@ GOOD = torch.tensor([0.0, 1.0, 1.0, 0.0])
 OUTSIDE = torch.tensor([0.0, 255.0, 1.0, 0.0])
 NAN = torch.tensor([0.0, torch.nan, 1.0, 0.0])
 
-
-@pytest.fixture
-def as_graph(monkeypatch):
-    """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
+compile_eagerly = partial(pyro_vae.compile, backend="eager")
+"""Runs captured graphs as they are: what is tested does not depend on the machine code."""
 
 
 class Coins(torch.nn.Module):
@@ -46,12 +44,12 @@ class Coins(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.loc, self.scale))
 
 
-def made(optimizer=None, objective=None, validate=None, **changes):
+def made(optimizer=None, objective=None, validate=None, backend="eager", **changes):
     coins = Coins(**changes)
     update = None if optimizer is None else optimizer(coins.parameters(), lr=0.01)
     made_step = pyro_vae.compile(
         objective or objectives.ELBO(), coins.model, coins.guide, optimizer=update,
-        validate=validate,
+        validate=validate, backend=backend,
     )  # fmt: skip
     return coins, update, made_step
 
@@ -69,9 +67,7 @@ def momentum(parameters, lr):
 @pytest.mark.parametrize("optimizer", [None, torch.optim.Adam, momentum, torch.optim.RMSprop])
 @pytest.mark.parametrize("objective", [objectives.ELBO(), Trace_ELBO()], ids=["ours", "Pyro's"])
 @pytest.mark.parametrize("x", [OUTSIDE, NAN], ids=["outside", "nan"])
-def test_a_call_outside_of_the_support_raises_as_svi_and_changes_nothing(
-    as_graph, x, objective, optimizer
-):
+def test_a_call_outside_of_the_support_raises_as_svi_and_changes_nothing(x, objective, optimizer):
     coins, update, made_step = made(optimizer, objective)
     for _ in range(3):
         made_step(GOOD)
@@ -88,7 +84,7 @@ def test_a_call_outside_of_the_support_raises_as_svi_and_changes_nothing(
 
 
 def test_machine_code_checks_too():
-    coins, update, made_step = made(torch.optim.Adam)
+    coins, update, made_step = made(torch.optim.Adam, backend="inductor")
     made_step(GOOD)
     before = held(coins, update)
     with pytest.raises(ValueError, match="site 'x'"):
@@ -99,7 +95,7 @@ def test_machine_code_checks_too():
     assert not any(map(torch.equal, held(coins, None), before[:2]))
 
 
-def test_a_parameter_outside_of_its_constraint(as_graph):
+def test_a_parameter_outside_of_its_constraint():
     coins, _, made_step = made()
     made_step(GOOD)
     coins.scale.data.fill_(-1.0)
@@ -107,14 +103,14 @@ def test_a_parameter_outside_of_its_constraint(as_graph):
         made_step(GOOD)
 
 
-def test_probabilities_above_one_which_have_a_finite_density(as_graph):
+def test_probabilities_above_one_which_have_a_finite_density():
     odds = torch.tensor(0.5, requires_grad=True)
 
     def model(x):
         with pyro.plate("rows", len(x)):
             pyro.sample("x", dist.Bernoulli(odds), obs=x)
 
-    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda x: None)
+    made_step = compile_eagerly(objectives.ELBO(), model, lambda x: None)
     made_step(GOOD)
     with torch.no_grad():
         odds.fill_(1.5)
@@ -122,7 +118,7 @@ def test_probabilities_above_one_which_have_a_finite_density(as_graph):
         made_step(GOOD)
 
 
-def test_what_is_not_to_be_validated_is_not_checked(as_graph):
+def test_what_is_not_to_be_validated_is_not_checked():
     _, _, made_step = made(validate_args=False)
     grey = torch.tensor([0.1, 0.2, 0.7, 0.9])
     for x in (GOOD, grey, OUTSIDE):
@@ -130,7 +126,7 @@ def test_what_is_not_to_be_validated_is_not_checked(as_graph):
         assert made_step.engine == "compiled"
 
 
-def test_without_validation_there_are_no_checks(as_graph):
+def test_without_validation_there_are_no_checks():
     _, _, made_step = made(validate=False)
     made_step(GOOD)
     assert made_step(NAN).isnan()
@@ -143,13 +139,13 @@ def test_without_validation_there_are_no_checks(as_graph):
         made_step(OUTSIDE)
 
 
-def test_a_loss_of_nan_is_warned_of(as_graph):
+def test_a_loss_of_nan_is_warned_of():
     weight, x = torch.nn.Parameter(torch.ones(())), torch.tensor(1.0)
 
     def model():
         pyro.sample("x", dist.Normal(weight, 1.0, validate_args=False), obs=x)
 
-    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda: None)
+    made_step = compile_eagerly(objectives.ELBO(), model, lambda: None)
     assert made_step().isfinite()
     assert made_step.engine == "compiled"
     x.fill_(torch.nan)
@@ -160,17 +156,17 @@ def test_a_loss_of_nan_is_warned_of(as_graph):
             assert made_step().isnan()
 
 
-def test_the_first_call_of_grey_images_is_refused_as_by_pyro(as_graph):
+def test_the_first_call_of_grey_images_is_refused_as_by_pyro():
     _, _, made_step = made()
     with pytest.raises(ValueError, match="site 'x'"):
         made_step(OUTSIDE)
 
 
 @pytest.mark.parametrize("objective", [objectives.ELBO(2), objectives.IWAE(3)])
-def test_the_default_vae_is_checked(as_graph, objective):
+def test_the_default_vae_is_checked(objective):
     torch.manual_seed(0)
     vae = VAE((4,), 2)
-    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
     for _ in range(2):
         made_step(GOOD.repeat(5, 1))
     with pytest.raises(ValueError, match="Expected x to be zeros and ones"):
@@ -201,7 +197,7 @@ def test_models_without_arguments_are_compiled():
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_gaussian_processes_are_compiled(as_graph, sparse):
+def test_gaussian_processes_are_compiled(sparse):
     x = torch.linspace(0, 1, 7)
     y, kernel = torch.sin(6 * x), gp.kernels.RBF(input_dim=1)
     if sparse:
@@ -209,7 +205,7 @@ def test_gaussian_processes_are_compiled(as_graph, sparse):
     else:
         process = gp.models.GPRegression(x, y, kernel, jitter=1e-4)
     optimizer = torch.optim.Adam(process.parameters(), lr=0.05)
-    made_step = pyro_vae.compile(
+    made_step = compile_eagerly(
         objectives.ELBO(), process.model, process.guide, optimizer=optimizer, strict=True
     )
     losses = [float(made_step()) for _ in range(30)]
@@ -252,7 +248,7 @@ def partly_observed(z, mask):
 
 
 @pytest.mark.parametrize("masked", [masked_by_handler, masked_by_distribution, partly_observed])
-def test_nan_under_a_mask_is_refused_as_by_pyro(as_graph, masked):
+def test_nan_under_a_mask_is_refused_as_by_pyro(masked):
     loc, shift = torch.nn.Parameter(torch.ones(())), torch.zeros(3)
     mask = torch.tensor([True, True, False])
 
@@ -268,7 +264,7 @@ def test_nan_under_a_mask_is_refused_as_by_pyro(as_graph, masked):
                 pyro.sample("x_unobserved", dist.Normal(torch.zeros(3), 1.0))
 
     optimizer = torch.optim.Adam([loc], lr=0.1)
-    made_step = pyro_vae.compile(objectives.ELBO(), model, guide, optimizer=optimizer, strict=True)
+    made_step = compile_eagerly(objectives.ELBO(), model, guide, optimizer=optimizer, strict=True)
     made_step()
     before = loc.detach().clone()
     shift[2] = torch.nan
@@ -277,7 +273,7 @@ def test_nan_under_a_mask_is_refused_as_by_pyro(as_graph, masked):
     assert torch.equal(loc, before)
 
 
-def test_a_site_that_is_masked_as_a_whole_is_not_checked(as_graph):
+def test_a_site_that_is_masked_as_a_whole_is_not_checked():
     loc = torch.nn.Parameter(torch.ones(()))
 
     def model(x):
@@ -286,13 +282,13 @@ def test_a_site_that_is_masked_as_a_whole_is_not_checked(as_graph):
             pyro.sample("b", dist.Bernoulli(0.3), obs=x)
         pyro.sample("c", dist.Normal(loc, 1.0), obs=torch.tensor(0.0))
 
-    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda x: None)
+    made_step = compile_eagerly(objectives.ELBO(), model, lambda x: None)
     for x in (torch.tensor(1.0), torch.tensor(0.5)):
         made_step(x)
         assert made_step.engine == "compiled"
 
 
-def test_a_distribution_without_constraints_is_compiled(as_graph):
+def test_a_distribution_without_constraints_is_compiled():
     class Plain(dist.TorchDistribution):
         support = torch.distributions.constraints.real
 
@@ -304,7 +300,7 @@ def test_a_distribution_without_constraints_is_compiled(as_graph):
             return -((value - self.loc) ** 2)
 
     loc = torch.nn.Parameter(torch.ones(()))
-    made_step = pyro_vae.compile(
+    made_step = compile_eagerly(
         objectives.ELBO(),
         lambda: pyro.sample("x", Plain(loc), obs=torch.tensor(0.0)),
         lambda: None,
@@ -333,12 +329,12 @@ class Normed(torch.nn.Module):
             pyro.sample("z", dist.Normal(loc + self.loc, 1.0))
 
 
-def test_a_failed_call_is_as_if_the_eager_step_alone_had_failed(as_graph):
+def test_a_failed_call_is_as_if_the_eager_step_alone_had_failed():
     def after(compiled):
         torch.manual_seed(0)
         net, objective = Normed(), objectives.GECO(target=1.0)
         optimizer = torch.optim.Adam(net.parameters())
-        made_step = pyro_vae.compile(objective, net.model, net.guide, optimizer=optimizer)
+        made_step = compile_eagerly(objective, net.model, net.guide, optimizer=optimizer)
         for x in (GOOD, OUTSIDE, GOOD, NAN, GOOD):
             torch.manual_seed(3)
             with contextlib.suppress(ValueError):
@@ -358,7 +354,7 @@ def test_a_failed_call_is_as_if_the_eager_step_alone_had_failed(as_graph):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop])
-def test_a_loss_of_nan_is_repeated_with_the_same_noise(as_graph, optimizer):
+def test_a_loss_of_nan_is_repeated_with_the_same_noise(optimizer):
     def after(compiled):
         weight, scale = torch.nn.Parameter(torch.ones(())), torch.ones(())
 
@@ -371,7 +367,7 @@ def test_a_loss_of_nan_is_repeated_with_the_same_noise(as_graph, optimizer):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
         update = optimizer([weight], lr=0.1)
-        made_step = pyro_vae.compile(objectives.ELBO(), model, guide, optimizer=update)
+        made_step = compile_eagerly(objectives.ELBO(), model, guide, optimizer=update)
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -383,7 +379,7 @@ def test_a_loss_of_nan_is_repeated_with_the_same_noise(as_graph, optimizer):
     torch.testing.assert_close(after(True), after(False), equal_nan=True)
 
 
-def test_where_nothing_is_read_a_failed_call_has_no_gradient(as_graph, monkeypatch):
+def test_where_nothing_is_read_a_failed_call_has_no_gradient(monkeypatch):
     monkeypatch.setattr(graph_builder, "can_read_validity", lambda loss: False)
     coins, _, made_step = made()
     made_step(GOOD)
@@ -406,7 +402,7 @@ def test_an_index_out_of_bounds_raises_the_eager_error(y):
         made_step(y)
 
 
-def test_a_gradient_of_zero_is_no_mismatch(as_graph):
+def test_a_gradient_of_zero_is_no_mismatch():
     loc = torch.nn.Parameter(torch.zeros(()))
     rows = torch.linspace(-1.0, 1.0, 101)
 
@@ -414,7 +410,7 @@ def test_a_gradient_of_zero_is_no_mismatch(as_graph):
         with pyro.plate("rows", 101):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=rows)
 
-    made_step = pyro_vae.compile(objectives.ELBO(), model, lambda: None, strict=True)
+    made_step = compile_eagerly(objectives.ELBO(), model, lambda: None, strict=True)
     made_step()
     assert abs(loc.grad) < 1e-5
 

@@ -16,8 +16,8 @@ from torch import nn
 import pyro_vae
 from helpers import tables
 from pyro_vae import VAE, compiled, config, data, fit, networks, objectives
-from pyro_vae.compiled import graph, graph_builder, matmul, step
-from pyro_vae.training import resume_file
+from pyro_vae.compiled import graph, matmul, step
+from pyro_vae.training import loop, resume_file
 
 ROWS = 12
 
@@ -79,14 +79,18 @@ def move(vae, seed):
 
 @pytest.fixture
 def as_graph(monkeypatch):
-    """Runs captured graphs as they are: what is tested does not depend on the machine code."""
-    monkeypatch.setattr(graph_builder, "compile_graph", lambda captured, *_: captured.graph)
+    """Compiles the steps of ``fit`` like ``compile_eagerly``."""
+    monkeypatch.setattr(loop, "compile", compile_eagerly)
 
 
 @pytest.fixture(scope="module")
 def mlp():
     vae, objective = made(), objectives.ELBO(beta=torch.tensor(1.0))
     return vae, objective, pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+
+
+compile_eagerly = partial(pyro_vae.compile, backend="eager")
+"""Runs captured graphs as they are: what is tested does not depend on the machine code."""
 
 
 BATCH_NORM = {
@@ -159,9 +163,9 @@ def test_log1p_to_full_precision(dtype):
     torch.testing.assert_close(graph.log1p(edges), torch.log1p(edges), equal_nan=True)
 
 
-def test_comparison_at_the_first_call_leaves_no_trace(as_graph):
+def test_comparison_at_the_first_call_leaves_no_trace():
     vae, objective = made(**BATCH_NORM), objectives.GECO(target=5.0)
-    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
     torch.manual_seed(3)
     for _ in range(2):
         made_step(batch())
@@ -177,9 +181,9 @@ def test_comparison_at_the_first_call_leaves_no_trace(as_graph):
     assert torch.equal(ours[3], torch.get_rng_state())
 
 
-def test_one_graph_for_each_kind_of_call(as_graph):
+def test_one_graph_for_each_kind_of_call():
     vae, objective = made(**BATCH_NORM), objectives.ELBO()
-    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
 
     def graphs(x=None, **kwargs):
         x = batch() if x is None else x
@@ -212,10 +216,10 @@ def test_one_graph_for_each_kind_of_call(as_graph):
     assert graphs(batch(dtype=torch.float64)) == 10
 
 
-def test_a_number_that_changes_with_each_call_ends_in_the_eager_step(as_graph, monkeypatch):
+def test_a_number_that_changes_with_each_call_ends_in_the_eager_step(monkeypatch):
     monkeypatch.setattr(step, "MAX_GRAPHS", 3)
     vae, objective = made(), objectives.ELBO()
-    made_step = pyro_vae.compile(objective, vae.model, vae.guide)
+    made_step = compile_eagerly(objective, vae.model, vae.guide)
 
     def compare(number):
         objective.beta = float(number)
@@ -303,35 +307,33 @@ def test_without_a_compiler_it_is_eager():
     assert made_step.engine == "eager"
 
 
-def test_a_graph_that_gives_something_else_is_not_used(monkeypatch):
-    def wrong(captured, inputs, *_):
-        return lambda *tensors: [value * 1.001 for value in captured.graph(*tensors)]
+def test_a_graph_that_gives_something_else_is_not_used():
+    def wrong(graph, inputs):
+        return lambda *tensors: [value * 1.001 for value in graph(*tensors)]
 
-    monkeypatch.setattr(graph_builder, "compile_graph", wrong)
     vae = made()
     with pytest.warns(UserWarning, match="the loss differs from the eager step's"):
-        pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
+        pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, backend=wrong)(batch())
 
-    def forgets(captured, inputs, *_):
+    def forgets(graph, inputs):
         def run(*tensors):
-            kept = [tensor.clone() for tensor in captured.lifted]
-            results = captured.graph(*tensors)
-            for tensor, value in zip(captured.lifted, kept, strict=True):
+            kept = [tensor.clone() for tensor in tensors]
+            results = graph(*tensors)
+            for tensor, value in zip(tensors, kept, strict=True):
                 tensor.copy_(value)
             return results
 
         return run
 
-    monkeypatch.setattr(graph_builder, "compile_graph", forgets)
     vae = made(**BATCH_NORM)
     with pytest.warns(UserWarning, match="the state of modules differs"):
-        pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide)(batch())
+        pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, backend=forgets)(batch())
 
 
-def test_a_first_loss_that_is_not_finite_is_no_verdict(as_graph):
+def test_a_first_loss_that_is_not_finite_is_no_verdict():
     vae, objective = made(), objectives.ELBO(beta=torch.tensor(1.0))
     objective.beta.fill_(torch.nan)
-    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
     assert made_step(batch()).isnan()
     assert made_step.engine == "eager"
     objective.beta.fill_(1.0)
@@ -353,7 +355,12 @@ PARTS = {name: choice for name, choice in PARTS.items() if "trace" not in name}
 
 
 def compare_parts(
-    objective="elbo", likelihood="bernoulli", prior="normal", posterior="normal", network="mlp"
+    objective="elbo",
+    likelihood="bernoulli",
+    prior="normal",
+    posterior="normal",
+    network="mlp",
+    backend="eager",
 ):
     torch.manual_seed(0)
     encoder, decoder = tables.NETWORKS[network]
@@ -364,7 +371,7 @@ def compare_parts(
     x = tables.data_for(likelihood)
     vae.initialize(x)
     loss = tables.OBJECTIVES[objective]()
-    made_step = pyro_vae.compile(loss, vae.model, vae.guide, strict=True)
+    made_step = pyro_vae.compile(loss, vae.model, vae.guide, strict=True, backend=backend)
     made_step(x)
     move(vae, 2)
     state = {name: value.clone() for name, value in loss.state_dict().items()}
@@ -384,14 +391,14 @@ def compare_parts(
 
 
 @pytest.mark.parametrize("name", list(PARTS))
-def test_every_part_can_be_captured(as_graph, name):
+def test_every_part_can_be_captured(name):
     compare_parts(**PARTS[name])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", list(PARTS))
 def test_machine_code_of_every_part(name):
-    compare_parts(**PARTS[name])
+    compare_parts(**PARTS[name], backend="inductor")
 
 
 def regression(x, y):
@@ -452,13 +459,13 @@ OTHER_MODELS = {
 }
 
 
-def compare_other(name, tolerance):
+def compare_other(name, tolerance, backend="eager"):
     torch.manual_seed(0)
     model, guide = OTHER_MODELS[name]()
     x = torch.randn(9, 3)
     y = x.sum(-1) + torch.randn(9)
     objective = objectives.ELBO()
-    made_step = pyro_vae.compile(objective, model, guide, strict=True)
+    made_step = pyro_vae.compile(objective, model, guide, strict=True, backend=backend)
     made_step(x, y)
     optimizer = torch.optim.Adam(made_step.parameters, lr=0.1)
     for seed in range(3):
@@ -478,26 +485,26 @@ def compare_other(name, tolerance):
 
 
 @pytest.mark.parametrize(("name", "count"), [("regression", 3), ("hierarchy", 4), ("markov", 6)])
-def test_models_that_are_no_vae(as_graph, name, count):
+def test_models_that_are_no_vae(name, count):
     assert len(compare_other(name, 1e-5).parameters) == count
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", list(OTHER_MODELS))
 def test_machine_code_of_models_that_are_no_vae(name):
-    compare_other(name, 1e-4)
+    compare_other(name, 1e-4, backend="inductor")
 
 
-def test_parameters_made_anew_in_the_store_are_found(as_graph):
+def test_parameters_made_anew_in_the_store_are_found():
     x, y = torch.randn(9, 3), torch.randn(9)
-    made_step = pyro_vae.compile(objectives.ELBO(), regression, regression_guide, strict=True)
+    made_step = compile_eagerly(objectives.ELBO(), regression, regression_guide, strict=True)
     made_step(x, y)
     pyro.clear_param_store()
     made_step(x, y)
     assert pyro.param("loc").grad is not None
 
 
-def test_modules_within_functions_are_met(as_graph):
+def test_modules_within_functions_are_met():
     first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
 
     def model(x, y):
@@ -509,7 +516,7 @@ def test_modules_within_functions_are_met(as_graph):
             pyro.sample("z", dist.Normal(second(first(x)), 1.0).to_event(1))
 
     x, y = torch.randn(9, 3), None
-    made_step = pyro_vae.compile(objectives.ELBO(), model, guide, strict=True)
+    made_step = compile_eagerly(objectives.ELBO(), model, guide, strict=True)
     made_step(x, y)
     assert first.num_batches_tracked == second.num_batches_tracked == 1
     first.eval()
@@ -518,7 +525,7 @@ def test_modules_within_functions_are_met(as_graph):
     assert len(made_step._cache) == 2
 
 
-def test_gradients_are_set_in_tensors_of_their_own(as_graph):
+def test_gradients_are_set_in_tensors_of_their_own():
     shift, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(1))
 
     class Model(nn.Module):
@@ -538,7 +545,7 @@ def test_gradients_are_set_in_tensors_of_their_own(as_graph):
 
     guide = Guide()
     parameters = list(guide.parameters())
-    made_step = pyro_vae.compile(
+    made_step = compile_eagerly(
         objectives.ELBO(), Model(), guide, parameters=parameters, strict=True
     )
     for _ in range(2):
@@ -552,18 +559,18 @@ def test_gradients_are_set_in_tensors_of_their_own(as_graph):
 
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
 @pytest.mark.parametrize("eager", [False, True])
-def test_samples_that_estimators_cut_are_no_parameters(as_graph, estimator, eager):
+def test_samples_that_estimators_cut_are_no_parameters(estimator, eager):
     vae = made()
     objective = objectives.IWAE(3, estimator=estimator)
-    made_step = pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
+    made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
     with pyro.poutine.scale(scale=1.0) if eager else nullcontext():
         made_step(batch())
     assert set(map(id, made_step.parameters)) == set(map(id, vae.parameters()))
 
 
-def test_within_handlers_it_is_eager(as_graph):
+def test_within_handlers_it_is_eager():
     vae = made()
-    made_step = pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, strict=True)
+    made_step = compile_eagerly(objectives.ELBO(), vae.model, vae.guide, strict=True)
     made_step(batch())
     torch.manual_seed(1)
     whole = made_step(batch())

@@ -8,9 +8,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pyro_vae import VAE, networks
-from pyro_vae.conditional import Prior, positive
+from pyro_vae.conditional import Prior
 from scenarios.scenario import Scenario
 
 
@@ -28,7 +29,7 @@ class Transition(Prior):
     ) -> dist.TorchDistribution:
         """Returns the prior, of the batch shape of ``covariates``."""
         loc = networks.apply_network(self.network, covariates, 1)
-        return dist.Normal(loc, positive(self.raw_scale, 1e-3)).to_event(1)
+        return dist.Normal(loc, softplus(self.raw_scale) + 1e-3).to_event(1)
 
 
 class Emission(networks.MLP):

@@ -7,9 +7,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pyro_vae import VAE, networks
-from pyro_vae.conditional import Prior, positive
+from pyro_vae.conditional import Prior
 from scenarios.scenario import Scenario
 
 JITTER, FLOOR = 1e-4, 1e-3
@@ -34,7 +35,7 @@ class GaussianProcess(Prior):
     @property
     def length(self) -> Tensor:
         """The length scale."""
-        return positive(self.raw_length, FLOOR)
+        return softplus(self.raw_length) + FLOOR
 
     def forward(
         self, covariates: Tensor | None = None, *, encode: Callable[..., Any] | None = None
