@@ -7,12 +7,21 @@ Docstrings keep to what Python's own tools read: roles such as ``:class:`` and `
 import html
 import re
 import textwrap
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import griffe
 from latex2mathml.converter import convert
 
-__all__ = ["Docstrings", "on_page_content", "on_page_markdown", "to_markdown", "to_mathml"]
+__all__ = [
+    "Docstrings",
+    "list_members",
+    "on_page_content",
+    "on_page_markdown",
+    "to_markdown",
+    "to_mathml",
+]
 
 ROLE = re.compile(r":(class|func|meth|attr|mod|data|exc|obj):`~?([^`]+)`")
 MATH_ROLE = re.compile(r":math:`([^`]+)`", re.DOTALL)
@@ -23,6 +32,7 @@ MATH_BLOCK = re.compile(
 REFERENCES = re.compile(r"^References:\n((?:[ ]+[^\n]*\n?|\n)+)", re.MULTILINE)
 LITERAL = re.compile(r"``([^`]+)``")
 LITERAL_BLOCK = re.compile(r"^([ ]{4})``([^`]+)``$", re.MULTILINE)
+MEMBERS = re.compile(r"^::: ([\w.]+)\.\*$", re.MULTILINE)
 NAMED_FENCE = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">\w</mi>){2,}')
@@ -78,8 +88,17 @@ def references(match: re.Match[str]) -> str:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Makes a title of the file name after the language of a block, as in ``text people.csv``."""
+    """Fills in ``::: package.*``, and makes titles of file names, as in ``text people.csv``."""
+    markdown = MEMBERS.sub(lambda m: list_members(m[1]), markdown)
     return NAMED_FENCE.sub(r'```\1 title="\2"', markdown)
+
+
+def list_members(package: str) -> str:
+    """Returns an entry for each public name of a package."""
+    names = [f"{package}.{name}" for name in import_module(package).__all__]
+    # A function that shares its name with its module is listed by the longer of its names.
+    longer = [f"{name}.{name.rpartition('.')[2]}" if find_spec(name) else name for name in names]
+    return "\n\n".join(f"::: {name}" for name in longer)
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:

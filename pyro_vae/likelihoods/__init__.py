@@ -5,4 +5,9 @@ from pyro_vae.likelihoods.categorical import Categorical
 from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.likelihoods.normal import Normal
 
-__all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "Normal"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "Normal",
+]

@@ -3,4 +3,7 @@
 from pyro_vae.posteriors.full import Full
 from pyro_vae.posteriors.normal import Normal
 
-__all__ = ["Full", "Normal"]
+__all__ = [
+    "Full",
+    "Normal",
+]

@@ -60,10 +60,23 @@ def test_bad_arguments(arguments, message):
         data.digits(**arguments)
 
 
-TOYS = ("ring", "moons", "pinwheel", "checkerboard", "manifold", "two_modes")
+DRAWN = {
+    name: inspect.signature(getattr(data, name)).parameters
+    for name in data.__all__
+    if name.islower() and "n" in inspect.signature(getattr(data, name)).parameters
+}
+"""The parameters of each set of ``n`` drawn rows."""
+
+TOYS = [name for name, parameters in DRAWN.items() if "noise" in parameters]
 
 
-@pytest.mark.parametrize("name", [*TOYS, "collapse"])
+def test_the_sets_of_drawn_rows_are_found():
+    assert {"ring", "moons", "pinwheel", "checkerboard", "manifold", "two_modes"} <= set(TOYS)
+    assert "collapse" in DRAWN
+    assert not {"digits", "table"} & set(DRAWN)
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_drawn_rows_follow_their_seed_and_leave_the_random_state_alone(name):
     state = torch.get_rng_state()
     one, two, other = (getattr(data, name)(100, seed=seed) for seed in (3, 3, 4))

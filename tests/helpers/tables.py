@@ -56,8 +56,8 @@ class PriorRow:
     support: Box = Box(-10.0, 10.0)
     factorized: bool = False
     """Whether dimensions of z are independent."""
-    closed_kl: tuple[str, ...] = ()
-    """The posteriors whose KL to it has a closed form."""
+    normal: bool = False
+    """Whether it is a diagonal normal, to which the KL of a normal has a closed form."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ class PosteriorRow:
     support: Box = Box(-11.0, 11.0, 600)
     factorized: bool = False
     """Whether dimensions of z are independent given x."""
+    normal: bool = False
+    """Whether it is normal: its KL to a diagonal normal has a closed form."""
     pyro_kl: bool = False
-    """Whether Pyro has a closed form of the KL to a normal prior."""
+    """Whether Pyro has this closed form too."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,15 @@ class LikelihoodRow:
 
 
 PRIOR_ROWS = {
-    "normal": PriorRow(priors.Normal, factorized=True, closed_kl=("normal", "full")),
-    "normal_learned": PriorRow(
-        partial(priors.Normal, learned=True), factorized=True, closed_kl=("normal", "full")
-    ),
+    "normal": PriorRow(priors.Normal, factorized=True, normal=True),
+    "normal_learned": PriorRow(partial(priors.Normal, learned=True), factorized=True, normal=True),
     "mixture": PriorRow(partial(priors.Mixture, components=4)),
     "vamp": PriorRow(partial(priors.Vamp, components=6)),
 }
 
 POSTERIOR_ROWS = {
-    "normal": PosteriorRow(posteriors.Normal, factorized=True, pyro_kl=True),
-    "full": PosteriorRow(posteriors.Full),
+    "normal": PosteriorRow(posteriors.Normal, factorized=True, normal=True, pyro_kl=True),
+    "full": PosteriorRow(posteriors.Full, normal=True),
 }
 
 PRIORS = {name: row.make for name, row in PRIOR_ROWS.items()}

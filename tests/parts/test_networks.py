@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.tables import NETWORKS
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, apply_network, eval_mode
 from pyro_vae.networks.mlp import ACTIVATIONS
 
@@ -65,18 +66,20 @@ MAKERS = {
 }
 
 
+ALL = {**NETWORKS, **MAKERS}
+"""Every network of the package, and small ones."""
+
+
 def both_ways(kind: str):
     """An encoder and a decoder, to be made, with their shapes."""
-    encoder, decoder = MAKERS[kind]
+    encoder, decoder = ALL[kind]
     return [(encoder, (2, 6, 5), (4,)), (decoder, (4,), (2, 6, 5))]
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", ALL)
 def test_context_changes_the_output_and_is_needed(kind):
-    for make, in_shape, out_shape in zip(
-        MAKERS[kind], [(2, 6, 5), (4,)], [(4,), (2, 6, 5)], strict=True
-    ):
-        network = make(in_shape, out_shape, covariate_dim=3)
+    for make, in_shape, out_shape in both_ways(kind):
+        network = make(in_shape, out_shape, covariate_dim=3).eval()
         x, covariates = torch.randn(2, *in_shape), torch.randn(2, 3)
         out = network(x, covariates)
         assert not torch.allclose(out[0], network(x, covariates.flip(0))[0])
@@ -106,12 +109,10 @@ def test_activations_are_built_by_name(activation):
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 3), (5, 1, 1, 2)])
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", ALL)
 def test_apply_network_equals_a_plain_call(kind, batch):
-    for make, in_shape, out_shape in zip(
-        MAKERS[kind], [(2, 6, 5), (4,)], [(4,), (2, 6, 5)], strict=True
-    ):
-        network = make(in_shape, out_shape)
+    for make, in_shape, out_shape in both_ways(kind):
+        network = make(in_shape, out_shape).eval()
         x = torch.randn(*batch, *in_shape)
         out = apply_network(network, x, len(in_shape))
         assert out.shape == (*batch, *out_shape)
@@ -132,10 +133,10 @@ def test_apply_network_equals_a_plain_call(kind, batch):
         ((3,), (2, 1, 3)),
     ],
 )
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", ALL)
 def test_apply_network_broadcasts_the_context_in_both_directions(kind, batch, context_batch):
     shape = (2, 6, 5)
-    network = MAKERS[kind][0](shape, (4,), covariate_dim=3)
+    network = ALL[kind][0](shape, (4,), covariate_dim=3).eval()
     x, covariates = torch.randn(*batch, *shape), torch.randn(*context_batch, 3)
     out = apply_network(network, x, 3, covariates)
     full = torch.broadcast_shapes(batch, context_batch)
@@ -147,8 +148,8 @@ def test_apply_network_broadcasts_the_context_in_both_directions(kind, batch, co
 
 
 def test_apply_network_takes_no_rows():
-    for kind in MAKERS:
-        network = MAKERS[kind][0]((2, 6, 5), (4,))
+    for kind in ALL:
+        network = ALL[kind][0]((2, 6, 5), (4,)).eval()
         assert apply_network(network, torch.zeros(0, 3, 2, 6, 5), 3).shape == (0, 3, 4)
 
 

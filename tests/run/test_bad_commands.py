@@ -29,14 +29,14 @@ TRAILER = "\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete st
 
 WRONG = r"""
 # Options and groups
-pyro-vae vae/prior=vampire | Expected vae/prior to be one of mixture, normal, normal_learned, vamp
+pyro-vae vae/prior=vampire | Expected vae/prior to be one of
 pyro-vae vae/priors=vamp | got 'vae/priors': is vae/prior meant?
 pyro-vae prior=vamp | got 'prior': is vae/prior meant?
 pyro-vae vae=vamp | Expected vae to be one of default, got 'vamp'
-pyro-vae vae/encoder=conv vae/decoder=cnn | Expected vae/decoder to be one of conv, mlp, got 'cnn'
-pyro-vae objective=ewae | Expected objective to be one of capacity, ciwae, elbo
-pyro-vae objective= | trace_mean_field_elbo, got ''
-pyro-vae data=cifar | Expected data to be one of array, checkerboard, cifar10
+pyro-vae vae/encoder=conv vae/decoder=cnn | Expected vae/decoder to be one of
+pyro-vae objective=ewae | Expected objective to be one of
+pyro-vae objective= | , got ''
+pyro-vae data=cifar | Expected data to be one of
 pyro-vae experiment=missing | Expected experiment to be one of grey_digits
 pyro-vae sweep=missing | Expected sweep to be one of betas, grid
 pyro-vae optimizer=rmsprop | Expected optimizer to be one of adam, adamw, sgd, got 'rmsprop'
@@ -99,7 +99,7 @@ pyro-vae data=table data.path=words.csv vae/likelihood=normal | 'data.columns=[a
 pyro-vae -m 'seed=range(3,0)' | Expected a sweep of one job or more, got none
 pyro-vae -m 'seed=choise(0,1)' | Unknown function 'choise' Available: bool,choice
 pyro-vae -m seed=0, | got 'seed=0,'
-pyro-vae -m vae/prior=normal,vampire | Expected vae/prior to be one of mixture
+pyro-vae -m vae/prior=normal,vampire | Expected vae/prior to be one of
 pyro-vae -m hydra/sweeper=optuna seed=1,2 | Expected hydra/sweeper to be one of basic
 pyro-vae -m hydra.sweep.dir=text.txt seed=0,1 | File exists: 'text.txt': choose another folder
 # Finished runs
@@ -113,7 +113,7 @@ pyro-vae-evaluate run=done out=folder | Expected out to name a file, got the fol
 pyro-vae-evaluate run=done out= | Expected out to name a file, got ''
 pyro-vae-evaluate run=done out=text.txt/x.json | got 'text.txt/x.json' in a file
 pyro-vae-evaluate run=done data.path=t.csv | choose an option of data first, as in data=NAME
-pyro-vae-evaluate run=done data=fast data.path=t.csv | Expected data to be one of array
+pyro-vae-evaluate run=done data=fast data.path=t.csv | Expected data to be one of
 pyro-vae-evaluate run=done allow=os.system | Expected allow to be a list of dotted names
 pyro-vae-embed run=done out=folder.csv | Expected out to name a file, got the folder 'folder.csv'
 pyro-vae-embed run=done rows_at_once=lots | Expected rows_at_once to be an integer

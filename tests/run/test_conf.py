@@ -1,4 +1,4 @@
-"""The configuration: every option composes, fits its target, and has a class and a test row."""
+"""The configuration: every option composes, fits its target and trains."""
 
 import inspect
 import subprocess
@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import pyro_vae
-from helpers.tables import EVENT, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
+from helpers.tables import EVENT
 from pyro_vae import config
 
 CONF = config.find_folder()
@@ -78,36 +78,6 @@ def test_lists_arrive_as_lists():
     vae = config.build(config.compose(["out=."]).vae, event_shape=EVENT)
     assert isinstance(vae.encoder.out_shape, torch.Size)
     assert "ListConfig" not in repr([type(v) for m in vae.modules() for v in vars(m).values()])
-
-
-def rooms():
-    return [
-        ("prior", pyro_vae.priors, PRIORS),
-        ("posterior", pyro_vae.posteriors, POSTERIORS),
-        ("likelihood", pyro_vae.likelihoods, LIKELIHOODS),
-    ]
-
-
-def class_of(row):
-    return getattr(row, "func", row)
-
-
-@pytest.mark.parametrize(
-    ("role", "module", "rows"), rooms(), ids=["prior", "posterior", "likelihood"]
-)
-def test_class_yaml_and_row_come_together(role, module, rows):
-    files = sorted((CONF / "share" / "vae" / role).glob("*.yaml"))
-    named = {OmegaConf.load(path)._target_.rsplit(".", 1)[1] for path in files}
-    assert named == set(module.__all__)
-    assert {class_of(row).__name__ for row in rows.values()} == set(module.__all__)
-
-
-def test_objectives_have_a_yaml_and_a_row():
-    paths = [OmegaConf.load(p)._target_ for p in (CONF / "app" / "objective").glob("*.yaml")]
-    ours = {path.rsplit(".", 1)[1] for path in paths if path.startswith("pyro_vae.")}
-    rows = {class_of(row).__name__ for row in OBJECTIVES.values()}
-    assert {"ELBO", "IWAE"} <= ours <= set(pyro_vae.objectives.__all__)
-    assert {path.rsplit(".", 1)[1] for path in paths} <= rows
 
 
 def test_build_raises_the_value_error_of_the_target():
