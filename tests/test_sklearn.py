@@ -114,6 +114,7 @@ def test_pictures():
     assert codes.score(x[1200:]) > -22
 
 
+@pytest.mark.long
 def test_a_grid_search_chooses_by_the_evidence():
     search = GridSearchCV(
         VAETransformer(epochs=60, **LINEAR, random_state=0), {"latent_dim": [1, 3]}, cv=2

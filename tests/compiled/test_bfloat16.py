@@ -92,6 +92,7 @@ def test_a_step_has_nearly_the_same_loss_and_gradients(parts):
     assert (ours - theirs).norm() < 0.03 * theirs.norm()
 
 
+@pytest.mark.long
 def test_training_in_bfloat16_goes_on_in_it(tmp_path):
     digits = data.digits()
 

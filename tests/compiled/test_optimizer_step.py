@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 import pyro_vae
+from helpers.designs import cover
 from pyro_vae import VAE, networks, objectives
 from pyro_vae.compiled.optimizer_step import Update, is_capturable
 
@@ -100,8 +101,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.3, 1e3])
-@pytest.mark.parametrize("name", [*OPTIMIZERS, *OTHERS])
+@pytest.mark.parametrize(("name", "clip_norm"), cover([*OPTIMIZERS, *OTHERS], [None, 0.3, 1e3]))
 def test_an_update_is_the_optimizers_own(name, clip_norm):
     make = (OPTIMIZERS | OTHERS)[name]
     assert is_capturable(make(made().parameters())) == (name in OPTIMIZERS)
@@ -312,23 +312,21 @@ def with_idle(vae):
     return Adam(groups, lr=0.02)
 
 
-@pytest.mark.parametrize("change", [None, decay, freeze, cycle, restart])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda vae: Adam(vae.parameters(), lr=0.02),
-        lambda vae: Adam(vae.parameters(), weight_decay=0.1, decoupled_weight_decay=True),
-        lambda vae: SGD(vae.parameters(), lr=0.05, momentum=0.8),
-        with_idle,
-    ],
-    ids=["adam", "decoupled", "momentum", "idle"],
-)
-def test_every_graph_makes_the_update_of_now(change, make):
+MAKERS = {
+    "adam": lambda vae: Adam(vae.parameters(), lr=0.02),
+    "decoupled": lambda vae: Adam(vae.parameters(), weight_decay=0.1, decoupled_weight_decay=True),
+    "momentum": lambda vae: SGD(vae.parameters(), lr=0.05, momentum=0.8),
+    "idle": with_idle,
+}
+
+
+@pytest.mark.parametrize(("change", "name"), cover([None, decay, freeze, cycle, restart], MAKERS))
+def test_every_graph_makes_the_update_of_now(change, name):
     whole = batches(12)
     # Batches of two sizes, so that two graphs take turns.
     x = [rows if number % 2 else rows[:7] for number, rows in enumerate(whole)]
-    ours = trained(make, x, compiled=True, change=change)
-    theirs = trained(make, x, compiled=False, change=change)
+    ours = trained(MAKERS[name], x, compiled=True, change=change)
+    theirs = trained(MAKERS[name], x, compiled=False, change=change)
     assert_same(ours, theirs, 1e-10)
 
 

@@ -629,6 +629,7 @@ def assert_same_bits(one, other):
         assert torch.equal(other[0].state_dict()[name], value), name
 
 
+@pytest.mark.long
 def test_twice_as_many_epochs_or_a_break_between_give_the_same_bits(digits, tmp_path):
     whole = trained(digits, epochs=4, compile="strict")
     assert whole[1].engine.startswith("compiled")

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
+from helpers.designs import keep
 from helpers.paths import ROOT
 from helpers.truths import (
     SIGMAS,
@@ -79,7 +80,7 @@ def over_batches(call, x):
     ).mean()
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", keep(["elbo_closed", "iwae_5"], TRAINED))
 def test_training_reaches_the_best_evidence(name, known):
     _, x = known
     objective, vae = TRAINED[name](), linear_vae(k=K)

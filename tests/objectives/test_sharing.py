@@ -15,6 +15,7 @@ import pytest
 import torch
 from pyro import poutine
 
+from helpers.designs import cover, keep
 from helpers.truths import SIGMAS, family_limit, z_score
 from pyro_vae.objectives import (
     CIWAE,
@@ -113,7 +114,7 @@ def test_with_the_posterior_every_draw_of_the_bound_is_the_evidence(name, at_onc
             assert found.item() == pytest.approx(-exact.evidence())
 
 
-@pytest.mark.parametrize("by_group", [False, True])
+@pytest.mark.parametrize("by_group", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_data_are_independent_given_what_they_share(by_group):
     """With many samples the bound is that of the locals integrated out, and not the evidence."""
     pyro.set_rng_seed(2)
@@ -129,7 +130,7 @@ def test_data_are_independent_given_what_they_share(by_group):
     assert z_score(bounds[2000], evidence) < -SIGMAS
 
 
-@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@pytest.mark.parametrize("estimator", keep(["dreg"], ["stl", "dreg"]))
 def test_a_loop_has_the_gradient_of_a_vectorized_run_for_global_sites(estimator):
     """Samples that all particles share are not detached in a loop either."""
     spoilt, shift = Shared(data(), by_group=False), torch.tensor(0.2, requires_grad=True)
@@ -354,8 +355,7 @@ ABOVE = {
 }
 
 
-@pytest.mark.parametrize("by_group", [None, False, True])
-@pytest.mark.parametrize("name", [*BELOW, *ABOVE])
+@pytest.mark.parametrize(("name", "by_group"), cover([*BELOW, *ABOVE], [None, False, True]))
 def test_what_is_called_a_bound_stays_below_the_evidence(name, by_group):
     """None: no site is shared. Half of the rows stand for all, drawn anew each time."""
     pyro.set_rng_seed(11)
@@ -565,8 +565,10 @@ def test_free_bits_by_dimension_need_dimensions():
     assert FreeBits(per="site", nats=1.0).loss(model, model) == 4.0
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize("objective", [IWAE, Jackknife, partial(FreeBits, nats=0.0, per="site")])
+@pytest.mark.parametrize(
+    ("objective", "at_once"),
+    cover([IWAE, Jackknife, partial(FreeBits, nats=0.0, per="site")], [True, False]),
+)
 def test_particles_of_a_datum_are_particles_of_the_same_rows(objective, at_once):
     """With the posterior a batch's bound is the evidence of its rows; their mean that of all."""
     x = data().flatten()

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
@@ -52,6 +53,7 @@ def test_the_posterior_of_a_linear_model_is_found():
     assert min(off(vae.encode(x).sample((300,)), torch.tensor(300), *known)) > 1.5
 
 
+@pytest.mark.long
 def test_the_posterior_of_digits_is_that_of_importance_sampling():
     digits = data.digits()
     mlp = partial(networks.MLP, hidden=[64], batch_norm=True)

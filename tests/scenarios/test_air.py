@@ -54,12 +54,14 @@ def found():
     return vae, x, counts, trace
 
 
+@pytest.mark.long
 def test_objects_are_counted(found):
     """The standard error of the share over 1,000 canvases is at most 0.01; by chance it is 1/3."""
     _, _, counts, trace = found
     assert (trace.nodes["_RETURN"]["value"] == counts).double().mean() > 0.9
 
 
+@pytest.mark.long
 def test_canvases_are_drawn_from_their_objects(found):
     """Against the spread of pixels; an object left out or misplaced costs at least half of it."""
     vae, x, _, trace = found

@@ -48,6 +48,7 @@ def by_the_vae(x: Tensor, treated: Tensor, y: Tensor) -> float:
         return (both[1] - both[0]).mean().item()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_effect_is_found_where_no_regression_finds_it(seed):
     """Over ten draws of the data: 0.93, and 0.05 from one to the next; the regression 0.48."""

@@ -62,6 +62,7 @@ def conditional() -> Tensor:
     return evaluate.log_evidence(vae, MISSING.test, 500, covariates=SEEN.test)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_held_out_halves_are_likelier_than_under_independent_pixels(seed):
     """In nats a picture, more than five standard errors of the mean over 359 test pictures."""

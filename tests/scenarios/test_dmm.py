@@ -80,6 +80,7 @@ def made(hidden: int = 16) -> tuple[VAE, Summary]:
     return vae, Summary(D, hidden=hidden).double()
 
 
+@pytest.mark.long
 def test_the_bound_is_that_of_the_kalman_filter():
     vae, summary = made()
     model, guide = program(vae, summary)

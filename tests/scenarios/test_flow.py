@@ -38,6 +38,7 @@ def trained(prior) -> VAE:
     return vae
 
 
+@pytest.mark.long
 def test_a_flow_as_prior_beats_a_normal_on_held_out_rows():
     flow, standard = trained(Flow), trained(priors.Normal)
     for figure in (elbo, log_evidence):

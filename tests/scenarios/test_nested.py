@@ -108,6 +108,7 @@ def test_the_exact_guide_gives_the_evidence_whatever_it_draws(loss):
     assert float(-EXACT[loss]().loss(model, guide, X)) == pytest.approx(evidence(), rel=1e-9)
 
 
+@pytest.mark.long
 def test_a_guide_that_is_trained_finds_evidence_and_effects():
     """The guide's family holds the posterior: what is missing, optimization has left.
 

@@ -51,6 +51,7 @@ def share_found(code: Tensor, y: Tensor) -> float:
     return float(model.score(codes[1], types[1]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_types_are_found_and_the_upper_level_is_free_of_them(seed):
     """Of 580 cells, so that a share of 0.95 has a standard error of 0.01, and of 0.25 one of 0.02;

@@ -96,6 +96,7 @@ def held_out(prior) -> Tensor:
     return evaluate.elbo(vae, TEST, num_particles=20).elbo
 
 
+@pytest.mark.long
 def test_a_process_as_prior_beats_independent_times_on_held_out_series():
     process, independent = held_out(PROCESS), held_out(priors.Normal)
     gain = process - independent

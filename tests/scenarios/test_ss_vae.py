@@ -90,6 +90,7 @@ def paired_t(differences: list[float]) -> float:
     return statistics.mean(differences) / error
 
 
+@pytest.mark.long
 def test_two_draws_of_labels_gain_on_both_baselines():
     """Test rows are 359, so that each accuracy has a standard error of 0.018."""
     for differences in gains(range(2)):

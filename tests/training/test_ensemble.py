@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pyro
@@ -82,44 +83,28 @@ def assert_same(vaes, train, arguments, tolerance=1e-9):
     return found
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        ELBO(),
-        ELBO(analytic=False, num_particles=2),
-        [ELBO(beta=beta) for beta in (0.5, 1.0, 4.0)],
-        IWAE(num_particles=3),
-        ELBO(num_particles=2, estimator="stl"),
-        IWAE(num_particles=3, estimator="dreg"),
-        PIWAE(num_particles=4, groups=2),
-        [Renyi(num_particles=3, alpha=alpha) for alpha in (0.2, 0.5, 0.8)],
-        FreeBits(nats=0.3),
-        [Capacity(capacity=capacity) for capacity in (0.5, 1.0, 2.0)],
-        [GECO(target=target, step_size=0.1) for target in (2.0, 3.0, 4.0)],
-        # With a state of its own for each.
-        GECO(target=3.0, step_size=0.1),
-    ],
-    ids=lambda o: type(o).__name__ if not isinstance(o, list) else f"{type(o[0]).__name__}s",
-)
-def test_objectives(objective):
-    given = objective if isinstance(objective, list) else [objective] * 3
-    assert_same(made(), rows(), {"objective": given})
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        [partial(Adam, lr=lr, fused=True) for lr in (1e-3, 1e-2, 3e-2)],
-        [partial(Adam, lr=1e-2, betas=(beta, 0.99)) for beta in (0.0, 0.5, 0.9)],
-        partial(AdamW, lr=1e-2, weight_decay=0.1),
-        partial(SGD, lr=1e-3),
-        [partial(SGD, lr=1e-3, momentum=m, nesterov=True) for m in (0.3, 0.5, 0.9)],
-    ],
-    ids=["Adam, rates", "Adam, betas", "AdamW", "SGD", "SGD, momenta"],
-)
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_optimizers(optimizer, clip_norm):
-    assert_same(made(), rows(), {"optimizer": optimizer, "clip_norm": clip_norm})
+OBJECTIVES = {
+    "ELBO": [ELBO() for _ in range(3)],
+    "sampled": [ELBO(analytic=False, num_particles=2) for _ in range(3)],
+    "betas": [ELBO(beta=beta) for beta in (0.5, 1.0, 4.0)],
+    "IWAE": [IWAE(num_particles=3) for _ in range(3)],
+    "stl": [ELBO(num_particles=2, estimator="stl") for _ in range(3)],
+    "dreg": [IWAE(num_particles=3, estimator="dreg") for _ in range(3)],
+    "PIWAE": [PIWAE(num_particles=4, groups=2) for _ in range(3)],
+    "alphas": [Renyi(num_particles=3, alpha=alpha) for alpha in (0.2, 0.5, 0.8)],
+    "FreeBits": [FreeBits(nats=0.3) for _ in range(3)],
+    "capacities": [Capacity(capacity=capacity) for capacity in (0.5, 1.0, 2.0)],
+    "targets": [GECO(target=target, step_size=0.1) for target in (2.0, 3.0, 4.0)],
+    # With a state of its own for each.
+    "GECO": [GECO(target=3.0, step_size=0.1)] * 3,
+}
+OPTIMIZERS = {
+    "rates": [partial(Adam, lr=lr, fused=True) for lr in (1e-3, 1e-2, 3e-2)],
+    "Adam's betas": [partial(Adam, lr=1e-2, betas=(beta, 0.99)) for beta in (0.0, 0.5, 0.9)],
+    "AdamW": partial(AdamW, lr=1e-2, weight_decay=0.1),
+    "SGD": partial(SGD, lr=1e-3),
+    "momenta": [partial(SGD, lr=1e-3, momentum=m, nesterov=True) for m in (0.3, 0.5, 0.9)],
+}
 
 
 class Dropout(networks.MLP):
@@ -129,21 +114,49 @@ class Dropout(networks.MLP):
         return super().forward(nn.functional.dropout(x, 0.3, self.training))
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"encoder": partial(narrow, batch_norm=True), "decoder": partial(narrow, batch_norm=True)},
-        {"encoder": partial(Dropout, hidden=[4])},
-        {"posterior": posteriors.Full},
-        {"prior": priors.Mixture},
-        {"prior": priors.Vamp},
-        {"likelihood": likelihoods.Normal},
-        {"likelihood": likelihoods.ContinuousBernoulli},
-    ],
-    ids=["batch norm", "dropout", "full", "mixture", "vamp", "normal", "continuous"],
-)
-def test_parts(parts):
-    assert_same(made(**parts), rows(), {})
+BATCH_NORM = partial(narrow, batch_norm=True)
+PARTS = {
+    "default": {},
+    "batch norm": {"encoder": BATCH_NORM, "decoder": BATCH_NORM},
+    "dropout": {"encoder": partial(Dropout, hidden=[4])},
+    "full": {"posterior": posteriors.Full},
+    "mixture": {"prior": priors.Mixture},
+    "vamp": {"prior": priors.Vamp},
+    "normal": {"likelihood": likelihoods.Normal},
+    "continuous": {"likelihood": likelihoods.ContinuousBernoulli},
+}
+
+
+def compare(objective, optimizer, clip_norm, parts):
+    train = rows()
+    assert_same(made(**PARTS[parts]), train, {
+        "objective": copy.deepcopy(OBJECTIVES[objective]),
+        "optimizer": OPTIMIZERS[optimizer], "clip_norm": clip_norm,
+    })  # fmt: skip
+
+
+# Each objective with a part, an optimizer and a norm, which all differ from row to row.
+CHOICES = list(zip(OBJECTIVES, cycle(OPTIMIZERS), cycle([None, 0.5]), cycle(PARTS), strict=False))
+
+
+@pytest.mark.parametrize(("objective", "optimizer", "clip_norm", "parts"), CHOICES)
+def test_objectives_optimizers_and_parts(objective, optimizer, clip_norm, parts):
+    compare(objective, optimizer, clip_norm, parts)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("parts", PARTS)
+def test_every_part_with_every_optimizer(parts, optimizer, clip_norm):
+    compare("ELBO", optimizer, clip_norm, parts)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parts", ["default", "batch norm", "mixture", "vamp"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_with_other_parts(objective, parts):
+    compare(objective, "rates", 0.5, parts)
 
 
 def test_a_smaller_last_batch():
@@ -188,6 +201,7 @@ def test_one_value_for_each():
     assert not any(isinstance(objective.beta, torch.Tensor) for objective in objectives)
 
 
+@pytest.mark.long
 def test_machine_code():
     """With clipping, whose norms the compiler alone cannot fuse."""
     parts = {"encoder": partial(narrow, batch_norm=True)}

@@ -1,7 +1,6 @@
 """VAEs that hold unusual things: trained at once or one after another, each as `fit` does."""
 
 import copy
-import random
 import re
 import warnings
 from functools import partial
@@ -41,17 +40,6 @@ class Net(networks.MLP):
         if self.done is None:
             return super().forward(x)
         return self.done(self, super().forward(x))
-
-
-class Helper:
-    """An object that is no module."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def count(self):
-        self.value += 1
-        return self.value
 
 
 def of(*made, done=None, size=3):
@@ -95,32 +83,9 @@ def clamp(own, x):
     return x.clamp(-own.has, own.has)
 
 
-def counted(own, x):
-    """Counts, and does something else from the twelfth time on."""
-    return x * (1.0 if own.has.count() < 12 else 0.5)
-
-
 def in_list(own, x):
     own.has[0] = own.has[0] + 1
     return x * (1.0 if own.has[0] < 12 else 0.5)
-
-
-def averaged(own, x):
-    own.has["mean"] = 0.9 * own.has["mean"] + 0.1 * x.detach().mean()
-    return x - own.has["mean"]
-
-
-def grown(own, x):
-    if not hasattr(own, "extra"):
-        own.extra = nn.Linear(SIZE, SIZE).to(x)
-    return own.extra(x)
-
-
-def watching(own, x):
-    """Counts what is evaluated."""
-    if not own.training:
-        own.has, own.last = own.has + 1, x.detach()
-    return x
 
 
 def bound(i):
@@ -228,25 +193,13 @@ OPAQUE = "does not describe its decoder"
     ("vaes", "arguments", "reason"),
     [
         (of(limit(9.0), limit(1.2), done=clamp), LATER, OPAQUE),
-        (of(lambda own: random.Random(0), lambda own: random.Random(1)), {}, OPAQUE),
-        (of(lambda own: partial(int, base=2), lambda own: partial(int, base=3)), {}, OPAQUE),
-        (of(lambda own: (lambda: 1), lambda own: (lambda: 2)), {}, OPAQUE),
         (changed(clamped_forward), LATER, r"decoder\.forward_hooks"),
         (changed(clamped_gradient), LATER, "hook on a parameter"),
         (changed(clamped_after), LATER, "hook on a parameter"),
-        (of(lambda own: Helper(0), done=counted), LATER, OPAQUE),
-        (of(lambda own: Helper(np.int64(0)), done=counted), LATER, OPAQUE),
         (of(lambda own: [0], done=in_list), LATER, OPAQUE),
-        (of(lambda own: {"mean": torch.zeros(()).double()}, done=averaged), {}, OPAQUE),
-        (of(lambda own: None, done=grown), {}, OPAQUE),
-        (of(lambda own: float("nan")), {}, OPAQUE),
-        (of(lambda own: Helper({"a": [1, (2.0, {3})], "b": np.arange(3)})), {}, OPAQUE),
-        (of(lambda own: torch.arange(6.0), done=lambda own, x: x + own.has), {}, OPAQUE),
-        (of(lambda own: 0, done=watching), {"valid": True}, OPAQUE),
         (of(lambda own: None, done=transposed), {}, OPAQUE),
         (plain, {"optimizer": projected, "epochs": 4}, "the update of SGD"),
         (changed(viewing), LATER, r"decoder\.has"),
-        (changed(viewing, size=1), LATER, r"decoder\.has"),
         (changed(normalized), {}, "is not the one of its recipe"),
         (plain, {"objective": [Renyi(2, alpha=a) for a in (1.0, 0.5, 0.2)], "epochs": 8}, None),
         (plain, {"objective": [Jackknife(4, order=1) for _ in range(3)]}, None),
@@ -261,7 +214,6 @@ OPAQUE = "does not describe its decoder"
             None,
         ),
         (plain, {"objective": [ELBO(beta=b) for b in torch.tensor([0.5, 1, 2]).double()]}, None),
-        (plain, {"objective": [ELBO(beta=b) for b in (1, 0.5, 2)]}, None),
         (plain, {"objective": [IWAE(2), ELBO(), IWAE(2)]}, "another objective, ELBO, than"),
     ],
 )  # fmt: skip
@@ -269,8 +221,6 @@ def test_each_is_trained_as_alone(vaes, arguments, reason):
     # Copies would have no hooks.
     vaes, others, x = vaes(), vaes(), rows()
     arguments = {"epochs": 3, "batch_size": BATCH, **arguments}
-    if arguments.pop("valid", False):
-        arguments["valid"] = x[:5]
     seeds = SEEDS[: len(vaes)]
     expected = [
         fit(
@@ -318,10 +268,7 @@ class Penalized(ELBO):
         return loss + 0.1 * sum(p.square().sum() for p in self.vae.decoder.parameters())
 
 
-class Unpickled(Helper):
-    def __init__(self):
-        super().__init__(1)
-
+class Unpickled:
     def __getstate__(self):
         raise TypeError("not to be pickled")
 
@@ -395,31 +342,6 @@ def test_a_running_scale_is_mapped_without_a_word(capfd):
     assert "performance drop" not in capfd.readouterr().err
 
 
-class Closed:
-    """An object that does not let itself be looked into."""
-
-    @property
-    def __dict__(self):
-        raise OSError("closed")
-
-
-def deep(own):
-    found = []
-    for _ in range(5000):
-        found = [found]
-    return found
-
-
-@pytest.mark.parametrize("made", [lambda own: Closed(), deep], ids=["closed", "deep"])
-def test_a_decoder_that_cannot_be_inspected_is_trained_one_after_another(made):
-    vaes, others = of(made)(), of(lambda own: None)()
-    with pytest.warns(UserWarning, match=f"one after another: .*{OPAQUE}"):
-        fit_many(vaes, rows(), batch_size=BATCH, epochs=1, seed=SEEDS)
-    for vae, other, seed in zip(vaes, others, SEEDS, strict=True):
-        fit(other, rows(), batch_size=BATCH, epochs=1, seed=seed, compile=False)
-        torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
-
-
 def test_an_optimizer_that_is_none_leaves_the_vaes_as_they_were():
     vaes = [VAE((SIZE,), 2, prior=priors.Vamp).double() for _ in range(2)]
     before = copy.deepcopy([vae.state_dict() for vae in vaes])
@@ -432,6 +354,6 @@ def test_an_optimizer_that_is_none_leaves_the_vaes_as_they_were():
 
 @pytest.mark.parametrize("clip_norm", [1, np.float32(1.0), np.int64(1)])
 def test_any_real_number_clips(clip_norm):
-    fit_many(plain(), rows(), clip_norm=clip_norm, epochs=1, batch_size=BATCH, strict=True)
+    fit_many(plain(2), rows()[:BATCH], clip_norm=clip_norm, epochs=1, strict=True)
     with pytest.raises(ValueError, match="Expected clip_norm to be positive"):
         fit_many(plain(), rows(), clip_norm=-clip_norm)

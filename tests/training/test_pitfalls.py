@@ -34,12 +34,14 @@ def fitted_to_the_curve():
     return {floor: [fitted(floor, epochs) for epochs in (100, 400)] for floor in (1e-6, 0.1)}
 
 
+@pytest.mark.long
 def test_on_a_curve_the_evidence_grows_with_the_training(fitted_to_the_curve):
     (short, wide), (long, narrow) = fitted_to_the_curve[1e-6]
     assert long - short > 0.4
     assert narrow < 0.7 * wide
 
 
+@pytest.mark.long
 def test_a_least_scale_gives_the_evidence_a_bound(fitted_to_the_curve):
     (short, _), (long, narrow) = fitted_to_the_curve[0.1]
     assert long - short < 0.3

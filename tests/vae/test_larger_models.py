@@ -21,6 +21,7 @@ from pyro.infer import (
     config_enumerate,
 )
 
+from helpers.designs import cover
 from helpers.tables import EVENT, LIKELIHOODS, NETWORKS, PRIORS, data_for, given
 from helpers.truths import SIGMAS, z_score
 from pyro_vae import VAE, networks, objectives
@@ -134,8 +135,7 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv_batch_norm"])
-@pytest.mark.parametrize("loss", STOCK)
+@pytest.mark.parametrize(("loss", "network"), cover(STOCK, ["mlp", "conv_batch_norm"]))
 def test_particles_have_one_expectation_vectorized_or_not(loss, network):
     vae = made(network).eval()
     found = {}
