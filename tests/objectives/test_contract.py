@@ -1,6 +1,7 @@
 """What objectives promise beyond the value of the loss: refusals, reports, values, no surprises."""
 
 import copy
+import inspect
 import pickle
 from contextlib import nullcontext
 from functools import partial
@@ -13,9 +14,10 @@ from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
-from helpers.tables import PRIORS
+from helpers.tables import OBJECTIVES, PRIORS
 from pyro_vae import VAE, networks, posteriors
 from pyro_vae.objectives import ELBO, IWAE, kl_report
+from pyro_vae.objectives.core.objective import RunOptions
 
 X = torch.linspace(-1.0, 2.0, 6)
 ZERO = torch.zeros(())
@@ -182,6 +184,46 @@ def test_beta_of_zero_leaves_the_prior_alone(binary):
     ELBO(beta=0.0).loss_and_grads(vae.model, vae.guide, binary)
     assert all(not p.grad.any() for p in vae.prior.parameters())
     assert all(p.grad.any() for p in vae.decoder.parameters())
+
+
+OPTIONS = {
+    "max_plate_nesting": 3,
+    "vectorize_particles": False,
+    "retain_graph": True,
+    "strict_enumeration_warning": False,
+    "ignore_jit_warnings": True,
+    "num_particles": 6,
+    "analytic": False,
+    "estimator": "stl",
+    "beta": 0.25,
+    "nats": 0.125,
+    "per": "site",
+    "of": "datum",
+    "capacity": 2.0,
+    "gamma": 3.0,
+    "target": 5.0,
+    "momentum": 0.75,
+    "step_size": 0.25,
+    "groups": 3,
+    "alpha": 0.25,
+    "order": 2,
+    "guide_bound": "iwae",
+}
+"""Another value than the default for each option that an objective keeps as it is."""
+
+
+CLASSES = dict.fromkeys(
+    row.func if isinstance(row, partial) else row for row in OBJECTIVES.values()
+)
+
+
+@pytest.mark.parametrize("make", CLASSES)
+def test_every_option_is_kept(make):
+    names = set(inspect.signature(make).parameters) - {"run"} | set(RunOptions.__annotations__)
+    given = {option: OPTIONS[option] for option in names & set(OPTIONS)}
+    assert len(given) >= 6
+    objective = make(**given)
+    assert {option: getattr(objective, option) for option in given} == given
 
 
 def test_analytic_is_checked():

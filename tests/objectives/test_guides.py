@@ -73,6 +73,30 @@ class Learned(TransformModule):
         return torch.zeros_like(x)
 
 
+class Powers(TransformModule):
+    """A transform of the simplex onto itself, by a module's parameter."""
+
+    bijective = True
+    domain = codomain = constraints.simplex
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = torch.nn.Parameter(power.detach().clone())
+
+
+class OfProduct(Powers):
+    """A transform of a product of two supports."""
+
+    domain = constraints.stack([constraints.positive, constraints.real], -1)
+    codomain = constraints.stack([constraints.real, constraints.real], -1)
+
+
+class Stacked(dist.Normal):
+    """A distribution over another product of two supports."""
+
+    support = constraints.stack([constraints.unit_interval, constraints.real], -1)
+
+
 def two_sample(a, b):
     """The difference of two means, in standard errors."""
     error = (a.var() / len(a) + b.var() / len(b)).sqrt()
@@ -113,6 +137,9 @@ FIXED = {
         dist.Normal(p, 1.0), [transforms.SigmoidTransform(), transforms.AffineTransform(1.0, 3.0)]
     ),
     "module over a line": lambda p: dist.TransformedDistribution(dist.Normal(p, 1.0), [Learned(p)]),
+    "module over a simplex": lambda p: dist.TransformedDistribution(
+        dist.Dirichlet(torch.ones(3)), [Powers(p)]
+    ),
 }
 
 MOVING = {
@@ -139,6 +166,9 @@ MOVING = {
         unit(), [transforms.AffineTransform(p, 1.0).inv]
     ),
     "masked": lambda p: dist.Uniform(-p, p).mask(torch.tensor(True)),
+    "module over another product": lambda p: dist.TransformedDistribution(
+        Stacked(torch.zeros(2), 1.0).to_event(1), [OfProduct(p)]
+    ),
     "module over an interval": lambda p: dist.TransformedDistribution(unit(), [Learned(p)]),
 }
 

@@ -36,7 +36,10 @@ def test_learned_normal_is_linear_in_covariates():
     torch.testing.assert_close(
         prior(covariates).mean - prior(torch.zeros(3)).mean, covariates @ prior.shift.weight[:2].T
     )
-    assert (prior(covariates).stddev.std((0, 1)) > 0).all()
+    raw = prior.raw_scale + covariates @ prior.shift.weight[2:].T
+    torch.testing.assert_close(
+        prior(covariates).stddev, torch.nn.functional.softplus(raw) + priors.normal.FLOOR
+    )
     assert prior(None).batch_shape == ()
 
 
