@@ -149,6 +149,12 @@ pyro-vae evaluate.num_particles=1e3 | Expected evaluate.num_particles to be an i
 pyro-vae seed=abc | Expected seed to be an integer of at least 0, got 'abc'
 pyro-vae threads=all | Expected threads to be an integer of at least 1, got 'all'
 pyro-vae device=gpu | Expected device to be one of this machine
+pyro-vae vae.latent_dim=0 | Expected latent_dim to be an integer of at least 1, got 0
+pyro-vae objective.num_particles=0 | Expected num_particles to be a positive integer, got 0
+pyro-vae objective.beta=-1 | Expected beta to be zero or more, got -1
+pyro-vae train.epochs=0 | Expected epochs to be an integer of at least 1, got 0
+pyro-vae data.binarize=none | got grey-scale values: binarize the data
+pyro-vae data.binarize=none vae/likelihood=categorical | Expected x to be one of 256 levels
 pyro-vae out=text.txt | Expected out to be a folder, got the file 'text.txt'
 pyro-vae out=nometrics | with an unfinished run
 pyro-vae resume=maybe | Expected resume to be true or false, got 'maybe'

@@ -142,31 +142,6 @@ def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
     assert get_labels(made._replace(labels=None)) is None
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("vae/prior=nonsense", "Expected vae/prior to be one of"),
-        ("vae.latent_dims=3", "got 'vae.latent_dims': is vae.latent_dim meant?"),
-        ("vae.latent_dim=0", "Expected latent_dim to be an integer of at least 1, got 0"),
-        ("objective.num_particles=0", "Expected num_particles to be a positive integer, got 0"),
-        ("data.binarize=none", "got grey-scale values: binarize the data"),
-        ("vae/likelihood=categorical", "levels"),
-        ("train.epochs=0", "Expected epochs to be an integer of at least 1, got 0"),
-        ("objective.beta=-1", "Expected beta to be zero or more, got -1"),
-        ("device=nowhere", "nowhere"),
-    ],
-)
-def test_mistakes_are_named_before_any_work(tmp_path, override, message):
-    overrides = [override]
-    if override.startswith("vae/likelihood"):
-        overrides.append("data.binarize=none")
-    done = command(*QUICK, *overrides, "hydra.run.dir=job", cwd=tmp_path)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert not (tmp_path / "job" / "metrics.json").exists()
-    assert not (tmp_path / "job" / "model.safetensors").exists()
-
-
 def test_a_collapsed_model_and_a_prior_without_marginals_are_still_reported(tmp_path):
     quick(tmp_path, "objective.beta=1e6", "optimizer=sgd", "train.clip_norm=1.0")
     assert (tmp_path / "report.html").exists()
