@@ -74,7 +74,7 @@ def fit_many(
 
     The VAEs need equal recipes (made by classes and plain arguments, and not changed since), a
     processor as device, noise whose distribution does not depend on values (normal, uniform,
-    dropout), an objective of this package or of Pyro that :func:`compile` captures, and Adam,
+    dropout), an objective of this package that :func:`compile` captures, and Adam,
     AdamW or SGD. The first step is compared with an eager step of each VAE, and later ones at
     doubling distances. If anything is missing or differs, the VAEs are trained one after another
     from the start, with a warning that gives the reason.
