@@ -154,7 +154,7 @@
       ...(figure.log_evidence ? [{ column: "log_evidence", dir: "desc" }] : []),
       ...(sets.length > 1 ? [{ column: "set", dir: "asc" }] : []),
     ],
-    placeholder: "No run passes the filters",
+    placeholder: "No run matches the filters",
     columnDefaults: { resizable: false },
   });
 
@@ -456,7 +456,7 @@
     const panel = element("detail");
     const title = tag("h3", run.name);
     if (run.report) {
-      const anchor = tag("a", "Open its report");
+      const anchor = tag("a", "Open the report");
       anchor.href = run.report;
       title.append(" \u00b7 ", anchor);
     }

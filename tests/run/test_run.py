@@ -146,7 +146,7 @@ def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
     ("override", "message"),
     [
         ("vae/prior=nonsense", "Expected vae/prior to be one of"),
-        ("vae.latent_dims=3", "got 'vae.latent_dims': is vae.latent_dim meant?"),
+        ("vae.latent_dims=3", "got 'vae.latent_dims': did you mean vae.latent_dim?"),
         ("vae.latent_dim=0", "Expected latent_dim to be an integer of at least 1, got 0"),
         ("objective.num_particles=0", "Expected num_particles to be a positive integer, got 0"),
         ("data.binarize=none", "got grey-scale values: binarize the data"),
@@ -214,8 +214,8 @@ def test_a_run_that_fails_leaves_the_finished_one_as_it_was(finished):
 
 REFUSED = {
     "resume=true train.epochs=0": "Expected epochs to be an integer of at least 1, got 0",
-    "resume=true seed=1": "got another seed: 0 there, 1 here: choose another folder",
-    "resume=true vae.encoder.hidden=[5]": "got another recipe",
+    "resume=true seed=1": "got a different value of seed: 0 there, 1 here: choose another folder",
+    "resume=true vae.encoder.hidden=[5]": "got a different value of recipe",
     "resume=true overwrite=true": "got both",
     "resume=maybe": "Expected resume to be true or false, got 'maybe'",
     "seed=1": "with the finished run of another configuration: choose another folder",
