@@ -128,7 +128,7 @@
     ...(figure.log_evidence ? [metricColumn(figure.log_evidence)] : []),
     column("State", "state", {
       formatter: (cell) => tag("span", cell.getValue(), `state ${cell.getValue().replace(" ", "-")}`),
-      ...levelFilter("State", [...new Set(runs.map((run) => run.state))]), minWidth: 104, visible: count > 1,
+      ...levelFilter("State", [...new Set(runs.map((run) => run.state))]), minWidth: 112, visible: count > 1,
     }),
     column("Comparable set", "set", {
       formatter: (cell) => tag("span", cell.getValue()), ...levelFilter("Comparable set", sets),
