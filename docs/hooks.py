@@ -36,6 +36,9 @@ MEMBERS = re.compile(r"^::: ([\w.]+)\.\*$", re.MULTILINE)
 NAMED_FENCE = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">\w</mi>){2,}')
+CELL = re.compile(r"<(t[dh])[ >].*?</\1>", re.DOTALL)
+CODE = re.compile(r"<code>([^<]*)</code>")
+JOINT = re.compile(r"(?<=\w)[._(=,/]+(?=[\w'])|(?<=[a-z])(?=[A-Z])")
 FUNCTION = re.compile(r"(<mi>(?:log|exp|cos|tanh|max|min)</mi>)(?!</mrow><m(?:row|i|n)|<mo)")
 
 
@@ -102,8 +105,14 @@ def list_members(package: str) -> str:
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:
-    """Turns the formulas of a page into MathML."""
-    return FORMULA.sub(lambda m: to_mathml(html.unescape(m[2])), content)
+    """Turns the formulas of a page into MathML, and marks where names in tables can be broken."""
+    content = FORMULA.sub(lambda m: to_mathml(html.unescape(m[2])), content)
+    return CELL.sub(lambda cell: CODE.sub(mark_breaks, cell[0]), content)
+
+
+def mark_breaks(code: re.Match[str]) -> str:
+    """Returns code with a possible line break after each joint of its names."""
+    return f"<code>{JOINT.sub(lambda joint: f'{joint[0]}<wbr>', code[1])}</code>"
 
 
 def to_mathml(tex: str) -> str:

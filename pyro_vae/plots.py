@@ -170,7 +170,7 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
         ['a', 'b']
     """
     if not isinstance(series, Mapping):
-        raise ValueError(f"Expected series to be values by name, got {type(series).__name__}")
+        raise ValueError(f"Expected series to map names to values, got {type(series).__name__}")
     ax = _create_axes(5.6, 3.6) if ax is None else ax
     for (name, values), colour in zip(series.items(), (BLUE, ORANGE, INK, GREY), strict=False):
         if len(values) != np.size(x):

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyro-vae-compare",
-        description="Compares runs of pyro-vae: a page, a text, and a table.",
+        description="Compares runs of pyro-vae, and writes a page, a Markdown text and a table.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,12 +52,12 @@ def _build_parser() -> argparse.ArgumentParser:
         "folder",
         metavar="FOLDER",
         nargs="+",
-        help="a folder with runs, at any depth; finished or not",
+        help="a folder that contains runs, at any depth, finished or not",
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="folder for comparison.html, .md and .csv; by default the first FOLDER",
+        help="the folder for comparison.html, .md and .csv; by default the first FOLDER",
     )
     parser.add_argument(
         "--against",
@@ -65,7 +65,7 @@ def _build_parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
-        help="the reference level of a factor; by default its first",
+        help="the reference level of a factor; by default its first level",
     )
     return parser
 

@@ -105,8 +105,8 @@ def _check_out_file(out: str | None) -> None:
         check_new_file("out", out)
     if out is not None and out in _OUT_FILES:
         raise ValueError(
-            f"Expected another out for each run, got '{out}' again: without out, each run has a "
-            f"file in its folder"
+            f"Expected a different out for each run, got '{out}' again: omit out to write to the "
+            f"folder of each run"
         )
     _OUT_FILES.add(out)
 

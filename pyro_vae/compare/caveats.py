@@ -38,8 +38,8 @@ def _check_sets(sets: Sequence[ComparableSet]) -> str:
     titles = "; ".join(f"{one.title} ({_format_count(len(one.runs))})" for one in sets[:6])
     more = f"; and {len(sets) - 6} more" if len(sets) > 6 else ""
     return (
-        f"The runs were judged in {len(sets)} ways that do not compare: {titles}{more}. Each is "
-        f"ranked on its own; figures of different ones must not be held against each other."
+        f"The runs form {len(sets)} sets that are not comparable with each other: {titles}{more}. "
+        f"Each set is ranked separately. Do not compare metrics between sets."
     )
 
 
@@ -50,8 +50,8 @@ def _check_states(runs: Sequence[RunRecord]) -> str:
         return ""
     return (
         f"Not all runs have finished ({', '.join(missing)}). Means and differences are over the "
-        f"finished ones; a setting that makes runs fail looks better than it is. The same command "
-        f"again runs what is missing."
+        f"finished runs only, so a setting whose runs fail looks better than it is. Run the "
+        f"command of the sweep again to complete the missing runs."
     )
 
 
@@ -60,8 +60,8 @@ def _check_cross_entropy(sets: Sequence[ComparableSet]) -> str:
     if not count:
         return ""
     return (
-        f"{_format_count(count)} scored grey values by a Bernoulli's cross-entropy, which is no "
-        f"likelihood: what is called evidence there compares with no other likelihood's."
+        f"{_format_count(count)} scored grey values by a Bernoulli's cross-entropy, which is not a "
+        f"likelihood. Their log evidence cannot be compared with that of another likelihood."
     )
 
 
@@ -70,7 +70,7 @@ def _check_finite(finished: Sequence[RunRecord]) -> str:
     count = sum(any(run.number(metric) is None for metric in metrics) for run in finished)
     if not count:
         return ""
-    return f"{_format_count(count)} ended with a figure that is not finite, which is left out."
+    return f"{_format_count(count)} ended with a metric that is not finite; it is left out."
 
 
 def _check_collapse(finished: Sequence[RunRecord]) -> str:
@@ -89,9 +89,9 @@ def _check_sample_sizes(finished: Sequence[RunRecord]) -> str:
     if not small:
         return ""
     return (
-        f"In {_format_count(len(small))} the importance weights of some row are worth fewer than "
-        f"{LEAST_SAMPLE_SIZE} samples (the worst {min(small):.1f}): the log evidence may be too "
-        f"low there, by another amount for each model. More evaluate.num_particles help."
+        f"In {_format_count(len(small))} the smallest effective sample size of a row is below "
+        f"{LEAST_SAMPLE_SIZE} (lowest: {min(small):.1f}). The log evidence may be too low there, "
+        f"by an amount that differs between models. Increase evaluate.num_particles."
     )
 
 
@@ -101,7 +101,7 @@ def _check_particles(finished: Sequence[RunRecord]) -> str:
         return ""
     listed = ", ".join(f"{count:,.0f}" for count in counts)
     return (
-        f"Log evidences were estimated with different numbers of samples a row ({listed}); fewer "
+        f"Log evidences were estimated with different numbers of samples per row ({listed}). Fewer "
         f"samples give a lower estimate."
     )
 
@@ -114,8 +114,8 @@ def _check_mixture(finished: Sequence[RunRecord]) -> str:
     if not count:
         return ""
     return (
-        f"In {count} of {_format_count(len(complete))} a plain mixture of the same likelihood "
-        f"predicts the held-out rows better."
+        f"In {count} of {_format_count(len(complete))} a mixture of the same likelihood predicts "
+        f"the held-out rows better than the VAE."
     )
 
 
@@ -123,8 +123,8 @@ def _check_seeds(finished: Sequence[RunRecord]) -> str:
     if len(finished) < 2 or len({run.seed for run in finished}) > 1:
         return ""
     return (
-        "All finished runs have one seed: how much of a difference is chance is not known. "
-        "Sweep seed=0,1,2 as well."
+        "All finished runs have the same seed, so the variation by chance is unknown. Sweep "
+        "seed=0,1,2 as well."
     )
 
 

@@ -85,17 +85,17 @@ class Comparison:
     def explain_verdict(self) -> str:
         """Returns a note on the verdicts, and on the effect of many comparisons."""
         if self.comparisons == 1:
-            return "The verdict is on the log evidence."
+            return "The verdict refers to the log evidence."
         return (
-            f"The verdict is on the log evidence. {self.comparisons} comparisons were made: of so "
-            f"many, some look clear by chance, and a plain 'clear' allows for that."
+            f"The verdict refers to the log evidence. With {self.comparisons} comparisons, some "
+            f"differences appear significant by chance; 'clear' is corrected for this."
         )
 
     def describe(self, configuration: Configuration, group: Group) -> str:
         """Returns the levels of a configuration, for the factors of its set."""
         settings = [factor for factor in self.factors if factor.key != "seed"]
         levels = {f.name: lv for f, lv in zip(settings, configuration.levels, strict=True)}
-        return ", ".join(f"{f.name}={levels[f.name]}" for f in group.factors) or "the one there is"
+        return ", ".join(f"{f.name}={levels[f.name]}" for f in group.factors) or "the only one"
 
     def count_states(self) -> str:
         """Returns the number of runs in each state, as text."""
@@ -109,12 +109,12 @@ class Comparison:
             group for group in self.groups if group.configurations[0].means.get("log_evidence")
         ]
         if not ranked:
-            return "No run has a log evidence yet, so that there is nothing to rank."
+            return "No run has a log evidence yet, so there is nothing to rank."
         if len(ranked) == 1:
             return f"The best configuration is {self.describe_best(ranked[0])}."
         parts = "; ".join(f"on {group.title}, {self.describe_best(group)}" for group in ranked[:3])
-        more = f"; and {len(ranked) - 3} sets more" if len(ranked) > 3 else ""
-        return f"The best configuration depends on what is compared: {parts}{more}."
+        more = f"; and {len(ranked) - 3} more sets" if len(ranked) > 3 else ""
+        return f"Each comparable set has its own best configuration: {parts}{more}."
 
     def describe_best(self, group: Group) -> str:
         """Returns the best configuration of a set, with its log evidence."""
@@ -123,7 +123,7 @@ class Comparison:
         seeds = f"{evidence.seeds} seed{'s' * (evidence.seeds != 1)}"
         rank = f"best of {len(group.configurations)}" * (len(group.configurations) > 1)
         lead = format_mean(group.lead, "log_evidence", signed=True)
-        ahead = f"{lead} over the next" if group.lead else ""
+        ahead = f"{lead} over the second" if group.lead else ""
         return (
             f"{self.describe(best, group)}, with a log evidence of "
             f"{format_mean(evidence, 'log_evidence')}{NBSP}nats per datum "

@@ -157,14 +157,14 @@ def verdict(difference: Mean, comparisons: int) -> str:
     from scipy.special import stdtrit
 
     if difference.standard_error is None:
-        return "one seed: not known"
+        return "unknown (one seed)"
     if difference.value == 0:
-        return "none"
+        return "no difference"
     if difference.standard_error == 0:
         return "clear"
     ratio = abs(difference.value) / difference.standard_error
     if ratio > stdtrit(difference.seeds - 1, 1 - _ERROR_RATE / 2 / comparisons):
         return "clear"
     if ratio > stdtrit(difference.seeds - 1, 1 - _ERROR_RATE / 2):
-        return "clear alone, not among all comparisons"
+        return "clear only without correction"
     return "not clear"

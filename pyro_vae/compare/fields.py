@@ -36,7 +36,7 @@ def _are_counts(value: Any) -> bool:
 
 _Kind = tuple[str, Callable[[Any], bool]]
 
-_NUMBER: _Kind = ("a number of a size up to 1e100", _is_number)
+_NUMBER: _Kind = ("a number between -1e100 and 1e100", _is_number)
 _TEXT: _Kind = ("text", _is_text)
 _BOOLEAN: _Kind = ("true or false", _is_boolean)
 _COUNTS: _Kind = ("numbers by name", _are_counts)
@@ -72,7 +72,7 @@ def check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
         path: The file.
     """
     if len(metrics) > _MOST:
-        raise ValueError(f"Expected '{path}' to hold at most {_MOST} figures, got {len(metrics)}")
+        raise ValueError(f"Expected '{path}' to hold at most {_MOST} metrics, got {len(metrics)}")
     _check_lengths(metrics, path)
     for name, (kind, fits) in _METRICS.items():
         value = metrics.get(name)

@@ -21,7 +21,7 @@ NAMES = {
     "rate": "Rate",
     "distortion": "Distortion",
     "active_units": "Active units",
-    "seconds": "Training",
+    "seconds": "Training time",
 }
 """The printed names of metrics."""
 

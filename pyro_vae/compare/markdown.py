@@ -1,4 +1,4 @@
-"""The comparison as Markdown text, for a terminal, a note or an issue."""
+"""The comparison as Markdown text, for a terminal or a note."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ def build_markdown(comparison: Comparison) -> str:
         f"{comparison.count_states()}.",
     ]
     if comparison.caveats:
-        parts += ["## Before you trust the figures", _format_list(comparison.caveats)]
+        parts += ["## Before you trust the metrics", _format_list(comparison.caveats)]
     for group in comparison.groups:
         parts += _build_section(comparison, group)
     if comparison.failures:
@@ -35,15 +35,18 @@ def _build_section(comparison: Comparison, group: Group) -> list[str]:
     finished = f"{len(group.runs):,} finished run{'s' * (len(group.runs) != 1)}"
     parts = [
         f"## {escape_markdown(group.title)} ({finished})",
-        "### Configurations\n\nMean ± standard error over seeds, on held-out rows; the best first.",
+        "### Configurations\n\nMean ± standard error over seeds, on held-out rows, best first.",
         _tabulate_configurations(comparison, group),
     ]
     if group.best_by_level:
-        parts += ["### The best of each level", _tabulate_best_by_level(comparison, group)]
+        parts += [
+            "### Best configuration of each level",
+            _tabulate_best_by_level(comparison, group),
+        ]
     if group.differences:
         note = (
-            f"Runs that are equal in all else, the seed included; mean ± standard error over "
-            f"seeds, in nats per datum. {comparison.explain_verdict()}"
+            f"Differences between runs that are otherwise identical, including the seed. Mean ± "
+            f"standard error over seeds, in nats per datum. {comparison.explain_verdict()}"
         )
         table = _tabulate_differences(comparison, group)
         parts += [f"### Paired differences\n\n{note}", table]
@@ -76,7 +79,7 @@ def _tabulate_best_by_level(comparison: Comparison, group: Group) -> str:
         ]
         for name, level, one in group.best_by_level
     ]
-    head = ["level", "its best configuration", "Log evidence (nats per datum)"]
+    head = ["level", "best configuration", "Log evidence (nats per datum)"]
     return _format_table(head, rows, 2)
 
 

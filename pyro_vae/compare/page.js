@@ -128,7 +128,7 @@
     ...(figure.log_evidence ? [metricColumn(figure.log_evidence)] : []),
     column("State", "state", {
       formatter: (cell) => tag("span", cell.getValue(), `state ${cell.getValue().replace(" ", "-")}`),
-      ...levelFilter("State", [...new Set(runs.map((run) => run.state))]), minWidth: 104, visible: count > 1,
+      ...levelFilter("State", [...new Set(runs.map((run) => run.state))]), minWidth: 112, visible: count > 1,
     }),
     column("Comparable set", "set", {
       formatter: (cell) => tag("span", cell.getValue()), ...levelFilter("Comparable set", sets),
@@ -154,7 +154,7 @@
       ...(figure.log_evidence ? [{ column: "log_evidence", dir: "desc" }] : []),
       ...(sets.length > 1 ? [{ column: "set", dir: "asc" }] : []),
     ],
-    placeholder: "No run passes the filters",
+    placeholder: "No run matches the filters",
     columnDefaults: { resizable: false },
   });
 
@@ -456,7 +456,7 @@
     const panel = element("detail");
     const title = tag("h3", run.name);
     if (run.report) {
-      const anchor = tag("a", "Open its report");
+      const anchor = tag("a", "Open the report");
       anchor.href = run.report;
       title.append(" \u00b7 ", anchor);
     }

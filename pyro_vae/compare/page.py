@@ -40,10 +40,10 @@ _COLUMNS = (
     ("rate", "Rate", "nats per datum", 2),
     ("distortion", "Distortion", "nats per datum", 2),
     ("active_units", "Active units", "", 0),
-    ("effective_sample_size_min", "Least ESS", "samples", 1),
+    ("effective_sample_size_min", "Smallest ESS", "samples", 1),
     ("parameters", "Parameters", "", 0),
     ("epochs", "Epochs", "", 0),
-    ("seconds", "Training", "s", 1),
+    ("seconds", "Training time", "s", 1),
 )
 """The metrics in the table of runs: key, name, unit, decimals."""
 

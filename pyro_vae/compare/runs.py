@@ -15,7 +15,7 @@ from pyro_vae.sweeps.job_status import Failure
 
 __all__ = ["STATES", "RunRecord", "find_runs"]
 
-STATES = ("finished", "failed", "running", "cut off", "unreadable")
+STATES = ("finished", "failed", "running", "interrupted", "unreadable")
 """The possible states of a run, in the order in which they are counted."""
 
 _RUN_FILES = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")
@@ -89,7 +89,7 @@ def find_runs(folders: Sequence[Path | str]) -> list[RunRecord]:
             runs.append(run)
     if not runs:
         listed = ", ".join(f"'{folder}'" for folder in folders)
-        raise ValueError(f"Expected FOLDER to hold runs of pyro-vae, found none in {listed}")
+        raise ValueError(f"Expected FOLDER to contain runs of pyro-vae, got none in {listed}")
     return sorted(runs, key=_start_order)
 
 
@@ -125,7 +125,7 @@ def _walk(
     for folder, names, files in os.walk(root, onerror=errors.append):
         path = os.path.realpath(folder)
         if limit is not None and len(visited) >= limit:
-            yield Path(root), f"links lead to more than {LINKED:,} folders: give it as FOLDER"
+            yield Path(root), f"links lead to more than {LINKED:,} folders: pass it as FOLDER"
             return
         if path in visited:
             names.clear()

@@ -121,7 +121,7 @@ class EagerStep:
             reached = [leaf for leaf in reached if id(leaf) in requested]
         if not reached and self.requested:
             raise ValueError(
-                "Expected a loss that depends on one of the parameters, got a loss of none of them"
+                "Expected a loss that depends on the parameters, got one that depends on none"
             )
         existing = set(map(id, self.parameters))
         self.parameters += [leaf for leaf in reached if id(leaf) not in existing]

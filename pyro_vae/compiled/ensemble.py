@@ -94,7 +94,7 @@ class EnsembleStep:
             [(t.shape, t.dtype, t.requires_grad) for t in self.tensors(i)] for i in self.active
         ]
         if different := [i for i, form in enumerate(forms) if form != forms[0]]:
-            raise NotCapturedError(f"VAE {different[0]} has other tensors than the first")
+            raise NotCapturedError(f"VAE {different[0]} differs from the first in its tensors")
         groups = list(zip(*map(self.tensors, self.active), strict=True))
         # Before any tensor is moved, because memory may run out.
         stacks = [torch.stack([tensor.detach() for tensor in tensors]) for tensors in groups]
@@ -222,7 +222,7 @@ class EnsembleStep:
         if [id(p) for p in self.weights[i] if p.requires_grad and p.grad is not None] != list(
             map(id, own)
         ):
-            raise NotCapturedError(f"the loss of VAE {i} depends on other parameters")
+            raise NotCapturedError(f"the loss of VAE {i} depends on different parameters")
         expected = [torch.as_tensor(parameter.grad) for parameter in own]
         check_close(f"gradient of VAE {i}", gradients, expected, tolerance)
         check_close(f"state of VAE {i}", after[count:-1], self.buffers[i], tolerance)

@@ -292,8 +292,8 @@ class Step(EagerStep):
             )
         if sum(map(len, self._cache.values())) >= MAX_GRAPHS:
             raise NeverCapturedError(
-                f"there were {MAX_GRAPHS} kinds of calls; make a number that changes with each "
-                f"call a scalar tensor"
+                f"{MAX_GRAPHS} graphs for different calls exist already; pass a number that "
+                f"changes with each call as a scalar tensor"
             )
 
     def _report_failure(self, error: Exception) -> None:

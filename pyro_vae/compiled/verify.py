@@ -64,8 +64,8 @@ def _rounding_norm(value: Tensor) -> float:
 
 def _describe_difference(name: str, difference: float, size: float) -> str:
     return (
-        f"the {name} differs from the eager step's, by a norm of {difference:.3g} where that is "
-        f"{size:.3g}"
+        f"the {name} differs from that of the eager step: its norm is {size:.3g}, that of the "
+        f"difference {difference:.3g}"
     )
 
 

@@ -77,8 +77,8 @@ def _describe_unreadable(error: OverrideParseException) -> str:
                 f"quotes, {shlex.quote(f'{key}={other}')}"
             )
     return (
-        f"Expected a setting that Hydra can read, got {error.override!r}: names are ASCII, "
-        f"values end, and brackets and quotes close"
+        f"Expected a setting that Hydra can read, got {error.override!r}: write names in ASCII, "
+        f"complete the value, and close brackets and quotes"
     )
 
 
@@ -127,16 +127,16 @@ def _describe_not_composed(error: ConfigCompositionException) -> str:
         whole = format_override(match[1], match[2])
         as_list = shlex.quote(f"{match[1]}=[{match[2]}]")
         return (
-            f"Expected one value for {match[1]}, got '{match[2]}': add -m for a job each, or write "
-            f"a list as {as_list} and text as {whole}"
+            f"Expected one value for {match[1]}, got '{match[2]}': add -m for one job per value, "
+            f"or write a list as {as_list} and text as {whole}"
         )
     if match := re.match(r"Sweep parameters '(.*)' requires --multirun", text, re.DOTALL):
-        return f"Expected one value, got '{match[1]}': add -m for a job each"
+        return f"Expected one value, got '{match[1]}': add -m for one job per value"
     if text.startswith("Could not override") and isinstance(cause, OmegaConfBaseException):
         return _describe_unknown_setting(text, cause)
     if match := re.match(r"Error merging override (.*?)=(.*)", text, re.DOTALL):
         reason = "" if cause is None else f": {_one_line(str(cause).partition(chr(10))[0])}"
-        return f"Expected {match[1]} to be of another type, got {match[2]!r}{reason}"
+        return f"Expected {match[1]} to be of a different type, got {match[2]!r}{reason}"
     return _one_line(text)
 
 
@@ -154,7 +154,7 @@ def _describe_unknown_setting(text: str, cause: OmegaConfBaseException) -> str:
             return f"{line}: choose an option of {parent_key} first, as in {parent_key}=NAME"
         return f"{line}: {addition} adds it"
     if similar := _find_similar(key, _list_groups(), [*_list_settings(root)]):
-        return f"{line}: is {' or '.join(similar)} meant? ({_HELP})"
+        return f"{line}: did you mean {' or '.join(similar)}? ({_HELP})"
     names = [str(name) for name in parent if name not in (*_INSTANTIATE_KEYS, "hydra")]
     target = parent.get("_target_")
     if not parent_key or len(names) > _MOST:

@@ -149,7 +149,7 @@ def _read_arrays(file: Path) -> dict[str, Any]:
     except Exception as error:
         # The readers of zip archives, headers and pickles raise different errors.
         raise ValueError(
-            f"Expected '{file}' to be a whole file of arrays, got {type(error).__name__}: {error}"
+            f"Expected '{file}' to be an intact file of arrays, got {type(error).__name__}: {error}"
         ) from error
 
 
@@ -162,7 +162,7 @@ def _to_rows(values: Any, key: str) -> Tensor:
     if values.dtype.kind in "ui" and bool(((values > _EXACT) | (values < -_EXACT)).any()):
         raise ValueError(
             f"Expected {key} to be exact in double precision, got integers above 2**53: "
-            f"leave identifiers out, or store reals"
+            f"leave identifiers out, or store floating-point numbers"
         )
     x = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     bad = int((~torch.isfinite(x)).sum())

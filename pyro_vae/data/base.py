@@ -203,7 +203,7 @@ class Preparation(NamedTuple):
         if set(values) != set(_KEYS) | signature:
             raise ValueError(f"Expected the keys {_KEYS}, got {sorted(values)}")
         if signature and values["sha256"] != _checksum({key: values[key] for key in _KEYS}):
-            raise ValueError("Expected values that match their checksum, got others")
+            raise ValueError("Expected values that match their checksum, got other values")
         shape = values["event_shape"]
         if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
             raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
@@ -243,7 +243,7 @@ def _parse_scaling(values: Any, shape: tuple[int, ...]) -> Scaling:
         if tensors[name].shape != shape or not bool(tensors[name].isfinite().all()):
             raise ValueError(f"Expected {name} to be finite, of shape {shape}, got {numbers!r:.50}")
     if not bool((tensors["scale"] > 0).all()):
-        raise ValueError("Expected scale to be positive, got a zero or less")
+        raise ValueError("Expected scale to be positive, got zero or less")
     return Scaling(**tensors)
 
 

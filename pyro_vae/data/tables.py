@@ -165,7 +165,7 @@ def _read_table(file: Path, separator: str) -> Any:
     if len(frame.columns) == 1 and other:
         raise ValueError(
             f"Expected values in '{file}' to be separated by {separator!r}, got one column "
-            f"{frame.columns[0]!r}: give the separator ({format_override('data.separator', other)})"
+            f"{frame.columns[0]!r}: set the separator ({format_override('data.separator', other)})"
         )
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
@@ -201,7 +201,7 @@ def _check_header(file: Path, names: list[str], all_names: list[str]) -> None:
         others = format_override("data.columns", [n for n in names if n not in unnamed] or ["NAME"])
         raise ValueError(
             f"Expected a name for each column of '{file}', got {unnamed[0]!r}, which may be an "
-            f"index: give the columns to use ({others}), or write the file without "
+            f"index: name the columns to use ({others}), or write the file without "
             f"an index (to_csv(..., index=False))"
         )
     numeric = [name for name in names if NUMBER.fullmatch(name)]
@@ -210,8 +210,8 @@ def _check_header(file: Path, names: list[str], all_names: list[str]) -> None:
     if numeric and not counted and not (plain and len(numeric) < len(all_names)):
         raise ValueError(
             f"Expected the first line of '{file}' to name the columns, got the number "
-            f"{numeric[0]}: write a line of names above it, or give the columns to use if these "
-            f"are names ({format_override('data.columns', names)})"
+            f"{numeric[0]}: write a line of names above it, or list the columns if these are names "
+            f"({format_override('data.columns', names)})"
         )
 
 
@@ -260,8 +260,8 @@ def _check_once(available: list[str], names: list[str], label: str | None) -> No
     if twice:
         others = format_override("data.columns", [n for n in names if n not in twice] or ["NAME"])
         raise ValueError(
-            f"Expected each column once, got more of {sorted(twice)}: give each another name "
-            f"in the file, or take others ({others})"
+            f"Expected each column once, got duplicates of {sorted(twice)}: rename them in the "
+            f"file, or use other columns ({others})"
         )
 
 
@@ -279,9 +279,9 @@ def _to_tensor(frame: Any, names: list[str]) -> Tensor:
         others = format_override("data.columns", [n for n in names if n not in text] or ["NAME"])
         label = format_override("data.label", text[0])
         raise ValueError(
-            f"Expected columns of numbers, got categorical values in {', '.join(shown)}: take "
-            f"others ({others}), colour figures by one ({label}), or "
-            f"make them numbers first"
+            f"Expected columns of numbers, got categorical values in {', '.join(shown)}: use other "
+            f"columns ({others}), use one as the label that colours figures ({label}), or "
+            f"convert them to numbers first"
         )
     return torch.from_numpy(
         frame[names].astype("float64").to_numpy(copy=True, na_value=float("nan"))
@@ -297,7 +297,7 @@ def _check_integers(file: Path, frame: Any, names: list[str], separator: str) ->
         raise ValueError(
             f"Expected numbers that are exact in double precision, got integers above 2**53 in "
             f"columns {bad}, which may be identifiers: leave them out ({others}), or write "
-            f"them with a decimal point to have them rounded"
+            f"them with a decimal point to accept rounding"
         )
 
 

@@ -358,7 +358,7 @@ def fetch_images(
         reason = " ".join(str(error).split()) or type(error).__name__
         missing = [file for file in files if not (root / file).exists()]
         state = f"missing: {', '.join(missing)}" if missing else "damaged"
-        cure = "put them there, unpacked"
+        cure = "put the unpacked files there"
         if kind:
             cure += ", or pass download=True (data.download=true)"
         if download:

@@ -66,7 +66,7 @@ def _list_settings(run: TrainedRun, metrics: dict[str, Any]) -> dict[str, str]:
         "KL of the ELBO": _describe_kl(run, metrics),
         "Optimizer": (
             f"{optimizer._target_.rsplit('.', 1)[-1]}, learning rate "
-            f"{optimizer.get('lr', 'by default')}"
+            f"{optimizer.get('lr', 'left at its default')}"
         ),
         "Training": (
             f"{metrics['epochs']} epochs, {metrics['steps']} steps of "
@@ -96,7 +96,7 @@ def _describe_kl(run: TrainedRun, metrics: dict[str, Any]) -> str:
     """Returns how the KL of each site is computed, and whether training sampled it."""
     terms = "; ".join(f"{k}: {reason}" for k, reason in metrics["kl_reason"].items())
     sampled = getattr(run.objective, "analytic", None) is False
-    return terms + ("; sampled in training, as analytic=False asks" if sampled else "")
+    return terms + ("; sampled in training, because of analytic=False" if sampled else "")
 
 
 def _describe_network(network: torch.nn.Module) -> str:
@@ -124,17 +124,17 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
             f"beat. Not computed if values are missing."
         )),
         ("ELBO", "elbo", "elbo_se", (
-            "The lower bound on the log evidence at beta = 1, for any training objective."
+            "The lower bound on the log evidence at beta = 1, whatever the training objective."
         )),
         ("Gap", "gap", None, (
             "Log evidence minus ELBO on the same rows: the KL from the approximate to the true "
             "posterior."
         )),
         ("Rate", "rate", None, (
-            "KL from posterior to prior: the information that an embedding has about its datum."
+            "KL from posterior to prior: the information about a datum in its embedding."
         )),
         ("Distortion", "distortion", None, (
-            "The negative expected log likelihood: the loss between datum and reconstruction."
+            "The negative expected log likelihood: the reconstruction loss."
         )),
         ("Objective", "objective", None, (
             "The training objective on all held-out rows; not comparable between objectives."
@@ -191,7 +191,7 @@ def find_warnings(metrics: dict[str, Any]) -> list[str]:
 def format_active_units(metrics: Mapping[str, Any]) -> str:
     """Returns the number of active units as text; it is unknown for one row."""
     if metrics["active_units"] is None:
-        return "    - (two rows or more are needed)"
+        return "    - (needs at least two rows)"
     return f"{metrics['active_units']:5d} of {metrics['latent_dim']}"
 
 
@@ -200,7 +200,7 @@ def format_run_summary(metrics: dict[str, Any], out: Path) -> str:
     mixture = metrics["mixture_log_evidence"]
     lines = [
         f"log evidence  {metrics['log_evidence']:9.3f} +- {metrics['log_evidence_se']:.3f} nats "
-        f"per datum, held out",
+        f"per datum, on held-out rows",
         f"ELBO          {metrics['elbo']:9.3f} (rate {metrics['rate']:.3f}, distortion "
         f"{metrics['distortion']:.3f})",
         f"active units  {format_active_units(metrics)}",

@@ -75,7 +75,7 @@ def _draw_reconstructions(vae: VAE, x: Tensor) -> report.Picture:
     """Draws held-out data above their reconstructions."""
     ax = _create_axes(8, 1.9)
     plots.reconstructions(_to_numpy(x[:10]), _to_numpy(vae.reconstruct(x[:10])), ax=ax)
-    caption = "Held-out data above, below the mean of p(x given z) at the mean of q(z given x)."
+    caption = "Held-out data (top), and the mean of p(x given z) at the mean of q(z given x)."
     return report.Picture("reconstructions.png", "Reconstructions", caption, _get_figure(ax))
 
 
@@ -98,8 +98,8 @@ def _draw_traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.
         decoded = vae.decode(z.flatten(0, 1)).mean
     ax = plots.images(_to_numpy(decoded), columns=len(values), ax=_create_axes(5.6, 3.4))
     caption = (
-        f"The embedding of the first held-out datum with one dimension moved from -3 to 3. "
-        f"Dimensions {', '.join(str(int(d) + 1) for d in order)}, in order of decreasing rate."
+        f"The embedding of the first held-out datum with one dimension varied from -3 to 3. Rows: "
+        f"dimensions {', '.join(str(int(d) + 1) for d in order)}, in order of decreasing rate."
     )
     return report.Picture("traversals.png", "Traversals", caption, _get_figure(ax))
 
@@ -150,8 +150,8 @@ def _draw_tsne(means: Tensor, labels: Any) -> report.Picture:
     )
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
     caption = (
-        f"{len(embeddings):,} embeddings by t-SNE: neighbourhoods are meaningful, distances are "
-        f"not."
+        f"{len(embeddings):,} embeddings projected by t-SNE: neighbourhoods are meaningful, "
+        f"distances are not."
     )
     return report.Picture("tsne.png", "Latent space by t-SNE", caption, _get_figure(ax))
 
@@ -199,7 +199,7 @@ def _draw_proposals(vae: VAE, x: Tensor, mask: Tensor | None, num_particles: int
         for proposal in ("posterior", "prior")
     }
     ax = plots.lines(counts, estimates, ax=_create_axes(5.6, 3.2))
-    ax.set(xlabel="samples for each datum", ylabel="log evidence, nats per datum", xscale="log")
+    ax.set(xlabel="samples per datum", ylabel="log evidence, nats per datum", xscale="log")
     caption = (
         f"The log evidence of {len(rows)} held-out rows by importance sampling. Few z from the "
         f"prior explain a given datum, so the estimate is too low. The encoder proposes z with a "

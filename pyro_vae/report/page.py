@@ -151,7 +151,7 @@ def _summarize(report: Report) -> str:
     epochs = len(report.history)
     after = f" after {epochs:,} epoch{'s' * (epochs != 1)} of training" if epochs else ""
     if not report.figures:
-        return f"Nothing was measured{after}."
+        return f"No metric was computed{after}."
     first = report.figures[0]
     name = first.name if first.name[:2].isupper() else first.name[:1].lower() + first.name[1:]
     if not _is_available(first.value):

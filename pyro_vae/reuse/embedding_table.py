@@ -105,5 +105,5 @@ def _import_pyarrow(path: Path) -> tuple[Any, Any]:
     except ImportError:
         raise ValueError(
             f"Expected the extra parquet for '{path}', got none: pip install 'pyro_vae[parquet]', "
-            f"or let out end in .csv"
+            f"or pass an out that ends in .csv"
         ) from None

@@ -140,7 +140,7 @@ def build_run_path(run: Path | str, folder: str, name: str, part: str, suffix: s
     if not Path(os.path.realpath(root / folder)).is_relative_to(os.path.realpath(root)):
         raise ValueError(
             f"Expected '{root / folder}' to lie in the folder of the run, got a link to another "
-            f"folder: name the file by out"
+            f"folder: pass out to choose another file"
         )
     return root / folder / f"{stem}-{part}.{suffix}"
 
@@ -152,8 +152,8 @@ def summary(figures: Mapping[str, Any], path: Path) -> str:
         f"run           {figures['run']}",
         f"log evidence  {figures['log_evidence']:9.3f} +- {figures['log_evidence_se']:.3f} nats "
         f"per datum, {count} rows of {figures['data']} ({figures['part']})",
-        f"              +- {figures['log_evidence_monte_carlo_se']:.3f} from the draws, worth "
-        f"{figures['effective_sample_size_min']:.1f} of {particles} or more a row",
+        f"              +- {figures['log_evidence_monte_carlo_se']:.3f} Monte Carlo error, "
+        f"smallest effective sample size {figures['effective_sample_size_min']:.1f} of {particles}",
         f"ELBO          {figures['elbo']:9.3f} (rate {figures['rate']:.3f}, distortion "
         f"{figures['distortion']:.3f})",
         f"active units  {format_active_units(figures)}",

@@ -158,8 +158,8 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     for value in _iterate_strings(cfg):
         if "${" in value:
             raise ValueError(
-                f"Expected '{path}' to hold plain values, as a run writes them, got "
-                f"{value!r:.100}, which is an interpolation"
+                f"Expected '{path}' to hold plain values, as a run writes them, got the "
+                f"interpolation {value!r:.100}"
             )
     return cfg
 
@@ -187,7 +187,7 @@ def read_stored_integer(cfg: Mapping[str, Any], name: str) -> int:
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(
-            f"Expected the run's config.yaml to have an integer {name}, got {value!r:.50}: give "
+            f"Expected the run's config.yaml to have an integer {name}, got {value!r:.50}: pass "
             f"{name}"
         )
     return value
@@ -210,7 +210,7 @@ def build_own_data(folder: Path, allow: Sequence[str], like: Preparation | None 
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         raise ValueError(
-            f"Expected the data of '{folder}' to be made as its config.yaml says, got an error: "
+            f"Expected the data of '{folder}' to be built from its config.yaml, got an error: "
             f"{kind}{' '.join(str(cause).split())}"
         ) from error
     if not isinstance(dataset, Data):
@@ -239,12 +239,13 @@ def _check_node(node: Any, here: Collection[str], below: Collection[str], folder
         value = node[key]
         if key == "_target_" and not (isinstance(value, str) and value in here):
             raise ValueError(
-                f"Expected the data of '{folder}' to be made by pyro_vae.data, got {value!r:.100}: "
-                f"if you trust the run, {config.format_override('allow', [f'{value!s:.100}'])}"
+                f"Expected the data of '{folder}' to be built by pyro_vae.data, got "
+                f"{value!r:.100}: if you trust the run, "
+                f"{config.format_override('allow', [f'{value!s:.100}'])}"
             )
         if (key != "_target_" and key.startswith("_") and key.endswith("_")) or value == "???":
             raise ValueError(
-                f"Expected the data of '{folder}' to be made by settings, got {key}={value!r:.50}"
+                f"Expected the data of '{folder}' to have plain settings, got {key}={value!r:.50}"
             )
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
@@ -283,10 +284,10 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
     if not _equal_scaling(dataset.scaling, like.scaling) or (
         like.scaling and dataset.columns is None
     ):
-        state = "as they are" if dataset.scaling is None else "scaled otherwise"
+        state = "without scaling" if dataset.scaling is None else "with another scaling"
         raise ValueError(
-            f"Expected data scaled as the training data of run '{run}' were"
-            f"{', not at all' if like.scaling is None else ''}, got '{dataset.name}' {state}: "
+            f"Expected data with the scaling of the training data of run '{run}'"
+            f"{', which is none' if like.scaling is None else ''}, got '{dataset.name}' {state}: "
             f"data.table(..., like=reuse.preparation(run)) applies the scaling"
         )
     same_binarize = (dataset.binarize == "none") == (like.binarize == "none")

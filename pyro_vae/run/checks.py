@@ -137,9 +137,9 @@ def _check_state(run: Training, path: Path) -> None:
         other = state["fingerprint"].get(name)
         if other != own:
             raise ValueError(
-                f"Expected resume=true to continue the training in '{path.parent}', got another "
-                f"{name}: {_shorten(other)} there, {_shorten(own)} here: choose another folder "
-                f"(out=FOLDER), or replace the run (overwrite=true)"
+                f"Expected resume=true to continue the training in '{path.parent}', got a "
+                f"different value of {name}: {_shorten(other)} there, {_shorten(own)} here: choose "
+                f"another folder (out=FOLDER), or replace the run (overwrite=true)"
             )
     run.resume_from(state, path)
 

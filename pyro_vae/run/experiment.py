@@ -89,9 +89,7 @@ def _prepare(cfg: DictConfig) -> PreparedRun:
         torch.set_num_threads(cfg.threads)
     data = config.build(cfg.data)
     if not len(data.x.test):
-        raise ValueError(
-            f"Expected rows of '{data.name}' to be kept for the test, got none: set data.test"
-        )
+        raise ValueError(f"Expected '{data.name}' to have test rows, got none: set data.test")
     vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)

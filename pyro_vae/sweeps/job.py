@@ -108,9 +108,9 @@ def run_job(cfg: DictConfig) -> float:
     if outcome == "failed":
         raise _JobFailed(reason)
     if outcome == "elsewhere":
-        _log.info("%s is left to the process that runs it", name)
+        _log.info("%s: already running in another process", name)
         return float("nan")
-    before = " (finished before)" if outcome == "passed over" else ""
+    before = " (already finished)" if outcome == "skipped" else ""
     _log.info("%s: log evidence %.3f nats per datum%s", name, _read_evidence(task), before)
     return _read_evidence(task)
 
@@ -136,7 +136,7 @@ def _run_task(task: _Task) -> tuple[str, str]:
             f"configuration: choose another hydra.sweep.dir or hydra.sweep.subdir"
         )
     if job_status.read_state(task.folder) == "finished":
-        return "passed over", ""
+        return "skipped", ""
     task.add_to_journal("started")
     return _start_task(task)
 
@@ -295,10 +295,10 @@ def describe_exit(code: int) -> str:
     import signal
 
     if code >= 0:
-        return f"the process ended with exit code {code}"
+        return f"the process exited with code {code}"
     name = signal.Signals(-code).name
-    hint = " (was memory short?)" if name == "SIGKILL" else ""
-    return f"the process was ended by {name}{hint}"
+    hint = " (possibly out of memory)" if name == "SIGKILL" else ""
+    return f"the process was terminated by {name}{hint}"
 
 
 def _now() -> str:

@@ -99,7 +99,9 @@ def read_run_id(folder: Path) -> str | None:
         return None
     values = read_yaml(path)
     if not isinstance(values, dict) or "${" in json.dumps(values):
-        raise ValueError(f"Expected '{path}' to hold settings without references, got others")
+        raise ValueError(
+            f"Expected '{path}' to hold resolved settings, got references or no settings"
+        )
     return run_id(values)
 
 

@@ -17,8 +17,8 @@ __all__ = [
     "write_failure",
 ]
 
-_State = Literal["finished", "failed", "running", "cut off"]
-"""The state of a job; ``"cut off"`` if it neither ended nor is running."""
+_State = Literal["finished", "failed", "running", "interrupted"]
+"""The state of a job; ``"interrupted"`` if it neither ended nor is running."""
 
 
 class Failure(NamedTuple):
@@ -40,7 +40,7 @@ class Failure(NamedTuple):
 def read_state(folder: Path) -> _State:
     """Returns the state of a job.
 
-    A running job counts as cut off if folders cannot be locked.
+    A running job counts as interrupted if folders cannot be locked.
 
     Raises:
         ValueError: If ``metrics.json`` or ``failure.json`` is damaged.
@@ -49,7 +49,7 @@ def read_state(folder: Path) -> _State:
         return "failed"
     if read_metrics(folder) is not None and (folder / "report.html").is_file():
         return "finished"
-    return "running" if is_held(folder) else "cut off"
+    return "running" if is_held(folder) else "interrupted"
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

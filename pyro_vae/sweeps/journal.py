@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     Attributes:
         folder: The folder of the job.
         overrides: The overrides of the default configuration.
-        outcome: ``"started"``, ``"finished"``, ``"passed over"`` (it was finished before),
+        outcome: ``"started"``, ``"finished"``, ``"skipped"`` (it was finished before),
             ``"failed"`` or ``"elsewhere"`` (another process runs it).
         reason: The reason of a failure.
         command: The command that runs the job alone.
@@ -167,13 +167,13 @@ def _settle_entry(entry: Entry) -> Entry:
 def _wait_for_outcome(folder: Path) -> tuple[str, str]:
     """Waits for other processes; returns the outcome of a job, and the reason if it failed."""
     if job_status.read_state(folder) == "running":
-        print(f"waiting for {folder.name}, which another process runs")
+        print(f"waiting for {folder.name}, which is running in another process")
     while (state := job_status.read_state(folder)) == "running":
         time.sleep(0.5)
     if state == "finished":
         return "finished", ""
     failure = job_status.read_failure(folder)
-    return "failed", failure.reason if failure else "its process ended before it did"
+    return "failed", failure.reason if failure else "its process ended before the job"
 
 
 def _summarize(entries: list[Entry], sweep: Path, code: int) -> str:
@@ -185,13 +185,17 @@ def _summarize(entries: list[Entry], sweep: Path, code: int) -> str:
         if entry.outcome == "failed":
             lines += [
                 "",
-                f"failed  {entry.overrides}",
-                f"  why   {entry.reason}",
-                *(f"  log   {path}" for path in [Path(entry.folder) / "job.log"] if path.is_file()),
-                f"  alone {entry.command}",
+                f"failed    {entry.overrides}",
+                f"  reason  {entry.reason}",
+                *(
+                    f"  log     {path}"
+                    for path in [Path(entry.folder) / "job.log"]
+                    if path.is_file()
+                ),
+                f"  command {entry.command}",
             ]
     if code and not numbers["failed"]:
         lines += ["", "The sweep ended early, and jobs may be missing."]
     if code or numbers["failed"]:
-        lines += ["", "The same command again runs only failed and missing jobs."]
+        lines += ["", "Run the same command again to run only the failed and missing jobs."]
     return "\n".join([*lines, f"To compare them: pyro-vae-compare {shlex.quote(str(sweep))}"])

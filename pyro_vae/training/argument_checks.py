@@ -83,7 +83,8 @@ def check_objective_schedules(
     check_size("num_particles", getattr(objective, "num_particles", 1), least=1)
     if not isinstance(schedules, Mapping):
         raise ValueError(
-            f"Expected schedules by name, such as beta, got {describe_value(schedules)}"
+            f"Expected schedules to map names, such as beta, to schedules, got "
+            f"{describe_value(schedules)}"
         )
     for name, schedule in schedules.items():
         if not isinstance(schedule, Schedule):
@@ -106,12 +107,12 @@ def check_factories(make: Any, lr_schedule: Any) -> None:
     """Raises a ``ValueError`` unless both factories are callable."""
     if not callable(make) or isinstance(make, PyroOptim):
         raise ValueError(
-            f"Expected optimizer to make one from parameters, got {_describe_factory(make)}: pass "
+            f"Expected optimizer to build one from parameters, got {_describe_factory(make)}: pass "
             f"a class of torch.optim, or functools.partial(torch.optim.Adam, lr=1e-3)"
         )
     if lr_schedule is not None and not callable(lr_schedule):
         raise ValueError(
-            f"Expected lr_schedule to make a scheduler from an optimizer, got "
+            f"Expected lr_schedule to build a scheduler from an optimizer, got "
             f"{_describe_factory(lr_schedule)}: pass a class of torch.optim.lr_scheduler, or a "
             f"functools.partial of one"
         )
@@ -131,7 +132,7 @@ def check_precision(precision: str, compile: bool | str) -> bool | str:
     if precision == "float32":
         return compile
     if compile is False:
-        raise ValueError(f"Expected compile, which {precision=} is part of, got {compile=}")
+        raise ValueError(f"Expected compiled steps, which {precision=} needs, got {compile=}")
     return True if compile == "auto" else compile
 
 
@@ -158,7 +159,7 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
     for role in ("encoder", "decoder"):
         check_channels_first(role, getattr(vae, role), vae.event_shape)
     if patience is not None and valid is None:
-        raise ValueError(f"Expected valid, without which {patience=} has nothing to wait for")
+        raise ValueError(f"Expected valid, which {patience=} needs, got None")
     if valid is not None and valid.dynamic:
         raise ValueError("Expected valid to be rows drawn once, got rows redrawn for each batch")
     for name, rows in (("train", train), ("valid", valid)):

@@ -62,8 +62,8 @@ class Checkpointer:
         if changes:
             part, change = next(iter(changes.items()))
             warnings.warn(
-                f"load cannot rebuild the VAE of '{self.folder}/model.safetensors', because it was "
-                f"changed after its creation, {part}: {change}. {suggest_remedy(part)}",
+                f"load cannot rebuild the VAE of '{self.folder}/model.safetensors', because the "
+                f"VAE was changed after its creation, {part}: {change}. {suggest_remedy(part)}",
                 stacklevel=3,
             )
 
@@ -108,13 +108,15 @@ class Checkpointer:
             return
         reasons = ", ".join(f"{name} ({reason})" for name, reason in self.failed.items())
         if "model.safetensors" in self.failed:
-            remedy = "write the weights in memory to another place by pyro_vae.save(vae, path)"
+            remedy = "save the weights in memory to another path, pyro_vae.save(vae, path)"
         else:
             remedy = "model.safetensors is complete, but resume=True repeats the last epochs"
             if list(self.failed) == ["history.csv"]:
-                remedy = "all else is complete, and the result of fit holds the history"
+                remedy = "the other files are complete, and the result of fit has the history"
         warnings.warn(
-            f"'{self.folder}' lacks the end of this training in {reasons}: {remedy}", stacklevel=6
+            f"'{self.folder}' lacks the end of this training, because files could not be written, "
+            f"{reasons}: {remedy}",
+            stacklevel=6,
         )
 
     def _write_weights(self, name: str, run: Training, weights: dict[str, Tensor]) -> None:

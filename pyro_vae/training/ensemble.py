@@ -170,7 +170,7 @@ def _train_all(
         undo_training()
         if strict:
             undo_start()
-            raise RuntimeError(f"Expected VAEs to train at once, but {error}") from error
+            raise RuntimeError(f"Expected VAEs that can train together, but {error}") from error
         warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=4)
     results: list[FitResult] = []
     try:
@@ -297,7 +297,9 @@ def _for_each(name: str, value: Any, count: int, default: Any = None) -> list[An
         value = [value] * count
     values = list(value)
     if len(values) != count:
-        raise ValueError(f"Expected {name} to be one for each of {count} VAEs, got {len(values)}")
+        raise ValueError(
+            f"Expected one value of {name} for each of {count} VAEs, got {len(values)}"
+        )
     return [default if one is None else one for one in values]
 
 

@@ -107,7 +107,7 @@ def _check_similar(runs: Sequence[Training]) -> None:
         if roles:
             raise NotCapturedError(f"the recipe of VAE {i} does not describe its {roles[0]}")
         for path, text in find_differences(run.vae).items():
-            raise NotCapturedError(f"VAE {i} is not the one of its recipe, {path}: {text}")
+            raise NotCapturedError(f"VAE {i} differs from its recipe, {path}: {text}")
         if any(isinstance(v, Tensor) for m in run.vae.modules() for v in vars(m).values()):
             raise NotCapturedError(f"a module of VAE {i} holds a tensor outside of its buffers")
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in run.vae.parameters()):
@@ -120,11 +120,11 @@ def _check_similar(runs: Sequence[Training]) -> None:
             raise NotCapturedError(f"the update of {name} cannot be part of a graph here")
         parameters = [id(p) for group in optimizer.param_groups for p in group["params"]]
         if parameters != [id(p) for p in run.vae.parameters() if p.requires_grad]:
-            raise NotCapturedError(f"optimizer {i} has other parameters than its VAE")
+            raise NotCapturedError(f"the parameters of optimizer {i} are not those of VAE {i}")
         for name, value in _read_settings(run).items():
             if value != first.get(name):
                 raise NotCapturedError(
-                    f"VAE {i} has another {name}, {value}, than the first, {first.get(name)}"
+                    f"VAE {i} differs from the first in {name}: {value} and {first.get(name)}"
                 )
 
 

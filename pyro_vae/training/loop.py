@@ -98,7 +98,7 @@ class Training:
         self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
         if lr_schedule is not None and not isinstance(self.lr_schedule, LRScheduler):
             raise ValueError(
-                f"Expected lr_schedule to make a scheduler of torch.optim.lr_scheduler, got "
+                f"Expected lr_schedule to build a scheduler of torch.optim.lr_scheduler, got "
                 f"{describe_value(self.lr_schedule)}"
             )
         x, mask = self.get_batch(slice(None))
@@ -244,7 +244,7 @@ class Training:
         self.restore(before)
         last_good = self.steps
         self.vae.train()
-        where = "the ELBO of the validation rows, or a weight after the last step, is not"
+        where = "the ELBO of the validation rows or a weight after the last step is not finite"
         for rows in draw_batches(len(self.train.x), self.batch_size, self.order):
             state = self.capture()
             if not math.isfinite(self.step(rows)):
@@ -337,9 +337,9 @@ class Training:
         for name, own in self.fingerprint().items():
             if state["fingerprint"].get(name) != own:
                 raise ValueError(
-                    f"Expected the training in {path} to be this one, got another {name}: "
-                    f"{state['fingerprint'].get(name)} there, {own} here. Give another folder, or "
-                    f"resume=False to start again"
+                    f"Expected the training in {path} to be this one, got a different value of "
+                    f"{name}: {state['fingerprint'].get(name)} there, {own} here. Pass another "
+                    f"folder, or resume=False to start again"
                 )
         self.restore(state)
         self.best_weights = state["kept"]

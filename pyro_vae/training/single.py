@@ -240,7 +240,7 @@ def _explain_interrupt(
     """Adds a note on how to continue to an interrupt from the keyboard, if Python supports it."""
     if isinstance(error, KeyboardInterrupt) and hasattr(error, "add_note"):
         if checkpointer.folder is None:
-            how = "fit_result of this exception holds the history; out=FOLDER would keep the state"
+            how = "fit_result of this exception has the history; out=FOLDER would save the state"
         else:
             how = f"call fit with out={str(checkpointer.folder)!r} and resume=True to continue"
         error.add_note(f"fit stopped after epoch {run.epoch} of {epochs}: {how}")
@@ -266,7 +266,8 @@ def warn_on_cleanup_error(run: Training) -> Iterator[None]:
         return
     except Exception as error:
         warnings.warn(
-            f"The VAE cannot be left as at the end of a training: {type(error).__name__}: {error}",
+            f"The state of the VAE at the end of the training cannot be set: "
+            f"{type(error).__name__}: {error}",
             stacklevel=6,
         )
     finally:

@@ -163,8 +163,8 @@ class AutoVAEGuide(AutoGuide):
         if self.site not in trace:
             self.prototype_trace = None
             raise ValueError(
-                f"Expected model to have a latent site {self.site!r}, as it has where it calls "
-                f"vae.model of this VAE with suffix={self.suffix!r}"
+                f"Expected model to have the latent site {self.site!r}, got none: call vae.model "
+                f"of this VAE in it, with suffix={self.suffix!r}"
             )
         self._frames = trace.nodes[self.site]["cond_indep_stack"]
 

@@ -34,11 +34,11 @@ def build_part(part: Part, role: str, **sizes: Any) -> Any:
         return part
     if not callable(part):
         raise ValueError(
-            f"Expected {role} to be a module or a callable that makes one, got "
+            f"Expected {role} to be a module or a callable that builds one, got "
             f"{describe_value(part)}"
         )
     if isinstance(part, type) and not issubclass(part, nn.Module):
-        raise ValueError(f"Expected {role} to make a torch.nn.Module, got {describe_value(part)}")
+        raise ValueError(f"Expected {role} to build a torch.nn.Module, got {describe_value(part)}")
     try:
         parameters = inspect.signature(part).parameters
     except (TypeError, ValueError) as error:
@@ -56,12 +56,12 @@ def build_part(part: Part, role: str, **sizes: Any) -> Any:
     ]
     if missing:
         raise ValueError(
-            f"Expected {role} to need nothing but {sorted(sizes)}, got {part!r}, which also needs "
-            f"{missing}: give those with functools.partial"
+            f"Expected {role} to require only {sorted(sizes)}, got {part!r}, which also requires "
+            f"{missing}: set those with functools.partial"
         )
     module = part(**arguments)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"Expected {role} to make a torch.nn.Module, got {type(module).__name__}")
+        raise ValueError(f"Expected {role} to build a torch.nn.Module, got {type(module).__name__}")
     return module
 
 

@@ -367,7 +367,7 @@ def explain_site_clash() -> Iterator[None]:
             raise
         raise ValueError(
             f"Expected calls of one VAE in one trace to have different values of suffix=, as in "
-            f"vae.model(x, suffix=0), got two with the same: {error}"
+            f"vae.model(x, suffix=0), got the same twice: {error}"
         ) from error
 
 

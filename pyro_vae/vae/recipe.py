@@ -122,7 +122,7 @@ def build_vae(
     # files of earlier versions lack.
     missing = vae.load_state_dict(dict(weights), strict=False, assign=True).missing_keys
     if missing:
-        raise ValueError(f"Expected the weights of its parts, got none for {missing[:3]}")
+        raise ValueError(f"Expected the weights of all parts, got none for {missing[:3]}")
     return vae
 
 
@@ -139,7 +139,7 @@ def find_differences(vae: VAE) -> dict[str, str]:
         with torch.random.fork_rng([]), torch.device("cpu"):
             rebuilt = _construct_vae(recipe)
     except Exception as error:
-        return {"the VAE": f"a recipe that fails, {type(error).__name__}: {error}"}
+        return {"the VAE": f"its recipe fails, {type(error).__name__}: {error}"}
     _set_precision(rebuilt, vae.state_dict())
     return dict(chain(_compare_trees(vae, rebuilt), _find_shared_weights(vae)))
 
@@ -147,7 +147,7 @@ def find_differences(vae: VAE) -> dict[str, str]:
 def suggest_remedy(path: str) -> str:
     """Returns a remedy for the difference at a dotted path of :func:`find_differences`."""
     role = path.partition(".")[0]
-    remedy = f"Make the VAE with that part, VAE(..., {role}=...)" if role in PARTS else "Undo this"
+    remedy = f"Build the VAE with that part, VAE(..., {role}=...)" if role in PARTS else "Undo this"
     return f"{remedy}, or save vae.state_dict() instead"
 
 
@@ -182,7 +182,7 @@ class _Budget(TorchFunctionMode):
             sizes = args[0] if args and isinstance(args[0], (list, tuple)) else args
             self.remaining -= max(4096, math.prod(abs(n) for n in sizes if isinstance(n, int)))
             if self.remaining < 0:
-                raise ValueError("Expected parts of the size of the weights, got larger ones")
+                raise ValueError("Expected parts of the size of the weights, got larger parts")
         return func(*args, **(kwargs or {}))
 
 
@@ -206,7 +206,7 @@ def _check_weights(vae: VAE, weights: Mapping[str, Tensor]) -> None:
     state = vae.state_dict()
     unknown = sorted(weights.keys() - state.keys())
     if unknown:
-        raise ValueError(f"Expected the weights of its parts, got others, {unknown[:3]}")
+        raise ValueError(f"Expected only weights of the parts, got also {unknown[:3]}")
     for name, value in weights.items():
         if not _is_compatible(state[name], value):
             raise ValueError(
@@ -241,7 +241,7 @@ def _find_shared_weights(vae: VAE) -> Iterator[tuple[str, str]]:
     first: dict[int, str] = {}
     for name, value in vae.named_parameters(remove_duplicate=False):
         if first.setdefault(id(value), name) != name:
-            yield name, f"the weight of {first[id(value)]}, where a file stores two"
+            yield name, f"shared with {first[id(value)]}, but a file stores two weights"
 
 
 def _compare_trees(vae: VAE, rebuilt: VAE) -> Iterator[tuple[str, str]]:
@@ -249,9 +249,9 @@ def _compare_trees(vae: VAE, rebuilt: VAE) -> Iterator[tuple[str, str]]:
     other = {**dict(rebuilt.named_modules(remove_duplicate=False)), "model": rebuilt.model}
     for path in [*one, *(path for path in other if path not in one)]:
         if path not in other:
-            yield path, f"{_class_name(one[path])} instead of nothing"
+            yield path, f"unexpected {_class_name(one[path])}"
         elif path not in one:
-            yield path, f"nothing instead of {_class_name(other[path])}"
+            yield path, f"missing {_class_name(other[path])}"
         elif not _is_same_class(type(one[path]), type(other[path])):
             yield (
                 path or "the VAE",
@@ -281,7 +281,7 @@ def _compare_modules(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, st
     for key in _HOOKS:
         mine, theirs = (list(getattr(module, key).values()) for module in (one, other))
         if not _are_equal(mine, theirs):
-            yield key.strip("_"), f"{len(mine)} instead of {len(theirs)}, or others"
+            yield key.strip("_"), f"{len(mine)} instead of {len(theirs)}, or different ones"
     for kind in ("_parameters", "_buffers"):
         actual, rebuilt = getattr(one, kind), getattr(other, kind)
         for name in [*actual, *(name for name in rebuilt if name not in actual)]:
@@ -289,10 +289,10 @@ def _compare_modules(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, st
             if name not in rebuilt or name not in actual or not _is_compatible(a, b):
                 yield name, f"{_describe_form(a)} instead of {_describe_form(b)}"
     if one._non_persistent_buffers_set != other._non_persistent_buffers_set:
-        yield "buffers", "other buffers outside the file"
+        yield "buffers", "different non-persistent buffers"
     for name in sorted(one._non_persistent_buffers_set & other._non_persistent_buffers_set):
         if not _are_equal(one._buffers.get(name), other._buffers.get(name)):
-            yield name, "other values, which a file does not store"
+            yield name, "different values, which a file does not store"
     yield from _compare_settings(one, other)
 
 
@@ -303,9 +303,9 @@ def _compare_settings(one: nn.Module, other: nn.Module) -> Iterator[tuple[str, s
         if name not in theirs:
             # This package does not read an attribute that a user adds to the VAE itself.
             if not isinstance(one, VAE) or callable(mine[name]):
-                yield name, f"{mine[name]!r:.50} instead of nothing"
+                yield name, f"unexpected value {mine[name]!r:.50}"
         elif name not in mine:
-            yield name, f"nothing instead of {theirs[name]!r:.50}"
+            yield name, f"missing value {theirs[name]!r:.50}"
         elif not _are_equal(mine[name], theirs[name]):
             yield name, f"{mine[name]!r:.50} instead of {theirs[name]!r:.50}"
 

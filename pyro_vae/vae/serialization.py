@@ -64,13 +64,13 @@ def save(vae: VAE, path: Path | str) -> None:
     for role, part in vae.recipe["parts"].items():
         if part is None:
             raise ValueError(
-                f"Expected {role} to be made by a class, or a functools.partial of one with "
-                f"numbers, strings and lists, which a file can describe, got another part: "
+                f"Expected {role} to be built by a class, or a functools.partial of one with "
+                f"numbers, strings and lists, got a part that a file cannot describe: "
                 f"save vae.state_dict() instead"
             )
     for name, difference in find_differences(vae).items():
         raise ValueError(
-            f"Expected a VAE as its constructor makes it, got {name}: {difference}. "
+            f"Expected a VAE as its constructor builds it, got {name}: {difference}. "
             f"{suggest_remedy(name)}"
         )
     write_whole(file, _pack({**vae.recipe, "name": vae.name}, vae.state_dict()))
@@ -111,7 +111,7 @@ def _pack(recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
     """Returns the content of a file with a recipe and weights."""
     invalid = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if invalid:
-        raise ValueError(f"Expected weights that are tensors, got others in {invalid}")
+        raise ValueError(f"Expected weights that are tensors, got other values for {invalid}")
     # Safetensors refuses two weights that share memory, so each is cloned.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
     # The checksum precedes the recipe, so that the first match is the placeholder. The header is
@@ -197,7 +197,7 @@ def _unpack(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tenso
     except Exception as error:
         if error is damaged:
             raise
-        raise ValueError(f"Expected {path} to be whole, got a damaged file: {error}") from None
+        raise ValueError(f"Expected {path} to be intact, got a damaged file: {error}") from None
 
 
 def _compute_weights_checksum(weights: dict[str, Tensor]) -> str:

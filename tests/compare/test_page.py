@@ -299,7 +299,7 @@ def test_it_says_all_but_the_table_without_javascript(visit, small):
     expect(page.locator("#table")).to_be_hidden()
 
 
-@pytest.mark.parametrize("states", [["failed"], ["finished"], ["finished", "cut off"]])
+@pytest.mark.parametrize("states", [["failed"], ["finished"], ["finished", "interrupted"]])
 def test_few_runs_are_shown_too(visit, tmp_path, states):
     for index, state in enumerate(states):
         compare_runs.write(tmp_path / str(index), {"seed": index}, state=state)
@@ -337,7 +337,7 @@ def test_five_hundred_runs(visit, large):
     assert page.locator("#table .tabulator-row").count() < 100
     states = page.get_by_label("Filter by State", exact=True).locator("option")
     assert set(states.all_text_contents()) == {
-        "all", "finished", "failed", "running", "cut off", "unreadable",
+        "all", "finished", "failed", "running", "interrupted", "unreadable",
     }  # fmt: skip
     # The largest of the two sets only: the plots never mix them.
     assert points(page, "plane") < 450

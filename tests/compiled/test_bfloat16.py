@@ -120,5 +120,7 @@ def test_what_is_no_precision_is_refused():
         ValueError, match="Expected precision to be 'float32' or 'bfloat16', got 'half'"
     ):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, precision="half")
-    with pytest.raises(ValueError, match="Expected compile, which precision='bfloat16' is part"):
+    with pytest.raises(
+        ValueError, match="Expected compiled steps, which precision='bfloat16' needs"
+    ):
         fit(vae, digits.train, precision="bfloat16", compile=False)

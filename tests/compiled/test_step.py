@@ -229,7 +229,7 @@ def test_a_number_that_changes_with_each_call_ends_in_the_eager_step(monkeypatch
         eager = objective.differentiable_loss(vae.model, vae.guide, batch())
         torch.testing.assert_close(loss, eager.detach())
 
-    with pytest.warns(UserWarning, match="there were 3 kinds of calls") as warned:
+    with pytest.warns(UserWarning, match="3 graphs for different calls exist already") as warned:
         list(map(compare, range(6)))
     assert len(warned) == 1
     assert made_step.engine == "eager"
@@ -312,7 +312,7 @@ def test_a_graph_that_gives_something_else_is_not_used():
         return lambda *tensors: [value * 1.001 for value in graph(*tensors)]
 
     vae = made()
-    with pytest.warns(UserWarning, match="the loss differs from the eager step's"):
+    with pytest.warns(UserWarning, match="the loss differs from that of the eager step"):
         pyro_vae.compile(objectives.ELBO(), vae.model, vae.guide, backend=wrong)(batch())
 
     def forgets(graph, inputs):
@@ -592,7 +592,7 @@ def test_bad_arguments_are_refused():
     frozen = pyro_vae.compile(
         objectives.ELBO(), vae.requires_grad_(False).model, vae.guide, parameters=parameters
     )
-    with pytest.raises(ValueError, match="a loss that depends on one of the parameters"):
+    with pytest.raises(ValueError, match="a loss that depends on the parameters"):
         frozen(batch())
 
 

@@ -210,7 +210,7 @@ def test_cifar10(tmp_path, monkeypatch):
         made, [batches[:5].reshape(20, 3, 32, 32), batches[5]], [labels[:5].ravel(), labels[5]], 6
     )
     (folder / "data_batch_3").unlink()
-    with pytest.raises(ValueError, match=r"missing: cifar-10-batches-py/data_batch_3: put them"):
+    with pytest.raises(ValueError, match=r"missing: cifar-10-batches-py/data_batch_3: put the"):
         data.cifar10(tmp_path)
 
 
@@ -269,7 +269,9 @@ def test_omniglot_of_the_literature_is_read_upright(tmp_path):
     with pytest.raises(ValueError, match=r"omniglot \(burda\).* got damaged.* shape \(20, 784\)"):
         data.omniglot(tmp_path, split="burda")
     path.unlink()
-    with pytest.raises(ValueError, match=r"missing: chardata\.mat: put them there, unpacked \("):
+    with pytest.raises(
+        ValueError, match=r"missing: chardata\.mat: put the unpacked files there \("
+    ):
         data.omniglot(tmp_path, split="burda")
     with pytest.raises(ValueError, match="Expected split to be 'alphabets' or 'burda', got 'lake'"):
         data.omniglot(tmp_path, split="lake")

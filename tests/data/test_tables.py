@@ -187,12 +187,12 @@ def test_a_numbered_label_stays_as_it_is(tmp_path):
 
 GOOD = "a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(20))
 TABLES = {
-    "text": ("a,b\n1,Rome\n2,\n", {}, r"'b' \(as Rome\): take others \('data.columns=\[a\]'\), c"),
+    "text": ("a,b\n1,Rome\n2,\n", {}, r"'b' \(as Rome\): use other columns .'data.columns=\[a\]'"),
     "semicolons": ("a;b\n1;2\n", {}, r"separated by ',', got one column 'a;b': .*separator=\";\""),
     "unknown": (GOOD, {"columns": ["c"]}, r"columns to be some of \['a', 'b'\], got \['c'\]"),
     "none": (GOOD, {"columns": []}, r"columns to be some of \['a', 'b'\], got \[\]"),
     "word": (GOOD, {"columns": "a"}, "columns to be a list of names, got 'a'"),
-    "twice": (GOOD, {"columns": ["a", "a"]}, r"each column once, got more of \['a'\]"),
+    "twice": (GOOD, {"columns": ["a", "a"]}, r"each column once, got duplicates of \['a'\]"),
     "label": (GOOD, {"label": "c"}, r"label to be one of \['a', 'b'\], got 'c'"),
     "label_missing": (GOOD + "20,\n", {"label": "b"}, "label 'b' in each row, got 1 m"),
     "missing_word": (GOOD, {"missing": "drop"}, "missing to be 'raise' or 'nan', got 'drop'"),
@@ -229,14 +229,14 @@ TABLES |= {
     "no_header_reals": ("0.5,a,b\n" + ROWS, {}, "the number 0.5: write a line of names above it"),
     "no_header_negative": ("-1,a,b\n" + ROWS, {}, "the number -1"),
     "no_header_but_a_word": ("5.1,x,y\n" + ROWS, {"label": "y"}, "the number 5.1"),
-    "double": ("a,a,b\n" + ROWS, {}, r"each column once, got more of \['a'\]: give .*=\[b\]"),
-    "double_spaces": ("a, a,b\n" + ROWS, {}, r"each column once, got more of \['a'\]"),
+    "double": ("a,a,b\n" + ROWS, {}, r"column once, got duplicates of \['a'\]: rename .*=\[b\]"),
+    "double_spaces": ("a, a,b\n" + ROWS, {}, r"each column once, got duplicates of \['a'\]"),
     "double_chosen": (
         "a,a,b\n" + ROWS,
         {"columns": ["a"]},
-        r"each column once, got more of \['a'\]",
+        r"each column once, got duplicates of \['a'\]",
     ),
-    "double_label": ("a,a,b\n" + ROWS, {"label": "a"}, r"each column once, got more of \['a'\]"),
+    "double_label": ("a,a,b\n" + ROWS, {"label": "a"}, r"each column once, got dupl.* of \['a'\]"),
     "identifiers": (
         "a,b\n" + "".join(f"{2**60 + i},{i}\n" for i in range(20)),
         {},
@@ -392,7 +392,7 @@ def test_arrays_that_are_refused(name, tmp_path):
 
 def test_pickled_objects_are_not_loaded(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="whole file of arrays, got ValueError: Object arrays"):
+    with pytest.raises(ValueError, match="intact file of arrays, got ValueError: Object arrays"):
         data.array(tmp_path / "o.npy")
 
 

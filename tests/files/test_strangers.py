@@ -59,19 +59,19 @@ READ = {"_target_": "pandas.read_pickle", "filepath_or_buffer": "bomb.pkl", "com
 LOAD = {"_target_": "torch.load", "f": "bomb.pt", "weights_only": False}
 
 HOSTILE_DATA = {
-    "call": (READ, r"made by pyro_vae\.data, got 'pandas\.read_pickle': if you trust the run"),
+    "call": (READ, r"built by pyro_vae\.data, got 'pandas\.read_pickle': if you trust the run"),
     "argument": (TABLE | {"seed": READ}, r"got 'pandas\.read_pickle'"),
     "list": (TABLE | {"columns": ["height", [LOAD]]}, r"got 'torch\.load'"),
     "deep": (TABLE | {"columns": {"a": {"b": [LOAD]}}}, r"got 'torch\.load'"),
     "create": (
         TABLE | {"seed": "${oc.create:{_target_:pandas.read_pickle,filepath_or_buffer:bomb.pkl}}"},
-        r"Expected 'run/config\.yaml' to hold plain values, .* which is an interpolation",
+        r"Expected 'run/config\.yaml' to hold plain values, .* got the interpolation",
     ),
-    "decode": (TABLE | {"seed": "${oc.decode:'{_target_: os.getpid}'}"}, "is an interpolation"),
-    "environment": (TABLE | {"path": "${oc.env:HOME}/x.csv"}, "is an interpolation"),
-    "escaped": (TABLE | {"path": "\\${x}"}, "is an interpolation"),
-    "name": (TABLE | {"${x}": 1}, "is an interpolation"),
-    "missing": (TABLE | {"path": "???"}, r"made by settings, got path='\?\?\?'"),
+    "decode": (TABLE | {"seed": "${oc.decode:'{_target_: os.getpid}'}"}, "got the interpolation"),
+    "environment": (TABLE | {"path": "${oc.env:HOME}/x.csv"}, "got the interpolation"),
+    "escaped": (TABLE | {"path": "\\${x}"}, "got the interpolation"),
+    "name": (TABLE | {"${x}": 1}, "got the interpolation"),
+    "missing": (TABLE | {"path": "???"}, r"have plain settings, got path='\?\?\?'"),
     "partial": (TABLE | {"_partial_": True}, "got _partial_=True"),
     "arguments": (TABLE | {"_args_": [LOAD]}, "got _args_="),
     "recursive": (TABLE | {"_recursive_": False}, "got _recursive_=False"),
@@ -92,11 +92,11 @@ HOSTILE_DATA = {
     "no name": (TABLE | {"_target_": ["os.getpid"]}, "to have a _target_, got none"),
     "nothing": ({}, "to have a _target_, got none"),
     "no settings": ([1], r"hold the configuration of a run, got no data"),
-    "objects": ({"_target_": "pyro_vae.data.array", "path": "bomb.npy"}, "whole file of arrays"),
-    "zip": ({"_target_": "pyro_vae.data.frey_faces", "path": "bomb.npz"}, "whole file of arrays"),
+    "objects": ({"_target_": "pyro_vae.data.array", "path": "bomb.npy"}, "intact file of arrays"),
+    "zip": ({"_target_": "pyro_vae.data.frey_faces", "path": "bomb.npz"}, "intact file of arrays"),
     "state": ({"_target_": "pyro_vae.data.array", "path": "bomb.pt"}, "to name a .npy or .npz"),
-    "no argument": (TABLE | {"other": 1}, r"as its config\.yaml says, got .* TypeError: .*other"),
-    "type": (TABLE | {"separator": 5}, r"Expected the data of 'run' to be made|to be a table"),
+    "no argument": (TABLE | {"other": 1}, r"from its config\.yaml, got .* TypeError: .*other"),
+    "type": (TABLE | {"separator": 5}, r"Expected the data of 'run' to be built|to be a table"),
     "kind": (TABLE | {"columns": {"a": 1}}, "Expected columns to be"),
 }
 
@@ -167,7 +167,7 @@ def test_links_are_followed_to_what_is_read_and_not_to_what_is_written(run, tmp_
         (run / folder).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"Expected 'run/evaluations' to lie in the folder of"):
         reuse.write_evaluation(held)
-    with pytest.raises(ValueError, match=r"Expected 'run/codes' to lie .* name the file by out"):
+    with pytest.raises(ValueError, match=r"Expected 'run/codes' to lie .* pass out to choose"):
         reuse.embed(run)
     assert not list((tmp_path / "elsewhere").iterdir())
     for name, target in (("config.yaml", "/dev/zero"), ("data.json", "/etc/hostname")):

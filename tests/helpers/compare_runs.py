@@ -98,7 +98,7 @@ def write(folder, settings=(), metrics=(), *, state="finished", pictures=False, 
         folder: Where to.
         settings: What differs from the default, by dotted paths.
         metrics: The figures that differ from the default.
-        state: ``"finished"``, ``"failed"`` or ``"cut off"``.
+        state: ``"finished"``, ``"failed"`` or ``"interrupted"``.
         pictures: Whether it has pictures.
         reason: Why it failed.
     """
@@ -160,7 +160,7 @@ def big(root, count=500):
             metrics["log_evidence"] += 40
             metrics["elbo"] += 40
             metrics["distortion"] -= 40
-        state = "failed" if index % 61 == 7 else "cut off" if index % 83 == 11 else "finished"
+        state = "failed" if index % 61 == 7 else "interrupted" if index % 83 == 11 else "finished"
         reason = "ValueError: Expected x to be finite, got nan in 3 of 100 rows"
         write(root / f"{index:012x}", settings, metrics, state=state, pictures=True, reason=reason)
     return root

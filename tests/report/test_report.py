@@ -172,7 +172,7 @@ def test_a_box_warns_only_where_there_is_something_to_warn_of(told, tmp_path):
 def test_a_report_may_be_all_but_empty(tmp_path):
     page = Page(report.write(Report("nothing", {}, [], [], [], []), tmp_path))
     assert page.text.count("nothing") == 2
-    assert "Nothing was measured." in page.text
+    assert "No metric was computed." in page.text
     assert page.all("table") == page.all("img") == page.all("section") == []
 
 
@@ -205,7 +205,7 @@ def test_numbers_have_the_digits_that_mean_something(value, unit, error, expecte
     unit = f" {unit}" if unit and known else ""
     said = text(told, tmp_path)
     assert f"The first is {expected}{unit}." in said
-    assert f"Its meaning. {expected}{unit} Written" in said
+    assert f"Its meaning. {expected}{unit} Generated" in said
     assert "nan" not in said.lower()
 
 

@@ -207,7 +207,7 @@ def test_a_table_that_was_not_standardized_leaves_others_as_they_are(tmp_path, o
     torch.default_generator.manual_seed(0)
     evidence = evaluate.log_evidence(vae, x, 20, mask=mask)
     assert found["log_evidence"] == pytest.approx(evidence.double().mean().item(), rel=1e-6)
-    with pytest.raises(ValueError, match=r"were, not at all, got 'other' scaled otherwise"):
+    with pytest.raises(ValueError, match=r"which is none, got 'other' with another scaling"):
         reuse.judge_run(folder, data.table(other, columns=COLUMNS, missing="nan"))
 
 
@@ -233,7 +233,7 @@ def test_a_second_run_is_not_written_over_the_first(digits_run, tmp_path):
         "embed", "-m", f"run={digits_run},{digits_run}", "out=codes.csv", "part=test", cwd=tmp_path
     )
     assert done.returncode == 1
-    assert "Expected another out for each run, got 'codes.csv' again" in done.stderr
+    assert "Expected a different out for each run, got 'codes.csv' again" in done.stderr
     assert len((tmp_path / "codes.csv").read_text().splitlines()) == 360
 
 
@@ -513,10 +513,10 @@ def test_tables_of_other_columns_are_refused(table_run, tmp_path, change, option
 
 
 def test_data_of_another_scaling_are_refused(table_run, other, tmp_path):
-    with pytest.raises(ValueError, match=r"scaled as .* run '.*' were, got 'other' scaled other"):
+    with pytest.raises(ValueError, match=r"the scaling of .* run '.*', got 'other' with another"):
         reuse.judge_run(table_run, data.table(other, columns=COLUMNS, missing="nan"))
     np.save(tmp_path / "a.npy", np.ones((20, 3)))
-    with pytest.raises(ValueError, match=r"scaled as .* got 'a' as they are"):
+    with pytest.raises(ValueError, match=r"the scaling of .* got 'a' without scaling"):
         reuse.judge_run(table_run, data.array(tmp_path / "a.npy"))
 
 
@@ -541,7 +541,7 @@ def test_foreign_code_of_a_run_has_to_be_allowed(digits_run, tmp_path):
     cfg.data = {"_target_": "pyro_vae.data.digits.digits", "seed": 1}
     OmegaConf.save(cfg, folder / "config.yaml")
     name = "pyro_vae.data.digits.digits"
-    with pytest.raises(ValueError, match=rf"made by pyro_vae.data, got '{name}': if you trust"):
+    with pytest.raises(ValueError, match=rf"built by pyro_vae.data, got '{name}': if you trust"):
         reuse.judge_run(folder)
     cfg.data = {"_target_": "pyro_vae.data.digits", "seed": {"_target_": "os.getpid"}}
     OmegaConf.save(cfg, folder / "config.yaml")
@@ -553,7 +553,7 @@ def test_foreign_code_of_a_run_has_to_be_allowed(digits_run, tmp_path):
 def test_a_run_without_rows_for_the_test_is_refused(tmp_path):
     people(30, 0).to_csv(tmp_path / "t.csv", index=False)
     overrides = [f"data.path={tmp_path}/t.csv", "data.label=city", "data.valid=0", "data.test=0"]
-    with pytest.raises(ValueError, match=r"rows of 't' to be kept for the test, got none"):
+    with pytest.raises(ValueError, match=r"Expected 't' to have test rows, got none"):
         finished(tmp_path / "run", "data=table", *overrides, "vae/likelihood=normal")
 
 

@@ -30,8 +30,8 @@ TRAILER = "\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete st
 WRONG = r"""
 # Options and groups
 pyro-vae vae/prior=vampire | Expected vae/prior to be one of
-pyro-vae vae/priors=vamp | got 'vae/priors': is vae/prior meant?
-pyro-vae prior=vamp | got 'prior': is vae/prior meant?
+pyro-vae vae/priors=vamp | got 'vae/priors': did you mean vae/prior?
+pyro-vae prior=vamp | got 'prior': did you mean vae/prior?
 pyro-vae vae=vamp | Expected vae to be one of default, got 'vamp'
 pyro-vae vae/encoder=conv vae/decoder=cnn | Expected vae/decoder to be one of
 pyro-vae objective=ewae | Expected objective to be one of
@@ -42,9 +42,9 @@ pyro-vae sweep=missing | Expected sweep to be one of betas, grid
 pyro-vae optimizer=rmsprop | Expected optimizer to be one of adam, adamw, sgd, got 'rmsprop'
 pyro-vae hydra/launcher=slurm | Expected hydra/launcher to be one of basic
 pyro-vae +vae/prior=vamp | Multiple values for vae/prior
-pyro-vae latent_dim=4 | got 'latent_dim': is vae.latent_dim meant?
-pyro-vae vae.latent_dims=4 | got 'vae.latent_dims': is vae.latent_dim meant?
-pyro-vae train.lr=1 | got 'train.lr': is optimizer.lr meant?
+pyro-vae latent_dim=4 | got 'latent_dim': did you mean vae.latent_dim?
+pyro-vae vae.latent_dims=4 | got 'vae.latent_dims': did you mean vae.latent_dim?
+pyro-vae train.lr=1 | got 'train.lr': did you mean optimizer.lr?
 pyro-vae optimizer.learning_rate=0.1 | optimizer has lr, betas, eps, fused; +optimizer.
 pyro-vae train.schedules.beta=1 | +train.schedules.beta=1 adds it
 # The grammar
@@ -54,17 +54,17 @@ pyro-vae data.path=my file.csv | Expected settings as KEY=VALUE, got 'file.csv'
 pyro-vae '' | Expected settings as KEY=VALUE, got ''
 pyro-vae ' ' | Expected settings as KEY=VALUE, got ' '
 pyro-vae =3 | Expected settings as KEY=VALUE, got '=3'
-pyro-vae größe=3 | got 'größe=3': names are ASCII
+pyro-vae größe=3 | got 'größe=3': write names in ASCII
 pyro-vae ++++seed=1 | got '++++seed=1'
 pyro-vae 'data.path=my file (1).csv' | put it in quotes, 'data.path="my file (1).csv"'
 pyro-vae "data.path=it's.csv" | put it in quotes, 'data.path="it'"'"'s.csv"'
 pyro-vae 'data.columns=[a,ß]' | put it in quotes, 'data.columns=[a,"ß"]'
-pyro-vae '+train.schedules.beta={start: 0.' | brackets and quotes close
-pyro-vae 'out=${now:' | brackets and quotes close
-pyro-vae seed=0,1 | add -m for a job each, or write a list as 'seed=[0,1]' and text as 'seed="0,1"'
+pyro-vae '+train.schedules.beta={start: 0.' | close brackets and quotes
+pyro-vae 'out=${now:' | close brackets and quotes
+pyro-vae seed=0,1 | one job per value, or write a list as 'seed=[0,1]' and text as 'seed="0,1"'
 pyro-vae ~nothing | 'nothing' does not exist
 pyro-vae +seed=1 | An item is already at 'seed'
-pyro-vae 'vae.encoder.hidden={a:1}' | Expected vae.encoder.hidden to be of another type, got '{a:1}'
+pyro-vae 'vae.encoder.hidden={a:1}' | encoder.hidden to be of a different type, got '{a:1}'
 # Flags
 pyro-vae --epochs 3 | unrecognized arguments: --epochs: settings are KEY=VALUE without dashes
 pyro-vae --resume | unrecognized arguments: --resume
@@ -107,7 +107,7 @@ pyro-vae-evaluate | Expected run to be the folder of a finished run, as in run=o
 pyro-vae-evaluate done | Expected settings as KEY=VALUE, got 'done'
 pyro-vae-evaluate --part test run=done | unrecognized arguments: --part
 pyro-vae-evaluate run=torn | Expected safetensors in torn/model.safetensors, got a damaged file
-pyro-vae-evaluate run=done num_particles=3 | is evaluate.num_particles meant?
+pyro-vae-evaluate run=done num_particles=3 | did you mean evaluate.num_particles?
 pyro-vae-evaluate run=done seed=-1 | Expected seed to be an integer of at least 0, got -1
 pyro-vae-evaluate run=done out=folder | Expected out to name a file, got the folder 'folder'
 pyro-vae-evaluate run=done out= | Expected out to name a file, got ''
@@ -117,7 +117,7 @@ pyro-vae-evaluate run=done data=fast data.path=t.csv | Expected data to be one o
 pyro-vae-evaluate run=done allow=os.system | Expected allow to be a list of dotted names
 pyro-vae-embed run=done out=folder.csv | Expected out to name a file, got the folder 'folder.csv'
 pyro-vae-embed run=done rows_at_once=lots | Expected rows_at_once to be an integer
-pyro-vae-embed run=done outt=codes.csv | got 'outt': is out meant?
+pyro-vae-embed run=done outt=codes.csv | got 'outt': did you mean out?
 # Comparisons
 pyro-vae-compare | the following arguments are required: FOLDER
 pyro-vae-compare missing | Expected FOLDER to be a folder that exists, got 'missing'
@@ -130,20 +130,20 @@ pyro-vae-compare done --against prior | Expected --against to name a factor as F
 """
 
 LONG = r"""
-pyro-vae vae.prior=vamp | Expected prior to be a module or a callable that makes one, got 'vamp'
+pyro-vae vae.prior=vamp | Expected prior to be a module or a callable that builds one, got 'vamp'
 pyro-vae vae.latent_dim=2.5 | Expected latent_dim to be an integer of at least 1, got 2.5
 pyro-vae vae.encoder.hidden=[0] | Expected hidden to be a list of positive integers, got [0]
 pyro-vae vae/prior=vamp vae.prior.components=-2 | Expected components to be an integer
 pyro-vae optimizer.lr=fast | Expected optimizer and train.lr_schedule to have settings that PyTorch
 pyro-vae data=moons | Expected x to be zeros and ones for a Bernoulli likelihood
-pyro-vae data=array data.path=bad.npy | Expected 'bad.npy' to be a whole file of arrays
+pyro-vae data=array data.path=bad.npy | Expected 'bad.npy' to be an intact file of arrays
 pyro-vae data=table data.path=empty.csv vae/likelihood=normal | Expected 'empty.csv' to be a table
 pyro-vae data=table data.path=binary.csv vae/likelihood=normal | Expected 'binary.csv' to be a table
 pyro-vae data.valid=-1 | Expected valid and test to be numbers or fractions
 pyro-vae train.epochs=1.5 | Expected epochs to be an integer of at least 1, got 1.5
 pyro-vae train.patience=soon | Expected patience to be an integer
 pyro-vae train.clip_norm=big | Expected clip_norm to be positive, got 'big'
-pyro-vae train.schedules=warmup | Expected schedules by name, such as beta, got 'warmup'
+pyro-vae train.schedules=warmup | schedules to map names, such as beta, to schedules, got 'warmup'
 pyro-vae +train.learning_rate=1 | Expected train to be settings of pyro_vae.fit
 pyro-vae evaluate.num_particles=1e3 | Expected evaluate.num_particles to be an integer
 pyro-vae seed=abc | Expected seed to be an integer of at least 0, got 'abc'
@@ -298,7 +298,7 @@ def test_a_hint_can_be_pasted(folder, monkeypatch):
     monkeypatch.chdir(folder)
     line = "pyro-vae data=table data.path=words.csv vae/likelihood=normal"
     said = call(line, monkeypatch)[2]
-    hint = said.partition("take others (")[2].partition(")")[0]
+    hint = said.partition("use other columns (")[2].partition(")")[0]
     words = shlex.split(f"{line} {hint} out=x")[1:]
     assert list(config.compose(words).data.columns) == ["a", "c d"]
 

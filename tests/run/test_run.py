@@ -189,8 +189,8 @@ def test_a_run_that_fails_leaves_the_finished_one_as_it_was(finished):
 
 REFUSED = {
     "resume=true train.epochs=0": "Expected epochs to be an integer of at least 1, got 0",
-    "resume=true seed=1": "got another seed: 0 there, 1 here: choose another folder",
-    "resume=true vae.encoder.hidden=[5]": "got another recipe",
+    "resume=true seed=1": "got a different value of seed: 0 there, 1 here: choose another folder",
+    "resume=true vae.encoder.hidden=[5]": "got a different value of recipe",
     "resume=true overwrite=true": "got both",
     "resume=maybe": "Expected resume to be true or false, got 'maybe'",
     "seed=1": "with the finished run of another configuration: choose another folder",

@@ -211,7 +211,7 @@ def stop_a_sweep(number, code, launcher, cwd):
     assert said in err.splitlines()
     assert "Traceback" not in err
     until(lambda: "running" not in [job_status.read_state(path) for path in jobs(there).values()])
-    assert {job_status.read_state(path) for path in jobs(there).values()} == {"cut off"}
+    assert {job_status.read_state(path) for path in jobs(there).values()} == {"interrupted"}
     logs = list(there.glob("*/job.log"))
     assert logs
     assert not any("Traceback" in log.read_text() for log in logs)

@@ -210,14 +210,14 @@ def until(condition, seconds=60):
 
 
 def test_the_states_of_a_job(tmp_path):
-    assert job_status.read_state(tmp_path) == "cut off"
+    assert job_status.read_state(tmp_path) == "interrupted"
     with hold_folder(tmp_path):
         (tmp_path / "metrics.json").write_text("{}")
         assert job_status.read_state(tmp_path) == "running"
         (tmp_path / "report.html").write_text("page")
         assert job_status.read_state(tmp_path) == "finished"
     (tmp_path / "report.html").unlink()
-    assert job_status.read_state(tmp_path) == "cut off"
+    assert job_status.read_state(tmp_path) == "interrupted"
     failed = job_status.Failure("ValueError: no", "pyro-vae", "2020-01-01", "trace")
     job_status.write_failure(tmp_path, failed)
     assert job_status.read_state(tmp_path) == "failed"
@@ -245,14 +245,14 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
     assert code == 1
     assert "4 jobs" in said
     assert "2 finished, 2 failed" in said.replace("2 failed, 2 finished", "2 finished, 2 failed")
-    assert said.count("why   ValueError: Expected latent_dim to be an integer of at least 1") == 2
+    assert said.count("reason  ValueError: Expected latent_dim to be an integer of at least 1") == 2
     assert "Traceback" not in said
     states = [job_status.read_state(p) for p in jobs(place / "multirun" / "sweep").values()]
     assert sorted(states) == ["failed", "failed", "finished", "finished"]
     for path in jobs(place / "multirun" / "sweep").values():
         assert read_run_id(path) == path.name
         if failed := job_status.read_failure(path):
-            assert f"alone {failed.command}" in said
+            assert f"command {failed.command}" in said
             assert "Traceback" in failed.trace
             assert "Traceback" in (path / "job.log").read_text()
 
@@ -278,7 +278,7 @@ def test_the_same_command_again_runs_only_what_is_missing(swept):
     before = written(there)
     code, said = sweep("seed=0,1", "vae.latent_dim=2,3", cwd=place)
     assert code == 0, said
-    assert "2 passed over, 2 finished" in said
+    assert "2 skipped, 2 finished" in said
     after = written(there)
     assert before.items() <= after.items()
     assert len(after) >= len(before) + 2
@@ -331,7 +331,7 @@ def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path, started)
         until(lambda count=count: len(list(there.glob("*/failure.json"))) == count)
     out, err = process.communicate()
     assert process.returncode == 1
-    assert out.count("why   the process was ended by SIGKILL") == 2, out + err
+    assert out.count("reason  the process was terminated by SIGKILL") == 2, out + err
     assert len(written(there)) == 2
     assert "Traceback" not in out + err
 
@@ -445,8 +445,10 @@ def test_a_kill_does_not_hide_what_another_command_has_done(done, tmp_path, monk
         assert job.diagnose_exit(task, -9, before) == ("finished", "")
         assert job_status.read_failure(tmp_path) is None
     else:
-        assert job.diagnose_exit(task, 1, before)[1] == "the process ended with exit code 1"
-        assert job.diagnose_exit(task, -9, None)[1].startswith("the process was ended by SIGKILL")
+        assert job.diagnose_exit(task, 1, before)[1] == "the process exited with code 1"
+        assert job.diagnose_exit(task, -9, None)[1].startswith(
+            "the process was terminated by SIGKILL"
+        )
 
 
 @pytest.mark.parametrize("name", [".job", "metrics.json", "failure.json"])
@@ -463,7 +465,7 @@ def test_a_setting_that_refers_to_nothing_fails_in_its_job(tmp_path):
     code, said = sweep("seed=0", "vae.latent_dim=2,${nowhere}", cwd=tmp_path)
     assert code == 1
     assert "1 finished, 1 failed" in said
-    assert "why   InterpolationKeyError: Interpolation key 'nowhere' not found" in said
+    assert "reason  InterpolationKeyError: Interpolation key 'nowhere' not found" in said
 
 
 # The journal
@@ -492,7 +494,7 @@ def test_a_job_whose_process_vanished_is_told(tmp_path, monkeypatch, capsys):
     journal.add_entry(journal.Entry(str(damaged), "seed=3", "started"))
     assert journal.close_journal(0) == 1
     said = capsys.readouterr().out
-    assert "why   its process ended before it did" in said
+    assert "reason  its process ended before the job" in said
     assert "damaged/failure.json" in said
     assert "3 jobs" in said
     assert "2 failed, 1 finished" in said

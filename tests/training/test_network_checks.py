@@ -72,7 +72,7 @@ def test_a_refused_optimizer_leaves_parts_that_start_from_data_as_they_were(opti
 
 
 def test_a_schedule_that_makes_none_is_refused():
-    with pytest.raises(ValueError, match=r"Expected lr_schedule to make a .* got None"):
+    with pytest.raises(ValueError, match=r"Expected lr_schedule to build a .* got None"):
         fit(VAE((6,), 2), X, epochs=1, lr_schedule=lambda optimizer: None)
 
 

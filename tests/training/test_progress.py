@@ -225,7 +225,7 @@ def test_a_history_that_cannot_be_written_is_said(digits, tmp_path):
         fit(made(), digits.x.valid, epochs=1, out=tmp_path)
     said = [str(warning.message) for warning in caught]
     assert any("history.csv' cannot be written" in text for text in said)
-    assert any("the result of fit holds the history" in text for text in said)
+    assert any("the result of fit has the history" in text for text in said)
 
 
 def test_a_replaced_run_leaves_no_history(tmp_path):

@@ -111,22 +111,25 @@ def test_number_of_threads_is_that_of_the_beginning(digits, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 32}, "another batch_size: 64 there, 32 here"),
-        ({"seed": 1}, "another seed"),
+        ({"batch_size": 32}, "different value of batch_size: 64 there, 32 here"),
+        ({"seed": 1}, "different value of seed"),
         (
             {"objective": objectives.IWAE(3), "schedules": None},
-            "another objective: ELBO there, IWAE",
+            "different value of objective: ELBO there, IWAE",
         ),
-        ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "another optimizer"),
-        ({"vae": VAE((1, 8, 8), 3)}, "another recipe"),
-        ({"optimizer": partial(torch.optim.Adam, lr=0.5, fused=True)}, "another settings"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "different value of optimizer"),
+        ({"vae": VAE((1, 8, 8), 3)}, "different value of recipe"),
+        (
+            {"optimizer": partial(torch.optim.Adam, lr=0.5, fused=True)},
+            "different value of settings",
+        ),
         (
             {"objective": objectives.ELBO(beta=7.0)},
-            "another objective_settings: .*'beta': '1.0'.* there, .*'beta': '7.0'",
+            "different value of objective_settings: .*'beta': '1.0'.* there, .*'beta': '7.0'",
         ),
         (
             {"objective": objectives.ELBO(estimator="stl")},
-            "another objective_settings: .*standard.* there, .*stl",
+            "different value of objective_settings: .*standard.* there, .*stl",
         ),
     ],
 )
@@ -169,7 +172,7 @@ def test_validation_rows_are_drawn_once(digits):
 def test_other_data_are_refused(digits, tmp_path):
     trained(digits, epochs=1, schedules=None, out=tmp_path)
     other = digits._replace(x=digits.x._replace(train=digits.x.train.flip(3)[1:]))
-    with pytest.raises(ValueError, match="another rows"):
+    with pytest.raises(ValueError, match="different value of rows"):
         trained(other, epochs=2, schedules=None, out=tmp_path, resume=True)
 
 

@@ -56,9 +56,9 @@ CONSTRUCTOR = {
     "not_a_part": (lambda: made(prior="vamp"), "prior to be a module or a callable .* got 'vamp'"),
     "no_module": (
         lambda: made(likelihood=lambda event_shape: 3),
-        "likelihood to make a torch.nn.Module, got int",
+        "likelihood to build a torch.nn.Module, got int",
     ),
-    "too_many_arguments": (lambda: made(prior=needy), r"prior to need nothing but .*\['depth'\]"),
+    "too_many_arguments": (lambda: made(prior=needy), r"prior to require only .*\['depth'\]"),
     "prior_size": (
         lambda: made(prior=priors.Normal(4)),
         r"prior to have latent_dim=3, got 4 in Normal\(latent_dim=4",

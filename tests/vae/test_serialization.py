@@ -139,7 +139,7 @@ def test_a_class_of_another_package_is_made_when_it_is_allowed(tmp_path, monkeyp
 )
 def test_what_no_file_can_describe_is_refused(tmp_path, part):
     role = next(iter(part))
-    with pytest.raises(ValueError, match=f"Expected {role} to be made by a class"):
+    with pytest.raises(ValueError, match=f"Expected {role} to be built by a class"):
         save(VAE(EVENT, 3, **part), tmp_path / "vae.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -148,7 +148,7 @@ def test_a_part_that_was_exchanged_is_no_longer_described(tmp_path):
     vae = VAE(EVENT, 3)
     vae.decoder = networks.MLP((3,), (1, *EVENT), hidden=[7])
     assert vae.model.decoder is vae.decoder
-    with pytest.raises(ValueError, match="Expected decoder to be made by a class"):
+    with pytest.raises(ValueError, match="Expected decoder to be built by a class"):
         save(vae, tmp_path / "vae.safetensors")
 
 
