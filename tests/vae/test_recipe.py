@@ -188,7 +188,7 @@ LEGAL = {
     "name": lambda v: setattr(v, "name", "another"),
     "a note": lambda v: setattr(v, "note", "the third try"),
     "hook of the gradients": lambda v: v.decoder.register_full_backward_hook(lambda *a: None),
-    "scale": lambda v: v.calibrate(data_for("normal")),
+    "scale": lambda v: v.calibrate(data_for("normal_shared")),
     "weights": lambda v: v.likelihood.variance.fill_(7.0),
 }
 
@@ -200,7 +200,7 @@ def test_a_vae_that_differs_in_numbers_and_places_only_is_saved(tmp_path, module
     for number, made in enumerate((vae, copy.deepcopy(vae))):
         save(made, tmp_path / f"{number}.safetensors")
         again = load(tmp_path / f"{number}.safetensors", allow=[f"{module}.Part"])
-        x = data_for("normal").to(next(vae.encoder.parameters()))
+        x = data_for("normal_shared").to(next(vae.encoder.parameters()))
         assert torch.equal(again.encode(x).mean, vae.eval().encode(x).mean)
         assert again.name == vae.name
         for name, value in vae.named_buffers():
@@ -210,7 +210,7 @@ def test_a_vae_that_differs_in_numbers_and_places_only_is_saved(tmp_path, module
 
 def test_a_trained_vae_is_saved(tmp_path, module):
     vae = foreign()
-    fit(vae, data_for("normal"), epochs=2, out=tmp_path, compile=False)
+    fit(vae, data_for("normal_shared"), epochs=2, out=tmp_path, compile=False)
     save(vae, tmp_path / "vae.safetensors")
     for path in (tmp_path, tmp_path / "vae.safetensors"):
         again = load(path, allow=[f"{module}.Part"])
