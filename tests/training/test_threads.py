@@ -3,6 +3,7 @@
 import inspect
 import os
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -226,6 +227,8 @@ def fork_and_train(vae, x):
             torch.set_num_threads(1)
             fit(vae, x, epochs=1)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

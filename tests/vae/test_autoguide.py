@@ -341,10 +341,10 @@ def test_what_it_refuses():
         AutoVAEGuide(model, vae.guide.forward.__func__)
     absent = AutoVAEGuide(model, other)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"a latent site 'other\.z'.*suffix=None"):
+        with pytest.raises(ValueError, match=r"the latent site 'other\.z'.*suffix=None"):
             absent(X, Y)
     observed = poutine.condition(model, {"vae.z": torch.zeros(ROWS, K)})
-    with pytest.raises(ValueError, match=r"a latent site 'vae\.z'"):
+    with pytest.raises(ValueError, match=r"the latent site 'vae\.z'"):
         AutoVAEGuide(observed, vae)(X, Y)
     with pytest.raises(ValueError, match=r"only \['x', 'covariates', 'mask'\], got also \['y"):
         AutoVAEGuide(model, vae, inputs=lambda x, y: {"x": x, "y": y})(X, Y)

@@ -310,7 +310,7 @@ def test_a_latent_variable_that_was_reparameterized_away_is_refused(name, config
 def test_a_component_for_a_latent_variable_that_is_gone_is_refused():
     vae = made(plate=None)
     model = poutine.reparam(regression(vae), config=CONFIGS["auto"])
-    with pytest.raises(ValueError, match=r"a latent site 'vae\.z'"):
+    with pytest.raises(ValueError, match=r"the latent site 'vae\.z'"):
         AutoVAEGuide(model, vae)(X)
 
 
