@@ -103,7 +103,7 @@ class ELBO(Additive):
         # Each particle may have its own subsample of rows, as in Pyro's ELBO.
         pairs, _ = self._run_particles(model, guide, args, kwargs, detach=stl, same_rows=False)
         loss: Tensor | float = 0.0
-        analytic = False if self.estimator == "stl" else self.analytic
+        analytic = self.analytic if self._uses_closed_form() else False
         for pair in pairs:
             terms = compute_terms(pair, analytic)
             run_loss = self.beta * sum_terms(terms.rate) - sum_terms(terms.log_likelihood)
