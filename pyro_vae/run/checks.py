@@ -1,31 +1,20 @@
 """Checks the configuration of a run before anything is written."""
 
 import copy
-import inspect
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import DictConfig
 
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.data import Data
-from pyro_vae.progress import check_progress
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.training.argument_checks import (
-    as_rows,
-    check_data,
-    check_factories,
-    check_numbers,
-    check_objective_schedules,
-    check_precision,
-    check_tracker,
-    choose_engine,
-)
-from pyro_vae.training.loop import Training, draw_batches
-from pyro_vae.training.network_checks import check_single_rows
+from pyro_vae.training.argument_checks import check_outputs
+from pyro_vae.training.loop import Training
 from pyro_vae.training.resume_file import load_state
+from pyro_vae.training.setup import build_training
 from pyro_vae.training.single import fit
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_device, check_size
@@ -80,36 +69,26 @@ def check_training(ready: PreparedRun, state: Path | None = None) -> None:
     cfg, data, vae, objective, optimizer, train = ready
     if not (isinstance(train, partial) and train.func is fit):
         return
-    settings = _bind_arguments(train)
     valid = data.valid if len(data.x.valid) else None
-    rows, size = as_rows("train", data.train), settings["batch_size"]
-    numbers = ("epochs", "batch_size", "clip_norm", "patience", "checkpoint_seconds")
-    check_numbers(*(settings[name] for name in numbers))
-    steps = settings["epochs"] * len(draw_batches(len(rows.x), size, torch.Generator()))
-    schedules = check_objective_schedules(objective, settings["schedules"] or {}, steps)
-    check_data(vae, rows, valid, settings["patience"])
-    check_single_rows(vae, rows, size, objective)
-    check_tracker(settings["tracker"])
-    check_progress(settings["progress"])
-    check_factories(optimizer, settings["lr_schedule"])
-    compile = check_precision(settings["precision"], settings["compile"])
-    engine = choose_engine(compile, vae, objective, min(size, len(rows.x)), steps)
-    _check_optimizer(vae, optimizer, settings["lr_schedule"])
-    if state is None:
-        return
-    # Copies, because a restored state changes weights and the objective.
-    vae, objective = copy.deepcopy((vae, objective))
-    clip = settings["clip_norm"]
-    run = Training(vae, objective, schedules, rows, valid, size, clip, cfg.seed, engine)
-    with fork_and_seed_rng(rows.x.device, cfg.seed):
-        run.start(optimizer, settings["lr_schedule"])
-        _check_state(run, state)
+    if state is not None:
+        # Copies, because a restored state changes weights and the objective.
+        vae, objective = copy.deepcopy((vae, objective))
+    settings = _bind_arguments(
+        train, vae, data.train, valid=valid, objective=objective, optimizer=optimizer, seed=cfg.seed
+    )
+    run = build_training(**{name: settings[name] for name in signature(build_training).parameters})
+    check_outputs(settings["tracker"], settings["progress"], settings["checkpoint_seconds"])
+    _check_optimizer(vae, optimizer, run.make_schedule)
+    if state is not None:
+        with fork_and_seed_rng(run.train.x.device, run.seed):
+            run.start()
+            _check_state(run, state)
 
 
-def _bind_arguments(train: partial) -> dict[str, Any]:
-    """Returns all arguments of a partial of :func:`pyro_vae.fit`, including defaults."""
+def _bind_arguments(train: partial, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Returns all arguments of a call of a partial of :func:`pyro_vae.fit`, including defaults."""
     try:
-        arguments = inspect.signature(fit).bind_partial(*train.args, **train.keywords)
+        arguments = signature(fit).bind(*args, *train.args, **{**train.keywords, **kwargs})
     except TypeError as error:
         raise ValueError(f"Expected train to be settings of pyro_vae.fit, {error}") from None
     arguments.apply_defaults()

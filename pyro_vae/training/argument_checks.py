@@ -15,6 +15,7 @@ from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.data import Data, Rows
 from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import Schedule
+from pyro_vae.progress import check_progress
 from pyro_vae.training.network_checks import check_networks
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
@@ -34,8 +35,8 @@ __all__ = [
     "check_folder",
     "check_numbers",
     "check_objective_schedules",
+    "check_outputs",
     "check_precision",
-    "check_tracker",
     "choose_engine",
     "require_writable",
 ]
@@ -59,15 +60,13 @@ def check_numbers(
     batch_size: int,
     clip_norm: float | None,
     patience: int | None,
-    checkpoint_seconds: float = 0.0,
-) -> tuple[int, int, float | None, int | None, float]:
+) -> tuple[int, int, float | None, int | None]:
     """Returns the arguments as plain numbers, or raises a ``ValueError`` for one out of range."""
     return (
         check_size("epochs", epochs, least=1),
         check_size("batch_size", batch_size, least=1),
         None if clip_norm is None else check_positive("clip_norm", clip_norm),
         None if patience is None else check_size("patience", patience, least=1),
-        check_number("checkpoint_seconds", checkpoint_seconds, least=0.0, infinite=True),
     )
 
 
@@ -118,12 +117,14 @@ def check_factories(make: Any, lr_schedule: Any) -> None:
         )
 
 
-def check_tracker(tracker: Any) -> None:
-    """Raises a ``ValueError`` for a tracker without a method ``log``."""
+def check_outputs(tracker: Any, progress: bool | None, checkpoint_seconds: float) -> float:
+    """Returns the seconds, or raises a ``ValueError`` if an argument is invalid."""
+    check_progress(progress)
     if tracker is not None and not callable(getattr(tracker, "log", None)):
         raise ValueError(
             f"Expected tracker to have a method log(values, step), got {describe_value(tracker)}"
         )
+    return check_number("checkpoint_seconds", checkpoint_seconds, least=0.0, infinite=True)
 
 
 def check_precision(precision: str, compile: bool | str) -> bool | str:

@@ -1,50 +1,43 @@
 """Several VAEs trained at once, as each would be trained alone."""
 
 import copy
+import math
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_vae.compiled.ensemble import EnsembleStep, find_tensors
 from pyro_vae.compiled.graph import Backend, NotCapturedError, check_backend
+from pyro_vae.compiled.optimizer_step import is_capturable
 from pyro_vae.compiled.tensors import save_tensors
 from pyro_vae.data import Rows
 from pyro_vae.guard import guard_process_state
-from pyro_vae.objectives import ELBO, Schedule
+from pyro_vae.objectives import Schedule
+from pyro_vae.progress import Progress
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.training.argument_checks import (
-    as_rows,
-    check_data,
-    check_factories,
-    check_numbers,
-    check_objective_schedules,
-    choose_engine,
-)
-from pyro_vae.training.checkpointer import Checkpointer
-from pyro_vae.training.ensemble_loop import State, train_together
 from pyro_vae.training.loop import (
     MakeOptimizer,
     MakeSchedule,
     NotFiniteError,
     Training,
     draw_batches,
+    store_scalars_as_tensors,
 )
-from pyro_vae.training.network_checks import check_single_rows
-from pyro_vae.training.single import (
-    DEFAULT_OPTIMIZER,
-    FitResult,
-    build_result,
-    check_seed,
-    run_training,
-    warn_on_cleanup_error,
-)
-from pyro_vae.training.snapshot import copy_state
+from pyro_vae.training.setup import build_training
+from pyro_vae.training.single import FitResult, build_result, fit, warn_on_cleanup_error
+from pyro_vae.vae.recipe import find_differences
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import check_flag
+from pyro_vae.validation import check_flag, describe_value
 
 __all__ = ["fit_many"]
+
+_FIXED_SETTINGS = ("weight_decay", "eps", "nesterov", "decoupled_weight_decay")
+"""The settings of an optimizer that a graph fixes; it reads the others at each step."""
 
 
 @guard_process_state
@@ -69,15 +62,13 @@ def fit_many(
 
     Each VAE sees the same rows as in :func:`fit`, with the same order and noise, and ends with the
     same weights, up to rounding. The step of all is one compiled graph: that of the first VAE,
-    mapped over stacked weights, optimizers and numbers by :func:`torch.func.vmap`. This saves time
-    for small networks; with wide layers only the compilations are saved.
+    mapped over stacked weights, optimizers and numbers by :func:`torch.func.vmap`.
 
     The VAEs need equal recipes (made by classes and plain arguments, and not changed since), a
     processor as device, noise whose distribution does not depend on values (normal, uniform,
-    dropout), an objective of this package that :func:`compile` captures, and Adam,
-    AdamW or SGD. The first step is compared with an eager step of each VAE, and later ones at
-    doubling distances. If anything is missing or differs, the VAEs are trained one after another
-    from the start, with a warning that gives the reason.
+    dropout), an objective of this package that :func:`compile` captures, Adam, AdamW or SGD, and
+    schedulers of PyTorch. A step of each is compared with an eager one before training starts. If
+    anything is missing or differs, :func:`fit` trains them one by one; a warning gives the reason.
 
     Pass one value for all VAEs or a sequence of one per VAE, in which ``None`` is the default.
 
@@ -99,11 +90,11 @@ def fit_many(
         backend: As of :func:`pyro_vae.compile`.
 
     Returns:
-        A result for each, in order. Trained at once, ``seconds`` is the time of all together, and
-        ``engine`` is ``"compiled-many"``. A training whose objective is no longer finite does not
-        stop the others: its weights are those before that epoch, and its ``failure`` says what
-        :func:`fit` would have raised. Any other exception leaves the VAEs as :func:`fit` does, and
-        has the list of results up to there as its attribute ``fit_result``.
+        A result for each, in order; trained at once, ``engine`` is ``"compiled-many"`` and
+        ``seconds`` the time of all. A training that is no longer finite does not stop the others:
+        its weights are those before that epoch, and ``failure`` says what :func:`fit` would have
+        raised. Any other exception during training leaves the VAEs as :func:`fit` does; its
+        attribute ``fit_result`` is the list of results so far.
 
     Raises:
         ValueError: If an argument is out of range, there are not as many of one as there are VAEs,
@@ -119,195 +110,224 @@ def fit_many(
         >>> [result.steps for result in results]
         [26, 26, 26]
     """
-    train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
-    epochs, batch_size, clip_norm, patience, _ = check_numbers(
-        epochs, batch_size, clip_norm, patience
-    )
-    strict = check_flag("strict", strict)
-    vaes = _check_vaes(vaes)
-    count = len(vaes)
-    objectives = _copy_shared(_for_each("objective", objective, count, ELBO()))
-    makers = _for_each("optimizer", optimizer, count, DEFAULT_OPTIMIZER)
-    lr_makers = _for_each("lr_schedule", lr_schedule, count)
-    followed = _for_each("schedules", schedules, count, {})
-    seeds = list(map(check_seed, _for_each("seed", seed, count)))
-    steps = epochs * len(draw_batches(len(train.x), batch_size, torch.Generator()))
-    each = list(zip(vaes, objectives, followed, makers, lr_makers, strict=True))
-    for vae, one, own, make, lr_make in each:
-        check_objective_schedules(one, own, steps)
-        check_factories(make, lr_make)
-        check_data(vae, train, valid, patience)
-        check_single_rows(vae, train, batch_size, one)
-    runs = [
-        Training(vae, one, own, train, valid, batch_size, clip_norm, number)
-        for vae, one, own, number in zip(vaes, objectives, followed, seeds, strict=True)
-    ]
-    return _train_all(
-        runs, makers, lr_makers, epochs, patience, strict=strict, backend=check_backend(backend)
-    )
-
-
-def _train_all(
-    runs: Sequence[Training],
-    makers: Sequence[MakeOptimizer],
-    lr_makers: Sequence[MakeSchedule | None],
-    epochs: int,
-    patience: int | None,
-    *,
-    strict: bool,
-    backend: Backend,
-) -> list[FitResult]:
-    undo_start = _save(runs)
+    strict, backend, vaes = check_flag("strict", strict), check_backend(backend), _check_vaes(vaes)
+    arguments = _for_each(
+        len(vaes), objective=objective, optimizer=optimizer, lr_schedule=lr_schedule,
+        schedules=schedules, seed=seed,
+    )  # fmt: skip
+    for own in arguments:
+        own |= {"train": train, "valid": valid, "epochs": epochs, "batch_size": batch_size}
+        own |= {"clip_norm": clip_norm, "patience": patience}
+    runs = [build_training(vae, **own) for vae, own in zip(vaes, arguments, strict=True)]
+    modes = [vae.training for vae in vaes]
+    undo = save_tensors(t for run in runs for t in find_tensors(run.vae, run.objective))
     try:
-        states = list(map(_start, runs, makers, lr_makers))
-    except BaseException:
-        undo_start()
-        raise
-    undo_training = _save(runs)
-    try:
-        return _train_together(runs, states, epochs, patience, backend)
-    except NotCapturedError as error:
-        undo_training()
+        ensemble = _Ensemble(runs, backend)
+    except BaseException as error:
+        undo()
+        for vae, mode in zip(vaes, modes, strict=True):
+            vae.train(mode)
+        if not isinstance(error, NotCapturedError):
+            raise
         if strict:
-            undo_start()
             raise RuntimeError(f"Expected VAEs that can train together, but {error}") from error
-        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=4)
-    results: list[FitResult] = []
+        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=3)
+        results: list[FitResult] = []
+        for vae, own in zip(vaes, arguments, strict=True):
+            _fit_next(results, vae, own)
+        return results
+    return ensemble.train()
+
+
+def _fit_next(results: list[FitResult], vae: VAE, arguments: Mapping[str, Any]) -> None:
     try:
-        for run, state in zip(runs, states, strict=True):
-            results.append(_train_alone(run, state, epochs, patience))
+        results.append(fit(vae, **arguments))
+    except NotFiniteError as error:
+        results.append(vars(error)["fit_result"]._replace(failure=str(error)))
     except BaseException as error:
-        rest = runs[len(results) :]
-        vars(error)["fit_result"] = [*results, *map(build_result, rest)]
-        for run in rest:
-            run.vae.eval()
+        vars(error)["fit_result"] = [*results, *filter(None, [vars(error).get("fit_result")])]
         raise
-    return results
-
-
-def _save(runs: Sequence[Training]) -> Callable[[], None]:
-    """Returns a function that restores trainings, their VAEs and objectives."""
-    modules = [module for run in runs for module in run.vae.modules()]
-    objectives = [vars(run.objective) for run in runs]
-    registries = [r for m in modules for r in (m._parameters, m._buffers, m._modules)]
-    tables: list[dict[str, Any]] = [*map(vars, modules), *registries, *objectives]
-    contents = [dict(table) for table in tables]
-    tensors = [t for run in runs for t in (*run.vae.parameters(), *run.vae.buffers())]
-    tensors += [t for table in objectives for t in table.values() if isinstance(t, Tensor)]
-    restore_tensors = save_tensors(tensors)
-    fields = [{**vars(run), "history": list(run.history)} for run in runs]
-
-    def restore() -> None:
-        for table, content in zip(tables, contents, strict=True):
-            table.clear()
-            table.update(content)
-        restore_tensors()
-        for run, values in zip(runs, fields, strict=True):
-            vars(run).update(values)
-
-    return restore
-
-
-def _train_together(
-    runs: Sequence[Training],
-    states: Sequence[State],
-    epochs: int,
-    patience: int | None,
-    backend: Backend,
-) -> list[FitResult]:
-    failures: dict[int, str] = {}
-
-    def finish() -> list[FitResult]:
-        for i, run in enumerate(runs):
-            with fork_and_seed_rng(run.train.x.device, run.seed):
-                run.finish(best=i not in failures)
-        return [build_result(run, failures.get(i)) for i, run in enumerate(runs)]
-
-    try:
-        train_together(runs, states, epochs, patience, backend, failures)
-        return finish()
-    except NotCapturedError:
-        raise
-    except BaseException as error:
-        vars(error)["fit_result"] = [build_result(r, failures.get(i)) for i, r in enumerate(runs)]
-        for i, run in enumerate(runs):
-            with warn_on_cleanup_error(run), fork_and_seed_rng(run.train.x.device, run.seed):
-                run.finish(best=i not in failures)
-        raise
-
-
-def _train_alone(run: Training, state: State, epochs: int, patience: int | None) -> FitResult:
-    steps = epochs * len(draw_batches(len(run.train.x), run.batch_size, torch.Generator()))
-    rows = min(run.batch_size, len(run.train.x))
-    run.engine = choose_engine("auto", run.vae, run.objective, rows, steps)
-    with fork_and_seed_rng(run.train.x.device, run.seed):
-        run.restore(state)
-        try:
-            return run_training(run, Checkpointer(None, 0.0), epochs, patience)
-        except NotFiniteError as error:
-            return build_result(run, str(error))
-
-
-def _start(run: Training, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> State:
-    """Starts a training, and returns the state from which its steps start."""
-
-    def make_own(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer = make(parameters)
-        # Numbers that are tensors must not be those of another optimizer.
-        for group in getattr(optimizer, "param_groups", ()):
-            numbers = {name: value for name, value in group.items() if name != "params"}
-            group.update(copy_state(numbers))
-        return optimizer
-
-    with fork_and_seed_rng(run.train.x.device, run.seed):
-        run.start(make_own, lr_schedule)
-        return run.capture()
 
 
 def _check_vaes(vaes: Any) -> list[VAE]:
     """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
-    if not isinstance(vaes, Iterable) or isinstance(vaes, Mapping):
-        raise ValueError(f"Expected vaes to be a sequence of VAEs, got {type(vaes).__name__}")
-    found = list(vaes)
+    found = list(vaes) if isinstance(vaes, Iterable) and not isinstance(vaes, Mapping) else []
     if not found:
-        raise ValueError("Expected vaes to be at least one VAE, got none")
+        raise ValueError(f"Expected vaes to be one or more VAEs, got {describe_value(vaes)}")
     owner: dict[int, int] = {}
     for i, vae in enumerate(found):
         if not isinstance(vae, VAE):
             raise ValueError(f"Expected vaes to be VAEs, got {type(vae).__name__} at {i}")
         for parameter in vae.parameters():
-            first = owner.setdefault(id(parameter), i)
-            if first != i:
+            if (first := owner.setdefault(id(parameter), i)) != i:
                 raise ValueError(f"Expected vaes without a common parameter, got {first} and {i}")
     return found
 
 
-def _for_each(name: str, value: Any, count: int, default: Any = None) -> list[Any]:
-    """Returns one value for each VAE, or raises a ``ValueError`` if their number is another.
-
-    Arguments:
-        name: What it is called.
-        value: A sequence, array or iterator of values, or one value for all.
-        count: The number of VAEs.
-        default: What stands for ``None``.
-    """
-    if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, str) or not isinstance(value, (Sequence, Iterator)):
-        value = [value] * count
-    values = list(value)
-    if len(values) != count:
-        raise ValueError(
-            f"Expected one value of {name} for each of {count} VAEs, got {len(values)}"
-        )
-    return [default if one is None else one for one in values]
+def _for_each(count: int, **arguments: Any) -> list[dict[str, Any]]:
+    """Returns the arguments of each VAE, or raises a ``ValueError`` if there are more or fewer."""
+    each: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, value in arguments.items():
+        if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
+            value = value.tolist()
+        values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+        values = [value] * count if values is None else values
+        if len(values) != count:
+            raise ValueError(
+                f"Expected one value of {name} for each of {count} VAEs, got {len(values)}"
+            )
+        for i, own in enumerate(each):
+            # Each objective has a state of its own.
+            is_shared = name == "objective" and any(values[i] is other for other in values[:i])
+            own[name] = copy.deepcopy(values[i]) if is_shared else values[i]
+    return each
 
 
-def _copy_shared(objectives: Sequence[Any]) -> list[Any]:
-    """Returns objectives of which none is there twice, since each has a state of its own."""
-    seen: set[int] = set()
-    found = []
-    for objective in objectives:
-        found.append(copy.deepcopy(objective) if id(objective) in seen else objective)
-        seen.add(id(objective))
-    return found
+class _Ensemble:
+    """Trainings that make each step together; raises a ``NotCapturedError`` if they cannot."""
+
+    def __init__(self, runs: Sequence[Training], backend: Backend) -> None:
+        self.runs, self.failures = runs, dict[int, str]()
+        self.began = time.perf_counter()
+        generators = []
+        for run in runs:
+            with fork_and_seed_rng(run.train.x.device, run.seed):
+                run.start()
+                generators.append(torch.Generator().set_state(torch.get_rng_state()))
+        names = _find_numbers(runs)
+        with ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(store_scalars_as_tensors(run, names))
+                run.vae.train()
+            _check_similar(runs)
+            members = [(run.vae, run.objective, run.optimizer) for run in runs]
+            self.step = EnsembleStep(members, generators, runs[0].clip_norm, backend)
+            stack.callback(lambda: list(map(self.step.release, list(self.step.active))))
+            orders = [run.order.get_state() for run in runs]
+            for size in dict.fromkeys(runs[0].batch_sizes()):
+                self.step.prepare(*self.get_batch([torch.arange(size)] * len(runs)))
+            for run, order in zip(runs, orders, strict=True):
+                run.order.set_state(order)
+            self.exit = stack.pop_all()
+
+    def train(self) -> list[FitResult]:
+        """Makes all steps, and returns the results."""
+        with self.exit:
+            try:
+                with Progress("training", self.runs[0].epochs, "epochs", at_once=True) as progress:
+                    while self.step.active:
+                        self.train_epoch()
+                        progress.reach(max(run.epoch for run in self.runs))
+            except BaseException as error:
+                vars(error)["fit_result"] = self.build_results()
+                for i in list(self.step.active):
+                    with warn_on_cleanup_error(self.runs[i]):
+                        self.leave(i)
+                raise
+        return self.build_results()
+
+    def train_epoch(self) -> None:
+        """Passes over the data once, and ends trainings that are complete or no longer finite."""
+        active = list(self.step.active)
+        before = {}
+        for i in active:
+            self.runs[i].vae.train()
+            before[i] = {**self.runs[i].capture(), "noise": self.step.generators[i].get_state()}
+        parts = [draw_batches(len(r.train.x), r.batch_size, r.order) for r in self.runs]
+        totals = torch.zeros(len(self.runs), dtype=torch.float64)
+        for rows in zip(*parts, strict=True):
+            for run in self.runs:
+                run.apply_schedules()
+            totals -= self.step(*self.get_batch(rows))
+            for i in active:
+                self.runs[i].steps += 1
+        for i, total in zip(active, totals[active].tolist(), strict=True):
+            if self.runs[i].record_epoch(total) is None:
+                self.leave(i, before[i])
+            elif self.runs[i].is_complete():
+                self.leave(i)
+
+    def get_batch(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        batch = [run.get_batch(index) for run, index in zip(self.runs, rows, strict=True)]
+        masks = [mask for _, mask in batch if mask is not None]
+        return [torch.stack([x for x, _ in batch]), *([torch.stack(masks)] if masks else [])]
+
+    def leave(self, i: int, before: dict[str, Any] | None = None) -> None:
+        """Ends one training; given the state before an epoch that failed, finds the cause."""
+        run = self.runs[i]
+        self.step.release(i)
+        with fork_and_seed_rng(run.train.x.device, run.seed):
+            if before is not None:
+                try:
+                    run.give_up(before)
+                except NotFiniteError as error:
+                    self.failures[i] = str(error)
+            run.finish(best=before is None)
+
+    def build_results(self) -> list[FitResult]:
+        """Returns the results so far."""
+        for run in self.runs:
+            run.seconds, run.engine = time.perf_counter() - self.began, "compiled-many"
+        return [build_result(run, self.failures.get(i)) for i, run in enumerate(self.runs)]
+
+
+def _find_numbers(runs: Sequence[Training]) -> list[str]:
+    """Returns the names of the objectives' numbers that a graph has to read at each step."""
+    names = {name for run in runs for name in run.schedules}
+    for name in vars(runs[0].objective):
+        values: list[Any] = [getattr(run.objective, name, None) for run in runs]
+        values = [v.item() if isinstance(v, Tensor) and not v.dim() else v for v in values]
+        are_numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+        # Integers alone may be sizes, such as the number of particles.
+        if are_numbers and len(set(values)) > 1 and not all(isinstance(v, int) for v in values):
+            names.add(name)
+    return sorted(name for name in names if all(hasattr(run.objective, name) for run in runs))
+
+
+def _check_similar(runs: Sequence[Training]) -> None:
+    """Raises a ``NotCapturedError`` unless trainings differ only in numbers."""
+    first = _read_settings(runs[0])
+    for i, run in enumerate(runs):
+        for reason in _find_obstacles(run):
+            raise NotCapturedError(f"VAE {i} has {reason}")
+        for name, value in _read_settings(run).items():
+            if value != first.get(name):
+                raise NotCapturedError(
+                    f"VAE {i} differs from the first in {name}: {value} and {first.get(name)}"
+                )
+
+
+def _find_obstacles(run: Training) -> Iterator[str]:
+    """Yields what a comparison of recipes and settings would not find, or no graph can contain."""
+    for role, part in run.vae.recipe["parts"].items():
+        if part is None:
+            yield f"a recipe that does not describe its {role}"
+            return
+    for path, text in find_differences(run.vae).items():
+        yield f"a part that differs from its recipe, {path}: {text}"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in run.vae.parameters()):
+        yield "a hook on a parameter"
+    for own, package in ((run.objective, "pyro_vae"), (run.lr_schedule, "torch")):
+        if own is not None and type(own).__module__.partition(".")[0] != package:
+            yield f"{type(own).__name__}, which is not of {package}"
+    if not is_capturable(run.optimizer):
+        yield f"an optimizer, {type(run.optimizer).__name__}, whose update no graph can contain"
+    parameters = [id(p) for group in run.optimizer.param_groups for p in group["params"]]
+    if parameters != [id(p) for p in run.vae.parameters() if p.requires_grad]:
+        yield "an optimizer of other parameters"
+
+
+def _read_settings(run: Training) -> dict[str, str]:
+    """Returns what a graph fixes of a recipe, an objective and an optimizer, by name."""
+    recipe, parts = dict(run.vae.recipe), run.vae.recipe["parts"]
+    settings = {name: repr(value) for name, value in {**recipe, **parts}.items() if name != "parts"}
+    settings |= {name: type(getattr(run, name)).__name__ for name in ("objective", "optimizer")}
+    for name, value in vars(run.objective).items():
+        if not name.startswith("_") and name != "max_plate_nesting":
+            form = (value.shape, value.dtype) if isinstance(value, Tensor) else value
+            settings[f"{name} of the objective"] = repr(form)
+    for i, group in enumerate(run.optimizer.param_groups):
+        settings[f"size of group {i}"] = repr(len(group["params"]))
+        settings[f"use of momentum in group {i}"] = repr(bool(group.get("momentum")))
+        settings |= {f"{name} of group {i}": repr(group.get(name)) for name in _FIXED_SETTINGS}
+    return settings

@@ -57,15 +57,19 @@ class Training:
 
     vae: VAE
     objective: Any
+    make_optimizer: MakeOptimizer
+    make_schedule: MakeSchedule | None
     schedules: Mapping[str, Schedule]
     train: Rows
     valid: Rows | None
+    epochs: int
     batch_size: int
     clip_norm: float | None
+    patience: int | None
     seed: int
-    engine: str = "eager"
-    strict: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
+    engine: str
+    strict: bool
+    precision: Literal["float32", "bfloat16"]
     products: Literal["auto", "mkl", "onednn"] = "auto"
     epoch: int = 0
     steps: int = 0
@@ -79,24 +83,20 @@ class Training:
     on_batch: Callable[[float], None] = lambda fraction: None
     """Called after each batch with the completed fraction of the epoch."""
 
-    def start(self, make: MakeOptimizer, lr_schedule: MakeSchedule | None) -> None:
-        """Creates the optimizer, its schedule and the generator, and initializes the VAE.
-
-        Arguments:
-            make: Makes a PyTorch optimizer from parameters.
-            lr_schedule: Makes a PyTorch scheduler from the optimizer, or ``None``.
-        """
+    def start(self) -> None:
+        """Creates the optimizer, its schedule and the generator, and initializes the VAE."""
         self.validating = is_validation_enabled()
         device = self.train.x.device
         self.order = torch.Generator(device=device).manual_seed(self.seed)
-        self.optimizer = make([p for p in self.vae.parameters() if p.requires_grad])
+        self.optimizer = self.make_optimizer([p for p in self.vae.parameters() if p.requires_grad])
         check_optimizer("the result of optimizer", self.optimizer)
         for group in self.optimizer.param_groups:
-            group.update(
-                {name: to_plain_python(value) for name, value in group.items() if name != "params"}
-            )
-        self.lr_schedule = None if lr_schedule is None else lr_schedule(self.optimizer)
-        if lr_schedule is not None and not isinstance(self.lr_schedule, LRScheduler):
+            numbers = {name: value for name, value in group.items() if name != "params"}
+            # A learning rate that is a tensor would be changed for its owner too.
+            group.update(copy_state(to_plain_python(numbers)))
+        make_schedule = self.make_schedule
+        self.lr_schedule = None if make_schedule is None else make_schedule(self.optimizer)
+        if make_schedule is not None and not isinstance(self.lr_schedule, LRScheduler):
             raise ValueError(
                 f"Expected lr_schedule to build a scheduler of torch.optim.lr_scheduler, got "
                 f"{describe_value(self.lr_schedule)}"
@@ -111,9 +111,7 @@ class Training:
         """Compiles the step for batches of the usual size, unless the engine is eager."""
         if self.engine == "eager":
             return
-        self.usual_size = len(
-            draw_batches(len(self.train.x), self.batch_size, torch.Generator())[0]
-        )
+        self.usual_size = self.batch_sizes()[0]
         self.compiled = compile(
             self.objective,
             self.vae.model,
@@ -128,6 +126,10 @@ class Training:
             # The data are already validated, and each epoch checks its loss at the end.
             validate=False,
         )
+
+    def batch_sizes(self) -> list[int]:
+        """Returns the number of rows of each batch of an epoch."""
+        return list(map(len, draw_batches(len(self.train.x), self.batch_size, torch.Generator())))
 
     def get_batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """Returns training rows and their mask, with dynamic rows drawn for this batch."""
@@ -227,13 +229,13 @@ class Training:
             self.compiled = None
         return loss
 
-    def should_stop(self, patience: int | None) -> bool:
-        """Whether early stopping is due; patience is counted from the end of the schedules."""
-        if patience is None:
-            return False
-        steps = len(draw_batches(len(self.train.x), self.batch_size, torch.Generator()))
-        scheduled_epochs = max((s.steps for s in self.schedules.values()), default=0) / steps
-        return self.epoch - max(self.best_epoch, scheduled_epochs) >= patience
+    def is_complete(self) -> bool:
+        """Whether this was the last epoch; patience is counted from the end of the schedules."""
+        if self.patience is None:
+            return self.epoch >= self.epochs
+        scheduled_steps = max((s.steps for s in self.schedules.values()), default=0)
+        since = max(self.best_epoch, scheduled_steps / len(self.batch_sizes()))
+        return self.epoch >= self.epochs or self.epoch - since >= self.patience
 
     def give_up(self, before: dict[str, Any]) -> NoReturn:
         """Restores the start of the epoch, finds the cause, and raises a ``NotFiniteError``.

@@ -3,51 +3,32 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from pyro_vae.data import Rows
 from pyro_vae.files.atomic import hold_folder, remove_partial
 from pyro_vae.guard import guard_process_state
-from pyro_vae.objectives import ELBO, Schedule
-from pyro_vae.progress import Progress, check_progress
+from pyro_vae.objectives import Schedule
+from pyro_vae.progress import Progress
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.training.argument_checks import (
-    as_rows,
-    check_data,
-    check_factories,
-    check_folder,
-    check_numbers,
-    check_objective_schedules,
-    check_precision,
-    check_tracker,
-    choose_engine,
-    require_writable,
-)
+from pyro_vae.training.argument_checks import check_folder, check_outputs, require_writable
 from pyro_vae.training.checkpointer import Checkpointer
 from pyro_vae.training.loop import (
     MakeOptimizer,
     MakeSchedule,
     NotFiniteError,
     Training,
-    draw_batches,
     store_scalars_as_tensors,
     use_recorded_threads,
 )
-from pyro_vae.training.network_checks import check_single_rows
+from pyro_vae.training.setup import build_training
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import (
-    check_flag,
-    check_seed,
-)
+from pyro_vae.validation import check_flag
 
-__all__ = ["DEFAULT_OPTIMIZER", "FitResult", "Tracker", "fit"]
-
-DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3, fused=True)
+__all__ = ["FitResult", "Tracker", "fit"]
 
 
 class Tracker(Protocol):
@@ -164,61 +145,33 @@ def fit(
         >>> [row["epoch"] for row in result.history]
         [1, 2]
     """
-    objective = ELBO() if objective is None else objective
-    train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
-    epochs, batch_size, clip_norm, patience, checkpoint_seconds = check_numbers(
-        epochs, batch_size, clip_norm, patience, checkpoint_seconds
-    )
-    check_progress(progress)
-    steps = epochs * len(draw_batches(len(train.x), batch_size, torch.Generator()))
-    schedules = check_objective_schedules(objective, {} if schedules is None else schedules, steps)
-    check_data(vae, train, valid, patience)
-    check_single_rows(vae, train, batch_size, objective)
-    make = DEFAULT_OPTIMIZER if optimizer is None else optimizer
-    check_factories(make, lr_schedule)
-    seed = check_seed(seed)
-    compile = check_precision(precision, compile)
-    engine = choose_engine(compile, vae, objective, min(batch_size, len(train.x)), steps)
-    check_tracker(tracker)
-    folder = check_folder(out, check_flag("resume", resume))
-    run = Training(
-        vae, objective, schedules, train, valid, batch_size, clip_norm, seed, engine,
-        compile == "strict", precision,
+    run = build_training(
+        vae, train, valid=valid, objective=objective, optimizer=optimizer, epochs=epochs,
+        batch_size=batch_size, lr_schedule=lr_schedule, schedules=schedules, clip_norm=clip_norm,
+        patience=patience, seed=seed, compile=compile, precision=precision,
     )  # fmt: skip
-    with _lock_folder(folder), fork_and_seed_rng(train.x.device, seed):
+    checkpoint_seconds = check_outputs(tracker, progress, checkpoint_seconds)
+    folder = check_folder(out, check_flag("resume", resume))
+    with _lock_folder(folder), fork_and_seed_rng(run.train.x.device, run.seed):
         checkpointer = Checkpointer(folder, checkpoint_seconds)
         checkpointer.prepare_recipe(vae)
-        run.start(make, lr_schedule)
+        run.start()
         if resume:
             checkpointer.restore(run)
-        return run_training(run, checkpointer, epochs, patience, tracker, progress)
+        return _run_training(run, checkpointer, tracker, progress)
 
 
-def run_training(
+def _run_training(
     run: Training,
     checkpointer: Checkpointer,
-    epochs: int,
-    patience: int | None,
-    tracker: Tracker | None = None,
-    progress: bool | None = None,
+    tracker: Tracker | None,
+    progress: bool | None,
 ) -> FitResult:
-    """Runs a started training to its end.
-
-    An exception leaves the VAE as :func:`fit` describes it.
-
-    Arguments:
-        run: The training; the global random state is that of the training.
-        checkpointer: Writes its checkpoints.
-        epochs: The number of epochs, at most.
-        patience: As in :func:`fit`.
-        tracker: As in :func:`fit`.
-        progress: As in :func:`fit`.
-    """
     run.prepare()
     with use_recorded_threads(run):
         try:
             with store_scalars_as_tensors(run, run.schedules if run.compiled else ()):
-                for row in _train_epochs(run, epochs, patience, progress):
+                for row in _train_epochs(run, progress):
                     if tracker is not None:
                         tracker.log(row, run.epoch)
                     checkpointer.save(run)
@@ -226,24 +179,22 @@ def run_training(
         except BaseException as error:
             # An exception class can forbid setattr.
             vars(error)["fit_result"] = build_result(run)
-            vars(error)["work_done"] = f"{run.epoch} of {epochs} epochs of training"
-            _explain_interrupt(error, run, epochs, checkpointer)
+            vars(error)["work_done"] = f"{run.epoch} of {run.epochs} epochs of training"
+            _explain_interrupt(error, run, checkpointer)
             with warn_on_cleanup_error(run):
                 _save_and_finish(run, checkpointer, best=not isinstance(error, NotFiniteError))
             raise
     return build_result(run)
 
 
-def _explain_interrupt(
-    error: BaseException, run: Training, epochs: int, checkpointer: Checkpointer
-) -> None:
+def _explain_interrupt(error: BaseException, run: Training, checkpointer: Checkpointer) -> None:
     """Adds a note on how to continue to an interrupt from the keyboard, if Python supports it."""
     if isinstance(error, KeyboardInterrupt) and hasattr(error, "add_note"):
         if checkpointer.folder is None:
             how = "fit_result of this exception has the history; out=FOLDER would save the state"
         else:
             how = f"call fit with out={str(checkpointer.folder)!r} and resume=True to continue"
-        error.add_note(f"fit stopped after epoch {run.epoch} of {epochs}: {how}")
+        error.add_note(f"fit stopped after epoch {run.epoch} of {run.epochs}: {how}")
 
 
 def _save_and_finish(run: Training, checkpointer: Checkpointer, *, best: bool = True) -> None:
@@ -279,15 +230,13 @@ def build_result(run: Training, failure: str | None = None) -> FitResult:
     return FitResult(run.history, run.best_epoch, run.steps, run.seconds, run.engine, failure)
 
 
-def _train_epochs(
-    run: Training, epochs: int, patience: int | None, progress: bool | None = None
-) -> Iterator[dict[str, float]]:
+def _train_epochs(run: Training, progress: bool | None) -> Iterator[dict[str, float]]:
     """Trains epoch by epoch, and yields each row of the history."""
     name, key = ("objective", "train_objective") if run.valid is None else ("ELBO", "valid_elbo")
-    with Progress("training", epochs, "epochs", show=progress, at_once=True) as bar:
+    with Progress("training", run.epochs, "epochs", show=progress, at_once=True) as bar:
         bar.reach(run.epoch)
         run.on_batch = lambda fraction: bar.reach(run.epoch + fraction)
-        while run.epoch < epochs and not run.should_stop(patience):
+        while not run.is_complete():
             row = run.train_epoch()
             bar.reach(run.epoch, f"{name} {row[key]:.3f}")
             yield row

@@ -312,20 +312,20 @@ class Small(Replacing):
 @pytest.mark.parametrize(
     ("reason", "vaes", "arguments"),
     [
-        ("RMSprop cannot", made, {"optimizer": RMSprop}),
-        ("Adam cannot", made, {"optimizer": partial(Adam, amsgrad=True)}),
+        ("optimizer, RMSprop, whose", made, {"optimizer": RMSprop}),
+        ("optimizer, Adam, whose", made, {"optimizer": partial(Adam, amsgrad=True)}),
         ("weight_decay", made, {"optimizer": [decaying(w) for w in (0.0, 1e-8, 1.0)]}),
         ("num_particles", made, {"objective": [ELBO(num_particles=n) for n in (1, 2, 1)]}),
         ("IWAE", made, {"objective": [ELBO(), IWAE(num_particles=2), ELBO()]}),
         ("from the first in encoder", lambda: [*made(2), *made(1, encoder=wider)], {}),
         ("vmap", lambda: made(encoder=partial(InPlace, hidden=[4])), {}),
         ("depends on the values", lambda: made(encoder=partial(Noisy, hidden=[4])), {}),
-        ("of VAE 0 was replaced", lambda: made(encoder=partial(Counting, hidden=[4])), {}),
+        ("VAE 0 adds or replaces", lambda: made(encoder=partial(Counting, hidden=[4])), {}),
         ("VAE 0 adds or replaces", lambda: made(encoder=partial(Replacing, hidden=[4])), {}),
         ("a number or a shape", lambda: made(encoder=partial(Small, hidden=[4])), {}),
-        ("Trace_ELBO is not an objective", made, {"objective": [vectorized() for _ in range(3)]}),
+        ("Trace_ELBO, which is not of pyro_vae", made, {"objective": [vectorized() for _ in range(3)]}),
         ("alpha", made, {"objective": [Renyi(num_particles=2, alpha=a) for a in UNLIKE]}),
-        ("OfModule is not an objective", made, {"objective": [OfModule() for _ in range(3)]}),
+        ("OfModule, which is not of pyro_vae", made, {"objective": [OfModule() for _ in range(3)]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -474,10 +474,10 @@ def test_too_little_memory_for_stacks_moves_nothing(monkeypatch):
     assert [(id(p), p.data_ptr()) for vae in vaes for p in vae.parameters()] == before
 
 
-def test_one_for_each_may_be_an_array_an_iterator_or_the_default():
+def test_one_for_each_may_be_an_array_or_the_default():
     expected = made()
     results = fit_many(expected, rows(), epochs=1, batch_size=BATCH, seed=[0, 1, 2])
-    for seed in (np.arange(3), torch.arange(3), iter(range(3))):
+    for seed in (np.arange(3), torch.arange(3)):
         vaes = made()
         found = fit_many(
             nn.ModuleList(vaes), rows(), epochs=1, batch_size=BATCH, seed=seed,
@@ -512,8 +512,8 @@ def wrong_weight(given, results):
     [
         (wrong_loss, "the loss of VAE 2 differs"),
         (wrong_gradient, "the gradient of VAE 1 differs"),
-        (wrong_buffer, "the state of VAE 0 differs"),
-        (wrong_weight, "the update of VAE 1 differs"),
+        (wrong_buffer, "the change by a step of VAE 0 differs"),
+        (wrong_weight, "the change by a step of VAE 1 differs"),
     ],
 )
 def test_a_wrong_graph_is_found_out(wrong, message):
@@ -555,7 +555,7 @@ def test_one_vae_is_enough():
 @pytest.mark.parametrize(
     ("vaes", "arguments", "message"),
     [
-        (list, {}, "Expected vaes to be at least one VAE, got none"),
+        (list, {}, "Expected vaes to be one or more VAEs, got []"),
         (lambda: made(1) * 2, {}, "Expected vaes without a common parameter, got 0 and 1"),
         (made, {"seed": [1, 2]}, "Expected one value of seed for each of 3 VAEs, got 2"),
         (made, {"objective": [ELBO()] * 4}, "Expected one value of objective for each of 3 VAEs"),
@@ -592,7 +592,7 @@ def test_errors(vaes, arguments, message):
 
 @pytest.mark.parametrize("vaes", [made(1)[0], {"a": 1}, None], ids=["one", "mapping", "None"])
 def test_vaes_that_are_no_sequence(vaes):
-    with pytest.raises(ValueError, match="Expected vaes to be a sequence of VAEs, got"):
+    with pytest.raises(ValueError, match="Expected vaes to be one or more VAEs, got"):
         fit_many(vaes, rows())
 
 
@@ -632,11 +632,6 @@ def tied_memory(vaes):
     vaes[0].decoder.layers[0].bias.data = vaes[0].encoder.layers[0].bias.data
 
 
-def aliased(vaes):
-    for vae in vaes:
-        vae.alias = vae.encoder.layers[0].weight.detach()
-
-
 def nothing(vaes):
     pass
 
@@ -654,15 +649,14 @@ SLOW, FAST = {"beta": Linear(0.0, 1.0, 4)}, {"beta": Linear(4.0, 1.0, 3)}
     [
         (bounded_otherwise, {}, "bounds"),
         (tied_memory, {}, "share memory"),
-        (aliased, {}, "holds a tensor outside of its buffers"),
-        (nothing, {"optimizer": some, "clip_norm": 0.5}, "parameters of optimizer 0 are not those"),
+        (nothing, {"optimizer": some, "clip_norm": 0.5}, "VAE 0 has an optimizer of other parameters"),
         (
             nothing,
             {"objective": [ELBO(beta=SHARED) for _ in range(3)], "schedules": [SLOW, FAST, {}]},
             "share memory",
         ),
     ],
-    ids=["tuples", "tied", "aliased", "subset", "shared beta"],
+    ids=["tuples", "tied", "subset", "shared beta"],
 )
 def test_what_stacks_would_spoil_is_refused(change, arguments, reason):
     vaes = made(encoder=partial(Bounded, hidden=[5]))
@@ -675,59 +669,23 @@ def test_what_stacks_would_spoil_is_refused(change, arguments, reason):
 
 
 class Decay(LambdaLR):
-    """A scheduler of the weight decay."""
+    """A scheduler of the weight decay, which a graph fixes."""
 
     def step(self, *args):
         super().step(*args)
         self.optimizer.param_groups[0]["weight_decay"] = 0.1 * self.last_epoch
 
 
-class Bounds(LambdaLR):
-    """A scheduler that puts other memory under the weights."""
-
-    def step(self, *args):
-        super().step(*args)
-        for parameter in self.optimizer.param_groups[0]["params"]:
-            parameter.data = parameter.data.clamp(-0.2, 0.2)
-
-
-class Loose(LambdaLR):
-    """A scheduler that changes what a network reads, where none can see."""
-
-    def step(self, *args):
-        super().step(*args)
-        DRIFT.append(0)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "reason"),
-    [
-        (Decay, "of VAE 0 was replaced"),
-        (Bounds, "of VAE 0 was replaced"),
-        (Loose, "the loss of VAE 0 differs"),
-    ],
-)
-def test_what_changes_between_epochs_makes_them_start_again(schedule, reason):
-    vaes = made(encoder=partial(Drifted, hidden=[5]))
+def test_a_scheduler_of_another_package_may_change_anything():
+    vaes = made()
     others = copy.deepcopy(vaes)
     given = {
-        "optimizer": AdamW, "lr_schedule": partial(schedule, lr_lambda=lambda _: 1.0),
+        "optimizer": AdamW, "lr_schedule": partial(Decay, lr_lambda=lambda _: 1.0),
         "batch_size": BATCH, "epochs": 5, "seed": [3, 4, 5],
     }  # fmt: skip
-    DRIFT.clear()
-    with pytest.warns(UserWarning, match=reason):
+    with pytest.warns(UserWarning, match="VAE 0 has Decay, which is not of torch"):
         found = fit_many(vaes, rows(), **given)
-    if schedule is Loose:
-        return
     expected = alone(others, rows(), **given)
     for vae, other in zip(vaes, others, strict=True):
         torch.testing.assert_close(vae.state_dict(), other.state_dict(), atol=0, rtol=0)
     assert [r.history for r in found] == [r.history for r in expected]
-    assert [r.steps for r in found] == [r.steps for r in expected]
-
-
-class Drifted(networks.MLP):
-    """A network that reads a list of the whole process."""
-
-    def forward(self, x):
-        return super().forward(x * (1 + len(DRIFT)))

@@ -216,9 +216,10 @@ def test_fit_many_leaves_the_best_weights_of_each(digits, monkeypatch, sequentia
     ):
         fit_many(vaes, rows, epochs=4, **options)
     results = caught.value.fit_result
-    assert [len(r.history) for r in results] == ([4, 1, 0] if sequential else [2, 2, 2])
-    assert not any(vae.training for vae in vaes)
-    for vae, one, result, other in zip(vaes, shorter, results, expected, strict=True):
+    assert [len(r.history) for r in results] == ([4, 1] if sequential else [2, 2, 2])
+    # One that comes after the interrupt is as it was.
+    assert not any(vae.training for vae in vaes[: len(results)])
+    for vae, one, result, other in zip(vaes, shorter, results, expected, strict=False):
         if len(result.history) == len(other.history):
             assert result.history == other.history
             assert_same_weights(vae, one)
