@@ -71,6 +71,7 @@ def _embed(cfg: DictConfig) -> None:
 def _run_application(program: str, application: Callable[[], Any]) -> NoReturn:
     def command() -> int:
         check_options(program)
+        _OUT_FILES.clear()
         application()
         return 0
 

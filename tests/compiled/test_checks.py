@@ -83,6 +83,7 @@ def test_a_call_outside_of_the_support_raises_as_svi_and_changes_nothing(x, obje
     assert made_step.engine == "compiled"
 
 
+@pytest.mark.long
 def test_machine_code_checks_too():
     coins, update, made_step = made(torch.optim.Adam, backend="inductor")
     made_step(GOOD)

@@ -156,7 +156,7 @@ def test_an_update_of_something_else_is_not_used(monkeypatch):
 
     monkeypatch.setattr(Update, "apply", wrong)
     vae = made()
-    made_step = pyro_vae.compile(
+    made_step = compile_eagerly(
         objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 0.1)
     )
     with pytest.warns(UserWarning, match="the update differs from that of the eager step"):
@@ -367,7 +367,7 @@ def test_a_small_update_is_compared_by_its_change(monkeypatch):
 
     monkeypatch.setattr(Update, "apply", wrong)
     vae = made()
-    made_step = pyro_vae.compile(
+    made_step = compile_eagerly(
         objectives.ELBO(), vae.model, vae.guide, optimizer=SGD(vae.parameters(), 1e-6)
     )
     with pytest.warns(UserWarning, match="the update differs from that of the eager step"):

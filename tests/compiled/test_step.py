@@ -83,12 +83,6 @@ def as_graph(monkeypatch):
     monkeypatch.setattr(loop, "compile", compile_eagerly)
 
 
-@pytest.fixture(scope="module")
-def mlp():
-    vae, objective = made(), objectives.ELBO(beta=torch.tensor(1.0))
-    return vae, objective, pyro_vae.compile(objective, vae.model, vae.guide, strict=True)
-
-
 compile_eagerly = partial(pyro_vae.compile, backend="eager")
 """Runs captured graphs as they are: what is tested does not depend on the machine code."""
 
@@ -97,21 +91,19 @@ BATCH_NORM = {
     "encoder": partial(networks.MLP, hidden=[5], batch_norm=True),
     "decoder": partial(networks.MLP, hidden=[5], batch_norm=True),
 }
+CONV = {"encoder": networks.ConvEncoder, "decoder": networks.ConvDecoder}
+LONG = pytest.mark.long
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "parts", "objective"),
     [
         (torch.float64, 1e-9, {}, objectives.ELBO(beta=0.5)),
-        (torch.float32, 1e-4, BATCH_NORM, objectives.IWAE(5)),
-        (torch.float64, 1e-9, BATCH_NORM, objectives.ELBO(2, analytic=False)),
+        pytest.param(torch.float32, 1e-4, BATCH_NORM, objectives.IWAE(5), marks=LONG),
         pytest.param(
-            torch.float32,
-            1e-4,
-            {"encoder": networks.ConvEncoder, "decoder": networks.ConvDecoder},
-            objectives.ELBO(),
-            marks=pytest.mark.long,
+            torch.float64, 1e-9, BATCH_NORM, objectives.ELBO(2, analytic=False), marks=LONG
         ),
+        pytest.param(torch.float32, 1e-4, CONV, objectives.ELBO(), marks=LONG),
     ],
     ids=["mlp", "iwae", "batch norm", "conv"],
 )
@@ -124,8 +116,9 @@ def test_machine_code_gives_what_the_eager_step_gives(dtype, tolerance, parts, o
         assert_like_eager(made_step, vae, objective, x, tolerance, seed=seed)
 
 
-def test_float32_and_fresh_noise_and_a_beta_that_moves(mlp):
-    vae, objective, made_step = mlp
+def test_float32_and_fresh_noise_and_a_beta_that_moves():
+    vae, objective = made(), objectives.ELBO(beta=torch.tensor(1.0))
+    made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
     for seed, beta in enumerate([1.0, 0.0, 3.0]):
         objective.beta.fill_(beta)
         assert_like_eager(made_step, vae, objective, batch(), 1e-4, seed=seed)
@@ -724,10 +717,10 @@ def test_the_default_run_of_the_digits_is_eager(digits):
 
 def test_leaves_that_hold_samples_are_no_parameters():
     vae, x = VAE((8,), 2), torch.ones(20, 8)
-    step = pyro_vae.compile(objectives.IWAE(4, estimator="dreg"), vae.model, vae.guide, strict=True)
+    step = compile_eagerly(objectives.IWAE(4, estimator="dreg"), vae.model, vae.guide, strict=True)
     for _ in range(3):
         step(x)
-    eager = pyro_vae.compile(objectives.IWAE(4, estimator="dreg"), vae.model, vae.guide)
+    eager = compile_eagerly(objectives.IWAE(4, estimator="dreg"), vae.model, vae.guide)
     with pyro.poutine.block():
         for _ in range(3):
             eager(x)

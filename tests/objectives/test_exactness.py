@@ -80,7 +80,7 @@ def over_batches(call, x):
     ).mean()
 
 
-@pytest.mark.parametrize("name", keep(["elbo_closed", "iwae_5"], TRAINED))
+@pytest.mark.parametrize("name", keep(["elbo_closed"], TRAINED))
 def test_training_reaches_the_best_evidence(name, known):
     _, x = known
     objective, vae = TRAINED[name](), linear_vae(k=K)

@@ -90,7 +90,7 @@ BOUNDS = {
 DRAWS = 100_000
 
 
-@pytest.mark.parametrize("name", keep(["iwae", "piwae", "renyi_below", "jackknife_iwae"], BOUNDS))
+@pytest.mark.parametrize("name", keep(["iwae", "piwae"], BOUNDS))
 def test_dreg_has_the_expected_gradient_and_stl_has_not(name):
     pyro.set_rng_seed(5)
     setting = toy(DRAWS // 4, rows=4)
@@ -189,6 +189,7 @@ def slope(values, sizes):
     return ((x * y).sum() / (x * x).sum()).item()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "parameter", "theory"),
     [
@@ -393,7 +394,7 @@ def test_the_density_of_a_point_mass_is_no_score(objective):
     drawn = []
     for each in (objective, standard):
         losses = [
-            each.differentiable_loss(normal_model, density_of_its_own(weights)) for _ in range(3000)
+            each.differentiable_loss(normal_model, density_of_its_own(weights)) for _ in range(800)
         ]
         drawn.append(torch.stack([torch.stack(torch.autograd.grad(o, weights)) for o in losses]))
     assert worst(*drawn) < family_limit(4)

@@ -121,7 +121,7 @@ def test_data_are_independent_given_what_they_share(by_group):
     spoilt = Shared(data(), by_group, shift=0.2, inflate=1.5)
     evidence, limit = spoilt.evidence(), spoilt.bound_of_locals_alone()
     bounds = {}
-    for size, number in ((1, 1000), (5, 1000), (2000, 400)):
+    for size, number in ((1, 300), (5, 300), (2000, 200)):
         losses = [IWAE(size).loss(spoilt.model, spoilt.guide) for _ in range(number)]
         bounds[size] = -torch.tensor(losses)
     assert z_score(bounds[1], limit) < -SIGMAS
@@ -365,7 +365,7 @@ def test_what_is_called_a_bound_stays_below_the_evidence(name, by_group):
     if by_group is None:
         model, guide, evidence = without_shared(setting)
     objective = (BELOW | ABOVE)[name](6)
-    bounds = -torch.tensor([objective.loss(model, guide) for _ in range(400)])
+    bounds = -torch.tensor([objective.loss(model, guide) for _ in range(200)])
     score = z_score(bounds, evidence)
     if name in BELOW:
         assert score < family_limit(3 * len(BELOW))

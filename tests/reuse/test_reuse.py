@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pandas
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
 import pyro_vae
+from helpers.commands import call
 from pyro_vae import VAE, config, data, evaluate, load, posteriors, reuse
 from pyro_vae.data import vision
 from pyro_vae.reuse import embedding, evaluate_run
@@ -232,8 +234,8 @@ def test_a_second_run_is_not_written_over_the_first(digits_run, tmp_path):
     done = command(
         "embed", "-m", f"run={digits_run},{digits_run}", "out=codes.csv", "part=test", cwd=tmp_path
     )
-    assert done.returncode == 1
-    assert "Expected a different out for each run, got 'codes.csv' again" in done.stderr
+    assert done.code == 1
+    assert "Expected a different out for each run, got 'codes.csv' again" in done.err
     assert len((tmp_path / "codes.csv").read_text().splitlines()) == 360
 
 
@@ -558,29 +560,27 @@ def test_a_run_without_rows_for_the_test_is_refused(tmp_path):
 
 
 def command(name, *arguments, cwd):
-    """Runs a command as a user does, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", f"from pyro_vae.cli import reuse; reuse.run_{name}()", *arguments],
-        cwd=cwd, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"},
-    )  # fmt: skip
+    """Runs a command for a terminal of 100 columns."""
+    with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
+        return call(f"pyro-vae-{name}", *arguments, cwd=cwd)
 
 
 def test_the_commands_on_runs_and_tables(digits_run, table_run, other, tmp_path):
     runs = [shutil.copytree(r, tmp_path / n) for r, n in ((digits_run, "a"), (table_run, "b"))]
     done = command("evaluate", "-m", "run=a,b", "seed=3", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("log evidence") == 2
+    assert done.code == 0, done.err
+    assert done.out.count("log evidence") == 2
     one = json.loads((tmp_path / "a" / "evaluations" / "digits-test.json").read_text())
     assert one["log_evidence"] == metrics(runs[0])["log_evidence"]
     assert (tmp_path / "b" / "evaluations" / "people-test.json").is_file()
     asked = ["run=b", "data=table", f"data.path={other.name}", "data.missing=nan", "part=all"]
     done = command("evaluate", *asked, "evaluate.num_particles=30", "out=e.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     found = json.loads((tmp_path / "e.json").read_text())
     expected = reuse.judge_run(table_run, table(other), part="all", num_particles=30)
     assert found == expected | {"run": "b"}
     done = command("embed", *asked, "out=codes.csv", "data.label=city", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert len(pandas.read_csv(tmp_path / "codes.csv")) == 90
     assert {path.name for path in tmp_path.iterdir()} == {
         "a", "b", "codes.csv", "e.json", "other.csv",
@@ -590,21 +590,21 @@ def test_the_commands_on_runs_and_tables(digits_run, table_run, other, tmp_path)
 @pytest.mark.parametrize("name", ["evaluate", "embed"])
 def test_mistakes_and_help_of_the_commands(digits_run, tmp_path, name):
     done = command(name, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "Expected run to be the folder of a finished run, as in run=outputs/" in done.stderr
+    assert done.code == 1
+    assert "Expected run to be the folder of a finished run, as in run=outputs/" in done.err
     done = command(name, f"run={digits_run}", "data=ring", cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("ValueError: Expected data of shape (1, 8, 8)") == 1
-    assert "reuse.py" not in done.stderr
+    assert done.code == 1
+    assert done.err.count("ValueError: Expected data of shape (1, 8, 8)") == 1
+    assert "reuse.py" not in done.err
     done = command(name, "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert all(option.stem in done.stdout for option in (config.APP / "data").glob("*.yaml"))
-    assert "objective" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert done.code == 0
+    assert all(option.stem in done.out for option in (config.APP / "data").glob("*.yaml"))
+    assert "objective" not in done.out
+    assert max(map(len, done.out.splitlines())) <= 100
     settings = OmegaConf.load(config.APP / f"{name}.yaml")
     keys = set(settings) - {"defaults", "hydra", "evaluate"}
     keys |= {f"evaluate.{key}" for key in settings.get("evaluate", {})}
-    assert all(f"{key}=" in done.stdout for key in keys)
+    assert all(f"{key}=" in done.out for key in keys)
     assert not any(tmp_path.iterdir())
 
 

@@ -1,9 +1,7 @@
 """Wrong command lines: one clear message each, no traceback, and nothing created or lost."""
 
 import contextlib
-import importlib
 import io
-import logging
 import shlex
 import shutil
 import subprocess
@@ -11,15 +9,10 @@ import sys
 
 import pytest
 
+from helpers.commands import MAINS, call
 from pyro_vae import config
 from pyro_vae.run.experiment import run
 
-MAINS = {
-    "pyro-vae": ("pyro_vae.cli.train", "main"),
-    "pyro-vae-compare": ("pyro_vae.cli.compare", "main"),
-    "pyro-vae-embed": ("pyro_vae.cli.reuse", "run_embed"),
-    "pyro-vae-evaluate": ("pyro_vae.cli.reuse", "run_evaluate"),
-}
 QUICK = [
     "data=moons", "data.n=60", "vae/likelihood=normal", "vae.latent_dim=1", "train.epochs=1",
     "train.compile=false", "evaluate.num_particles=5", "evaluate.elbo_particles=2",
@@ -195,40 +188,13 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """Undoes what Hydra does to the logging of the process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    disabled = logging.root.manager.disable
-    yield
-    root.handlers[:], root.level = handlers, level
-    logging.disable(disabled)
-
-
-def call(line, monkeypatch):
-    """Runs a command in this process, and returns its exit code, output and errors."""
-    program, *words = shlex.split(line)
-    module, name = MAINS[program]
-    monkeypatch.setattr(sys, "argv", [program, *words])
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = getattr(importlib.import_module(module), name)()
-        except SystemExit as ended:
-            code = ended.code
-    return code, out.getvalue(), err.getvalue()
-
-
 def files(place):
     return {str(p): p.read_bytes() if p.is_file() else None for p in place.rglob("*")}
 
 
-def check(line, said, folder, monkeypatch):
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.chdir(folder)
+def check(line, said, folder):
     before = files(folder)
-    code, out, err = call(line, monkeypatch)
+    code, out, err = call(*shlex.split(line), cwd=folder)
     assert code in (1, 2), err
     message = err.removesuffix(f"{TRAILER}\n").rstrip("\n")
     if message.startswith("usage: "):
@@ -248,21 +214,19 @@ def test_there_are_sixty_wrong_lines_of_every_command():
 
 
 @pytest.mark.parametrize(("line", "said"), table(WRONG))
-def test_a_wrong_line_is_one_message(line, said, folder, monkeypatch):
-    check(line, said, folder, monkeypatch)
+def test_a_wrong_line_is_one_message(line, said, folder):
+    check(line, said, folder)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("line", "said"), table(LONG))
-def test_a_wrong_value_is_one_message(line, said, folder, monkeypatch):
-    check(line, said, folder, monkeypatch)
+def test_a_wrong_value_is_one_message(line, said, folder):
+    check(line, said, folder)
 
 
-def test_one_bad_job_of_a_sweep_is_named(folder, tmp_path, monkeypatch):
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    line = shlex.join(["pyro-vae", "-m", *QUICK, "isolate=false", "seed=0,-1"])
-    code, out, err = call(line, monkeypatch)
+def test_one_bad_job_of_a_sweep_is_named(tmp_path):
+    words = ["pyro-vae", "-m", *QUICK, "isolate=false", "seed=0,-1"]
+    code, out, err = call(*words, cwd=tmp_path)
     assert code == 1
     assert "Traceback" not in out + err
     assert "Expected seed to be an integer of at least 0, got -1" in err
@@ -294,12 +258,10 @@ def test_a_quoted_value_is_read_as_it_is(value):
     assert list(cfg.out) == [value, "b"]
 
 
-def test_a_hint_can_be_pasted(folder, monkeypatch):
-    monkeypatch.chdir(folder)
+def test_a_hint_can_be_pasted(folder):
     line = "pyro-vae data=table data.path=words.csv vae/likelihood=normal"
-    said = call(line, monkeypatch)[2]
-    hint = said.partition("use other columns (")[2].partition(")")[0]
-    words = shlex.split(f"{line} {hint} out=x")[1:]
+    hint = call(*line.split(), cwd=folder).err.partition("use other columns (")[2].partition(")")[0]
+    words = shlex.split(f"{line} {hint} data.path={folder}/words.csv out=x")[1:]
     assert list(config.compose(words).data.columns) == ["a", "c d"]
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ QUICK = [
     "evaluate.baseline_components=3",
 ]
 
+LONG = partial(pytest.param, marks=pytest.mark.long)
 MOONS = ["data=moons", "data.n=60", "vae/likelihood=normal", "vae.latent_dim=1"]
 
 
@@ -89,10 +91,10 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     "overrides",
     [
         ["experiment=grey_digits"],
-        ["experiment=vamp_digits"],
-        ["data.binarize=none", "vae/likelihood=normal", "vae.likelihood.scale=optimal"],
+        LONG(["experiment=vamp_digits"]),
+        LONG(["data.binarize=none", "vae/likelihood=normal", "vae.likelihood.scale=optimal"]),
         ["data.binarize=none", "vae/likelihood=categorical", "vae.likelihood.levels=17"],
-        ["data.binarize=none", "vae.likelihood.grey_scale=true"],
+        LONG(["data.binarize=none", "vae.likelihood.grey_scale=true"]),
         ["vae/encoder=conv", "vae/decoder=conv", "vae.latent_dim=2", "objective=trace_elbo"],
         ["objective=trace_mean_field_elbo", "optimizer=sgd", "train.clip_norm=1.0"],
     ],
@@ -148,7 +150,10 @@ def test_a_collapsed_model_and_a_prior_without_marginals_are_still_reported(tmp_
 
 
 def test_the_gap_is_that_of_the_same_rows(tmp_path):
-    quick(tmp_path, "evaluate.evidence_rows=20", "evaluate.num_particles=2000", "train.epochs=20")
+    quick(
+        tmp_path, *MOONS, "data.n=300", "evaluate.evidence_rows=20", "evaluate.num_particles=500",
+        "train.epochs=20",
+    )  # fmt: skip
     metrics = figures(tmp_path)
     assert metrics["log_evidence_rows"] == 20
     assert metrics["gap"] > 0

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from helpers.commands import call
 from helpers.sweeping import JOBLIB, jobs
 from pyro_vae.console import commands
 from pyro_vae.sweeps import job_status
@@ -193,9 +194,8 @@ def test_a_run_that_is_stopped_says_how_to_continue(number, code, tmp_path):
         return
     words = shlex.split(err.removeprefix(said).replace("train.epochs=100000", "train.epochs=1"))
     assert words[-1] == "resume=true"
-    process = start(*words, cwd=tmp_path)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
+    code, _, err = call("pyro-vae", *words, cwd=tmp_path)
+    assert code == 0, err
     assert job_status.read_state(place) == "finished"
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").iterdir())
 
@@ -248,7 +248,7 @@ def test_a_signal_to_all_processes_shows_no_traceback(number, code, launcher, tm
 # Disks
 
 
-@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize("multirun", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_full_disk_is_one_message(multirun, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

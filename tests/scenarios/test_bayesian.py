@@ -100,6 +100,7 @@ def bound(model, guide, x: Tensor) -> float:
         return -float(objectives.ELBO(2000, vectorize_particles=True).loss(model, guide, x))
 
 
+@pytest.mark.long
 def test_the_bound_is_that_of_variational_principal_components():
     x = rows()
     mean, covariance, weight, spread = principal_components(x)

@@ -75,6 +75,7 @@ def test_the_encoder_sees_the_rows_that_are_drawn_and_no_others():
     assert trace.nodes["row.x"]["scale"] == traced.nodes["row.z"]["scale"] == ROWS / BATCH
 
 
+@pytest.mark.long
 def test_batches_train_the_model_that_all_rows_have_as_their_optimum():
     """The best linear model is known from the eigenvalues of the covariance of all rows.
 

@@ -41,10 +41,9 @@ def rows_of(*seen: bool, rows: int = ROWS) -> list[Tensor]:
     return [torch.full((rows,), one) for one in seen]
 
 
-@pytest.fixture(scope="module")
-def trained() -> list[VAE]:
-    """Trained on thirds of rows: with both modalities, with the first alone, with the second."""
-    vaes = [
+def made() -> list[VAE]:
+    """Returns a VAE of each modality."""
+    return [
         VAE(
             size,
             2,
@@ -55,12 +54,18 @@ def trained() -> list[VAE]:
         )
         for name, size in zip(("first", "second"), SIZES, strict=True)
     ]
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[VAE]:
+    """Trained on thirds of rows: with both modalities, with the first alone, with the second."""
     turn = torch.arange(ROWS) % 3
     seen = [turn != 2, turn != 1]
     pairs = zip(drawn(joint(truth()), ROWS, seed=4), seen, strict=True)
     # What is missing has no value that could help.
     data = [torch.where(rows.unsqueeze(-1), x, 100.0) for x, rows in pairs]
     torch.manual_seed(0)
+    vaes = made()
     loss = objectives.ELBO()(*program(vaes))
     optimizer = torch.optim.Adam([p for vae in vaes for p in vae.parameters()], lr=0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2000)
@@ -72,6 +77,7 @@ def trained() -> list[VAE]:
     return vaes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seen", [(True, True), (True, False), (False, True)])
 def test_the_bound_is_the_evidence_of_what_is_seen(trained, seen):
     parts = truth()
@@ -86,11 +92,12 @@ def test_the_bound_is_the_evidence_of_what_is_seen(trained, seen):
     assert -0.01 < gap < 0.05
 
 
-def test_of_a_row_of_which_nothing_is_seen_the_prior_remains(trained):
+def test_of_a_row_of_which_nothing_is_seen_the_prior_remains():
     nothing = [torch.zeros(ROWS, size) for size in SIZES]
-    assert objectives.ELBO().loss(*program(trained), nothing, rows_of(False, False)) == 0
+    assert objectives.ELBO().loss(*program(made()), nothing, rows_of(False, False)) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("given", [0, 1])
 def test_one_modality_predicts_the_other_as_well_as_can_be(trained, given):
     parts = truth()

@@ -39,9 +39,9 @@ def known() -> tuple[VAE, LinearGaussian, torch.Tensor, torch.Tensor, torch.Tens
 @pytest.mark.parametrize(
     ("family", "loss", "size"),
     [
-        (AutoNormal, Trace_ELBO, None),
         (AutoMultivariateNormal, objectives.ELBO, None),
-        (AutoNormal, TraceMeanField_ELBO, 100),
+        pytest.param(AutoNormal, Trace_ELBO, None, marks=pytest.mark.long),
+        pytest.param(AutoNormal, TraceMeanField_ELBO, 100, marks=pytest.mark.long),
     ],
 )
 def test_the_posterior_of_the_weights_is_recovered(family, loss, size):

@@ -26,6 +26,7 @@ def cosines(topics: Tensor, found: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(topics[:, None], found, dim=-1)
 
 
+@pytest.mark.long
 def test_topics_and_their_weights_are_found():
     topics, weights, x = documents()
     vae = topic_model(WORDS, TOPICS, longest=80, hidden=64)

@@ -323,9 +323,9 @@ class Small(Replacing):
         ("VAE 0 adds or replaces", lambda: made(encoder=partial(Counting, hidden=[4])), {}),
         ("VAE 0 adds or replaces", lambda: made(encoder=partial(Replacing, hidden=[4])), {}),
         ("a number or a shape", lambda: made(encoder=partial(Small, hidden=[4])), {}),
-        ("Trace_ELBO, which is not of pyro_vae", made, {"objective": [vectorized() for _ in range(3)]}),
+        ("Trace_ELBO, which is not", made, {"objective": [vectorized() for _ in range(3)]}),
         ("alpha", made, {"objective": [Renyi(num_particles=2, alpha=a) for a in UNLIKE]}),
-        ("OfModule, which is not of pyro_vae", made, {"objective": [OfModule() for _ in range(3)]}),
+        ("OfModule, which is not", made, {"objective": [OfModule() for _ in range(3)]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -649,7 +649,11 @@ SLOW, FAST = {"beta": Linear(0.0, 1.0, 4)}, {"beta": Linear(4.0, 1.0, 3)}
     [
         (bounded_otherwise, {}, "bounds"),
         (tied_memory, {}, "share memory"),
-        (nothing, {"optimizer": some, "clip_norm": 0.5}, "VAE 0 has an optimizer of other parameters"),
+        (
+            nothing,
+            {"optimizer": some, "clip_norm": 0.5},
+            "an optimizer of other parameters",
+        ),
         (
             nothing,
             {"objective": [ELBO(beta=SHARED) for _ in range(3)], "schedules": [SLOW, FAST, {}]},

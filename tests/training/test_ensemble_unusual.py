@@ -240,15 +240,6 @@ def test_each_is_trained_as_alone(vaes, arguments, reason):
         assert (result.steps, result.best_epoch) == (of_one.steps, of_one.best_epoch)
 
 
-def test_an_objective_that_knows_other_vaes_is_used_again():
-    objective = ELBO(num_particles=2)
-    first = plain()
-    fit_many(first, rows(), objective=objective, epochs=1, batch_size=BATCH, strict=True)
-    second = [objective, ELBO(num_particles=2), ELBO(num_particles=2)]
-    found = fit_many(plain(), rows(), objective=second, epochs=1, batch_size=BATCH, strict=True)
-    assert len(found) == len(first)
-
-
 class Penalized(ELBO):
     """An objective that knows the VAE, and keeps what cannot be pickled."""
 

@@ -354,7 +354,7 @@ def alive() -> int:
 
 
 @pytest.mark.parametrize("program", [False, True])
-def test_a_hundred_vaes_leave_nothing_behind(program, local):
+def test_thirty_vaes_leave_nothing_behind(program, local):
     def trained() -> int:
         vae = made(plate=None)
         model = Program(vae)
@@ -364,9 +364,9 @@ def test_a_hundred_vaes_leave_nothing_behind(program, local):
 
     size = trained()
     before = alive()
-    for _ in range(100):
+    for _ in range(30):
         trained()
-    # Less than one of a hundred.
+    # Less than one of thirty.
     assert alive() - before < size
     assert stored() == set()
 

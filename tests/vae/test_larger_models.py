@@ -85,8 +85,7 @@ def loss_and_gradient(loss, vae: VAE, x: torch.Tensor) -> tuple[float, list[torc
     return value, [p.grad.clone() for p in vae.parameters()]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(("parallel", "network"), cover([False, True], NETWORKS))
 def test_predictive_draws_from_the_guide(parallel, network):
     vae = made(network).eval()
     kwargs = {"guide": vae.guide, "num_samples": 400, "parallel": parallel}
@@ -186,8 +185,9 @@ def test_covariates_change_encoder_and_decoder_row_by_row(network):
     assert drawn.nodes["vae.x"]["value"].shape == (12, *EVENT)
 
 
-@pytest.mark.parametrize("dims", [(-1, -2, -3), (-3, -2, -1), (-3, -4, -6)])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "dims"), cover(NETWORKS, [(-1, -2, -3), (-3, -2, -1), (-3, -4, -6)])
+)
 def test_under_three_plates_of_the_callers(network, dims):
     vae = made(network, plate=None, prior=PRIORS["vamp"]).eval()
     shape = [1] * max(-d for d in dims)
@@ -271,8 +271,7 @@ def mixture(vae: VAE, x: torch.Tensor, classifier: torch.nn.Module | None):
     return model, config_enumerate(guide) if classifier is not None else guide
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("where", ["guide", "model"])
+@pytest.mark.parametrize(("where", "network"), cover(["guide", "model"], NETWORKS))
 def test_a_class_is_enumerated_exactly(where, network):
     vae = made(network, plate=None, covariate_dim=3).eval()
     classifier = torch.nn.Linear(64, 3) if where == "guide" else None
