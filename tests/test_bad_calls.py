@@ -263,7 +263,7 @@ CALLS = [
     ("fit(v(), X, tracker=print)", "tracker", "print"),
     # fit_many.
     ("fit_many(v(), X)", "vaes", "VAE"),
-    ("fit_many([], X)", "vaes", "none"),
+    ("fit_many([], X)", "vaes", "[]"),
     ("fit_many([v(), None], X)", "vaes", "NoneType"),
     ("fit_many([v(), v()], X, seed=[0])", "seed", "1"),
     ("fit_many([v()], X, seed='0')", "seed", "'0'"),

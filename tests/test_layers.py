@@ -137,6 +137,7 @@ def code_lines(node: ast.FunctionDef) -> int:
     return node.end_lineno - node.lineno + 1 - (body[0].lineno - node.body[0].lineno if body else 0)
 
 
+@pytest.mark.long
 def test_every_module_imports_on_its_own():
     names = [
         "pyro_vae." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

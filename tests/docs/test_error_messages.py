@@ -3,8 +3,6 @@
 import doctest
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from sklearn.utils import check_array
 
+from helpers.commands import call
 from helpers.paths import ROOT
 from pyro_vae import VAE, config, data, evaluate, fit, likelihoods, run
 from pyro_vae.console.hydra_errors import describe_error
@@ -80,14 +79,11 @@ def test_the_message_is_the_one_shown(kind, call, shown, folder):
     assert "\n" not in message
 
 
-def test_the_command_prints_the_line_and_fails(folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "pyro_vae", "data=table", "data.path=persons.csv"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
+def test_the_command_prints_the_line_and_fails(tmp_path):
+    done = call("pyro-vae", "data=table", "data.path=persons.csv", cwd=tmp_path)
+    assert done.code == 1
     line = "ValueError: Expected data.path to name a file, got 'persons.csv', which is not a file"
-    assert line in done.stderr.splitlines()
+    assert line in done.err.splitlines()
 
 
 def test_code_that_a_library_makes_is_no_line_of_the_program():

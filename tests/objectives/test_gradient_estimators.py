@@ -90,7 +90,7 @@ BOUNDS = {
 DRAWS = 100_000
 
 
-@pytest.mark.parametrize("name", keep(["iwae", "piwae"], BOUNDS))
+@pytest.mark.parametrize("name", keep(["iwae"], BOUNDS))
 def test_dreg_has_the_expected_gradient_and_stl_has_not(name):
     pyro.set_rng_seed(5)
     setting = toy(DRAWS // 4, rows=4)
@@ -116,7 +116,7 @@ def test_dreg_draws_the_encoder_with_less_noise():
     assert (spread["dreg"] < spread["standard"] / 2).all()
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", keep([0.5], [0.0, 0.5, 1.0]))
 def test_dreg_alpha_is_between_iwae_and_the_wake_phase(alpha):
     pyro.set_rng_seed(6)
     setting = toy(DRAWS, rows=2)
@@ -208,6 +208,7 @@ def test_signal_of_gradients_goes_with_the_number_of_particles_as_theory_has_it(
     assert slope(found, sizes) == pytest.approx(theory, abs=0.1)
 
 
+@pytest.mark.long
 def test_signal_of_the_encoder_rises_with_groups():
     sizes = [1, 4, 16]
     found = [signal_to_noise(MIWAE(8 * m, groups=m, max_plate_nesting=2), 1) for m in sizes]
@@ -385,7 +386,13 @@ def test_a_point_mass_has_the_standard_gradient(estimator):
     assert found[0].abs().min() > 0.1
 
 
-@pytest.mark.parametrize("objective", [ELBO(estimator="stl"), IWAE(4, estimator="dreg")])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ELBO(estimator="stl"),
+        pytest.param(IWAE(4, estimator="dreg"), marks=pytest.mark.long),
+    ],
+)
 def test_the_density_of_a_point_mass_is_no_score(objective):
     """Its mean is not zero: without it a scale would lose its entropy."""
     pyro.set_rng_seed(4)

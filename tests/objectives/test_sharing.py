@@ -442,7 +442,7 @@ def test_away_from_the_threshold_the_batch_hardly_matters():
     )
 
 
-@pytest.mark.parametrize("size", [10, 160])
+@pytest.mark.parametrize("size", [10, pytest.param(160, marks=pytest.mark.long)])
 def test_the_multiplier_scatters_the_less_the_larger_the_batch(size):
     def run(seed, size):
         generator = torch.Generator().manual_seed(seed)

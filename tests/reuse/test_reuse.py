@@ -118,8 +118,13 @@ def test_a_run_on_its_own_data_has_the_figures_that_it_has(digits_run):
     "overrides",
     [
         ["vae/prior=vamp", "vae/posterior=full", "vae.prior.components=5"],
-        ["data.binarize=none", "vae/likelihood=normal", "vae.likelihood.scale=optimal"],
-        ["data.binarize=dynamic", "evaluate.evidence_rows=10"],
+        pytest.param(
+            ["data.binarize=none", "vae/likelihood=normal", "vae.likelihood.scale=optimal"],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ["data.binarize=dynamic", "evaluate.evidence_rows=10"], marks=pytest.mark.long
+        ),
     ],
     ids=" ".join,
 )

@@ -150,10 +150,7 @@ def test_a_collapsed_model_and_a_prior_without_marginals_are_still_reported(tmp_
 
 
 def test_the_gap_is_that_of_the_same_rows(tmp_path):
-    quick(
-        tmp_path, *MOONS, "data.n=300", "evaluate.evidence_rows=20", "evaluate.num_particles=500",
-        "train.epochs=20",
-    )  # fmt: skip
+    quick(tmp_path, "evaluate.evidence_rows=20", "evaluate.num_particles=500", "train.epochs=20")
     metrics = figures(tmp_path)
     assert metrics["log_evidence_rows"] == 20
     assert metrics["gap"] > 0

@@ -174,7 +174,9 @@ def test_the_other_commands_say_one_line_too(name, number, code, tmp_path):
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize(("number", "code"), BOTH)
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(*BOTH[0], marks=pytest.mark.long), BOTH[1]]
+)
 def test_a_run_that_is_stopped_says_how_to_continue(number, code, tmp_path):
     process = start(*ENDLESS, "+train.tracker=null", 'out="it\'s, a=run"', cwd=tmp_path)
     place = tmp_path / "it's, a=run"

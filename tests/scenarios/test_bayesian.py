@@ -4,6 +4,7 @@ from functools import partial
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal

@@ -1,6 +1,7 @@
 """Topics of documents that were drawn from known topics, and the weights of documents left out."""
 
 import pyro
+import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from importlib import import_module
@@ -27,6 +28,9 @@ from pyro_vae.sweeps.job_id import UNRELATED, read_run_id, run_id
 from pyro_vae.sweeps.worker_process import call_in_process
 
 QUICK = [
+    "data=moons",
+    "data.n=60",
+    "vae/likelihood=normal",
     "train.epochs=2",
     "evaluate.num_particles=20",
     "evaluate.elbo_particles=5",
@@ -179,7 +183,9 @@ def test_a_process_that_is_killed_says_so_by_its_code(name, called, tmp_path):
     assert name in job.describe_exit(code)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_process_ends_with_its_caller(number, called, tmp_path):
     code = (
         "import sys, called; from pathlib import Path; "
@@ -314,9 +320,11 @@ def test_launchers_isolation_and_a_run_alone_give_the_same_bits(ways, tmp_path):
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_two_processes_share_the_jobs_of_a_sweep(count, tmp_path):
     seeds = ",".join(map(str, range(count)))
-    both = [command("-m", *QUICK, f"seed={seeds}", cwd=tmp_path) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    other = command("-m", *QUICK, f"seed={seeds}", cwd=tmp_path)
+    until(lambda: list((tmp_path / "multirun").glob("*/*/.lock")))
+    code, *said = sweep(f"seed={seeds}", cwd=tmp_path)
+    said.append(other.communicate()[0])
+    assert (code, other.returncode) == (0, 0), said
     assert len(results(tmp_path / "multirun" / "sweep")) == count
     for text in said:
         assert f"{count} jobs" in text
@@ -330,16 +338,17 @@ def test_two_processes_share_the_jobs_of_a_sweep(count, tmp_path):
     "launcher",
     [pytest.param([], id="basic"), pytest.param(JOBLIB, id="joblib", marks=pytest.mark.long)],
 )
-def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path, started):
+def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
     endless = ["train.epochs=100000,2", "train.patience=null", "train.checkpoint_seconds=0"]
-    process = started("-m", *QUICK, *endless, "seed=0", *launcher, cwd=tmp_path)
     there = tmp_path / "multirun" / "sweep"
-    until(lambda: kill_endless(there))
-    out, err = process.communicate()
-    assert process.returncode == 1
-    assert out.count("reason  the process was terminated by SIGKILL") == 1, out + err
+    killer = threading.Thread(target=until, args=(lambda: kill_endless(there),))
+    killer.start()
+    code, said = sweep(*endless, "seed=0", *launcher, cwd=tmp_path)
+    killer.join()
+    assert code == 1
+    assert said.count("reason  the process was terminated by SIGKILL") == 1, said
     assert len(written(there)) == 1
-    assert "Traceback" not in out + err
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

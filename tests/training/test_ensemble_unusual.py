@@ -180,7 +180,8 @@ def transposed(own, x):
     return x + 0.1 * torch.randn_like(x.transpose(0, -1)).transpose(0, -1)
 
 
-LATER = {"epochs": 8, "optimizer": FAST}
+LONG = partial(pytest.param, marks=pytest.mark.long)
+LATER = {"epochs": 4, "optimizer": FAST}
 OPAQUE = "does not describe its decoder"
 
 
@@ -195,9 +196,9 @@ OPAQUE = "does not describe its decoder"
         (plain, {"optimizer": projected, "epochs": 4}, "optimizer, SGD, whose"),
         (changed(viewing), LATER, r"decoder\.has"),
         (changed(normalized), {}, "differs from its recipe"),
-        (plain, {"objective": [Renyi(2, alpha=a) for a in (1.0, 0.5, 0.2)], "epochs": 8}, None),
+        LONG(plain, {"objective": [Renyi(2, alpha=a) for a in (1.0, 0.5, 0.2)]}, None),
         (plain, {"objective": [Jackknife(4, order=1) for _ in range(3)]}, None),
-        (recurrent, {}, None),
+        LONG(recurrent, {}, None),
         (growing, {}, "adds or replaces a setting, module"),
         (changed(frozen), {}, None),
         (
@@ -337,7 +338,7 @@ def test_an_optimizer_that_is_none_leaves_the_vaes_as_they_were():
     torch.testing.assert_close([vae.state_dict() for vae in vaes], before, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("clip_norm", [1, np.float32(1.0), np.int64(1)])
+@pytest.mark.parametrize("clip_norm", [np.float32(1.0), LONG(1), LONG(np.int64(1))])
 def test_any_real_number_clips(clip_norm):
     fit_many(plain(2), rows()[:BATCH], clip_norm=clip_norm, epochs=1, strict=True)
     with pytest.raises(ValueError, match="Expected clip_norm to be positive"):

@@ -353,7 +353,7 @@ def alive() -> int:
     return sum(t.numel() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter))
 
 
-@pytest.mark.parametrize("program", [False, True])
+@pytest.mark.parametrize("program", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_thirty_vaes_leave_nothing_behind(program, local):
     def trained() -> int:
         vae = made(plate=None)
