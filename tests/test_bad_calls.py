@@ -264,6 +264,7 @@ CALLS = [
     # fit_many.
     ("fit_many(v(), X)", "vaes", "VAE"),
     ("fit_many([], X)", "vaes", "[]"),
+    ("fit_many([v(), v()], X, objective=(i for i in ()))", "objective", "generator"),
     ("fit_many([v(), None], X)", "vaes", "NoneType"),
     ("fit_many([v(), v()], X, seed=[0])", "seed", "1"),
     ("fit_many([v()], X, seed='0')", "seed", "'0'"),

@@ -1,20 +1,25 @@
 """One compiled step for several VAEs that differ only in numbers."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.compiled.eager_step import EagerStep, Settings
 from pyro_vae.compiled.environment import StepEnvironment
-from pyro_vae.compiled.graph import Backend, NotCapturedError, capture_graph, compile_graph
+from pyro_vae.compiled.graph import (
+    Backend,
+    Captured,
+    NotCapturedError,
+    capture_graph,
+    compile_graph,
+)
 from pyro_vae.compiled.graph_builder import GraphBuilder
-from pyro_vae.compiled.noise import lift_noise
 from pyro_vae.compiled.optimizer_step import Update
 from pyro_vae.compiled.signature import Call
 from pyro_vae.compiled.tensors import clone_tensors, save_tensors
@@ -22,6 +27,14 @@ from pyro_vae.compiled.verify import check_changes, check_close
 from pyro_vae.vae.vae import VAE
 
 __all__ = ["EnsembleStep", "find_tensors"]
+
+_FILLS = {
+    torch.ops.aten.randn.default: torch.ops.aten.normal_.default,
+    torch.ops.aten.randn_like.default: torch.ops.aten.normal_.default,
+    torch.ops.aten.rand.default: torch.ops.aten.uniform_.default,
+    torch.ops.aten.rand_like.default: torch.ops.aten.uniform_.default,
+}
+"""The in-place version of each random operation that returns a new tensor."""
 
 
 class EnsembleStep:
@@ -46,15 +59,18 @@ class EnsembleStep:
             for (vae, objective, _), update in zip(members, self.updates, strict=True)
         ]
         self.weights = [list(vae.parameters()) for vae, *_ in members]
+        self.buffers = [
+            find_tensors(vae, objective)[len(weights) :]
+            for (vae, objective, _), weights in zip(members, self.weights, strict=True)
+        ]
         self.active = list(range(len(members)))  # Not released yet.
         self.stacks: dict[tuple[int, int], Tensor] = {}
         self.graphs: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
 
     def tensors(self, i: int) -> list[Tensor]:
         """Returns the tensors that a step of one VAE reads or changes, in one order for all."""
-        vae, objective, _ = self.members[i]
         update = self.updates[i]
-        return [*find_tensors(vae, objective), *update.tensors(), update.scalars]
+        return [*self.weights[i], *update.tensors(), *self.buffers[i], update.scalars]
 
     def stack(self) -> None:
         """Makes the tensors of all VAEs views of stacks, until :meth:`release`."""
@@ -64,7 +80,9 @@ class EnsembleStep:
         forms = [[(t.shape, t.dtype, t.requires_grad) for t in own] for own in tensors]
         if different := [i for i, form in enumerate(forms) if form != forms[0]]:
             raise NotCapturedError(f"VAE {different[0]} differs from the first in its tensors")
-        addresses = [t.data_ptr() for own in tensors for t in own if t.numel()]
+        # The numbers of several objectives may be elements of one tensor.
+        storages = [t.untyped_storage() if t.dim() else t for own in tensors for t in own]
+        addresses = [storage.data_ptr() for storage in storages if storage.data_ptr()]
         if len(set(addresses)) < len(addresses):
             raise NotCapturedError("two tensors of VAEs or objectives share memory")
         groups = list(zip(*tensors, strict=True))
@@ -82,15 +100,19 @@ class EnsembleStep:
             for tensor in self.tensors(i):
                 tensor.data = tensor.data.clone()
 
-    def prepare(self, *inputs: Tensor) -> None:
-        """Builds the graph for inputs of these shapes, and compares its step with eager ones."""
+    def prepare(self, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Builds the graphs for inputs of these shapes, and compares a step with eager ones."""
+        for inputs in batches:
+            for i, (vae, objective, _) in enumerate(self.members):
+                _check_repeatable(i, vae, objective, _call(i, inputs))
+        self.stack()
+        for inputs in batches:
+            self._build(inputs)
+
+    def _build(self, inputs: Sequence[Tensor]) -> None:
         self.settings.divide_by = inputs[0].shape[1]
-        # Pyro checks model, guide and shapes once.
-        with pyro.validation_enabled(is_validation_enabled() and not self.graphs):
-            if not self.stacks:
-                for i, (vae, objective, _) in enumerate(self.members):
-                    _check_repeatable(i, vae, objective, _call(i, inputs))
-                self.stack()
+        # Pyro has checked model, guide and shapes.
+        with pyro.validation_enabled(False):
             # An error of the VAE itself is raised as it is.
             reached = self.steps[0].try_eagerly(_call(0, inputs))
             try:
@@ -109,7 +131,7 @@ class EnsembleStep:
     def _map(self, reached: list[Tensor], inputs: Sequence[Tensor]) -> Callable[..., Any]:
         """Returns the step of the first, mapped over the tensors of all."""
         one = GraphBuilder(self.steps[0]).capture(_call(0, inputs), reached)
-        noises = lift_noise(one)
+        noises = _lift_noise(one)
         given = [*inputs, *(drawn := [noise.stack(len(self.steps)) for noise in noises])]
         tensors = [self.stacks.get(_address(tensor), tensor) for tensor in one.lifted]
         dims = [0 if _address(tensor) in self.stacks else None for tensor in one.lifted]
@@ -159,10 +181,14 @@ class EnsembleStep:
                 for weight, gradient in zip(own, gradients, strict=True):
                     weight.grad = gradient[i]
                 self.updates[i].step_eagerly()
-                check_changes(f"change by a step of VAE {i}", before, after[i], self.tensors(i))
-                self.updates[i].optimizer.zero_grad(set_to_none=True)
+                count = len(before) - 1 - len(self.buffers[i])
+                check_close(f"state of VAE {i}", after[i][count:-1], self.buffers[i])
+                changes = (before[:count], after[i][:count], self.tensors(i)[:count])
+                check_changes(f"update of VAE {i}", *changes)
         finally:
             restore()
+            for update in self.updates:
+                update.optimizer.zero_grad(set_to_none=True)
             for generator, state in zip(self.generators, states, strict=True):
                 generator.set_state(state)
 
@@ -177,11 +203,17 @@ class _EnsembleUpdate(Update):
 
 def _check_repeatable(i: int, vae: VAE, objective: Any, call: Call) -> None:
     """Raises a ``NotCapturedError`` if a call adds or replaces what a graph would fix."""
-    vae, objective = copy.deepcopy((vae, objective))
+    try:
+        vae, objective = copy.deepcopy((vae, objective))
+    except Exception as error:
+        raise NotCapturedError(f"VAE {i} cannot be copied: {error}") from error
     environment = StepEnvironment(vae, vae, vae.model, vae.guide)
-    before = environment.key()
+    # The tensors are kept, because the id of one that is freed may be used again.
+    before, _tensors = environment.key(), environment.tensors()
     with torch.random.fork_rng([]):
-        objective.differentiable_loss(vae.model, vae.guide, *call.args, **call.kwargs)
+        for mode in (False, True):
+            vae.train(mode)
+            objective.differentiable_loss(vae.model, vae.guide, *call.args, **call.kwargs)
     if environment.key() != before:
         raise NotCapturedError(f"a step of VAE {i} adds or replaces a setting, module or tensor")
 
@@ -199,3 +231,47 @@ def _call(i: int, inputs: Sequence[Tensor]) -> Call:
 
 def _address(tensor: Tensor) -> tuple[int, int]:
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
+
+
+class _Noise(NamedTuple):
+    """The noise of one random operation, filled in as ``fill(tensor, *numbers, generator=...)``."""
+
+    fill: Callable[..., Tensor]
+    numbers: tuple[float, ...]
+    form: Tensor
+
+    def stack(self, count: int) -> Tensor:
+        """Returns an uninitialized tensor for the noise of ``count`` models."""
+        shape, strides = self.form.shape, self.form.stride()
+        size = (math.prod(shape), *strides)  # Strides determine the order of drawing.
+        return torch.empty_strided((count, *shape), size, dtype=self.form.dtype)
+
+
+def _lift_noise(captured: Captured) -> list[_Noise]:
+    """Turns the noise of a graph into inputs, in the order of drawing."""
+    graph = captured.graph.graph
+    noises: list[_Noise] = []
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.nodes):
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            noises.append(_describe_noise(node))
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"noise_{len(noises) - 1}")
+            node.replace_all_uses_with(last)
+            graph.erase_node(node)
+    captured.graph.recompile()
+    return noises
+
+
+def _describe_noise(node: Any) -> _Noise:
+    value = node.meta["val"]
+    if node.target in _FILLS:
+        return _Noise(_FILLS[node.target], (), value)
+    target, *numbers = node.args or (None,)
+    is_new = str(getattr(target, "target", "")).startswith(("aten.empty", "aten.new_empty"))
+    if not is_new or node.kwargs or any(hasattr(n, "op") for n in numbers):
+        raise NotCapturedError(
+            f"the noise of {node.target} depends on the values of tensors, or cannot be drawn for "
+            f"each model separately"
+        )
+    return _Noise(node.target, tuple(numbers), value)

@@ -12,7 +12,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from pyro_vae.compiled.tensors import clone_tensors
 from pyro_vae.validation import describe_value
 
-__all__ = ["Update", "check_optimizer"]
+__all__ = ["Update", "check_optimizer", "is_capturable"]
 
 _MAX_SCALARS = 5
 """The largest number of scalars that an update rule reads."""

@@ -51,10 +51,7 @@ def check_changes(
     for start, ours, theirs in zip(before, actual, expected, strict=True):
         dtype = theirs.dtype
         rounding = 4 * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
-        difference, change = (
-            _norm(ours.double() - theirs.double()),
-            _norm(theirs.double() - start.double()),
-        )
+        difference, change = _norm(ours.double() - theirs.double()), _norm(theirs - start)
         if not difference <= _TOLERANCES.get(dtype, 1e-2) * change + rounding * _norm(theirs):
             raise NotCapturedError(_describe_difference(name, difference, change))
 

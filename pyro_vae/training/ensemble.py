@@ -103,6 +103,7 @@ def fit_many(
 
     Example:
         >>> from pyro_vae import data
+        >>> from pyro_vae.objectives import ELBO
         >>> digits = data.digits()
         >>> vaes = [VAE(digits.event_shape, latent_dim=2) for _ in range(3)]
         >>> betas = [ELBO(beta=beta) for beta in (0.5, 1.0, 4.0)]
@@ -119,14 +120,17 @@ def fit_many(
         own |= {"train": train, "valid": valid, "epochs": epochs, "batch_size": batch_size}
         own |= {"clip_norm": clip_norm, "patience": patience}
     runs = [build_training(vae, **own) for vae, own in zip(vaes, arguments, strict=True)]
-    modes = [vae.training for vae in vaes]
+    modes = [(module, module.training) for vae in vaes for module in vae.modules()]
+    settings = [(vars(run.objective), dict(vars(run.objective))) for run in runs]
     undo = save_tensors(t for run in runs for t in find_tensors(run.vae, run.objective))
     try:
         ensemble = _Ensemble(runs, backend)
     except BaseException as error:
         undo()
-        for vae, mode in zip(vaes, modes, strict=True):
-            vae.train(mode)
+        for module, mode in modes:
+            module.training = mode
+        for attributes, values in settings:
+            attributes.update(values)
         if not isinstance(error, NotCapturedError):
             raise
         if strict:
@@ -177,9 +181,10 @@ def _for_each(count: int, **arguments: Any) -> list[dict[str, Any]]:
                 f"Expected one value of {name} for each of {count} VAEs, got {len(values)}"
             )
         for i, own in enumerate(each):
+            is_shared = any(values[i] is other for other in values[:i])
             # Each objective has a state of its own.
-            is_shared = name == "objective" and any(values[i] is other for other in values[:i])
-            own[name] = copy.deepcopy(values[i]) if is_shared else values[i]
+            is_copied = is_shared and hasattr(values[i], "differentiable_loss")
+            own[name] = copy.deepcopy(values[i]) if is_copied else values[i]
     return each
 
 
@@ -188,6 +193,7 @@ class _Ensemble:
 
     def __init__(self, runs: Sequence[Training], backend: Backend) -> None:
         self.runs, self.failures = runs, dict[int, str]()
+        self.unfinished = dict(enumerate(runs))
         self.began = time.perf_counter()
         generators = []
         for run in runs:
@@ -204,8 +210,8 @@ class _Ensemble:
             self.step = EnsembleStep(members, generators, runs[0].clip_norm, backend)
             stack.callback(lambda: list(map(self.step.release, list(self.step.active))))
             orders = [run.order.get_state() for run in runs]
-            for size in dict.fromkeys(runs[0].batch_sizes()):
-                self.step.prepare(*self.get_batch([torch.arange(size)] * len(runs)))
+            sizes = dict.fromkeys(runs[0].batch_sizes())
+            self.step.prepare([self.get_batch([torch.arange(n)] * len(runs)) for n in sizes])
             for run, order in zip(runs, orders, strict=True):
                 run.order.set_state(order)
             self.exit = stack.pop_all()
@@ -220,7 +226,7 @@ class _Ensemble:
                         progress.reach(max(run.epoch for run in self.runs))
             except BaseException as error:
                 vars(error)["fit_result"] = self.build_results()
-                for i in list(self.step.active):
+                for i in list(self.unfinished):
                     with warn_on_cleanup_error(self.runs[i]):
                         self.leave(i)
                 raise
@@ -255,14 +261,19 @@ class _Ensemble:
     def leave(self, i: int, before: dict[str, Any] | None = None) -> None:
         """Ends one training; given the state before an epoch that failed, finds the cause."""
         run = self.runs[i]
-        self.step.release(i)
+        if i in self.step.active:
+            self.step.release(i)
         with fork_and_seed_rng(run.train.x.device, run.seed):
-            if before is not None:
+            if before is None:
+                run.finish()
+            else:
                 try:
                     run.give_up(before)
                 except NotFiniteError as error:
                     self.failures[i] = str(error)
-            run.finish(best=before is None)
+                with warn_on_cleanup_error(run):
+                    run.finish(best=False)
+        del self.unfinished[i]
 
     def build_results(self) -> list[FitResult]:
         """Returns the results so far."""
@@ -291,10 +302,8 @@ def _check_similar(runs: Sequence[Training]) -> None:
         for reason in _find_obstacles(run):
             raise NotCapturedError(f"VAE {i} has {reason}")
         for name, value in _read_settings(run).items():
-            if value != first.get(name):
-                raise NotCapturedError(
-                    f"VAE {i} differs from the first in {name}: {value} and {first.get(name)}"
-                )
+            if value != (own := first.get(name)):
+                raise NotCapturedError(f"VAE {i} differs from the first in {name}: {value}, {own}")
 
 
 def _find_obstacles(run: Training) -> Iterator[str]:
@@ -305,11 +314,18 @@ def _find_obstacles(run: Training) -> Iterator[str]:
             return
     for path, text in find_differences(run.vae).items():
         yield f"a part that differs from its recipe, {path}: {text}"
+    if run.train.x.device.type != "cpu":
+        yield f"data on {run.train.x.device}"
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in run.vae.parameters()):
         yield "a hook on a parameter"
-    for own, package in ((run.objective, "pyro_vae"), (run.lr_schedule, "torch")):
-        if own is not None and type(own).__module__.partition(".")[0] != package:
+    if any(isinstance(v, Tensor) for m in run.vae.modules() for v in vars(m).values()):
+        yield "a tensor outside of its parameters and buffers"
+    schedulers = [s for s in (run.lr_schedule,) if s] + getattr(run.lr_schedule, "_schedulers", [])
+    for own, package in ((run.objective, "pyro_vae"), *((s, "torch") for s in schedulers)):
+        if type(own).__module__.partition(".")[0] != package:
             yield f"{type(own).__name__}, which is not of {package}"
+    if any(group.get("base_momentum") == 0 for group in run.optimizer.param_groups):
+        yield "a momentum that reaches 0"
     if not is_capturable(run.optimizer):
         yield f"an optimizer, {type(run.optimizer).__name__}, whose update no graph can contain"
     parameters = [id(p) for group in run.optimizer.param_groups for p in group["params"]]

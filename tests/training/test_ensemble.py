@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import threading
 import warnings
 from functools import partial
 from itertools import cycle
@@ -20,6 +21,7 @@ import pyro_vae
 from pyro_vae import VAE, fit, likelihoods, networks, posteriors, priors
 from pyro_vae.data import Rows
 from pyro_vae.objectives import ELBO, GECO, IWAE, PIWAE, Capacity, FreeBits, Linear, Renyi
+from pyro_vae.training import loop
 
 SIZE, BATCH = 6, 10
 ROWS, UNEVEN = 20, 23
@@ -236,6 +238,35 @@ def test_one_that_stops_early_is_calibrated_on_rows_of_its_own():
     assert len({len(result.history) for result in found}) > 1
 
 
+def test_one_that_cannot_be_calibrated_harms_no_other():
+    """Its weights are so large after a good epoch that the noise of its likelihood is infinite."""
+    likelihood = partial(likelihoods.Normal, scale="optimal")
+    vaes, train = made(likelihood=likelihood), rows()
+    optimizer = [partial(SGD, lr=lr) for lr in (1e-3, 1e200, 2e-3)]
+    given = {"epochs": 3, "batch_size": ROWS, "seed": [3, 4, 5]}
+    found = fit_many(vaes, train, strict=True, optimizer=optimizer, **given)
+    assert found[1].failure is not None
+    assert [len(result.history) for result in found][::2] == [3, 3]
+    assert not any(vae.training for vae in vaes)
+
+
+def test_an_interrupt_while_the_cause_is_sought_finishes_all(monkeypatch):
+    def interrupted(run, before):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Training, "give_up", interrupted)
+    vaes = made(likelihood=likelihoods.Normal)
+    optimizer = [partial(SGD, lr=lr) for lr in (1e-3, 1e30, 2e-3)]
+    given = {"optimizer": optimizer, "epochs": 3, "batch_size": BATCH, "strict": True}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit_many(vaes, rows(), **given)
+    assert len(caught.value.fit_result) == 3
+    for vae in vaes:
+        assert not vae.training
+        for tensor in vae.state_dict().values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
 def test_one_that_fails_harms_no_other():
     vaes, train = made(likelihood=likelihoods.Normal), rows(count=UNEVEN)
     others = copy.deepcopy(vaes)
@@ -298,6 +329,28 @@ class Replacing(networks.MLP):
         return super().forward(x - self.mean)
 
 
+class EvalReplacing(Replacing):
+    """A network that does so in evaluation mode alone."""
+
+    def forward(self, x):
+        return networks.MLP.forward(self, x) if self.training else super().forward(x)
+
+
+class LastReplacing(Replacing):
+    """A network that does so for the last batch of an epoch alone."""
+
+    def forward(self, x):
+        return super().forward(x) if len(x) < BATCH else networks.MLP.forward(self, x - self.mean)
+
+
+class Locked(networks.MLP):
+    """A network that cannot be copied."""
+
+    def __init__(self, in_shape, out_shape, hidden):
+        super().__init__(in_shape, out_shape, hidden=hidden)
+        self._lock = threading.Lock()
+
+
 class Small(Replacing):
     """A network that no graph can hold where the batch is the last of an epoch."""
 
@@ -322,6 +375,9 @@ class Small(Replacing):
         ("depends on the values", lambda: made(encoder=partial(Noisy, hidden=[4])), {}),
         ("VAE 0 adds or replaces", lambda: made(encoder=partial(Counting, hidden=[4])), {}),
         ("VAE 0 adds or replaces", lambda: made(encoder=partial(Replacing, hidden=[4])), {}),
+        ("VAE 0 adds or replaces", lambda: made(encoder=partial(LastReplacing, hidden=[4])), {}),
+        ("VAE 0 adds or replaces", lambda: made(encoder=partial(EvalReplacing, hidden=[4])), {}),
+        ("VAE 0 cannot be copied", lambda: made(encoder=partial(Locked, hidden=[4])), {}),
         ("a number or a shape", lambda: made(encoder=partial(Small, hidden=[4])), {}),
         ("Trace_ELBO, which is not", made, {"objective": [vectorized() for _ in range(3)]}),
         ("alpha", made, {"objective": [Renyi(num_particles=2, alpha=a) for a in UNLIKE]}),
@@ -330,8 +386,7 @@ class Small(Replacing):
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_cannot_be_at_once_is_trained_one_after_another(reason, vaes, arguments):
-    vaes = vaes()
-    others, strict = copy.deepcopy(vaes), copy.deepcopy(vaes)
+    vaes, others, strict = vaes(), vaes(), vaes()
     arguments = {"epochs": 2, "batch_size": BATCH, "seed": [3, 4, 5], **arguments}
     with pytest.raises(RuntimeError, match=reason):
         fit_many(strict, rows(count=UNEVEN), strict=True, **copy.deepcopy(arguments))
@@ -512,8 +567,8 @@ def wrong_weight(given, results):
     [
         (wrong_loss, "the loss of VAE 2 differs"),
         (wrong_gradient, "the gradient of VAE 1 differs"),
-        (wrong_buffer, "the change by a step of VAE 0 differs"),
-        (wrong_weight, "the change by a step of VAE 1 differs"),
+        (wrong_buffer, "the state of VAE 0 differs"),
+        (wrong_weight, "the update of VAE 1 differs"),
     ],
 )
 def test_a_wrong_graph_is_found_out(wrong, message):
@@ -632,6 +687,11 @@ def tied_memory(vaes):
     vaes[0].decoder.layers[0].bias.data = vaes[0].encoder.layers[0].bias.data
 
 
+def aliased(vaes):
+    for vae in vaes:
+        vae.alias = vae.encoder.layers[0].weight.detach()
+
+
 def nothing(vaes):
     pass
 
@@ -649,6 +709,7 @@ SLOW, FAST = {"beta": Linear(0.0, 1.0, 4)}, {"beta": Linear(4.0, 1.0, 3)}
     [
         (bounded_otherwise, {}, "bounds"),
         (tied_memory, {}, "share memory"),
+        (aliased, {}, "a tensor outside of its parameters and buffers"),
         (
             nothing,
             {"optimizer": some, "clip_norm": 0.5},
@@ -660,7 +721,7 @@ SLOW, FAST = {"beta": Linear(0.0, 1.0, 4)}, {"beta": Linear(4.0, 1.0, 3)}
             "share memory",
         ),
     ],
-    ids=["tuples", "tied", "subset", "shared beta"],
+    ids=["tuples", "tied", "aliased", "subset", "shared beta"],
 )
 def test_what_stacks_would_spoil_is_refused(change, arguments, reason):
     vaes = made(encoder=partial(Bounded, hidden=[5]))

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim import SGD, Adam, RMSprop
-from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, OneCycleLR, SequentialLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pyro_vae
 from pyro_vae import VAE, fit, likelihoods, networks, priors
-from pyro_vae.objectives import ELBO, IWAE, Jackknife, Renyi
+from pyro_vae.objectives import ELBO, GECO, IWAE, Jackknife, Linear, Renyi
 
 SIZE, ROWS, BATCH = 6, 23, 10
 SEEDS = [3, 4, 5]
@@ -180,6 +180,10 @@ def transposed(own, x):
     return x + 0.1 * torch.randn_like(x.transpose(0, -1)).transpose(0, -1)
 
 
+class Own(ConstantLR):
+    """A scheduler of another package."""
+
+
 LONG = partial(pytest.param, marks=pytest.mark.long)
 LATER = {"epochs": 4, "optimizer": FAST}
 OPAQUE = "does not describe its decoder"
@@ -207,6 +211,20 @@ OPAQUE = "does not describe its decoder"
                 partial(OneCycleLR, max_lr=lr, total_steps=9) for lr in (0.1, 0.01, 0.02)
             ]},
             None,
+        ),
+        (
+            plain,
+            {"optimizer": FAST, "lr_schedule": partial(
+                OneCycleLR, max_lr=0.1, total_steps=9, base_momentum=0.0
+            )},
+            "a momentum that reaches 0",
+        ),
+        (
+            plain,
+            {"optimizer": FAST, "lr_schedule": lambda optimizer: SequentialLR(
+                optimizer, [Own(optimizer), ExponentialLR(optimizer, 0.5)], [1]
+            )},
+            "Own, which is not of torch",
         ),
         (plain, {"objective": [ELBO(beta=b) for b in torch.tensor([0.5, 1, 2]).double()]}, None),
         (plain, {"objective": [IWAE(2), ELBO(), IWAE(2)]}, "from the first in objective: ELBO"),
@@ -308,6 +326,29 @@ def test_a_strict_refusal_leaves_the_vaes_as_they_were():
     with pytest.raises(RuntimeError, match="optimizer, RMSprop, whose update"):
         fit_many(vaes, rows(), optimizer=RMSprop, strict=True)
     torch.testing.assert_close([vae.state_dict() for vae in vaes], before, atol=0, rtol=0)
+
+
+def test_a_strict_refusal_leaves_settings_and_modes_too():
+    vaes, objective = plain(2), ELBO(beta=4.0)
+    vaes[0].train().decoder.eval()
+    with pytest.raises(RuntimeError, match="optimizer, RMSprop, whose update"):
+        fit_many(
+            vaes, rows(), optimizer=RMSprop, strict=True, objective=objective,
+            schedules={"beta": Linear(0.0, 1.0, 2)},
+        )  # fmt: skip
+    assert objective.beta == 4.0
+    assert vaes[0].training
+    assert not vaes[0].decoder.training
+
+
+def test_single_precision_does_not_refuse_what_started_from_nothing():
+    """GECO's average is not a number before the first step, and rounded after it."""
+    vaes = [vae.float() for vae in plain()]
+    objective = [GECO(target=40.0 + i) for i in range(3)]
+    found = fit_many(
+        vaes, rows().float(), objective=objective, batch_size=BATCH, epochs=2, strict=True
+    )
+    assert [result.engine for result in found] == ["compiled-many"] * 3
 
 
 def test_an_error_of_the_network_is_no_failure():
