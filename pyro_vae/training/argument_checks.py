@@ -1,6 +1,7 @@
-"""Checks of the arguments of ``fit``."""
+"""Checks of the arguments of ``fit`` and ``fit_many``."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ __all__ = [
     "check_objective_schedules",
     "check_outputs",
     "check_precision",
+    "check_vaes",
     "choose_engine",
     "require_writable",
+    "spread_arguments",
 ]
 
 
@@ -190,6 +193,41 @@ def check_folder(out: Path | str | None, resume: bool) -> Path | None:
     with require_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def check_vaes(vaes: Any) -> list[VAE]:
+    """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
+    found = list(vaes) if isinstance(vaes, Iterable) and not isinstance(vaes, Mapping) else []
+    if not found:
+        raise ValueError(f"Expected vaes to be one or more VAEs, got {describe_value(vaes)}")
+    owner: dict[int, int] = {}
+    for i, vae in enumerate(found):
+        if not isinstance(vae, VAE):
+            raise ValueError(f"Expected vaes to be VAEs, got {type(vae).__name__} at {i}")
+        for parameter in vae.parameters():
+            if (first := owner.setdefault(id(parameter), i)) != i:
+                raise ValueError(f"Expected vaes without a common parameter, got {first} and {i}")
+    return found
+
+
+def spread_arguments(count: int, **arguments: Any) -> list[dict[str, Any]]:
+    """Returns the arguments of each VAE, or raises a ``ValueError`` if there are more or fewer."""
+    each: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, value in arguments.items():
+        if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
+            value = value.tolist()
+        values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+        values = [value] * count if values is None else values
+        if len(values) != count:
+            raise ValueError(
+                f"Expected one value of {name} for each of {count} VAEs, got {len(values)}"
+            )
+        for i, own in enumerate(each):
+            is_shared = any(values[i] is other for other in values[:i])
+            # Each objective has a state of its own.
+            is_copied = is_shared and hasattr(values[i], "differentiable_loss")
+            own[name] = copy.deepcopy(values[i]) if is_copied else values[i]
+    return each
 
 
 def _describe_factory(value: Any) -> str:

@@ -1,10 +1,9 @@
 """Several VAEs trained at once, as each would be trained alone."""
 
-import copy
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,6 +19,7 @@ from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import Schedule
 from pyro_vae.progress import Progress
 from pyro_vae.seeding import fork_and_seed_rng
+from pyro_vae.training.argument_checks import check_vaes, spread_arguments
 from pyro_vae.training.loop import (
     MakeOptimizer,
     MakeSchedule,
@@ -32,7 +32,7 @@ from pyro_vae.training.setup import build_training
 from pyro_vae.training.single import FitResult, build_result, fit, warn_on_cleanup_error
 from pyro_vae.vae.recipe import find_differences
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import check_flag, describe_value
+from pyro_vae.validation import check_flag
 
 __all__ = ["fit_many"]
 
@@ -111,8 +111,8 @@ def fit_many(
         >>> [result.steps for result in results]
         [26, 26, 26]
     """
-    strict, backend, vaes = check_flag("strict", strict), check_backend(backend), _check_vaes(vaes)
-    arguments = _for_each(
+    strict, backend, vaes = check_flag("strict", strict), check_backend(backend), check_vaes(vaes)
+    arguments = spread_arguments(
         len(vaes), objective=objective, optimizer=optimizer, lr_schedule=lr_schedule,
         schedules=schedules, seed=seed,
     )  # fmt: skip
@@ -151,41 +151,6 @@ def _fit_next(results: list[FitResult], vae: VAE, arguments: Mapping[str, Any]) 
     except BaseException as error:
         vars(error)["fit_result"] = [*results, *filter(None, [vars(error).get("fit_result")])]
         raise
-
-
-def _check_vaes(vaes: Any) -> list[VAE]:
-    """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
-    found = list(vaes) if isinstance(vaes, Iterable) and not isinstance(vaes, Mapping) else []
-    if not found:
-        raise ValueError(f"Expected vaes to be one or more VAEs, got {describe_value(vaes)}")
-    owner: dict[int, int] = {}
-    for i, vae in enumerate(found):
-        if not isinstance(vae, VAE):
-            raise ValueError(f"Expected vaes to be VAEs, got {type(vae).__name__} at {i}")
-        for parameter in vae.parameters():
-            if (first := owner.setdefault(id(parameter), i)) != i:
-                raise ValueError(f"Expected vaes without a common parameter, got {first} and {i}")
-    return found
-
-
-def _for_each(count: int, **arguments: Any) -> list[dict[str, Any]]:
-    """Returns the arguments of each VAE, or raises a ``ValueError`` if there are more or fewer."""
-    each: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in arguments.items():
-        if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
-            value = value.tolist()
-        values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
-        values = [value] * count if values is None else values
-        if len(values) != count:
-            raise ValueError(
-                f"Expected one value of {name} for each of {count} VAEs, got {len(values)}"
-            )
-        for i, own in enumerate(each):
-            is_shared = any(values[i] is other for other in values[:i])
-            # Each objective has a state of its own.
-            is_copied = is_shared and hasattr(values[i], "differentiable_loss")
-            own[name] = copy.deepcopy(values[i]) if is_copied else values[i]
-    return each
 
 
 class _Ensemble:
