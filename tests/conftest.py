@@ -1,5 +1,6 @@
 """Shared fixtures, and guards that every test passes through."""
 
+import gc
 import signal
 
 import pyro
@@ -10,6 +11,12 @@ torch.set_num_threads(1)
 # A shell ignores it for what runs in the background, and so would the commands that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Spares the collector all objects of the imports and tests, which live to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,7 @@ def test_dreg_has_the_expected_gradient_and_stl_has_not(name):
 
 
 def test_dreg_draws_the_encoder_with_less_noise():
-    setting = toy(2000)
+    setting = toy(500)
     spread = {
         name: setting.gradients(IWAE(64, estimator=name, max_plate_nesting=2))[1].std(0)
         for name in ("standard", "dreg")

@@ -141,7 +141,7 @@ def test_a_loop_has_the_gradient_of_a_vectorized_run_for_global_sites(estimator)
         objective = IWAE(3, estimator=estimator, vectorize_particles=at_once)
         draws = [
             torch.autograd.grad(objective.differentiable_loss(spoilt.model, guide), shift)[0]
-            for _ in range(300)
+            for _ in range(150)
         ]
         gradients[at_once] = torch.stack(draws)
     difference = gradients[True].double() - gradients[False].double()

@@ -145,7 +145,7 @@ def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
 
 
 def test_a_collapsed_model_and_a_prior_without_marginals_are_still_reported(tmp_path):
-    quick(tmp_path, "objective.beta=1e6", "optimizer=sgd", "train.clip_norm=1.0")
+    quick(tmp_path, *MOONS, "objective.beta=1e6", "optimizer=sgd", "train.clip_norm=1.0")
     assert (tmp_path / "report.html").exists()
 
 

@@ -250,7 +250,8 @@ def test_a_signal_to_all_processes_shows_no_traceback(number, code, launcher, tm
 # Disks
 
 
-@pytest.mark.parametrize("multirun", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("multirun", [False, True])
 def test_a_full_disk_is_one_message(multirun, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -110,6 +110,7 @@ def exact_evidence(x):
     return (log_joint.logsumexp(1) + math.log(1e-3)).mean().item()
 
 
+@pytest.mark.long
 def test_a_missed_mode_shows_in_the_gap_of_the_bound():
     vae, x = fit_squares(objectives.ELBO())
     exact = exact_evidence(x)
@@ -122,6 +123,7 @@ def test_a_missed_mode_shows_in_the_gap_of_the_bound():
     assert abs(found - exact) < 0.05
 
 
+@pytest.mark.long
 def test_iwae_covers_both_modes():
     vae, x = fit_squares(objectives.IWAE(50))
     exact = exact_evidence(x)

@@ -134,7 +134,18 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize(("loss", "network"), cover(STOCK, ["mlp", "conv_batch_norm"]))
+@pytest.mark.parametrize(
+    ("loss", "network"),
+    [
+        *((loss, "mlp") for loss in STOCK),
+        ("ours", "conv_batch_norm"),
+        *(
+            pytest.param(loss, "conv_batch_norm", marks=pytest.mark.long)
+            for loss in STOCK
+            if loss != "ours"
+        ),
+    ],
+)
 def test_particles_have_one_expectation_vectorized_or_not(loss, network):
     vae = made(network).eval()
     found = {}
