@@ -261,6 +261,7 @@ CALLS = [
     ("fit(v(), X, resume='auto')", "resume", "'auto'"),
     ("fit(v(), X, checkpoint_seconds='10')", "checkpoint_seconds", "'10'"),
     ("fit(v(), X, tracker=print)", "tracker", "print"),
+    ("v().check([[1.0] * 6])", "x", "list"),
     # fit_many.
     ("fit_many(v(), X)", "vaes", "VAE"),
     ("fit_many([], X)", "vaes", "[]"),

@@ -123,6 +123,7 @@ def fit_many(
     modes = [(module, module.training) for vae in vaes for module in vae.modules()]
     settings = [(vars(run.objective), dict(vars(run.objective))) for run in runs]
     undo = save_tensors(t for run in runs for t in find_tensors(run.vae, run.objective))
+    ensemble, reason = None, ""
     try:
         ensemble = _Ensemble(runs, backend)
     except BaseException as error:
@@ -132,15 +133,18 @@ def fit_many(
         for attributes, values in settings:
             attributes.update(values)
         if not isinstance(error, NotCapturedError):
+            vars(error)["fit_result"] = []
             raise
+        reason = str(error)
         if strict:
-            raise RuntimeError(f"Expected VAEs that can train together, but {error}") from error
-        warnings.warn(f"The VAEs are trained one after another: {error}", stacklevel=3)
-        results: list[FitResult] = []
-        for vae, own in zip(vaes, arguments, strict=True):
-            _fit_next(results, vae, own)
-        return results
-    return ensemble.train()
+            raise RuntimeError(f"Expected VAEs that can train together, but {reason}") from error
+    if ensemble is not None:
+        return ensemble.train()
+    warnings.warn(f"The VAEs are trained one after another: {reason}", stacklevel=3)
+    results: list[FitResult] = []
+    for vae, own in zip(vaes, arguments, strict=True):
+        _fit_next(results, vae, own)
+    return results
 
 
 def _fit_next(results: list[FitResult], vae: VAE, arguments: Mapping[str, Any]) -> None:

@@ -245,6 +245,18 @@ def test_a_failure_later_on_is_caught_too(objective):
         objective.loss(sometimes, either, True)
 
 
+@pytest.mark.parametrize("method", ["loss", "differentiable_loss", "values"])
+def test_the_warning_of_the_loop_points_at_the_caller(method):
+    def narrow():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.t()[0], 1.0), obs=X)
+
+    with pytest.warns(UserWarning, match="fail with all 4 particles at once") as caught:
+        getattr(ELBO(4), method)(narrow, guide)
+    assert caught[0].filename == __file__
+
+
 def test_a_model_that_asserts_particles_runs_if_the_depth_of_plates_is_given():
     def asserting():
         with pyro.plate("data", 4):

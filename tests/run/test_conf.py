@@ -74,6 +74,30 @@ def test_option_builds_and_takes_a_step(group, option):
     assert all(p.grad is not None for p in vae.parameters())
 
 
+OTHER_DEFAULTS = {
+    "objective/capacity: capacity", "vae/decoder/mlp: hidden", "vae/encoder/mlp: hidden",
+    # What makes it another option than the prior that is not learned.
+    "vae/prior/normal_learned: learned",
+}  # fmt: skip
+"""Settings whose default of the commands is another than that of the function."""
+
+
+def test_the_defaults_of_the_commands_are_those_of_the_functions():
+    differ = set()
+    for group, option in options():
+        root = CONF / ("share" if group.startswith("vae") else "app")
+        node = OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml"))
+        if not str(node.get("_target_")).startswith("pyro_vae."):
+            continue
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        for name, value in node.items():
+            default = getattr(parameters.get(name), "default", value)
+            expected = list(default) if isinstance(default, tuple) else default
+            if expected not in (value, inspect.Parameter.empty):
+                differ.add(f"{group}/{option}: {name}")
+    assert differ == OTHER_DEFAULTS
+
+
 def test_lists_arrive_as_lists():
     vae = config.build(config.compose(["out=."]).vae, event_shape=EVENT)
     assert isinstance(vae.encoder.out_shape, torch.Size)

@@ -295,6 +295,11 @@ def test_wrong_masks_are_refused(name):
         vae.check(x, make())
 
 
+def test_a_mask_of_rows_yet_to_be_drawn_is_boolean_too():
+    with pytest.raises(ValueError, match=r"Expected mask to be boolean, got torch\.float32"):
+        made().model(n=3, mask=torch.ones(3))
+
+
 def test_elements_of_a_joint_likelihood_cannot_be_masked():
     network = partial(networks.MLP, hidden=[4])
     vae = VAE((5,), 2, likelihood=Joint, encoder=network, decoder=network)

@@ -26,6 +26,7 @@ from pyro_vae.objectives.core.tracing import (
     run_without_side_effects,
     vectorize,
 )
+from pyro_vae.objectives.core.user_lines import find_stacklevel
 from pyro_vae.validation import check_choice, check_scalar
 
 __all__ = ["Facts", "Objective", "RunOptions", "Values", "check_choice", "check_scalar"]
@@ -234,7 +235,7 @@ class Objective(pyro.infer.ELBO):
             f"{program.objective} runs them once per particle instead, which is slower: pass "
             f"vectorize_particles=False to silence this, or allow for a plate to the left of all "
             f"others in the model",
-            stacklevel=5,
+            stacklevel=find_stacklevel(),
         )
         return result
 

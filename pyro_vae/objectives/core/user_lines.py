@@ -1,6 +1,7 @@
-"""The line of the user's program that led to an error."""
+"""The line of the user's program that led to an error or a warning."""
 
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pyro
 import torch
 
-__all__ = ["find_user_line"]
+__all__ = ["find_stacklevel", "find_user_line"]
 
 _LIBRARIES = tuple(
     str(folder) + os.sep
@@ -22,6 +23,14 @@ _LIBRARIES = tuple(
     )
 )
 """The folders of library code."""
+
+
+def find_stacklevel() -> int:
+    """Returns the ``stacklevel`` of a warning of the caller that points at the user's program."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def find_user_line(error: BaseException) -> traceback.FrameSummary | None:
