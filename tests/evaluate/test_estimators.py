@@ -161,7 +161,14 @@ def test_active_units_are_those_that_follow_the_data():
     with torch.no_grad():
         vae.encoder.layers[0].weight.zero_()
         vae.encoder.layers[0].weight[1] = 1.0
-    assert evaluate.active_units(vae, torch.randn(100, 2)).tolist() == [False, True, False]
+    x = torch.randn(100, 2)
+    assert evaluate.active_units(vae, x).tolist() == [False, True, False]
+    # Burda et al. (2015) count a variance above 0.01.
+    x /= x.var(0).sqrt()
+    for variance, active in ((0.0099, False), (0.0101, True)):
+        with torch.no_grad():
+            vae.encoder.layers[0].weight[1] = torch.tensor([variance**0.5, 0.0])
+        assert evaluate.active_units(vae, x)[1] == active
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)

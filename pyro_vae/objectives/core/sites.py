@@ -231,7 +231,5 @@ def sum_except_dims(
         the ``event_dim`` rightmost of ``value``.
     """
     keep = sorted(d - event_dim for d in (dims if particle_dim is None else dims | {particle_dim}))
-    if keep:
-        value = value.reshape((1,) * (-keep[0] - value.dim()) + tuple(value.shape))
     summed = [dim for dim in range(-value.dim(), -event_dim) if dim not in keep]
     return value.sum(summed) if summed else value
