@@ -23,7 +23,8 @@ METRICS = {
         (1, 2.0, False),  # Data on a line.
         (10, 12.0, False),
         (0, 12.0, True),
-        (2, 0.08, True),  # Means that vary by noise: the rate shows that they carry nothing.
+        (2, 0.11, False),
+        (2, 0.09, True),  # Means that vary by noise: the rate shows that they carry nothing.
         (None, 3.0, False),  # One row has no active units.
         (None, 0.0, True),
     ],
@@ -42,6 +43,12 @@ def test_a_rate_that_is_not_known_is_no_collapse():
 def test_the_least_rate_itself_is_no_collapse():
     assert not is_collapsed(3, LEAST_RATE)
     assert is_collapsed(3, LEAST_RATE - 1e-6)
+
+
+@pytest.mark.parametrize(("size", "said"), [(9.9, True), (10.1, False)])
+def test_a_warning_of_too_few_effective_samples(size, said):
+    found = content.find_warnings(METRICS | {"effective_sample_size_min": size})
+    assert [f"{size:.1f}" in text for text in found] == [True] * said
 
 
 class Scaled(torch.nn.Module):

@@ -245,6 +245,15 @@ def test_a_failure_later_on_is_caught_too(objective):
         objective.loss(sometimes, either, True)
 
 
+def test_no_hook_is_left_behind():
+    from torch.nn.modules.module import _global_forward_pre_hooks
+
+    with pytest.warns(UserWarning, match="fail with all 4 particles at once"):
+        ELBO(4).loss(model, guide)
+    ELBO().loss(model, guide)
+    assert not _global_forward_pre_hooks
+
+
 @pytest.mark.parametrize("method", ["loss", "differentiable_loss", "values"])
 def test_the_warning_of_the_loop_points_at_the_caller(method):
     def narrow():

@@ -136,6 +136,9 @@ FIXED = {
     "scaled sigmoid, by numbers": lambda p: dist.TransformedDistribution(
         dist.Normal(p, 1.0), [transforms.SigmoidTransform(), transforms.AffineTransform(1.0, 3.0)]
     ),
+    "independent transform": lambda p: dist.TransformedDistribution(
+        dist.Normal(p, 1.0), [transforms.IndependentTransform(transforms.SigmoidTransform(), 0)]
+    ),
     "module over a line": lambda p: dist.TransformedDistribution(dist.Normal(p, 1.0), [Learned(p)]),
     "module over a simplex": lambda p: dist.TransformedDistribution(
         dist.Dirichlet(torch.ones(3)), [Powers(p)]
@@ -164,6 +167,9 @@ MOVING = {
     ),
     "inverse": lambda p: dist.TransformedDistribution(
         unit(), [transforms.AffineTransform(p, 1.0).inv]
+    ),
+    "independent transform": lambda p: dist.TransformedDistribution(
+        unit().expand([1]), [transforms.IndependentTransform(transforms.AffineTransform(p, 1.0), 1)]
     ),
     "masked": lambda p: dist.Uniform(-p, p).mask(torch.tensor(True)),
     "module over another product": lambda p: dist.TransformedDistribution(
