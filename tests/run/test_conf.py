@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 import pyro_vae
 from helpers.tables import EVENT
-from pyro_vae import config
+from pyro_vae import config, evaluate
+from pyro_vae.evaluate import baseline
 
 CONF = config.find_folder()
 GIVEN = {"event_shape": EVENT}
@@ -96,6 +97,15 @@ def test_the_defaults_of_the_commands_are_those_of_the_functions():
             if expected not in (value, inspect.Parameter.empty):
                 differ.add(f"{group}/{option}: {name}")
     assert differ == OTHER_DEFAULTS
+
+
+def test_a_run_is_judged_as_by_the_functions():
+    settings = config.compose(["out=."]).evaluate
+    for name, function, argument in (
+        ("num_particles", evaluate.log_evidence, "num_particles"),
+        ("baseline_components", baseline.mixture, "components"),
+    ):
+        assert settings[name] == inspect.signature(function).parameters[argument].default
 
 
 def test_lists_arrive_as_lists():
