@@ -245,6 +245,21 @@ def test_a_failure_later_on_is_caught_too(objective):
         objective.loss(sometimes, either, True)
 
 
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(2)])
+def test_sites_of_other_shapes_in_model_and_guide_are_refused(objective):
+    def calm():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=X)
+
+    def other_shape():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"Model and guide shapes disagree at site 'z'"):
+        objective.loss(calm, other_shape)
+
+
 def test_no_hook_is_left_behind():
     from torch.nn.modules.module import _global_forward_pre_hooks
 

@@ -138,6 +138,12 @@ def test_levels_sum_to_one_and_have_the_moments_of_the_sum(levels, dtype):
     torch.testing.assert_close(d.variance.double(), variance, rtol=10 * tolerance, atol=0)
 
 
+def test_only_levels_are_discrete():
+    assert Levels.support.is_discrete
+    assert Levels(torch.zeros(3)).support.is_discrete
+    assert not any(d.support.is_discrete for d in (ContinuousBernoulli, FullNormal, ProfileNormal))
+
+
 def test_levels_variance_of_a_certain_level_is_not_negative():
     logits = torch.zeros(256)
     logits[200] = 60.0
