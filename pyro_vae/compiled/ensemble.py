@@ -202,7 +202,7 @@ class _EnsembleUpdate(Update):
 
 
 def _check_repeatable(i: int, vae: VAE, objective: Any, call: Call) -> None:
-    """Raises a ``NotCapturedError`` if a call adds or replaces what a graph would fix."""
+    """Raises a ``NotCapturedError`` if a call adds or replaces a setting or tensor."""
     try:
         vae, objective = copy.deepcopy((vae, objective))
     except Exception as error:

@@ -196,7 +196,7 @@ def check_folder(out: Path | str | None, resume: bool) -> Path | None:
 
 
 def check_vaes(vaes: Any) -> list[VAE]:
-    """Returns VAEs, or raises a ``ValueError`` if there is none, or two share a parameter."""
+    """Returns VAEs, or raises a ``ValueError`` for an empty sequence or a shared parameter."""
     found = list(vaes) if isinstance(vaes, Iterable) and not isinstance(vaes, Mapping) else []
     if not found:
         raise ValueError(f"Expected vaes to be one or more VAEs, got {describe_value(vaes)}")
@@ -224,7 +224,7 @@ def spread_arguments(count: int, **arguments: Any) -> list[dict[str, Any]]:
             )
         for i, own in enumerate(each):
             is_shared = any(values[i] is other for other in values[:i])
-            # Each objective has a state of its own.
+            # Objectives keep a state, so each VAE needs a separate one.
             is_copied = is_shared and hasattr(values[i], "differentiable_loss")
             own[name] = copy.deepcopy(values[i]) if is_copied else values[i]
     return each

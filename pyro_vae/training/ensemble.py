@@ -276,7 +276,7 @@ def _check_similar(runs: Sequence[Training]) -> None:
 
 
 def _find_obstacles(run: Training) -> Iterator[str]:
-    """Yields what a comparison of recipes and settings would not find, or no graph can contain."""
+    """Yields obstacles that a comparison of settings misses, or that no graph can contain."""
     for role, part in run.vae.recipe["parts"].items():
         if part is None:
             yield f"a recipe that does not describe its {role}"
@@ -303,7 +303,7 @@ def _find_obstacles(run: Training) -> Iterator[str]:
 
 
 def _read_settings(run: Training) -> dict[str, str]:
-    """Returns what a graph fixes of a recipe, an objective and an optimizer, by name."""
+    """Returns the settings of recipe, objective and optimizer that a graph fixes, by name."""
     recipe, parts = dict(run.vae.recipe), run.vae.recipe["parts"]
     settings = {name: repr(value) for name, value in {**recipe, **parts}.items() if name != "parts"}
     settings |= {name: type(getattr(run, name)).__name__ for name in ("objective", "optimizer")}
