@@ -69,7 +69,7 @@ class Journal(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Sets the environment variable that all processes of the sweep inherit."""
-        file = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}.jsonl"
+        file = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{os.getpid()}.jsonl"
         path = Path(config.hydra.sweep.dir).absolute() / ".journal" / file
         os.environ[VARIABLE] = str(path)
         _record_created(path.parent.parent)

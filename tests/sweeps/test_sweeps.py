@@ -489,6 +489,17 @@ def test_the_journal_is_only_a_sweeps(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_sweeps_started_in_the_same_second_have_journals_of_their_own(tmp_path, monkeypatch):
+    settings = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    paths = set()
+    for _ in range(5):
+        monkeypatch.delenv(journal.VARIABLE, raising=False)
+        journal.Journal().on_multirun_start(settings)
+        paths.add(os.environ[journal.VARIABLE])
+        assert journal.find_owner() == os.getpid()
+    assert len(paths) == 5
+
+
 def test_a_job_whose_process_vanished_is_told(tmp_path, monkeypatch, capsys):
     path = tmp_path / ".journal" / "x.jsonl"
     monkeypatch.setenv(journal.VARIABLE, str(path))
