@@ -57,3 +57,6 @@ def _process_state(cwd):
         os.environ.update(environment)
         root.handlers[:], root.level = handlers, level
         logging.disable(disabled)
+        # Workers kept for the next command would stay in this folder.
+        if loky := sys.modules.get("joblib.externals.loky"):
+            loky.get_reusable_executor().shutdown(wait=True)
