@@ -1,15 +1,13 @@
 """Reports metrics that are not finite, with the rows and the terms that cause it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 __all__ = [
     "check_finite",
     "check_weights",
-    "concatenate_faults",
     "explain_invalid_parameters",
     "find_nonfinite_rows",
 ]
@@ -18,11 +16,6 @@ __all__ = [
 def find_nonfinite_rows(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns, for each term, the rows in which it is not finite for at least one particle."""
     return {name: ~value.isfinite().all(0) for name, value in terms.items()}
-
-
-def concatenate_faults(faults: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenates the nonfinite rows of all chunks of the data, for each term."""
-    return {name: torch.cat([part[name] for part in faults]) for name in faults[0]}
 
 
 def check_finite(metric: str, values: Tensor, faults: Mapping[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from torch.distributions.kl import kl_divergence, register_kl
 from torch.nn.functional import softplus
 
 from pyro_vae.distributions import FullNormal
+from pyro_vae.distributions.flatten import iterate_members
 from pyro_vae.validation import describe_value
 
 __all__ = ["closed_form"]
@@ -26,9 +27,6 @@ __all__ = ["closed_form"]
 _TRUSTED = ("torch.distributions.", "pyro.distributions.", "pyro_vae.distributions.")
 
 _D = torch.distributions
-
-INVERSE = type(_D.ExpTransform().inv)
-"""The private class of inverse transforms; other libraries change its name."""
 
 _ENDS = "PyTorch's formula is infinite where both supports end at the same point"
 _EDGES = "PyTorch's formula is not finite for probabilities of zero and one"
@@ -199,10 +197,8 @@ def _iterate_tensors(part: object) -> Iterator[Tensor]:
         for item in part:
             yield from _iterate_tensors(item)
     elif isinstance(part, (_D.Transform, Distribution)):
-        for name, value in vars(part).items():
-            # The cache contains arguments, and the inverse refers back to the transform.
-            if name != "_cached_x_y" and not (name == "_inv" and not isinstance(part, INVERSE)):
-                yield from _iterate_tensors(value)
+        for _, value in iterate_members(part):
+            yield from _iterate_tensors(value)
 
 
 def _find_batch_doubt(q: Distribution, p: Distribution) -> str | None:

@@ -1,6 +1,6 @@
-"""The decision whether to compile a training step, made without timing."""
+"""The decisions whether to compile a training step or an evaluation, made without timing."""
 
-__all__ = ["worth_compiling"]
+__all__ = ["worth_compiling", "worth_compiling_evaluation"]
 
 _SECONDS_TO_COMPILE = 20.0
 """The duration of a first compilation, rounded up."""
@@ -10,6 +10,12 @@ _SECONDS_SAVED_PER_STEP = 1e-3
 
 _MULTIPLICATIONS_PER_SECOND = 2e10
 """The number of row-weight multiplications per step for which compiling saves a further second."""
+
+_SECONDS_TO_COMPILE_EVALUATION = 8.0
+"""The same for an evaluation, which has no backward pass."""
+
+_SECONDS_SAVED_PER_OUTPUT = 1.5e-8
+"""The time that a graph saves for each output of the decoder."""
 
 
 def worth_compiling(steps: int, rows: int, weights: int) -> bool:
@@ -30,3 +36,17 @@ def worth_compiling(steps: int, rows: int, weights: int) -> bool:
     """
     seconds_per_step = _SECONDS_SAVED_PER_STEP + rows * weights / _MULTIPLICATIONS_PER_SECOND
     return steps * seconds_per_step > _SECONDS_TO_COMPILE
+
+
+def worth_compiling_evaluation(samples: int, outputs: int) -> bool:
+    """Whether an evaluation is long enough for a compiled graph.
+
+    Arguments:
+        samples: The number of samples of z that are decoded.
+        outputs: The size of the decoder's output.
+
+    Example:
+        >>> worth_compiling_evaluation(360 * 1000, 64), worth_compiling_evaluation(1000 * 5000, 784)
+        (False, True)
+    """
+    return samples * outputs * _SECONDS_SAVED_PER_OUTPUT > _SECONDS_TO_COMPILE_EVALUATION

@@ -14,7 +14,7 @@ from torch.distributions.utils import lazy_property
 
 from pyro_vae.compiled.graph import NotCapturedError
 
-__all__ = ["SupportChecks", "find_enabled_checks"]
+__all__ = ["SupportChecks", "check_parameters", "find_enabled_checks"]
 
 _Check = Callable[[], Tensor]
 
@@ -71,6 +71,15 @@ def find_enabled_checks(run: Callable[[], Any]) -> list[bool]:
     return [validated and ok for validated, ok in zip(checks.validated, passed, strict=True)]
 
 
+def check_parameters(fn: Distribution, *, masked: bool) -> Tensor | None:
+    """Returns whether the parameters of a distribution are valid, or ``None`` if all values are.
+
+    NaN is checked only if the distribution will be masked.
+    """
+    checks = [_run_check(check) for _, check in _find_parameter_checks(fn, masked)]
+    return torch.stack(checks).all() if checks else None
+
+
 def _find_possible_checks(
     fn: Distribution, value: Tensor, masked: bool
 ) -> Iterator[tuple[Distribution, _Check]]:
@@ -119,7 +128,6 @@ def _may_fail(constraint: Any, masked: bool) -> bool:
     if isinstance(constraint, constraints.independent):
         return _may_fail(constraint.base_constraint, masked)
     # A decomposition costs more than the step, and an indefinite matrix gives NaN anyway.
-
     if isinstance(constraint, type(constraints.positive_definite)):
         return False
     if constraints.is_dependent(constraint):

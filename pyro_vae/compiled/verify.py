@@ -7,9 +7,11 @@ from torch import Tensor
 
 from pyro_vae.compiled.graph import NotCapturedError
 
-__all__ = ["BFLOAT16_TOLERANCE", "check_changes", "check_close"]
+__all__ = ["BFLOAT16_TOLERANCE", "FLOAT32_TOLERANCE", "check_changes", "check_close"]
 
-_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+FLOAT32_TOLERANCE = 1e-4
+
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: FLOAT32_TOLERANCE}
 """The largest difference of a result, relative to its norm; 1e-2 in lower precision."""
 
 BFLOAT16_TOLERANCE = 0.2

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.compiled.support import check_parameters
 from pyro_vae.finite import check_weights, explain_invalid_parameters
 from pyro_vae.masking import fill_missing, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
@@ -16,8 +17,7 @@ from pyro_vae.validation import (
     describe_value,
 )
 
-__all__ = ["MAX_ELEMENTS", "Chunk", "check_vae", "encode_chunks"]
-
+__all__ = ["MAX_ELEMENTS", "Chunk", "check_vae", "choose_size", "encode_chunks"]
 
 MAX_ELEMENTS = 2**22
 """The most decoder outputs in memory at once: 16 MiB in single precision."""
@@ -33,17 +33,38 @@ class Chunk(NamedTuple):
     q: dist.TorchDistribution
     prior: dist.TorchDistribution
 
-    def log_likelihood(self, vae: VAE, z: Tensor) -> Tensor:
-        """Returns log p(x given z), ``(particles, rows)``."""
+    def log_likelihood(self, vae: VAE, z: Tensor, *, check: bool = False) -> Tensor:
+        """Returns log p(x given z), ``(particles, rows)``.
+
+        Arguments:
+            vae: The VAE.
+            z: The latent variables.
+            check: Whether to return NaN, instead of an arbitrary number, for invalid parameters.
+        """
         with explain_invalid_parameters("p(x given z)"):
             p = vae.decode(z, self.covariates)
+        valid = check_parameters(p, masked=self.elements is not None) if check else None
         if self.elements is not None:
             p = mask_elements(p, self.rows, self.elements)
-        return self.zero_masked(p.log_prob(self.x))
+        result = self.zero_masked(p.log_prob(self.x))
+        return result if valid is None else torch.where(valid, result, torch.nan)
 
     def zero_masked(self, value: Tensor) -> Tensor:
         """Returns the values with zero for rows that the mask excludes."""
         return value if self.rows is None else torch.where(self.rows, value, 0.0)
+
+
+def choose_size(total: int, most: int) -> int:
+    """Returns a size of equal chunks between half of ``most`` and ``most``, or ``most``.
+
+    Chunks of equal size use one graph.
+
+    Example:
+        >>> choose_size(5000, 53), choose_size(97, 53), choose_size(7, 53)
+        (50, 53, 7)
+    """
+    most = max(1, min(most, total))
+    return next((size for size in range(most, most // 2, -1) if total % size == 0), most)
 
 
 def check_vae(vae: Any) -> None:

@@ -6,11 +6,21 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.chunks import MAX_ELEMENTS, Chunk, check_vae, encode_chunks
-from pyro_vae.finite import check_finite, concatenate_faults, find_nonfinite_rows
+from pyro_vae.evaluate.chunks import MAX_ELEMENTS, Chunk, check_vae, choose_size, encode_chunks
+from pyro_vae.evaluate.scoring import (
+    KL,
+    LOG_LIKELIHOOD,
+    LOG_POSTERIOR,
+    LOG_PRIOR,
+    Engine,
+    Precision,
+    Scorer,
+    bound_rows,
+    weigh_rows,
+)
+from pyro_vae.finite import check_finite
 from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
-from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
@@ -20,8 +30,6 @@ from pyro_vae.validation import (
 )
 
 __all__ = ["Bound", "Evidence", "elbo", "log_evidence"]
-
-_LOG_LIKELIHOOD = "log p(x given z)"
 
 
 class Bound(NamedTuple):
@@ -66,6 +74,8 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: Literal[False] = False,
     max_elements: int = MAX_ELEMENTS,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
     progress: bool | None = None,
 ) -> Tensor: ...
 
@@ -81,6 +91,8 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: Literal[True],
     max_elements: int = MAX_ELEMENTS,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
     progress: bool | None = None,
 ) -> Evidence: ...
 
@@ -96,6 +108,8 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: bool,
     max_elements: int = MAX_ELEMENTS,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
     progress: bool | None = None,
 ) -> Tensor | Evidence: ...
 
@@ -112,6 +126,8 @@ def log_evidence(
     mask: Tensor | None = None,
     diagnostics: bool = False,
     max_elements: int = MAX_ELEMENTS,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
     progress: bool | None = None,
 ) -> Tensor | Evidence:
     r"""Estimates log p(x) by importance sampling.
@@ -136,6 +152,10 @@ def log_evidence(
             that of the observed values, and zero for an excluded row.
         diagnostics: Whether to return the standard error and effective sample size too.
         max_elements: The most decoder outputs in memory at once.
+        compile: Whether a compiled graph draws, decodes and scores; figures are the same up to
+            rounding. ``"auto"`` compiles where that saves time, and ``"strict"`` raises an error
+            if it fails. Rows and samples that are left over from chunks of equal size stay eager.
+        precision: ``"bfloat16"`` for matmuls and convolutions in that precision, compiled.
         progress: ``True`` shows progress, as a bar in a terminal or notebook and as lines at
             intervals elsewhere; ``False`` does not; ``None`` shows bars only.
 
@@ -156,17 +176,19 @@ def log_evidence(
     max_elements = check_size("max_elements", max_elements, least=1)
     diagnostics = check_flag("diagnostics", diagnostics)
     check_vae(vae)
-    rows = max(1, min(100, max_elements // vae.likelihood.feature_shape.numel()))
-    at_once = max(1, max_elements // (rows * vae.likelihood.feature_shape.numel()))
-    with Progress("log evidence", _count_rows(x), "rows", show=progress) as bar:
+    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
+    rows = choose_size(total, min(100, max_elements // outputs))
+    at_once = choose_size(num_particles, max_elements // (rows * outputs))
+    scorer = Scorer(weigh_rows, vae, total * num_particles, compile, precision)
+    with Progress("log evidence", total, "rows", show=progress) as bar:
         sums = [
-            _sum_weights(vae, chunk, num_particles, at_once, proposal, bar)
+            _sum_weights(scorer, chunk, num_particles, at_once, proposal, bar)
             for chunk in encode_chunks(vae, x, covariates, mask, rows)
         ]
-    columns = list(zip(*sums, strict=True))
-    log_sum, log_square_sum = torch.cat(columns[0]), torch.cat(columns[1])
+    log_sum, log_square_sum, *faults = map(torch.cat, zip(*sums, strict=True))
     estimate = (log_sum - math.log(num_particles)).to(x.dtype)
-    check_finite("log evidence", estimate, concatenate_faults(columns[2]))
+    terms = (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)[-len(faults) :]
+    check_finite("log evidence", estimate, dict(zip(terms, faults, strict=True)))
     if not diagnostics:
         return estimate
     size = torch.exp(2 * log_sum - log_square_sum).clamp(1, num_particles)
@@ -175,46 +197,25 @@ def log_evidence(
 
 
 def _sum_weights(
-    vae: VAE, chunk: Chunk, num_particles: int, at_once: int, proposal: str, progress: Progress
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Returns the logarithms of the sum of weights and of the sum of their squares, per row.
-
-    The third result maps each term to the rows in which it is not finite for some particle.
-    """
-    # The effective sample size subtracts large logarithms, which needs double precision.
-    log_sum = chunk.x.new_full((len(chunk.x),), -math.inf, dtype=torch.float64)
-    log_square_sum = log_sum.clone()
-    faults: dict[str, Tensor] = {}
-    with eval_mode(vae):
-        for start in range(0, num_particles, at_once):
-            shape = torch.Size((min(at_once, num_particles - start),))
-            if proposal == "posterior":
-                z = chunk.q.sample(shape)
-                terms = _compute_rate_terms(chunk, z)
-            else:
-                prior = chunk.prior.expand(torch.Size((len(chunk.x),)))
-                z, terms = prior.sample(shape), {}
-            terms[_LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
-            for name, rows in find_nonfinite_rows(terms).items():
-                faults[name] = rows | faults.get(name, False)
-            log_w = torch.stack(list(terms.values())).double().sum(0)
-            log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
-            log_square_sum = torch.logaddexp(log_square_sum, (2 * log_w).logsumexp(0))
-            progress.advance(len(chunk.x) * len(z) / num_particles)
-    return log_sum, log_square_sum, faults
+    scorer: Scorer, chunk: Chunk, num_particles: int, at_once: int, proposal: str, bar: Progress
+) -> list[Tensor]:
+    """Returns the results of :func:`weigh_rows` for all samples of a chunk of rows."""
+    total: list[Tensor] = []
+    for start in range(0, num_particles, at_once):
+        count = min(at_once, num_particles - start)
+        log_sum, log_square_sum, *faults = scorer(chunk, count, proposal)
+        if total:
+            log_sum = torch.logaddexp(total[0], log_sum)
+            log_square_sum = torch.logaddexp(total[1], log_square_sum)
+            faults = [old | new for old, new in zip(total[2:], faults, strict=True)]
+        total = [log_sum, log_square_sum, *faults]
+        bar.advance(len(chunk.x) * count / num_particles)
+    return total
 
 
 def _count_rows(x: Tensor) -> int:
     # The type of x is checked later, when it is encoded.
     return len(x) if isinstance(x, Tensor) and x.dim() else 0
-
-
-def _compute_rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
-    """Returns the two terms of the negative sampled rate, ``(particles, rows)``."""
-    return {
-        "log p(z)": chunk.zero_masked(chunk.prior.log_prob(z)),
-        "log q(z given x)": -chunk.zero_masked(chunk.q.log_prob(z)),
-    }
 
 
 @guard_process_state
@@ -227,6 +228,8 @@ def elbo(
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
     max_elements: int = MAX_ELEMENTS,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
     progress: bool | None = None,
 ) -> Bound:
     """Returns the evidence lower bound at beta = 1 with its rate and distortion, per row.
@@ -239,6 +242,8 @@ def elbo(
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: As in :func:`log_evidence`.
         max_elements: As in :func:`log_evidence`.
+        compile: As in :func:`log_evidence`.
+        precision: As in :func:`log_evidence`.
         progress: As in :func:`log_evidence`.
 
     Raises:
@@ -253,6 +258,7 @@ def elbo(
     num_particles = check_size("num_particles", num_particles, least=1)
     max_elements = check_size("max_elements", max_elements, least=1)
     check_vae(vae)
+    scorer = Scorer(bound_rows, vae, _count_rows(x) * num_particles, compile, precision)
     with Progress("ELBO", _count_rows(x), "rows", show=progress) as bar:
         bound, faults = estimate_elbo(
             vae,
@@ -261,6 +267,7 @@ def elbo(
             covariates=covariates,
             mask=mask,
             max_elements=max_elements,
+            scorer=scorer,
             progress=bar,
         )
     check_finite("ELBO", bound.elbo, faults)
@@ -276,29 +283,24 @@ def estimate_elbo(
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
     max_elements: int = MAX_ELEMENTS,
+    scorer: Scorer | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bound, dict[str, Tensor]]:
     """Returns the bound of :func:`elbo`, finite or not, and the rows with non-finite terms.
 
     Training restores the last good weights before it reports a bound that is not finite. The
-    arguments are those of :func:`elbo`.
+    arguments are those of :func:`elbo`, and a scorer that is used again from call to call.
     """
-    size = max(1, max_elements // (num_particles * vae.likelihood.feature_shape.numel()))
-    rates, distortions, faults, kl = [], [], [], None
+    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
+    size = choose_size(total, max_elements // (num_particles * outputs))
+    scorer = scorer or Scorer(bound_rows, vae, total * num_particles, False, "float32")
+    results, is_closed = [], False
     for chunk in encode_chunks(vae, x, covariates, mask, size):
-        with eval_mode(vae):
-            z = chunk.q.sample(torch.Size((num_particles,)))
-            kl, _ = closed_form(chunk.q, chunk.prior)
-            terms = (
-                _compute_rate_terms(chunk, z)
-                if kl is None
-                else {"KL(q(z given x), p(z))": -chunk.zero_masked(kl)[None]}
-            )
-            rates.append(-torch.stack(list(terms.values())).sum(0).mean(0))
-            terms[_LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z)
-            distortions.append(-terms[_LOG_LIKELIHOOD].mean(0))
-            faults.append(find_nonfinite_rows(terms))
+        results.append(scorer(chunk, num_particles))
+        is_closed = closed_form(chunk.q, chunk.prior)[0] is not None
         if progress is not None:
             progress.advance(len(chunk.x))
-    rate, distortion = torch.cat(rates), torch.cat(distortions)
-    return Bound(-distortion - rate, rate, distortion, kl is not None), concatenate_faults(faults)
+    rate, distortion, *faults = map(torch.cat, zip(*results, strict=True))
+    terms = (KL, LOG_LIKELIHOOD) if is_closed else (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)
+    bound = Bound(-distortion - rate, rate, distortion, is_closed)
+    return bound, dict(zip(terms, faults, strict=True))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vae import evaluate
 from pyro_vae.data import Data
+from pyro_vae.evaluate.scoring import Engine, Precision
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
 
@@ -21,6 +22,8 @@ def compute_metrics(
     num_particles: int,
     elbo_particles: int,
     evidence_rows: int | None,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
     **_: Any,
 ) -> dict[str, Any]:
     """Returns the metrics of a VAE on data, in nats per datum.
@@ -34,6 +37,8 @@ def compute_metrics(
         num_particles: The number of samples per row for the log evidence.
         elbo_particles: The number of samples per row for the ELBO.
         evidence_rows: The number of first rows for the log evidence; ``None`` for all rows.
+        compile: As of :func:`log_evidence`.
+        precision: As of :func:`log_evidence`.
 
     Raises:
         ValueError: If the mask excludes every row.
@@ -51,9 +56,13 @@ def compute_metrics(
         num_particles,
         mask=None if mask is None else mask[first],
         diagnostics=True,
+        compile=compile,
+        precision=precision,
     )
     assert isinstance(evidence, evaluate.Evidence)
-    bound = evaluate.elbo(vae, x, num_particles=elbo_particles, mask=mask)
+    bound = evaluate.elbo(
+        vae, x, num_particles=elbo_particles, mask=mask, compile=compile, precision=precision
+    )
     with Progress("latent dimensions", 2, "measures") as progress:
         units = _count_active_units(vae, x, mask)
         progress.advance()

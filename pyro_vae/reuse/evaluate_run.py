@@ -80,17 +80,20 @@ def judge_run(
         "elbo_particles": elbo_particles,
         "evidence_rows": evidence_rows,
     }
-    settings = {n: check_size(n, v, least=1) for n, v in sizes.items() if v is not None}
+    settings: dict[str, Any] = {
+        n: check_size(n, v, least=1) for n, v in sizes.items() if v is not None
+    }
     seed = None if seed is None else check_size("seed", seed, least=0)
     selected, vae, cfg = open_run(run, data, part, device, allow)
     for name in sizes:
         if name not in settings:
             settings[name] = check_size(name, read_stored_integer(cfg, f"evaluate.{name}"), least=1)
+    engine = {n: cfg["evaluate"][n] for n in ("compile", "precision") if n in cfg["evaluate"]}
     seed = read_stored_integer(cfg, "seed") if seed is None else seed
     weight = next(vae.parameters())
     x, mask = selected.get_rows(slice(None), weight)
     with fork_and_seed_rng(weight.device, seed):
-        metrics = compute_metrics(vae, x, mask, **settings)
+        metrics = compute_metrics(vae, x, mask, **settings, **engine)
     return {
         "run": str(run),
         "part": part,

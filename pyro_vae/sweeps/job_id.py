@@ -25,6 +25,7 @@ UNRELATED = (
     "threads",
     "device",
     "train.checkpoint_seconds",
+    "evaluate.compile",
     "data.root",
     "data.download",
 )

@@ -20,7 +20,7 @@ SWEEP = [
     "vae/likelihood=normal,continuous_bernoulli",
     "vae.latent_dim=2,4,8",
     "objective=elbo,iwae",
-    "seed=0,1",
+    "seed=0",
     "data.binarize=none",
     "train.epochs=20",
     "train.checkpoint_seconds=0",
@@ -50,7 +50,7 @@ def unbroken(tmp_path_factory):
 @pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
 def test_kills_change_nothing(launcher, unbroken, tmp_path):
     expected, seconds = unbroken
-    assert len(expected) == 48
+    assert len(expected) == 24
     there = tmp_path / "multirun" / "sweep"
     chance = random.Random(len(launcher))
     killed = 0
@@ -66,7 +66,7 @@ def test_kills_change_nothing(launcher, unbroken, tmp_path):
     assert killed == KILLS, "The sweep ended before it could be killed often enough"
     begun = [job_status.read_state(path) for path in jobs(there).values()]
     assert "finished" in begun
-    assert len(begun) < 48 or set(begun) != {"finished"}
+    assert len(begun) < 24 or set(begun) != {"finished"}
     assert start(*launcher, cwd=tmp_path).wait() == 0
     assert results(there) == expected
 

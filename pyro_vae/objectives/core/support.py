@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution, constraints, transforms
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.kl import INVERSE, unwrap_layers
+from pyro_vae.distributions.flatten import INVERSE
+from pyro_vae.kl import unwrap_layers
 
 __all__ = ["check_fixed_support"]
 

@@ -1,0 +1,181 @@
+"""Functions without gradients as compiled graphs."""
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.compiled.bfloat16 import use_bfloat16
+from pyro_vae.compiled.constants import Constants
+from pyro_vae.compiled.cuda_graph import record_graph
+from pyro_vae.compiled.environment import HostNoise, StepEnvironment
+from pyro_vae.compiled.graph import Backend, NotCapturedError, capture_graph, compile_graph
+from pyro_vae.compiled.matmul import use_onednn
+from pyro_vae.compiled.reasons import describe_capture_failure
+from pyro_vae.compiled.tensors import find_shared
+from pyro_vae.compiled.verify import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, check_close
+from pyro_vae.distributions.flatten import find_tensors, replace_tensors
+from pyro_vae.objectives.core.user_lines import find_stacklevel
+
+__all__ = ["CompiledFunction"]
+
+MAX_GRAPHS = 16
+"""The largest number of graphs of a function; more kinds of calls are eager."""
+
+_NUM_VERIFIED = 2
+"""The calls of each kind that are compared with eager ones.
+
+Two calls differ in their arguments. A number or tensor that the graph should have read from the
+arguments but has fixed makes the second differ.
+"""
+
+
+class _Graph(NamedTuple):
+    """The graph of one kind of call.
+
+    Attributes:
+        run: The compiled function, called as ``run(*lifted, *tensors)``; ``None`` for eager calls.
+        lifted: The tensors that it reads besides its arguments.
+        aliases: The indices of results that share memory with an argument or another result.
+    """
+
+    run: Callable[..., Sequence[Tensor]] | None = None
+    lifted: Sequence[Tensor] = ()
+    aliases: Sequence[int] = ()
+
+
+class CompiledFunction:
+    """A function that runs as a compiled graph, without gradients.
+
+    The graph is captured at the first call of each kind: structure, shapes, strides, dtypes and
+    devices of the arguments, values of arguments that are not tensors, modes and settings of the
+    module. The first two calls of a kind are compared with eager ones under the same noise. Where
+    they differ, or where the function cannot be captured, calls of that kind are eager, and a
+    warning names the reason.
+
+    The noise is that of PyTorch's generators, in the order of the eager function. Pyro's
+    validation is off within the graph.
+
+    Arguments:
+        function: A function that returns a tuple of tensors. Its arguments are tensors,
+            distributions, hashable values, and tuples of them.
+        module: The module that it runs, whose tensors it reads at each call.
+        precision: The precision of matmuls and convolutions.
+        strict: Whether to raise an error instead of making eager calls.
+        backend: As of :func:`pyro_vae.compile`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        module: nn.Module,
+        *,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        strict: bool = False,
+        backend: Backend = "inductor",
+    ) -> None:
+        self.function = function
+        self.environment = StepEnvironment(module)
+        self.precision = precision
+        self.strict = strict
+        self.backend = backend
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._verified: dict[Hashable, int] = {}
+        self._constants: Constants | None = None
+        self._has_warned = False
+
+    @torch.no_grad()
+    def __call__(self, *args: Any) -> Sequence[Tensor]:
+        """Returns what the function returns."""
+        tensors, description = find_tensors(args)
+        if self._constants is None:
+            self._constants = Constants([self.function, *self.environment.modules])
+        key = (description, self.environment.key(), *self._constants.read_values())
+        if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
+            return self._run_eagerly(args, tensors)
+        if key in self._graphs and self._verified[key] >= _NUM_VERIFIED:
+            return self._run(self._graphs[key], args, tensors)
+        return self._run_verified(key, args, tensors)
+
+    def _run(self, graph: _Graph, args: tuple[Any, ...], tensors: list[Tensor]) -> Sequence[Tensor]:
+        if graph.run is None:
+            return self._run_eagerly(args, tensors)
+        results = list(graph.run(*graph.lifted, *tensors))
+        for i in graph.aliases:
+            results[i] = results[i].clone()
+        return results
+
+    def _run_eagerly(self, args: tuple[Any, ...], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        # A distribution may store derived tensors, which would change the kind of the next call.
+        return tuple(self.function(*replace_tensors(args, iter(tensors))))
+
+    def _run_verified(
+        self, key: Hashable, args: tuple[Any, ...], tensors: list[Tensor]
+    ) -> Sequence[Tensor]:
+        """Makes a call, and compares its results with those of an eager one."""
+        host_noise, restore = HostNoise(), self.environment.save_state()
+        expected = self._run_eagerly(args, tensors)
+        continue_from = self.environment.save_state()
+        draws_on_host = host_noise.is_used()
+        try:
+            if draws_on_host:
+                raise NotCapturedError("random numbers are drawn by Python or NumPy")
+            restore()
+            if key not in self._graphs:
+                self._graphs[key] = self._build(args, tensors)
+                restore()
+            actual: Sequence[Tensor] = expected
+            if self._graphs[key].run is not None:
+                actual = self._run(self._graphs[key], args, tensors)
+                self._compare(actual, expected)
+        except Exception as error:
+            self._graphs[key], actual = _Graph(), expected
+            self._report_failure(error)
+        finally:
+            continue_from()
+        self._verified[key] = self._verified.get(key, 0) + 1
+        # Equal calls of two processes give equal bits, whichever is the first.
+        return actual
+
+    def _build(self, args: tuple[Any, ...], tensors: list[Tensor]) -> _Graph:
+        def run_on(*others: Tensor) -> tuple[Tensor, ...]:
+            return self._run_eagerly(args, list(others))
+
+        with pyro.validation_enabled(False):
+            captured = capture_graph(run_on, tensors)
+        if self.precision == "bfloat16":
+            use_bfloat16(captured.graph)
+        else:
+            # Without a timing, so that the figures of a run can be reproduced to the bit.
+            use_onednn(captured.graph)
+        run = compile_graph(captured, tensors, self.backend)
+        recorded = record_graph(run, captured.lifted, tensors)
+        inputs = [*captured.lifted, *tensors]
+        results = list(recorded(*inputs))
+        # The next replay of a CUDA graph overwrites the results.
+        aliases = find_shared(results, inputs) if recorded is run else range(len(results))
+        return _Graph(recorded, captured.lifted, aliases)
+
+    def _compare(self, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """Raises a ``NotCapturedError`` unless the results agree up to rounding."""
+        # Results may be sums of single precision in double.
+        is_double = all(
+            t.dtype == torch.float64 for t in self.environment.tensors() if t.is_floating_point()
+        )
+        tolerance = 0.0 if is_double else FLOAT32_TOLERANCE
+        if self.precision == "bfloat16":
+            tolerance = BFLOAT16_TOLERANCE
+        check_close("result", actual, expected, tolerance)
+
+    def _report_failure(self, error: Exception) -> None:
+        reason = describe_capture_failure(error)
+        if self.strict:
+            raise RuntimeError(f"Expected a function that can be compiled, but {reason}") from error
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"The evaluation is eager, not compiled: {reason}", stacklevel=find_stacklevel()
+            )

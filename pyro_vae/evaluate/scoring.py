@@ -1,0 +1,133 @@
+"""Scores of a chunk of rows by samples of z, eager or compiled."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_vae.compiled.heuristic import worth_compiling_evaluation
+from pyro_vae.compiled.inference import CompiledFunction
+from pyro_vae.compiled.step import PRECISIONS
+from pyro_vae.evaluate.chunks import Chunk
+from pyro_vae.finite import find_nonfinite_rows
+from pyro_vae.kl import closed_form
+from pyro_vae.networks import eval_mode
+from pyro_vae.vae.vae import VAE
+from pyro_vae.validation import check_choice
+
+__all__ = [
+    "KL", "LOG_LIKELIHOOD", "LOG_POSTERIOR", "LOG_PRIOR", "Engine", "Precision", "Scorer",
+    "bound_rows", "check_engine", "weigh_rows",
+]  # fmt: skip
+
+Engine = bool | Literal["auto", "strict"]
+Precision = Literal["float32", "bfloat16"]
+
+LOG_LIKELIHOOD = "log p(x given z)"
+LOG_PRIOR = "log p(z)"
+LOG_POSTERIOR = "log q(z given x)"
+KL = "KL(q(z given x), p(z))"
+
+
+class Scorer:
+    """A function of a VAE and a chunk, which is compiled where that saves time.
+
+    Arguments:
+        function: :func:`weigh_rows` or :func:`bound_rows`.
+        vae: The VAE.
+        samples: The number of samples of z in all calls together.
+        compile: As of :func:`log_evidence`.
+        precision: As of :func:`log_evidence`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        vae: VAE,
+        samples: int,
+        compile: Engine,
+        precision: Precision,
+    ) -> None:
+        self.vae = vae
+        self.eager = partial(function, vae)
+        self.compiled: CompiledFunction | None = None
+        self._full_size: tuple[int, ...] | None = None
+        if _choose_compiled(vae, samples, compile, precision):
+            # A graph has no checks of its own.
+            checked = partial(function, vae, check=bool(is_validation_enabled()))
+            self.compiled = CompiledFunction(
+                checked, vae, precision=precision, strict=compile == "strict"
+            )
+
+    def __call__(self, chunk: Chunk, num_particles: int, *args: str) -> Sequence[Tensor]:
+        """Returns the results of the function for a chunk and a number of samples."""
+        size = len(chunk.x), num_particles
+        # The remainders of rows and samples are not worth a graph of their own.
+        self._full_size = self._full_size or size
+        run = self.compiled if size == self._full_size and self.compiled else self.eager
+        with eval_mode(self.vae):
+            return run(chunk, num_particles, *args)
+
+
+def check_engine(compile: Any, precision: Any) -> None:
+    """Raises a ``ValueError`` unless ``compile`` and ``precision`` are valid and fit."""
+    check_choice("precision", precision, PRECISIONS)
+    if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
+        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
+    if precision != "float32" and not compile:
+        raise ValueError(f"Expected compile=true, which {precision=} needs, got {compile=}")
+
+
+def _choose_compiled(vae: VAE, samples: int, compile: Engine, precision: Precision) -> bool:
+    check_engine(compile, precision)
+    if compile != "auto" or precision != "float32":
+        return bool(compile)
+    return worth_compiling_evaluation(samples, vae.likelihood.feature_shape.numel())
+
+
+def weigh_rows(
+    vae: VAE, chunk: Chunk, num_particles: int, proposal: str, *, check: bool = False
+) -> tuple[Tensor, ...]:
+    """Draws z, and returns the logarithms of the sums of weights and of their squares, per row.
+
+    The other results tell, for each term, in which rows it is not finite for some sample: log p(z)
+    and log q(z given x) with the posterior as proposal, then log p(x given z). With ``check`` the
+    last is not finite if a parameter of p(x given z) is invalid.
+    """
+    shape = torch.Size((num_particles,))
+    if proposal == "posterior":
+        z = chunk.q.sample(shape)
+        terms = _compute_rate_terms(chunk, z)
+    else:
+        z, terms = chunk.prior.expand(torch.Size((len(chunk.x),))).sample(shape), {}
+    terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z, check=check)
+    # The effective sample size subtracts large logarithms, which needs double precision.
+    log_w = torch.stack(list(terms.values())).double().sum(0)
+    return log_w.logsumexp(0), (2 * log_w).logsumexp(0), *find_nonfinite_rows(terms).values()
+
+
+def bound_rows(
+    vae: VAE, chunk: Chunk, num_particles: int, *, check: bool = False
+) -> tuple[Tensor, ...]:
+    """Draws z, and returns rate and distortion per row.
+
+    The other results are those of :func:`weigh_rows`, with one for the KL if it has a closed form.
+    """
+    z = chunk.q.sample(torch.Size((num_particles,)))
+    kl, _ = closed_form(chunk.q, chunk.prior)
+    terms = _compute_rate_terms(chunk, z) if kl is None else {KL: -chunk.zero_masked(kl)[None]}
+    rate = -torch.stack(list(terms.values())).sum(0).mean(0)
+    terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z, check=check)
+    distortion = -terms[LOG_LIKELIHOOD].mean(0)
+    return rate, distortion, *find_nonfinite_rows(terms).values()
+
+
+def _compute_rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
+    """Returns the two terms of the negative sampled rate, ``(particles, rows)``."""
+    return {
+        LOG_PRIOR: chunk.zero_masked(chunk.prior.log_prob(z)),
+        LOG_POSTERIOR: -chunk.zero_masked(chunk.q.log_prob(z)),
+    }
