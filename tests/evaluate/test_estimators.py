@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -408,6 +409,16 @@ def test_weights_and_features_that_are_not_finite_are_named(call):
     vae.encoder.register_forward_hook(lambda module, inputs, features: features * math.nan)
     with pytest.raises(FloatingPointError, match=r"parameters of q\(z given x\) or p\(z\) are not"):
         call(vae, x)
+
+
+def test_means_that_are_not_finite_are_named_without_validation():
+    x, _ = line_data()
+    vae = line_vae()
+    vae.encoder.register_forward_hook(lambda module, inputs, features: features * math.nan)
+    with pyro.validation_enabled(False):
+        for call in (evaluate.posterior_means, evaluate.active_units):
+            with pytest.raises(FloatingPointError, match="The posterior mean is not finite for 7"):
+                call(vae, x)
 
 
 def test_a_rate_that_overflows_is_named():

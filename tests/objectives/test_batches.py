@@ -81,6 +81,16 @@ def test_a_datum_counts_where_any_latent_site_is_observed(order, name, scale, pa
     torch.testing.assert_close(geco.differentiable_loss(*pair), kl + 2.0 * (distortion - 1.1 * n))
 
 
+@pytest.mark.parametrize("of", ["datum", "batch"])
+def test_free_bits_are_not_rounded_to_single_precision(of):
+    def prior():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.float64), 1).to_event(1))
+
+    loss = FreeBits(nats=0.3, of=of).differentiable_loss(prior, prior)
+    assert abs(loss.item() - 3 * 2 * 0.3) < 1e-14
+
+
 @pytest.mark.parametrize("particles", [1, 3])
 def test_free_bits_count_the_data_of_each_site(particles):
     pair = program("ab", {"a": SOME, "b": FEW})
