@@ -67,6 +67,7 @@ def compute_metrics(
         units = _count_active_units(vae, x, mask)
         progress.advance()
         kl = _kl_per_dimension(vae, x, mask)
+        progress.advance()
     return check_finite_metrics({
         "log_evidence": mean_over_rows(evidence.log_evidence),
         "log_evidence_se": _standard_error(evidence.log_evidence),

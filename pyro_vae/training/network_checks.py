@@ -91,7 +91,7 @@ def _restore_attributes(vae: VAE) -> Iterator[None]:
 
 def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size: int) -> None:
     try:
-        apply_network(network, x, event_dim, frozen=True)
+        apply_network(network, x, event_dim)
     except ValueError as error:
         # PyTorch raises no specific class for this error, so its text identifies it.
         if "more than 1 value per channel" not in str(error):

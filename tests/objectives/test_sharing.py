@@ -540,7 +540,9 @@ def test_free_bits_are_what_they_are_defined_as():
                 torch.testing.assert_close(objective.differentiable_loss(*pair), value)
         sampled = FreeBits(5000, nats=nats, per=per, of=of, analytic=False)
         losses = torch.tensor([sampled.loss(*pair) for _ in range(20)])
-        assert abs(losses.mean() - value) < 0.2
+        # Every rate is drawn, also where a closed form is known.
+        assert 0 < abs(losses.mean() - value) < 0.2
+        assert losses.std() > 0
     values = ELBO().values(*pair)
     torch.testing.assert_close(values.rate_per_dimension["z"], rates)
 

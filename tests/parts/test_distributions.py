@@ -50,6 +50,16 @@ def test_continuous_bernoulli_integrates_to_one(dtype):
     assert ((mass - 1).abs() < tolerance).all(), mass - 1
 
 
+@pytest.mark.parametrize("eta", [0.01, 0.03, 0.0499, 0.0501, 0.1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_normalizer_of_a_continuous_bernoulli_is_precise_near_zero(eta, sign):
+    """Of the exact log((exp(eta) - 1) / eta), as its power series to higher order."""
+    eta = sign * eta
+    series = eta / 2 + eta**2 / 24 - eta**4 / 2880 + eta**6 / 181440 - eta**8 / 9676800
+    d = ContinuousBernoulli(torch.tensor(eta, dtype=torch.float64))
+    assert abs(d.log_normalizer().item() - series) < 1e-13
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("eta", LOGITS)
 def test_continuous_bernoulli_has_the_moments_of_its_density(eta, dtype):

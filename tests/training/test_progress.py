@@ -136,7 +136,10 @@ def test_training_and_evaluation_show_where_they_are(lines_at_once, digits, caps
 def test_every_stage_of_a_run_shows_progress(lines_at_once, tmp_path, capsys):
     quick = ["train.epochs=2", "evaluate.num_particles=5", "evaluate.baseline_components=3"]
     run(config.compose([*quick, "evaluate.baseline_rows=100", f"out={tmp_path}"]))
-    stages = dict.fromkeys(line.partition(":")[0] for line in capsys.readouterr().err.splitlines())
+    said = capsys.readouterr().err
+    stages = dict.fromkeys(line.partition(":")[0] for line in said.splitlines())
+    for done in (0, 1, 2):
+        assert f"latent dimensions: {done} of 2 measures" in said
     assert list(stages) == [
         "training", "log evidence", "ELBO", "latent dimensions", "objective", "mixture baseline",
         "drawing", "writing the report",
