@@ -1,7 +1,9 @@
 """Capture of a function of tensors as one graph, and compilation of the graph."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +21,7 @@ __all__ = [
     "capture_graph",
     "check_backend",
     "compile_graph",
+    "make_log1p_pass",
 ]
 
 _AnyGraph = Any
@@ -136,18 +139,53 @@ def compile_graph(
         return captured.graph
     if callable(backend):
         return backend(captured.graph, [*captured.lifted, *inputs])
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    decompositions = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
-    with config.patch(fallback_random=True), torch.no_grad(), warnings.catch_warnings():
+    # Without a context of this kind, PyTorch does not use its cache of compiled graphs.
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True)))
+    settings = config.patch(fallback_random=True, post_grad_custom_pre_pass=make_log1p_pass())
+    with settings, tracing(context), torch.no_grad(), warnings.catch_warnings():
         # These warnings concern calls within the compiler.
         warnings.simplefilter("ignore", FutureWarning)
-        compiled: Any = compile_fx(
-            captured.graph, [*captured.lifted, *inputs], decompositions=decompositions
-        )
+        compiled: Any = compile_fx(captured.graph, [*captured.lifted, *inputs])
     return compiled
+
+
+@cache
+def make_log1p_pass() -> Callable[[Any], None]:
+    """Returns a pass of Inductor that replaces ``log1p`` by :func:`log1p`.
+
+    A table of decompositions would do the same, but PyTorch does not cache graphs with one. The id
+    of a pass is part of the key of the cache.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+    from torch._inductor.pattern_matcher import (
+        Arg,
+        CallFunction,
+        PatternMatcherPass,
+        register_graph_pattern,
+    )
+
+    patterns = PatternMatcherPass()
+
+    @register_graph_pattern(CallFunction(torch.ops.aten.log1p.default, Arg()), pass_dict=patterns)
+    def replace(match: Any, x: Any) -> None:
+        value = x.meta["val"]
+        if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
+            match.replace_by_example(log1p, [x])
+
+    class ReplaceLog1p(CustomGraphPass):
+        def __call__(self, graph: Any) -> None:
+            patterns.apply(graph)
+
+        def uuid(self) -> bytes:
+            return f"{__name__}.log1p: {inspect.getsource(log1p)}".encode()
+
+    return ReplaceLog1p()
 
 
 def log1p(x: Tensor) -> Tensor:
@@ -156,8 +194,6 @@ def log1p(x: Tensor) -> Tensor:
     With :math:`y = 1 + x` rounded, it is :math:`x \log(y) / (y - 1)`. On processors this is much
     faster than PyTorch's ``log1p``, which dominates the time of the Bernoulli density.
     """
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return NotImplemented
     rounded = 1 + x
     remainder = rounded - 1
     # Without rounding error no factor is needed; at infinity it would be NaN.

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections import Counter
 from functools import partial
 
 import pyro.distributions as dist
@@ -218,3 +219,11 @@ def test_machine_code():
     function = CompiledFunction(module, module, strict=True)
     for seed in range(4):
         compare(function, module, *made(), 7, seed=seed)
+    # PyTorch's cache of compiled graphs serves another process, or here another function.
+    from torch._dynamo.utils import counters
+
+    before = Counter(counters["inductor"])
+    other = CompiledFunction(module, module, strict=True)
+    compare(other, module, *made(), 7)
+    assert counters["inductor"]["fxgraph_cache_hit"] == before["fxgraph_cache_hit"] + 1
+    assert counters["inductor"]["fxgraph_cache_bypass"] == before["fxgraph_cache_bypass"]

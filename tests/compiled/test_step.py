@@ -156,6 +156,38 @@ def test_log1p_to_full_precision(dtype):
     torch.testing.assert_close(graph.log1p(edges), torch.log1p(edges), equal_nan=True)
 
 
+@pytest.mark.parametrize(("dtype", "left"), [(torch.float64, 0), (torch.float16, 1)])
+def test_log1p_is_replaced_where_ours_is_faster(dtype, left):
+    x = torch.rand(50, 3, dtype=dtype)
+    captured = graph.capture_graph(lambda x: (torch.log1p(x * 2).sum(),), [x])
+    graph.make_log1p_pass()(captured.graph.graph)
+    captured.graph.recompile()
+    targets = [node.target for node in captured.graph.graph.nodes]
+    assert targets.count(torch.ops.aten.log1p.default) == left
+    torch.testing.assert_close(captured.graph(x)[0], torch.log1p(x * 2).sum())
+
+
+def test_a_later_step_finds_the_graph_in_the_cache_of_pytorch():
+    from torch._dynamo.utils import counters
+
+    def count(kind):
+        return counters["inductor"][f"fxgraph_cache_{kind}"]
+
+    losses, found = [], []
+    for _ in range(2):
+        before = count("hit"), count("bypass")
+        vae = made()
+        optimizer = torch.optim.Adam(vae.parameters(), fused=True)
+        run = pyro_vae.compile(
+            objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer, strict=True
+        )
+        torch.manual_seed(3)
+        losses.append([run(batch()).item() for _ in range(3)])
+        found.append((count("hit") - before[0], count("bypass") - before[1]))
+    assert losses[0] == losses[1]
+    assert found[1] == (1, 0)
+
+
 def test_comparison_at_the_first_call_leaves_no_trace():
     vae, objective = made(**BATCH_NORM), objectives.GECO(target=5.0)
     made_step = compile_eagerly(objective, vae.model, vae.guide, strict=True)
