@@ -19,17 +19,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Rows
-from pyro_vae.evaluate import estimators
 from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.core.tracing import find_nonfinite_site
-from pyro_vae.seeding import fork_and_seed_rng, seed_device
+from pyro_vae.seeding import seed_device
 from pyro_vae.training import resume_file
 from pyro_vae.training.snapshot import (
     copy_objective_state,
     copy_state,
     read_objective_settings,
 )
+from pyro_vae.training.validator import Validator
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import describe_value, to_plain_python
 
@@ -106,11 +106,18 @@ class Training:
         self.vae.initialize(fill_missing(x, observed))
         self.best_weights = copy_state(self.vae.state_dict())
         self.compiled: Step | None = None
+        self.set_validator(compiled=False)
+
+    def set_validator(self, *, compiled: bool) -> None:
+        """Sets how the validation rows are evaluated."""
+        if self.valid is not None:
+            self.validator = Validator(self.vae, self.valid, self.seed, compiled=compiled)
 
     def prepare(self) -> None:
         """Compiles the step for batches of the usual size, unless the engine is eager."""
         if self.engine == "eager":
             return
+        self.set_validator(compiled=True)
         self.usual_size = self.batch_sizes()[0]
         self.compiled = compile(
             self.objective,
@@ -182,7 +189,7 @@ class Training:
         row = {"epoch": self.epoch + 1, "train_objective": total / len(self.train.x)}
         row |= {name: schedule(self.steps - 1) for name, schedule in self.schedules.items()}
         if math.isfinite(row["train_objective"]) and self.valid is not None:
-            row |= _validate(self.vae, self.valid, self.seed)
+            row |= self.validator()
         _step_schedule(self.lr_schedule, row)
         finite = torch.stack([p.isfinite().all() for p in self.vae.parameters()]).all()
         if not bool(finite) or not all(math.isfinite(value) for value in row.values()):
@@ -396,17 +403,6 @@ def draw_batches(size: int, batch_size: int, order: torch.Generator) -> list[Ten
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
-
-
-def _validate(vae: VAE, valid: Rows, seed: int) -> dict[str, float]:
-    """Returns the bound on the validation rows, with the same noise at each call."""
-    with fork_and_seed_rng(valid.x.device, seed), pyro.validation_enabled(False):
-        bound, _ = estimators.estimate_elbo(vae, valid.x, mask=valid.mask)
-    return {
-        "valid_elbo": bound.elbo.mean().item(),
-        "valid_rate": bound.rate.mean().item(),
-        "valid_distortion": bound.distortion.mean().item(),
-    }
 
 
 @contextmanager

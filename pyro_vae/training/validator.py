@@ -1,0 +1,44 @@
+"""The bound on the validation rows after each epoch."""
+
+import pyro
+
+from pyro_vae.compiled.heuristic import worth_compiling_evaluation
+from pyro_vae.data import Rows
+from pyro_vae.evaluate import estimators
+from pyro_vae.evaluate.scoring import Scorer, bound_rows
+from pyro_vae.seeding import fork_and_seed_rng
+from pyro_vae.vae.vae import VAE
+
+__all__ = ["Validator"]
+
+_USUAL_EPOCHS = 100
+"""A number of epochs for the decision to compile, which a resumed training must not change."""
+
+
+class Validator:
+    """Computes the ELBO of the validation rows, with the same noise at each call.
+
+    Arguments:
+        vae: The VAE.
+        valid: The rows.
+        seed: The seed of the noise.
+        compiled: Whether to use a compiled graph, if there are rows enough.
+    """
+
+    def __init__(self, vae: VAE, valid: Rows, seed: int, *, compiled: bool) -> None:
+        self.vae, self.valid, self.seed = vae, valid, seed
+        rows, outputs = len(valid.x), vae.likelihood.feature_shape.numel()
+        compiled = compiled and worth_compiling_evaluation(_USUAL_EPOCHS * rows, outputs)
+        with pyro.validation_enabled(False):
+            self.scorer = Scorer(bound_rows, vae, rows, compiled, "float32")
+
+    def __call__(self) -> dict[str, float]:
+        """Returns the means of ELBO, rate and distortion."""
+        x, mask = self.valid.x, self.valid.mask
+        with fork_and_seed_rng(x.device, self.seed), pyro.validation_enabled(False):
+            bound, _ = estimators.estimate_elbo(self.vae, x, mask=mask, scorer=self.scorer)
+        return {
+            "valid_elbo": bound.elbo.mean().item(),
+            "valid_rate": bound.rate.mean().item(),
+            "valid_distortion": bound.distortion.mean().item(),
+        }
