@@ -1,12 +1,13 @@
 """Estimators of the ELBO and the log evidence of a VAE, in nats, one value per row."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.chunks import MAX_ELEMENTS, Chunk, check_vae, choose_size, encode_chunks
+from pyro_vae.evaluate.chunks import MAX_ELEMENTS, check_vae, choose_size, encode_chunks
 from pyro_vae.evaluate.scoring import (
     KL,
     LOG_LIKELIHOOD,
@@ -176,19 +177,10 @@ def log_evidence(
     max_elements = check_size("max_elements", max_elements, least=1)
     diagnostics = check_flag("diagnostics", diagnostics)
     check_vae(vae)
-    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
-    rows = choose_size(total, min(100, max_elements // outputs))
-    at_once = choose_size(num_particles, max_elements // (rows * outputs))
-    scorer = Scorer(weigh_rows, vae, total * num_particles, compile, precision)
-    with Progress("log evidence", total, "rows", show=progress) as bar:
-        sums = [
-            _sum_weights(scorer, chunk, num_particles, at_once, proposal, bar)
-            for chunk in encode_chunks(vae, x, covariates, mask, rows)
-        ]
-    log_sum, log_square_sum, *faults = map(torch.cat, zip(*sums, strict=True))
+    settings = _Settings(proposal, covariates, mask, max_elements, compile, precision, progress)
+    ((log_sum, log_square_sum, *faults),) = _sum_weights(vae, x, [num_particles], settings)
     estimate = (log_sum - math.log(num_particles)).to(x.dtype)
-    terms = (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)[-len(faults) :]
-    check_finite("log evidence", estimate, dict(zip(terms, faults, strict=True)))
+    check_finite("log evidence", estimate, _name_terms(faults))
     if not diagnostics:
         return estimate
     size = torch.exp(2 * log_sum - log_square_sum).clamp(1, num_particles)
@@ -196,21 +188,82 @@ def log_evidence(
     return Evidence(estimate, spread.sqrt().to(x.dtype), size.to(x.dtype))
 
 
+@guard_process_state
+@torch.no_grad()
+def evidence_by_particles(
+    vae: VAE, x: Tensor, counts: Sequence[int], *, proposal: str, mask: Tensor | None
+) -> Tensor:
+    """Returns the estimates of :func:`log_evidence` from the first samples of one draw.
+
+    Arguments:
+        vae: The VAE.
+        x: Data of shape ``(N, *event_shape)``.
+        counts: Increasing numbers of samples.
+        proposal: As in :func:`log_evidence`.
+        mask: As in :func:`log_evidence`.
+
+    Returns:
+        ``(len(counts), N)`` in nats.
+    """
+    check_vae(vae)
+    settings = _Settings(proposal, mask=mask, progress=False)
+    estimates = []
+    for count, sums in zip(counts, _sum_weights(vae, x, counts, settings), strict=True):
+        log_sum, _, *faults = sums
+        estimates.append((log_sum - math.log(count)).to(x.dtype))
+        check_finite("log evidence", estimates[-1], _name_terms(faults))
+    return torch.stack(estimates)
+
+
+class _Settings(NamedTuple):
+    """Arguments of :func:`log_evidence`."""
+
+    proposal: str
+    covariates: Tensor | None = None
+    mask: Tensor | None = None
+    max_elements: int = MAX_ELEMENTS
+    compile: Engine = "auto"
+    precision: Precision = "float32"
+    progress: bool | None = None
+
+
 def _sum_weights(
-    scorer: Scorer, chunk: Chunk, num_particles: int, at_once: int, proposal: str, bar: Progress
-) -> list[Tensor]:
-    """Returns the results of :func:`weigh_rows` for all samples of a chunk of rows."""
-    total: list[Tensor] = []
-    for start in range(0, num_particles, at_once):
-        count = min(at_once, num_particles - start)
-        log_sum, log_square_sum, *faults = scorer(chunk, count, proposal)
-        if total:
-            log_sum = torch.logaddexp(total[0], log_sum)
-            log_square_sum = torch.logaddexp(total[1], log_square_sum)
-            faults = [old | new for old, new in zip(total[2:], faults, strict=True)]
-        total = [log_sum, log_square_sum, *faults]
-        bar.advance(len(chunk.x) * count / num_particles)
-    return total
+    vae: VAE, x: Tensor, counts: Sequence[int], settings: _Settings
+) -> list[list[Tensor]]:
+    """Returns the results of :func:`weigh_rows` for all rows, by the first samples of each count."""
+    proposal, covariates, mask, max_elements, compile, precision, progress = settings
+    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
+    rows = choose_size(total, min(100, max_elements // outputs))
+    at_once = choose_size(counts[-1], max_elements // (rows * outputs))
+    scorer = Scorer(weigh_rows, vae, (rows, at_once), total * counts[-1], compile, precision)
+    chunks = []
+    with Progress("log evidence", total, "rows", show=progress) as bar:
+        for chunk in encode_chunks(vae, x, covariates, mask, rows):
+            sums: list[Tensor] = []
+            sums_by_count, done = [], 0
+            for count in counts:
+                while done < count:
+                    size = min(at_once, count - done)
+                    sums = _add_weights(sums, scorer(chunk, size, proposal))
+                    done += size
+                    bar.advance(len(chunk.x) * size / counts[-1])
+                sums_by_count.append(sums)
+            chunks.append(sums_by_count)
+    by_count = zip(*chunks, strict=True)
+    return [[torch.cat(parts) for parts in zip(*sums, strict=True)] for sums in by_count]
+
+
+def _add_weights(before: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the results of :func:`weigh_rows` for the samples of two calls."""
+    if not before:
+        return list(new)
+    sums = [torch.logaddexp(a, b) for a, b in zip(before[:2], new[:2], strict=True)]
+    return sums + [a | b for a, b in zip(before[2:], new[2:], strict=True)]
+
+
+def _name_terms(faults: Sequence[Tensor]) -> dict[str, Tensor]:
+    names = (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)[-len(faults) :]
+    return dict(zip(names, faults, strict=True))
 
 
 def _count_rows(x: Tensor) -> int:
@@ -258,7 +311,7 @@ def elbo(
     num_particles = check_size("num_particles", num_particles, least=1)
     max_elements = check_size("max_elements", max_elements, least=1)
     check_vae(vae)
-    scorer = Scorer(bound_rows, vae, _count_rows(x) * num_particles, compile, precision)
+    scorer = make_bound_scorer(vae, x, num_particles, max_elements, compile, precision)
     with Progress("ELBO", _count_rows(x), "rows", show=progress) as bar:
         bound, faults = estimate_elbo(
             vae,
@@ -291,16 +344,30 @@ def estimate_elbo(
     Training restores the last good weights before it reports a bound that is not finite. The
     arguments are those of :func:`elbo`, and a scorer that is used again from call to call.
     """
-    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
-    size = choose_size(total, max_elements // (num_particles * outputs))
-    scorer = scorer or Scorer(bound_rows, vae, total * num_particles, False, "float32")
+    scorer = scorer or make_bound_scorer(vae, x, num_particles, max_elements, False)
     results, is_closed = [], False
-    for chunk in encode_chunks(vae, x, covariates, mask, size):
+    for chunk in encode_chunks(vae, x, covariates, mask, scorer.full_size[0]):
         results.append(scorer(chunk, num_particles))
         is_closed = closed_form(chunk.q, chunk.prior)[0] is not None
         if progress is not None:
             progress.advance(len(chunk.x))
     rate, distortion, *faults = map(torch.cat, zip(*results, strict=True))
-    terms = (KL, LOG_LIKELIHOOD) if is_closed else (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)
-    bound = Bound(-distortion - rate, rate, distortion, is_closed)
-    return bound, dict(zip(terms, faults, strict=True))
+    terms = (
+        dict(zip((KL, LOG_LIKELIHOOD), faults, strict=True)) if is_closed else _name_terms(faults)
+    )
+    return Bound(-distortion - rate, rate, distortion, is_closed), terms
+
+
+def make_bound_scorer(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int,
+    max_elements: int,
+    compile: Engine,
+    precision: Precision = "float32",
+) -> Scorer:
+    """Returns the scorer of :func:`estimate_elbo`; the arguments are those of :func:`elbo`."""
+    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
+    rows = choose_size(total, max_elements // (num_particles * outputs))
+    full_size, samples = (rows, num_particles), total * num_particles
+    return Scorer(bound_rows, vae, full_size, samples, compile, precision)

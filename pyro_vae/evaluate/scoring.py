@@ -38,6 +38,8 @@ class Scorer:
     Arguments:
         function: :func:`weigh_rows` or :func:`bound_rows`.
         vae: The VAE.
+        full_size: The numbers of rows and samples of most calls. Others, for the rows and samples
+            that are left over, are not worth a graph of their own.
         samples: The number of samples of z in all calls together.
         compile: As of :func:`log_evidence`.
         precision: As of :func:`log_evidence`.
@@ -47,14 +49,15 @@ class Scorer:
         self,
         function: Callable[..., tuple[Tensor, ...]],
         vae: VAE,
+        full_size: tuple[int, int],
         samples: int,
         compile: Engine,
         precision: Precision,
     ) -> None:
         self.vae = vae
+        self.full_size = full_size
         self.eager = partial(function, vae)
         self.compiled: CompiledFunction | None = None
-        self._full_size: tuple[int, ...] | None = None
         if _choose_compiled(vae, samples, compile, precision):
             # A graph has no checks of its own.
             checked = partial(function, vae, check=bool(is_validation_enabled()))
@@ -64,10 +67,8 @@ class Scorer:
 
     def __call__(self, chunk: Chunk, num_particles: int, *args: str) -> Sequence[Tensor]:
         """Returns the results of the function for a chunk and a number of samples."""
-        size = len(chunk.x), num_particles
-        # The remainders of rows and samples are not worth a graph of their own.
-        self._full_size = self._full_size or size
-        run = self.compiled if size == self._full_size and self.compiled else self.eager
+        is_full = (len(chunk.x), num_particles) == self.full_size
+        run = self.compiled if is_full and self.compiled else self.eager
         with eval_mode(self.vae):
             return run(chunk, num_particles, *args)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
+from pyro_vae.evaluate.estimators import evidence_by_particles
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.report.trained_run import TrainedRun
@@ -191,13 +192,10 @@ def _draw_proposals(vae: VAE, x: Tensor, mask: Tensor | None, num_particles: int
     """Draws estimates of the log evidence with the encoder and without."""
     counts = [count for count in _PARTICLES if count <= max(num_particles, _PARTICLES[2])]
     rows, observed = x[:_PROPOSAL_ROWS], None if mask is None else mask[:_PROPOSAL_ROWS]
-    estimates = {
-        f"z from the {proposal}": [
-            float(_estimate_evidence(vae, rows, observed, count, proposal).mean())
-            for count in counts
-        ]
-        for proposal in ("posterior", "prior")
-    }
+    estimates = {}
+    for proposal in ("posterior", "prior"):
+        found = evidence_by_particles(vae, rows, counts, proposal=proposal, mask=observed)
+        estimates[f"z from the {proposal}"] = found.double().mean(1).tolist()
     ax = plots.lines(counts, estimates, ax=_create_axes(5.6, 3.2))
     ax.set(xlabel="samples per datum", ylabel="log evidence, nats per datum", xscale="log")
     caption = (
@@ -206,14 +204,6 @@ def _draw_proposals(vae: VAE, x: Tensor, mask: Tensor | None, num_particles: int
         f"high likelihood."
     )
     return report.Picture("proposals.png", "Why the encoder is needed", caption, _get_figure(ax))
-
-
-def _estimate_evidence(
-    vae: VAE, rows: Tensor, mask: Tensor | None, count: int, proposal: str
-) -> Tensor:
-    evidence = evaluate.log_evidence(vae, rows, count, proposal=proposal, mask=mask, progress=False)
-    assert isinstance(evidence, Tensor)
-    return evidence
 
 
 def _create_axes(width: float, height: float) -> Axes:

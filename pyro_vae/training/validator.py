@@ -4,8 +4,8 @@ import pyro
 
 from pyro_vae.compiled.heuristic import worth_compiling_evaluation
 from pyro_vae.data import Rows
-from pyro_vae.evaluate import estimators
-from pyro_vae.evaluate.scoring import Scorer, bound_rows
+from pyro_vae.evaluate.chunks import MAX_ELEMENTS
+from pyro_vae.evaluate.estimators import estimate_elbo, make_bound_scorer
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.vae import VAE
 
@@ -30,13 +30,13 @@ class Validator:
         rows, outputs = len(valid.x), vae.likelihood.feature_shape.numel()
         compiled = compiled and worth_compiling_evaluation(_USUAL_EPOCHS * rows, outputs)
         with pyro.validation_enabled(False):
-            self.scorer = Scorer(bound_rows, vae, rows, compiled, "float32")
+            self.scorer = make_bound_scorer(vae, valid.x, 1, MAX_ELEMENTS, compiled)
 
     def __call__(self) -> dict[str, float]:
         """Returns the means of ELBO, rate and distortion."""
         x, mask = self.valid.x, self.valid.mask
         with fork_and_seed_rng(x.device, self.seed), pyro.validation_enabled(False):
-            bound, _ = estimators.estimate_elbo(self.vae, x, mask=mask, scorer=self.scorer)
+            bound, _ = estimate_elbo(self.vae, x, mask=mask, scorer=self.scorer)
         return {
             "valid_elbo": bound.elbo.mean().item(),
             "valid_rate": bound.rate.mean().item(),

@@ -1,5 +1,6 @@
 """Evaluation against closed forms."""
 
+import itertools
 import math
 from functools import partial
 
@@ -20,6 +21,7 @@ from helpers.tables import (
     data_for,
 )
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, posteriors, priors
+from pyro_vae.evaluate.estimators import evidence_by_particles
 
 
 class Line(torch.nn.Module):
@@ -79,6 +81,25 @@ def test_estimate_lies_within_its_own_error(proposal):
     assert z.abs().max() < 4.5
     assert found.standard_error.max() < 0.05
     assert (found.effective_sample_size <= 40_001).all()
+
+
+def test_estimates_by_particles_share_their_samples():
+    x, exact = line_data()
+    counts = [1, 3, 10, 1000]
+    found = evidence_by_particles(line_vae(), x, counts, proposal="posterior", mask=None)
+    torch.testing.assert_close(found, exact.expand(4, 7))
+    # From the prior, two calls of one seed differ only where they use other samples.
+    vae, estimates = line_vae(widen=1.4), []
+    for last in (1000, 3000):
+        torch.manual_seed(1)
+        counts[-1] = last
+        estimates.append(evidence_by_particles(vae, x, counts, proposal="prior", mask=None))
+    assert torch.equal(estimates[0][:3], estimates[1][:3])
+    assert not torch.equal(estimates[0][3], estimates[1][3])
+    assert (estimates[1][3] - exact).abs().max() < 0.3
+    # The sums of weights by fewer samples are part of those by more.
+    sums = [e + math.log(k) for e, k in zip(estimates[0], [1, 3, 10, 1000], strict=True)]
+    assert all((a <= b).all() for a, b in itertools.pairwise(sums))
 
 
 def test_standard_error_is_the_spread_over_repetitions():
