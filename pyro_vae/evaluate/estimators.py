@@ -230,7 +230,7 @@ class _Settings(NamedTuple):
 def _sum_weights(
     vae: VAE, x: Tensor, counts: Sequence[int], settings: _Settings
 ) -> list[list[Tensor]]:
-    """Returns the results of :func:`weigh_rows` for all rows, by the first samples of each count."""
+    """Returns the results of :func:`weigh_rows` for all rows, for each number of samples."""
     proposal, covariates, mask, max_elements, compile, precision, progress = settings
     total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
     rows = choose_size(total, min(100, max_elements // outputs))
