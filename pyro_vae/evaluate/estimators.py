@@ -352,10 +352,9 @@ def estimate_elbo(
         if progress is not None:
             progress.advance(len(chunk.x))
     rate, distortion, *faults = map(torch.cat, zip(*results, strict=True))
-    terms = (
-        dict(zip((KL, LOG_LIKELIHOOD), faults, strict=True)) if is_closed else _name_terms(faults)
-    )
-    return Bound(-distortion - rate, rate, distortion, is_closed), terms
+    names = (KL, LOG_LIKELIHOOD) if is_closed else (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)
+    bound = Bound(-distortion - rate, rate, distortion, is_closed)
+    return bound, dict(zip(names, faults, strict=True))
 
 
 def make_bound_scorer(

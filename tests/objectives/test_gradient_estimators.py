@@ -619,8 +619,17 @@ REFUSED = {
         "per to be 'dimension' or 'site'",
     ),
     "target of NaN": (lambda: objectives.GECO(target=float("nan")), "target to be a number"),
+    "multiplier above a million": (
+        lambda: objectives.GECO(target=1.0, multiplier=2e6),
+        "multiplier to be within",
+    ),
+    "one subset too many": (lambda: Jackknife(10_000, order=1), "subsets, got 10001"),
     "momentum above one": (lambda: objectives.GECO(target=1.0, momentum=2), r"within \[0, 1\]"),
 }
+
+
+def test_as_many_subsets_as_allowed_are_accepted():
+    assert Jackknife(9_999, order=1).order == 1
 
 
 @pytest.mark.parametrize("name", REFUSED)
