@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -78,7 +79,7 @@ class CompiledFunction:
         backend: Backend = "inductor",
     ) -> None:
         self.function = function
-        self.environment = StepEnvironment(module)
+        self.environment = StepEnvironment(SimpleNamespace(), module)
         self.precision = precision
         self.strict = strict
         self.backend = backend

@@ -22,6 +22,7 @@ from pyro_vae.evaluate.scoring import (
 from pyro_vae.finite import check_finite
 from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
+from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
@@ -237,7 +238,7 @@ def _sum_weights(
     at_once = choose_size(counts[-1], max_elements // (rows * outputs))
     scorer = Scorer(weigh_rows, vae, (rows, at_once), total * counts[-1], compile, precision)
     chunks = []
-    with Progress("log evidence", total, "rows", show=progress) as bar:
+    with Progress("log evidence", total, "rows", show=progress) as bar, eval_mode(vae):
         for chunk in encode_chunks(vae, x, covariates, mask, rows):
             sums: list[Tensor] = []
             sums_by_count, done = [], 0
@@ -346,11 +347,12 @@ def estimate_elbo(
     """
     scorer = scorer or make_bound_scorer(vae, x, num_particles, max_elements, False)
     results, is_closed = [], False
-    for chunk in encode_chunks(vae, x, covariates, mask, scorer.full_size[0]):
-        results.append(scorer(chunk, num_particles))
-        is_closed = closed_form(chunk.q, chunk.prior)[0] is not None
-        if progress is not None:
-            progress.advance(len(chunk.x))
+    with eval_mode(vae):
+        for chunk in encode_chunks(vae, x, covariates, mask, scorer.full_size[0]):
+            results.append(scorer(chunk, num_particles))
+            is_closed = closed_form(chunk.q, chunk.prior)[0] is not None
+            if progress is not None:
+                progress.advance(len(chunk.x))
     rate, distortion, *faults = map(torch.cat, zip(*results, strict=True))
     names = (KL, LOG_LIKELIHOOD) if is_closed else (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)
     bound = Bound(-distortion - rate, rate, distortion, is_closed)

@@ -14,7 +14,6 @@ from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.evaluate.chunks import Chunk
 from pyro_vae.finite import find_nonfinite_rows
 from pyro_vae.kl import closed_form
-from pyro_vae.networks import eval_mode
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_choice
 
@@ -54,7 +53,6 @@ class Scorer:
         compile: Engine,
         precision: Precision,
     ) -> None:
-        self.vae = vae
         self.full_size = full_size
         self.eager = partial(function, vae)
         self.compiled: CompiledFunction | None = None
@@ -66,11 +64,10 @@ class Scorer:
             )
 
     def __call__(self, chunk: Chunk, num_particles: int, *args: str) -> Sequence[Tensor]:
-        """Returns the results of the function for a chunk and a number of samples."""
+        """Returns the results of the function, for a VAE in evaluation mode."""
         is_full = (len(chunk.x), num_particles) == self.full_size
         run = self.compiled if is_full and self.compiled else self.eager
-        with eval_mode(self.vae):
-            return run(chunk, num_particles, *args)
+        return run(chunk, num_particles, *args)
 
 
 def check_engine(compile: Any, precision: Any) -> None:
