@@ -26,6 +26,7 @@ from pyro_vae.objectives import (
     ImportanceWeighted,
     Jackknife,
     Renyi,
+    jackknife,
 )
 
 ROWS, SIZE = 16, 3
@@ -623,13 +624,17 @@ REFUSED = {
         lambda: objectives.GECO(target=1.0, multiplier=2e6),
         "multiplier to be within",
     ),
-    "one subset too many": (lambda: Jackknife(10_000, order=1), "subsets, got 10001"),
     "momentum above one": (lambda: objectives.GECO(target=1.0, momentum=2), r"within \[0, 1\]"),
 }
 
 
-def test_as_many_subsets_as_allowed_are_accepted():
-    assert Jackknife(9_999, order=1).order == 1
+def test_the_largest_number_of_subsets_is_accepted(monkeypatch):
+    # Both particles, and each alone.
+    monkeypatch.setattr(jackknife, "_MOST_SUBSETS", 3)
+    assert Jackknife(2, order=1).order == 1
+    monkeypatch.setattr(jackknife, "_MOST_SUBSETS", 2)
+    with pytest.raises(ValueError, match="at most 2 subsets, got 3"):
+        Jackknife(2, order=1)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -492,8 +492,9 @@ def test_the_journal_is_only_a_sweeps(monkeypatch, capsys):
 def test_sweeps_started_in_the_same_second_have_journals_of_their_own(tmp_path, monkeypatch):
     settings = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     paths = set()
+    # Set once, so that the variable is restored at the end.
+    monkeypatch.setenv(journal.VARIABLE, "")
     for _ in range(5):
-        monkeypatch.delenv(journal.VARIABLE, raising=False)
         journal.Journal().on_multirun_start(settings)
         paths.add(os.environ[journal.VARIABLE])
         assert journal.find_owner() == os.getpid()

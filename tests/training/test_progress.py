@@ -128,7 +128,7 @@ def test_training_and_evaluation_show_where_they_are(lines_at_once, digits, caps
     evaluate.log_evidence(vae, x, 50, progress=True, max_elements=20_000)
     evaluate.elbo(vae, x, num_particles=5, progress=True, max_elements=20_000)
     said = capsys.readouterr().err
-    assert f"log evidence: 6 of {len(x)} rows" in said
+    assert f"log evidence: 7 of {len(x)} rows" in said
     assert f"log evidence: {len(x)} of {len(x)} rows" in said
     assert f"ELBO: {len(x)} of {len(x)} rows" in said
 
