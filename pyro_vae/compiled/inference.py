@@ -24,7 +24,7 @@ from pyro_vae.objectives.core.user_lines import find_stacklevel
 __all__ = ["CompiledFunction"]
 
 MAX_GRAPHS = 16
-"""The largest number of graphs of a function; more kinds of calls are eager."""
+"""The largest number of graphs of a function."""
 
 _NUM_VERIFIED = 2
 """The calls of each kind that are compared with eager ones.
@@ -38,14 +38,14 @@ class _Graph(NamedTuple):
     """The graph of one kind of call.
 
     Attributes:
-        run: The compiled function, called as ``run(*lifted, *tensors)``; ``None`` for eager calls.
+        run: The compiled function, called as ``run(*lifted, *tensors)``.
         lifted: The tensors that it reads besides its arguments.
         aliases: The indices of results that share memory with an argument or another result.
     """
 
-    run: Callable[..., Sequence[Tensor]] | None = None
-    lifted: Sequence[Tensor] = ()
-    aliases: Sequence[int] = ()
+    run: Callable[..., Sequence[Tensor]]
+    lifted: Sequence[Tensor]
+    aliases: Sequence[int]
 
 
 class CompiledFunction:
@@ -53,9 +53,10 @@ class CompiledFunction:
 
     The graph is captured at the first call of each kind: structure, shapes, strides, dtypes and
     devices of the arguments, values of arguments that are not tensors, modes and settings of the
-    module. The first two calls of a kind are compared with eager ones under the same noise. Where
-    they differ, or where the function cannot be captured, calls of that kind are eager, and a
-    warning names the reason.
+    module. The first two calls of a kind are compared with eager ones under the same noise. If
+    they differ, or if the function cannot be captured, this and all later calls are eager, and a
+    warning names the reason. What a function computes by NumPy, and state that it keeps in lists
+    and dictionaries, is fixed in the graph.
 
     The noise is that of PyTorch's generators, in the order of the eager function. Pyro's
     validation is off within the graph.
@@ -86,55 +87,62 @@ class CompiledFunction:
         self._graphs: dict[Hashable, _Graph] = {}
         self._verified: dict[Hashable, int] = {}
         self._constants: Constants | None = None
-        self._has_warned = False
+        self._stays_eager = False
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Sequence[Tensor]:
         """Returns what the function returns."""
-        tensors, description = find_tensors(args)
-        if self._constants is None:
-            self._constants = Constants([self.function, *self.environment.modules])
-        key = (description, self.environment.key(), *self._constants.read_values())
-        if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
-            return self._run_eagerly(args, tensors)
+        if self._stays_eager:
+            return self.function(*args)
+        try:
+            tensors, description = find_tensors(args)
+            key = description, *self._compute_key()
+            if any(tensor.is_inference() for tensor in self.environment.tensors()):
+                raise NotCapturedError("the module was built in inference mode")
+        except Exception as error:
+            self._give_up(error)
+            return self.function(*args)
         if key in self._graphs and self._verified[key] >= _NUM_VERIFIED:
-            return self._run(self._graphs[key], args, tensors)
+            return self._run(self._graphs[key], tensors)
         return self._run_verified(key, args, tensors)
 
-    def _run(self, graph: _Graph, args: tuple[Any, ...], tensors: list[Tensor]) -> Sequence[Tensor]:
-        if graph.run is None:
-            return self._run_eagerly(args, tensors)
+    def _compute_key(self) -> tuple[Hashable, ...]:
+        """Returns the state that a graph fixes."""
+        if self._constants is None:
+            self._constants = Constants([self.function, *self.environment.modules])
+        return *self.environment.key(), *self._constants.read_values()
+
+    def _run(self, graph: _Graph, tensors: list[Tensor]) -> Sequence[Tensor]:
         results = list(graph.run(*graph.lifted, *tensors))
         for i in graph.aliases:
             results[i] = results[i].clone()
         return results
 
-    def _run_eagerly(self, args: tuple[Any, ...], tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        # A distribution may store derived tensors, which would change the kind of the next call.
-        return tuple(self.function(*replace_tensors(args, iter(tensors))))
-
     def _run_verified(
         self, key: Hashable, args: tuple[Any, ...], tensors: list[Tensor]
     ) -> Sequence[Tensor]:
-        """Makes a call, and compares its results with those of an eager one."""
-        host_noise, restore = HostNoise(), self.environment.save_state()
-        expected = self._run_eagerly(args, tensors)
+        """Makes an eager call, and compares its results with those of the graph."""
+        host_noise, restore, state = HostNoise(), self.environment.save_state(), self._compute_key()
+        # A distribution may store derived tensors, which would change the kind of the next call.
+        copied = replace_tensors(args, iter(tensors))
+        expected = self.function(*copied)
         continue_from = self.environment.save_state()
-        draws_on_host = host_noise.is_used()
         try:
-            if draws_on_host:
+            if host_noise.is_used():
                 raise NotCapturedError("random numbers are drawn by Python or NumPy")
+            if self._compute_key() != state:
+                raise NotCapturedError("the module replaces a number or a tensor at each call")
+            if len(self._graphs) >= MAX_GRAPHS:
+                raise NotCapturedError(f"{MAX_GRAPHS} graphs for different calls exist already")
             restore()
             if key not in self._graphs:
                 self._graphs[key] = self._build(args, tensors)
                 restore()
-            actual: Sequence[Tensor] = expected
-            if self._graphs[key].run is not None:
-                actual = self._run(self._graphs[key], args, tensors)
-                self._compare(actual, expected)
+            actual = self._run(self._graphs[key], tensors)
+            self._compare(actual, expected)
         except Exception as error:
-            self._graphs[key], actual = _Graph(), expected
-            self._report_failure(error)
+            actual = expected
+            self._give_up(error)
         finally:
             continue_from()
         self._verified[key] = self._verified.get(key, 0) + 1
@@ -143,7 +151,7 @@ class CompiledFunction:
 
     def _build(self, args: tuple[Any, ...], tensors: list[Tensor]) -> _Graph:
         def run_on(*others: Tensor) -> tuple[Tensor, ...]:
-            return self._run_eagerly(args, list(others))
+            return self.function(*replace_tensors(args, iter(others)))
 
         with pyro.validation_enabled(False):
             captured = capture_graph(run_on, tensors)
@@ -171,12 +179,12 @@ class CompiledFunction:
             tolerance = BFLOAT16_TOLERANCE
         check_close("result", actual, expected, tolerance)
 
-    def _report_failure(self, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> None:
+        """Makes all later calls eager, and warns of it, or raises an error if it is strict."""
         reason = describe_capture_failure(error)
         if self.strict:
             raise RuntimeError(f"Expected a function that can be compiled, but {reason}") from error
-        if not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"The evaluation is eager, not compiled: {reason}", stacklevel=find_stacklevel()
-            )
+        self._stays_eager = True
+        warnings.warn(
+            f"The evaluation is eager, not compiled: {reason}", stacklevel=find_stacklevel()
+        )

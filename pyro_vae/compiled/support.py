@@ -1,6 +1,6 @@
 """Pyro's checks of values and parameters, as one boolean that a graph computes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.distributions.utils import lazy_property
 
 from pyro_vae.compiled.graph import NotCapturedError
 
-__all__ = ["SupportChecks", "check_parameters", "find_enabled_checks"]
+__all__ = ["SupportChecks", "check_density", "check_parameters", "find_enabled_checks"]
 
 _Check = Callable[[], Tensor]
 
@@ -76,8 +76,17 @@ def check_parameters(fn: Distribution, *, masked: bool) -> Tensor | None:
 
     NaN is checked only if the distribution will be masked.
     """
-    checks = [_run_check(check) for _, check in _find_parameter_checks(fn, masked)]
-    return torch.stack(checks).all() if checks else None
+    return _run_checks(_find_parameter_checks(fn, masked))
+
+
+def check_density(fn: Distribution, value: Tensor) -> Tensor | None:
+    """Returns whether parameters and value are valid, or ``None`` if all are."""
+    return _run_checks(_find_possible_checks(fn, value, masked=False))
+
+
+def _run_checks(checks: Iterable[tuple[Distribution, _Check]]) -> Tensor | None:
+    passed = [_run_check(check) for _, check in checks]
+    return torch.stack(passed).all() if passed else None
 
 
 def _find_possible_checks(

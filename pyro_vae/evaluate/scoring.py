@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.compiled.heuristic import worth_compiling_evaluation
 from pyro_vae.compiled.inference import CompiledFunction
 from pyro_vae.compiled.step import PRECISIONS
+from pyro_vae.compiled.support import check_density
 from pyro_vae.evaluate.chunks import Chunk
 from pyro_vae.finite import find_nonfinite_rows
 from pyro_vae.kl import closed_form
@@ -24,6 +26,9 @@ __all__ = [
 
 Engine = bool | Literal["auto", "strict"]
 Precision = Literal["float32", "bfloat16"]
+
+_CHECKED_PACKAGES = ("pyro_vae.", "torch.nn.")
+"""The packages whose modules are known to do in a graph what they do without one."""
 
 LOG_LIKELIHOOD = "log p(x given z)"
 LOG_PRIOR = "log p(z)"
@@ -58,6 +63,8 @@ class Scorer:
         self.compiled: CompiledFunction | None = None
         if _choose_compiled(vae, samples, compile, precision):
             # A graph has no checks of its own.
+            on_cpu = all(p.device.type == "cpu" for p in vae.parameters())
+            self._checks = on_cpu and bool(is_validation_enabled())
             checked = partial(function, vae, check=bool(is_validation_enabled()))
             self.compiled = CompiledFunction(
                 checked, vae, precision=precision, strict=compile == "strict"
@@ -66,8 +73,16 @@ class Scorer:
     def __call__(self, chunk: Chunk, num_particles: int, *args: str) -> Sequence[Tensor]:
         """Returns the results of the function, for a VAE in evaluation mode."""
         is_full = (len(chunk.x), num_particles) == self.full_size
-        run = self.compiled if is_full and self.compiled else self.eager
-        return run(chunk, num_particles, *args)
+        if self.compiled is None or not is_full:
+            return self.eager(chunk, num_particles, *args)
+        noise = torch.get_rng_state()
+        results = self.compiled(chunk, num_particles, *args)
+        flags = [result for result in results if result.dtype == torch.bool]
+        if self._checks and bool(torch.stack(flags).any()):
+            # The eager call raises the error of the distribution, if it is one.
+            torch.set_rng_state(noise)
+            return self.eager(chunk, num_particles, *args)
+        return results
 
 
 def check_engine(compile: Any, precision: Any) -> None:
@@ -83,6 +98,8 @@ def _choose_compiled(vae: VAE, samples: int, compile: Engine, precision: Precisi
     check_engine(compile, precision)
     if compile != "auto" or precision != "float32":
         return bool(compile)
+    if not all(type(m).__module__.startswith(_CHECKED_PACKAGES) for m in vae.modules()):
+        return False
     return worth_compiling_evaluation(samples, vae.likelihood.feature_shape.numel())
 
 
@@ -98,7 +115,7 @@ def weigh_rows(
     shape = torch.Size((num_particles,))
     if proposal == "posterior":
         z = chunk.q.sample(shape)
-        terms = _compute_rate_terms(chunk, z)
+        terms = _compute_rate_terms(chunk, z, check)
     else:
         z, terms = chunk.prior.expand(torch.Size((len(chunk.x),))).sample(shape), {}
     terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z, check=check)
@@ -116,16 +133,22 @@ def bound_rows(
     """
     z = chunk.q.sample(torch.Size((num_particles,)))
     kl, _ = closed_form(chunk.q, chunk.prior)
-    terms = _compute_rate_terms(chunk, z) if kl is None else {KL: -chunk.zero_masked(kl)[None]}
+    terms = (
+        _compute_rate_terms(chunk, z, check) if kl is None else {KL: -chunk.zero_masked(kl)[None]}
+    )
     rate = -torch.stack(list(terms.values())).sum(0).mean(0)
     terms[LOG_LIKELIHOOD] = chunk.log_likelihood(vae, z, check=check)
     distortion = -terms[LOG_LIKELIHOOD].mean(0)
     return rate, distortion, *find_nonfinite_rows(terms).values()
 
 
-def _compute_rate_terms(chunk: Chunk, z: Tensor) -> dict[str, Tensor]:
+def _compute_rate_terms(chunk: Chunk, z: Tensor, check: bool) -> dict[str, Tensor]:
     """Returns the two terms of the negative sampled rate, ``(particles, rows)``."""
-    return {
-        LOG_PRIOR: chunk.zero_masked(chunk.prior.log_prob(z)),
-        LOG_POSTERIOR: -chunk.zero_masked(chunk.q.log_prob(z)),
-    }
+    log_p, log_q = (_score(d, z, check) for d in (chunk.prior, chunk.q))
+    return {LOG_PRIOR: chunk.zero_masked(log_p), LOG_POSTERIOR: -chunk.zero_masked(log_q)}
+
+
+def _score(d: TorchDistribution, z: Tensor, check: bool) -> Tensor:
+    """Returns log densities; with ``check`` they are NaN if a parameter or value is invalid."""
+    valid = check_density(d, z) if check else None
+    return d.log_prob(z) if valid is None else torch.where(valid, d.log_prob(z), torch.nan)

@@ -2,17 +2,21 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms
+from pyro.nn import ConditionalAutoRegressiveNN
 
 from helpers.designs import cover
 from helpers.tables import EVENT, LIKELIHOODS, POSTERIORS, PRIORS, data_for
 from pyro_vae import VAE, evaluate, networks
 from pyro_vae.compiled.inference import CompiledFunction
+from pyro_vae.conditional import Posterior, Prior
 from pyro_vae.evaluate import scoring
 from pyro_vae.likelihoods import Bernoulli
 
@@ -154,13 +158,110 @@ def test_every_sample_is_decoded_by_the_graph(graphs):
     assert len(decoded) == 3
 
 
-def test_auto_compiles_what_is_long_enough(graphs, monkeypatch):
+def test_auto_compiles_what_is_long_enough_and_of_known_parts(graphs, monkeypatch):
     vae, x = made()
     evidence(vae, x)
     assert not graphs
     monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda samples, outputs: True)
+    evidence(VAE(EVENT, 2, encoder=NET, decoder=First), x)
+    assert not graphs
     evidence(vae, x)
     assert graphs
+
+
+class PositivePrior(Prior):
+    """A prior on positive numbers."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    def forward(self, covariates=None, *, encode=None):
+        return dist.Exponential(torch.ones(self.latent_dim)).to_event(1)
+
+
+class NarrowPosterior(Posterior):
+    """A normal posterior of small scale."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.latent_dim, self.feature_shape = latent_dim, torch.Size((latent_dim,))
+
+    def forward(self, features):
+        return dist.Normal(features, 0.05).to_event(1)
+
+
+def test_draws_outside_of_the_priors_support_are_an_error(graphs):
+    """They occur in the last rows only, for which no call is compared with an eager one."""
+    parts = {"prior": PositivePrior, "posterior": NarrowPosterior}
+    vae = VAE(EVENT, 2, **parts, encoder=First, decoder=NET)
+    x = data_for("bernoulli", 300)
+    x.flatten(1)[:, 0] = torch.arange(300) < 200
+    for compiled in (False, "strict"):
+        with pytest.raises(ValueError, match="to be within the support"):
+            evidence(vae, x, compile=compiled)
+    assert graphs
+
+
+class Flow(Posterior):
+    """A flow that stores derived tensors while it draws."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.latent_dim, self.feature_shape = latent_dim, torch.Size((3 * latent_dim,))
+        self.network = ConditionalAutoRegressiveNN(latent_dim, latent_dim, [8])
+
+    def forward(self, features):
+        loc, scale, context = features.chunk(3, -1)
+        flow = transforms.ConditionalAffineAutoregressive(self.network, stable=True)
+        base = dist.Normal(loc, torch.nn.functional.softplus(scale) + 0.05)
+        return dist.TransformedDistribution(base, [flow.condition(context)])
+
+
+class CountsCalls(networks.MLP):
+    """A network whose output depends on the number of its calls."""
+
+    calls = 0
+
+    def forward(self, x, covariates=None):
+        self.calls += 1
+        out = super().forward(x, covariates)
+        return 2 * out if self.calls > 4 else out
+
+
+def wrapped():
+    vae = VAE(EVENT, 2, encoder=NET, decoder=NET)
+    vae.decoder = torch.compile(vae.decoder, backend="eager")
+    return vae
+
+
+def of_inference_mode():
+    with torch.inference_mode():
+        return VAE(EVENT, 2, encoder=NET, decoder=NET)
+
+
+UNUSUAL = {
+    "flow": lambda: VAE(EVENT, 2, posterior=Flow, encoder=NET, decoder=NET),
+    "calls": lambda: VAE(EVENT, 2, encoder=NET, decoder=partial(CountsCalls, hidden=[6])),
+    "wrapped": wrapped,
+    "inference mode": of_inference_mode,
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_fallback_has_the_figures_of_an_eager_call(name):
+    x, found = data_for("bernoulli", 61), []
+    # Dynamo changes PyTorch's validation when it is called first.
+    with pyro.validation_enabled(True):
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            vae = UNUSUAL[name]()
+            said = pytest.warns(UserWarning, match="not compiled") if compiled else nullcontext()
+            with said:
+                figures = evidence(vae, x, compile=compiled)
+            found.append([*figures, torch.rand(1)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 class ReadsAValue(networks.MLP):
@@ -213,13 +314,14 @@ def test_invalid_parameters_are_an_error(validation, graphs):
     with pyro.validation_enabled(validation):
         if validation:
             with pytest.raises(
-                FloatingPointError, match=r"100 of 300 .* row 200: log p\(x given z\)"
+                FloatingPointError, match=r"of p\(x given z\) are .* not valid: Exp"
             ):
                 evidence(vae, x, compile="strict")
         else:
             # PyTorch limits probabilities to one.
             assert evidence(vae, x, compile="strict").log_evidence.isfinite().all()
-    assert len(graphs) == 31
+    # The first call with such rows is repeated eagerly.
+    assert len(graphs) == (22 if validation else 31)
 
 
 def test_terms_that_are_not_finite_are_named(graphs):
