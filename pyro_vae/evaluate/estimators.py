@@ -155,8 +155,9 @@ def log_evidence(
         diagnostics: Whether to return the standard error and effective sample size too.
         max_elements: The most decoder outputs in memory at once.
         compile: Whether a compiled graph draws, decodes and scores; figures are the same up to
-            rounding. ``"auto"`` compiles where that saves time, and ``"strict"`` raises an error
-            if it fails. Rows and samples that are left over from chunks of equal size stay eager.
+            rounding. ``"auto"`` compiles a long evaluation of parts of this package, ``True`` any,
+            and ``"strict"`` raises an error if it fails. Rows and samples that are left over from
+            chunks of equal size stay eager.
         precision: ``"bfloat16"`` for matmuls and convolutions in that precision, compiled.
         progress: ``True`` shows progress, as a bar in a terminal or notebook and as lines at
             intervals elsewhere; ``False`` does not; ``None`` shows bars only.
