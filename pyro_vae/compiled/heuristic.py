@@ -1,6 +1,8 @@
 """The decisions whether to compile a training step or an evaluation, made without timing."""
 
-__all__ = ["worth_compiling", "worth_compiling_evaluation"]
+from typing import Any
+
+__all__ = ["check_compile", "worth_compiling", "worth_compiling_evaluation"]
 
 _SECONDS_TO_COMPILE = 20.0
 """The duration of a first compilation, rounded up."""
@@ -16,6 +18,12 @@ _SECONDS_TO_COMPILE_EVALUATION = 8.0
 
 _SECONDS_SAVED_PER_OUTPUT = 1.5e-8
 """The time that a graph saves for each output of the decoder."""
+
+
+def check_compile(compile: Any) -> None:
+    """Raises a ``ValueError`` unless the argument says whether to compile."""
+    if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
+        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
 
 
 def worth_compiling(steps: int, rows: int, weights: int) -> bool:

@@ -58,8 +58,8 @@ class CompiledFunction:
     warning names the reason. What a function computes by NumPy, and state that it keeps in lists
     and dictionaries, is fixed in the graph.
 
-    The noise is that of PyTorch's generators, in the order of the eager function. Pyro's
-    validation is off within the graph.
+    The graph draws the noise of the eager function from the generators of PyTorch. Pyro's
+    validation is off within it.
 
     Arguments:
         function: A function that returns a tuple of tensors. Its arguments are tensors,
@@ -91,7 +91,7 @@ class CompiledFunction:
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Sequence[Tensor]:
-        """Returns what the function returns."""
+        """Returns the results of the function."""
         if self._stays_eager:
             return self.function(*args)
         try:

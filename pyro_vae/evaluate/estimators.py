@@ -367,9 +367,13 @@ def make_bound_scorer(
     max_elements: int,
     compile: Engine,
     precision: Precision = "float32",
+    calls: int = 1,
 ) -> Scorer:
-    """Returns the scorer of :func:`estimate_elbo`; the arguments are those of :func:`elbo`."""
+    """Returns the scorer of a number of calls of :func:`estimate_elbo` on the same rows.
+
+    The other arguments are those of :func:`elbo`.
+    """
     total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
     rows = choose_size(total, max_elements // (num_particles * outputs))
-    full_size, samples = (rows, num_particles), total * num_particles
+    full_size, samples = (rows, num_particles), calls * total * num_particles
     return Scorer(bound_rows, vae, full_size, samples, compile, precision)

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.compiled.heuristic import worth_compiling_evaluation
+from pyro_vae.compiled.heuristic import check_compile, worth_compiling_evaluation
 from pyro_vae.compiled.inference import CompiledFunction
 from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.compiled.support import check_density
@@ -28,7 +28,7 @@ Engine = bool | Literal["auto", "strict"]
 Precision = Literal["float32", "bfloat16"]
 
 _CHECKED_PACKAGES = ("pyro_vae.", "torch.nn.")
-"""The packages whose modules are known to do in a graph what they do without one."""
+"""The packages whose modules are known to compute the same in a graph."""
 
 LOG_LIKELIHOOD = "log p(x given z)"
 LOG_PRIOR = "log p(z)"
@@ -62,7 +62,7 @@ class Scorer:
         self.eager = partial(function, vae)
         self.compiled: CompiledFunction | None = None
         if _choose_compiled(vae, samples, compile, precision):
-            # A graph has no checks of its own.
+            # Pyro's validation is off within a graph.
             on_cpu = all(p.device.type == "cpu" for p in vae.parameters())
             self._checks = on_cpu and bool(is_validation_enabled())
             checked = partial(function, vae, check=bool(is_validation_enabled()))
@@ -88,8 +88,7 @@ class Scorer:
 def check_engine(compile: Any, precision: Any) -> None:
     """Raises a ``ValueError`` unless ``compile`` and ``precision`` are valid and fit."""
     check_choice("precision", precision, PRECISIONS)
-    if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
-        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
+    check_compile(compile)
     if precision != "float32" and not compile:
         raise ValueError(f"Expected compile=true, which {precision=} needs, got {compile=}")
 
@@ -108,9 +107,9 @@ def weigh_rows(
 ) -> tuple[Tensor, ...]:
     """Draws z, and returns the logarithms of the sums of weights and of their squares, per row.
 
-    The other results tell, for each term, in which rows it is not finite for some sample: log p(z)
-    and log q(z given x) with the posterior as proposal, then log p(x given z). With ``check`` the
-    last is not finite if a parameter of p(x given z) is invalid.
+    The other results mark the rows in which a term is not finite for some sample: log p(z) and
+    log q(z given x) with the posterior as proposal, then log p(x given z). With ``check`` a term
+    is not finite if a parameter or a value of its distribution is invalid.
     """
     shape = torch.Size((num_particles,))
     if proposal == "posterior":

@@ -88,7 +88,9 @@ def judge_run(
     for name in sizes:
         if name not in settings:
             settings[name] = check_size(name, read_stored_integer(cfg, f"evaluate.{name}"), least=1)
-    engine = {n: cfg["evaluate"][n] for n in ("compile", "precision") if n in cfg["evaluate"]}
+    stored = cfg.get("evaluate")
+    stored = stored if isinstance(stored, Mapping) else {}
+    engine = {name: stored[name] for name in ("compile", "precision") if name in stored}
     seed = read_stored_integer(cfg, "seed") if seed is None else seed
     weight = next(vae.parameters())
     x, mask = selected.get_rows(slice(None), weight)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.compiled import worth_compiling
+from pyro_vae.compiled.heuristic import check_compile
 from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.data import Data, Rows
 from pyro_vae.networks.conv import check_channels_first
@@ -142,8 +143,7 @@ def check_precision(precision: str, compile: bool | str) -> bool | str:
 
 def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, steps: int) -> str:
     """Returns ``"compiled"`` or ``"eager"``, or raises a ``ValueError`` for another ``compile``."""
-    if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
-        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
+    check_compile(compile)
     if compile == "auto":
         weights = sum(p.numel() for p in vae.parameters() if p.requires_grad)
         rows *= getattr(objective, "num_particles", 1)

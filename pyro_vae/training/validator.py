@@ -2,7 +2,6 @@
 
 import pyro
 
-from pyro_vae.compiled.heuristic import worth_compiling_evaluation
 from pyro_vae.data import Rows
 from pyro_vae.evaluate.chunks import MAX_ELEMENTS
 from pyro_vae.evaluate.estimators import estimate_elbo, make_bound_scorer
@@ -22,15 +21,15 @@ class Validator:
         vae: The VAE.
         valid: The rows.
         seed: The seed of the noise.
-        compiled: Whether to use a compiled graph, if there are rows enough.
+        compiled: Whether to use a compiled graph where that saves time.
     """
 
     def __init__(self, vae: VAE, valid: Rows, seed: int, *, compiled: bool) -> None:
         self.vae, self.valid, self.seed = vae, valid, seed
-        rows, outputs = len(valid.x), vae.likelihood.feature_shape.numel()
-        compiled = compiled and worth_compiling_evaluation(_USUAL_EPOCHS * rows, outputs)
         with pyro.validation_enabled(False):
-            self.scorer = make_bound_scorer(vae, valid.x, 1, MAX_ELEMENTS, compiled)
+            self.scorer = make_bound_scorer(
+                vae, valid.x, 1, MAX_ELEMENTS, "auto" if compiled else False, calls=_USUAL_EPOCHS
+            )
 
     def __call__(self) -> dict[str, float]:
         """Returns the means of ELBO, rate and distortion."""

@@ -13,9 +13,9 @@ from pyro.distributions import transforms
 from pyro.nn import ConditionalAutoRegressiveNN
 
 from helpers.designs import cover
+from helpers.graphs import count_graph_calls
 from helpers.tables import EVENT, LIKELIHOODS, POSTERIORS, PRIORS, data_for
 from pyro_vae import VAE, evaluate, networks
-from pyro_vae.compiled.inference import CompiledFunction
 from pyro_vae.conditional import Posterior, Prior
 from pyro_vae.evaluate import scoring
 from pyro_vae.likelihoods import Bernoulli
@@ -26,18 +26,7 @@ NET = partial(networks.MLP, hidden=[6])
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     """Runs graphs without machine code, and counts their calls."""
-    calls = []
-
-    def run_graph(graph, inputs):
-        def run(*tensors):
-            calls.append(tensors)
-            return graph(*tensors)
-
-        return run
-
-    made = partial(CompiledFunction, backend=run_graph)
-    monkeypatch.setattr(scoring, "CompiledFunction", made)
-    return calls
+    return count_graph_calls(monkeypatch)
 
 
 def evidence(vae, x, particles=40, **settings):

@@ -6,29 +6,19 @@ from functools import partial
 import pytest
 import torch
 
+from helpers.graphs import count_graph_calls
 from pyro_vae import VAE, compile, data, fit, networks, priors
-from pyro_vae.compiled.inference import CompiledFunction
 from pyro_vae.data import Rows
 from pyro_vae.evaluate import scoring
-from pyro_vae.training import loop, validator
+from pyro_vae.training import loop
 
 
 @pytest.fixture
 def graphs(monkeypatch):
     """Compiles without machine code, also what is too short for it; counts calls of graphs."""
-    calls = []
-
-    def run_graph(graph, inputs):
-        def run(*tensors):
-            calls.append(tensors)
-            return graph(*tensors)
-
-        return run
-
-    monkeypatch.setattr(scoring, "CompiledFunction", partial(CompiledFunction, backend=run_graph))
     monkeypatch.setattr(loop, "compile", partial(compile, backend="eager"))
-    monkeypatch.setattr(validator, "worth_compiling_evaluation", lambda samples, outputs: True)
-    return calls
+    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda samples, outputs: True)
+    return count_graph_calls(monkeypatch)
 
 
 def made(**parts):
@@ -57,7 +47,7 @@ def test_the_history_is_that_of_eager_validation(prior, rows, graphs, monkeypatc
     compiled = trained(made(prior=prior), valid).history
     # One call finds shared memory.
     assert len(graphs) == 5
-    monkeypatch.setattr(validator, "worth_compiling_evaluation", lambda samples, outputs: False)
+    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda samples, outputs: False)
     eager = trained(made(prior=prior), valid).history
     assert len(graphs) == 5
     for ours, theirs in zip(compiled, eager, strict=True):
@@ -83,7 +73,7 @@ def test_a_resumed_training_has_the_same_bits(graphs, tmp_path):
 def test_the_decision_does_not_depend_on_the_number_of_epochs(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        validator, "worth_compiling_evaluation", lambda *sizes: asked.append(sizes) or False
+        scoring, "worth_compiling_evaluation", lambda *sizes: asked.append(sizes) or False
     )
     monkeypatch.setattr(loop, "compile", partial(compile, backend="eager"))
     valid = data.digits().x.valid[:60]
