@@ -80,3 +80,12 @@ def test_the_decision_does_not_depend_on_the_number_of_epochs(monkeypatch):
     for epochs in (1, 3):
         trained(made(), valid, epochs=epochs)
     assert set(asked) == {(100 * 60, 64)}
+
+
+class OwnNetwork(networks.MLP):
+    """A network that this package does not know."""
+
+
+def test_networks_of_a_user_are_validated_eagerly(graphs):
+    trained(made(decoder=partial(OwnNetwork, hidden=[8])), data.digits().x.valid[:60])
+    assert not graphs
