@@ -20,10 +20,10 @@ _SECONDS_SAVED_PER_OUTPUT = 1.5e-8
 """The time that a graph saves for each output of the decoder."""
 
 
-def check_compile(compile: Any) -> None:
+def check_compile(compile: Any, name: str = "compile") -> None:
     """Raises a ``ValueError`` unless the argument says whether to compile."""
     if not any(compile is c or compile == c for c in (True, False, "auto", "strict")):
-        raise ValueError(f"Expected compile to be true, false, auto or strict, got {compile!r}")
+        raise ValueError(f"Expected {name} to be true, false, auto or strict, got {compile!r}")
 
 
 def worth_compiling(steps: int, rows: int, weights: int) -> bool:

@@ -85,10 +85,16 @@ class Scorer:
         return results
 
 
-def check_engine(compile: Any, precision: Any) -> None:
-    """Raises a ``ValueError`` unless ``compile`` and ``precision`` are valid and fit."""
-    check_choice("precision", precision, PRECISIONS)
-    check_compile(compile)
+def check_engine(compile: Any, precision: Any, prefix: str = "") -> None:
+    """Raises a ``ValueError`` unless ``compile`` and ``precision`` are valid and fit.
+
+    Arguments:
+        compile: As of :func:`log_evidence`.
+        precision: As of :func:`log_evidence`.
+        prefix: The group of the two settings, for the message.
+    """
+    check_choice(f"{prefix}precision", precision, PRECISIONS)
+    check_compile(compile, f"{prefix}compile")
     if precision != "float32" and not compile:
         raise ValueError(f"Expected compile=true, which {precision=} needs, got {compile=}")
 

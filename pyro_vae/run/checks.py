@@ -49,7 +49,8 @@ def check_settings(cfg: DictConfig) -> None:
         value = cfg.evaluate.get(name)
         if value is not None or name != "evidence_rows":
             check_size(f"evaluate.{name}", value, least=least)
-    check_engine(cfg.evaluate.get("compile", "auto"), cfg.evaluate.get("precision", "float32"))
+    engine = cfg.evaluate.get("compile", "auto"), cfg.evaluate.get("precision", "float32")
+    check_engine(*engine, prefix="evaluate.")
     check_size("seed", cfg.seed, least=0)
     if cfg.seed >= 2**32:
         raise ValueError(f"Expected seed to be an integer below 2**32, got {cfg.seed}")
