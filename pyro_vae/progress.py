@@ -96,7 +96,7 @@ class Progress:
 
     def reach(self, done: float, note: str | None = None) -> None:
         """Sets the number of completed units, and a note such as the current ELBO."""
-        self.done = done
+        self.done = min(done, self.total)
         if note is not None:
             self.note = note
         self._show_if_due()

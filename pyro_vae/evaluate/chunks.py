@@ -17,10 +17,16 @@ from pyro_vae.validation import (
     describe_value,
 )
 
-__all__ = ["MAX_ELEMENTS", "Chunk", "check_vae", "choose_size", "encode_chunks"]
+__all__ = [
+    "MAX_ELEMENTS", "Chunk", "check_vae", "choose_size", "encode_chunks", "most_rows",
+    "split_evenly",
+]  # fmt: skip
 
 MAX_ELEMENTS = 2**22
 """The most decoder outputs in memory at once: 16 MiB in single precision."""
+
+_ROWS_ON_CPU = 4096
+"""The most rows that a processor decodes at once: activations of more do not fit its cache."""
 
 
 class Chunk(NamedTuple):
@@ -54,6 +60,13 @@ class Chunk(NamedTuple):
         return value if self.rows is None else torch.where(self.rows, value, 0.0)
 
 
+def most_rows(vae: VAE, max_elements: int) -> int:
+    """Returns the most rows to decode at once, for the most decoder outputs in memory."""
+    rows = max(1, max_elements // vae.likelihood.feature_shape.numel())
+    on_cpu = all(parameter.device.type == "cpu" for parameter in vae.parameters())
+    return min(rows, _ROWS_ON_CPU) if on_cpu else rows
+
+
 def choose_size(total: int, most: int) -> int:
     """Returns a size of equal chunks between half of ``most`` and ``most``, or ``most``.
 
@@ -67,6 +80,19 @@ def choose_size(total: int, most: int) -> int:
     return next((size for size in range(most, most // 2, -1) if total % size == 0), most)
 
 
+def split_evenly(total: int, most: int) -> int:
+    """Returns the size of chunks of at most ``most`` rows, of which only the last can be smaller.
+
+    It is smaller by less than a row for each chunk.
+
+    Example:
+        >>> split_evenly(359, 100), split_evenly(1000, 100), split_evenly(7, 53)
+        (90, 100, 7)
+    """
+    chunks = -(-total // max(1, most))
+    return -(-total // max(1, chunks)) or 1
+
+
 def check_vae(vae: Any) -> None:
     """Raises an error unless the argument is a VAE with finite weights."""
     if not isinstance(vae, VAE):
@@ -75,9 +101,19 @@ def check_vae(vae: Any) -> None:
 
 
 def encode_chunks(
-    vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None, size: int
+    vae: VAE,
+    x: Tensor,
+    covariates: Tensor | None,
+    mask: Tensor | None,
+    size: int,
+    *,
+    equal: bool = False,
 ) -> Iterator[Chunk]:
-    """Checks the data, then yields them in chunks, each encoded once."""
+    """Checks the data, then yields them in chunks, each encoded once.
+
+    With ``equal`` all chunks have the same size, because the last one repeats the last row. A
+    compiled graph is for one size.
+    """
     check_tensor("x", x)
     if x.dim() != len(vae.event_shape) + 1:
         raise ValueError(
@@ -90,7 +126,9 @@ def encode_chunks(
     with eval_mode(vae):
         shared = vae.prior_distribution() if covariates is None else None
     for start in range(0, len(x), size):
-        index = slice(start, start + size)
+        index: slice | Tensor = slice(start, start + size)
+        if equal and start + size > len(x):
+            index = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
         context = None if covariates is None else covariates[index]
         observed = None if elements is None else elements[index]
         filled = fill_missing(x[index], observed)

@@ -1,13 +1,22 @@
 """Estimators of the ELBO and the log evidence of a VAE, in nats, one value per row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.chunks import MAX_ELEMENTS, check_vae, choose_size, encode_chunks
+from pyro_vae.evaluate.chunks import (
+    MAX_ELEMENTS,
+    Chunk,
+    check_vae,
+    choose_size,
+    encode_chunks,
+    most_rows,
+    split_evenly,
+)
 from pyro_vae.evaluate.scoring import (
     KL,
     LOG_LIKELIHOOD,
@@ -28,10 +37,14 @@ from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
     check_choice,
     check_flag,
+    check_positive,
     check_size,
 )
 
 __all__ = ["Bound", "Evidence", "elbo", "log_evidence"]
+
+_FIRST_SAMPLES = 250
+"""The number of samples after which the precision is first estimated, roughly."""
 
 
 class Bound(NamedTuple):
@@ -58,11 +71,13 @@ class Evidence(NamedTuple):
         standard_error: Their standard errors in nats, by the delta method; NaN for one particle.
         effective_sample_size: (sum w)^2 / sum w^2, between 1 and the number of particles. If it
             is small, the standard error is too small.
+        num_particles: The number of samples that were drawn for each row.
     """
 
     log_evidence: Tensor
     standard_error: Tensor
     effective_sample_size: Tensor
+    num_particles: int
 
 
 @overload
@@ -71,6 +86,7 @@ def log_evidence(
     x: Tensor,
     num_particles: int = 5000,
     *,
+    tolerance: float | None = None,
     proposal: str = "posterior",
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
@@ -88,6 +104,7 @@ def log_evidence(
     x: Tensor,
     num_particles: int = 5000,
     *,
+    tolerance: float | None = None,
     proposal: str = "posterior",
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
@@ -105,6 +122,7 @@ def log_evidence(
     x: Tensor,
     num_particles: int = 5000,
     *,
+    tolerance: float | None = None,
     proposal: str = "posterior",
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
@@ -123,6 +141,7 @@ def log_evidence(
     x: Tensor,
     num_particles: int = 5000,
     *,
+    tolerance: float | None = None,
     proposal: str = "posterior",
     covariates: Tensor | None = None,
     mask: Tensor | None = None,
@@ -140,6 +159,12 @@ def log_evidence(
     Each row is encoded once. :math:`\hat p(x)` is unbiased. Its logarithm is below log p(x) on
     average and converges to it as K grows.
 
+    With a tolerance, K starts at about 250 and grows until the mean over rows is precise enough,
+    so an estimate that converges early takes less time. It is precise enough if the standard error
+    of the samples plus the bias is at most the tolerance, and at most a tenth of the standard error
+    over rows. The bias is the mean difference between the estimate and those from its two halves.
+    Use a fixed K to compare VAEs on the same rows: their biases are then more alike.
+
     References:
         | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
           https://arxiv.org/abs/1509.00519
@@ -147,7 +172,9 @@ def log_evidence(
     Arguments:
         vae: The VAE; evaluated in evaluation mode.
         x: Data of shape ``(N, *event_shape)``.
-        num_particles: K, any positive integer.
+        num_particles: K, any positive integer; with a tolerance, the largest K.
+        tolerance: The error of the mean over rows at which K is large enough, in nats; ``None``
+            for a fixed K.
         proposal: ``"posterior"``, or ``"prior"`` for z from p(z) with weights p(x given z).
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: True where a value is observed, of the shape of ``x`` or ``(N,)``. The evidence is
@@ -178,16 +205,52 @@ def log_evidence(
     check_choice("proposal", proposal, ("posterior", "prior"))
     max_elements = check_size("max_elements", max_elements, least=1)
     diagnostics = check_flag("diagnostics", diagnostics)
+    tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
     check_vae(vae)
     settings = _Settings(proposal, covariates, mask, max_elements, compile, precision, progress)
-    ((log_sum, log_square_sum, *faults),) = _sum_weights(vae, x, [num_particles], settings)
-    estimate = (log_sum - math.log(num_particles)).to(x.dtype)
+    counts, is_enough = [num_particles], None
+    if tolerance is not None:
+        size = _choose_sizes(vae, _count_rows(x), num_particles, max_elements)[1]
+        counts, is_enough = _plan_counts(size, num_particles), partial(_is_precise, tolerance)
+    sums_by_count = _sum_weights(vae, x, counts, settings, is_enough)
+    count, (log_sum, log_square_sum, *faults) = counts[len(sums_by_count) - 1], sums_by_count[-1]
+    estimate = (log_sum - math.log(count)).to(x.dtype)
     check_finite("log evidence", estimate, _name_terms(faults))
     if not diagnostics:
         return estimate
-    size = torch.exp(2 * log_sum - log_square_sum).clamp(1, num_particles)
-    spread = (num_particles / size - 1) / (num_particles - 1)
-    return Evidence(estimate, spread.sqrt().to(x.dtype), size.to(x.dtype))
+    size, error = _find_error(count, log_sum, log_square_sum)
+    return Evidence(estimate, error.to(x.dtype), size.to(x.dtype), count)
+
+
+def _find_error(count: int, log_sum: Tensor, log_square_sum: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the effective sample size and the standard error of each row."""
+    size = torch.exp(2 * log_sum - log_square_sum).clamp(1, count)
+    return size, ((count / size - 1) / (count - 1)).sqrt()
+
+
+def _plan_counts(size: int, most: int) -> list[int]:
+    """Returns growing numbers of samples, all but the last one even multiples of ``size``."""
+    counts, count = [], float(_FIRST_SAMPLES)
+    while count < most:
+        counts.append(2 * size * max(1, round(count / (2 * size))))
+        count *= 1.5
+    return [*sorted({count for count in counts if count < most}), most]
+
+
+def _is_precise(tolerance: float, count: int, halves: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether the mean log evidence is precise enough, from the sums of two halves of the samples.
+
+    The bias is proportional to one over the number of samples, so it is the difference between the
+    estimate from all samples and those from half of them.
+    """
+    log_sum, log_square_sum, *_ = _add_weights(*halves)
+    error = _find_error(count, log_sum, log_square_sum)[1].square().sum().sqrt() / len(log_sum)
+    bias = (log_sum - math.log(2) - (halves[0][0] + halves[1][0]) / 2).mean()
+    limit = tolerance
+    if len(log_sum) > 1:
+        limit = min(tolerance, 0.1 * (log_sum.std() / math.sqrt(len(log_sum))).item())
+    # Terms that are not finite end the loop too, and raise an error after it.
+    return not (error + bias).item() > limit
 
 
 @guard_process_state
@@ -229,36 +292,60 @@ class _Settings(NamedTuple):
     progress: bool | None = None
 
 
+def _choose_sizes(vae: VAE, total: int, count: int, max_elements: int) -> tuple[int, int]:
+    """Returns the numbers of rows and samples of one call."""
+    most = most_rows(vae, max_elements)
+    rows = split_evenly(total, min(100, most))
+    return rows, choose_size(count, most // rows)
+
+
 def _sum_weights(
-    vae: VAE, x: Tensor, counts: Sequence[int], settings: _Settings
+    vae: VAE,
+    x: Tensor,
+    counts: Sequence[int],
+    settings: _Settings,
+    is_enough: Callable[..., bool] | None = None,
 ) -> list[list[Tensor]]:
-    """Returns the results of :func:`weigh_rows` for all rows, for each number of samples."""
+    """Returns the results of :func:`weigh_rows` for all rows, for each number of samples.
+
+    It ends early if ``is_enough`` is true for a number of samples and the results from its halves.
+    """
     proposal, covariates, mask, max_elements, compile, precision, progress = settings
-    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
-    rows = choose_size(total, min(100, max_elements // outputs))
-    at_once = choose_size(counts[-1], max_elements // (rows * outputs))
-    scorer = Scorer(weigh_rows, vae, (rows, at_once), total * counts[-1], compile, precision)
-    chunks = []
+    total, most = _count_rows(x), counts[-1]
+    rows, at_once = _choose_sizes(vae, total, most, max_elements)
+    scorer = Scorer(weigh_rows, vae, (rows, at_once), total * most, compile, precision)
+    sums_by_count: list[list[Tensor]] = []
+    halves: list[list[Tensor]] = [[], []]
     with Progress("log evidence", total, "rows", show=progress) as bar, eval_mode(vae):
-        for chunk in encode_chunks(vae, x, covariates, mask, rows):
-            sums: list[Tensor] = []
-            sums_by_count, done = [], 0
-            for count in counts:
-                while done < count:
-                    size = min(at_once, count - done)
-                    sums = _add_weights(sums, scorer(chunk, size, proposal))
-                    done += size
-                    bar.advance(len(chunk.x) * size / counts[-1])
-                sums_by_count.append(sums)
-            chunks.append(sums_by_count)
-    by_count = zip(*chunks, strict=True)
-    return [[torch.cat(parts) for parts in zip(*sums, strict=True)] for sums in by_count]
+        chunks: Iterable[Chunk] = encode_chunks(vae, x, covariates, mask, rows, equal=True)
+        if len(counts) > 1:
+            chunks = list(chunks)
+        for done, count in zip([0, *counts], counts, strict=False):
+            sizes = [min(at_once, count - start) for start in range(done, count, at_once)]
+            parts = []
+            for chunk in chunks:
+                sums: list[list[Tensor]] = [[], []]
+                for call, size in enumerate(sizes):
+                    sums[call % 2] = _add_weights(sums[call % 2], scorer(chunk, size, proposal))
+                    bar.advance(len(chunk.x) * size / most)
+                parts.append(sums)
+            new = [_join([sums[half] for sums in parts], total) for half in (0, 1)]
+            halves = [_add_weights(*pair) for pair in zip(halves, new, strict=True)]
+            sums_by_count.append(_add_weights(*halves))
+            if is_enough is not None and count < most and is_enough(count, halves):
+                break
+    return sums_by_count
+
+
+def _join(parts: Sequence[Sequence[Tensor]], total: int) -> list[Tensor]:
+    """Returns the results of all rows from those of chunks, of which the last repeats a row."""
+    return [torch.cat(results)[:total] for results in zip(*parts, strict=True)]
 
 
 def _add_weights(before: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
     """Returns the results of :func:`weigh_rows` for the samples of two calls."""
-    if not before:
-        return list(new)
+    if not before or not new:
+        return list(before or new)
     sums = [torch.logaddexp(a, b) for a, b in zip(before[:2], new[:2], strict=True)]
     return sums + [a | b for a, b in zip(before[2:], new[2:], strict=True)]
 
@@ -349,12 +436,13 @@ def estimate_elbo(
     scorer = scorer or make_bound_scorer(vae, x, num_particles, max_elements, False)
     results, is_closed = [], False
     with eval_mode(vae):
-        for chunk in encode_chunks(vae, x, covariates, mask, scorer.full_size[0]):
+        rows = scorer.full_size[0]
+        for chunk in encode_chunks(vae, x, covariates, mask, rows, equal=True):
             results.append(scorer(chunk, num_particles))
             is_closed = closed_form(chunk.q, chunk.prior)[0] is not None
             if progress is not None:
                 progress.advance(len(chunk.x))
-    rate, distortion, *faults = map(torch.cat, zip(*results, strict=True))
+    rate, distortion, *faults = _join(results, len(x))
     names = (KL, LOG_LIKELIHOOD) if is_closed else (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)
     bound = Bound(-distortion - rate, rate, distortion, is_closed)
     return bound, dict(zip(names, faults, strict=True))
@@ -373,7 +461,7 @@ def make_bound_scorer(
 
     The other arguments are those of :func:`elbo`.
     """
-    total, outputs = _count_rows(x), vae.likelihood.feature_shape.numel()
-    rows = choose_size(total, max_elements // (num_particles * outputs))
+    total = _count_rows(x)
+    rows = split_evenly(total, most_rows(vae, max_elements) // num_particles)
     full_size, samples = (rows, num_particles), calls * total * num_particles
     return Scorer(bound_rows, vae, full_size, samples, compile, precision)

@@ -1,7 +1,7 @@
 """The metrics of held-out data, in nats per datum."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,8 +10,32 @@ from pyro_vae.data import Data
 from pyro_vae.evaluate.scoring import Engine, Precision
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
+from pyro_vae.validation import check_positive, describe_value
 
-__all__ = ["check_finite_metrics", "compute_metrics", "describe_protocol", "mean_over_rows"]
+__all__ = [
+    "AUTO_TOLERANCE",
+    "check_finite_metrics",
+    "check_tolerance",
+    "compute_metrics",
+    "describe_protocol",
+    "mean_over_rows",
+]
+
+AUTO_TOLERANCE = 0.01
+"""The error of the log evidence in nats that a single run allows."""
+
+
+def check_tolerance(name: str, tolerance: Any) -> None:
+    """Raises a ``ValueError`` unless a setting is a tolerance, ``"auto"`` or ``None``."""
+    if tolerance is None or tolerance == "auto":
+        return
+    try:
+        check_positive(name, tolerance)
+    except ValueError:
+        raise ValueError(
+            f"Expected {name} to be a positive number of nats, auto or null, got "
+            f"{describe_value(tolerance)}"
+        ) from None
 
 
 def compute_metrics(
@@ -22,6 +46,7 @@ def compute_metrics(
     num_particles: int,
     elbo_particles: int,
     evidence_rows: int | None,
+    tolerance: float | Literal["auto"] | None = None,
     compile: Engine = "auto",
     precision: Precision = "float32",
     **_: Any,
@@ -37,6 +62,7 @@ def compute_metrics(
         num_particles: The number of samples per row for the log evidence.
         elbo_particles: The number of samples per row for the ELBO.
         evidence_rows: The number of first rows for the log evidence; ``None`` for all rows.
+        tolerance: As of :func:`log_evidence`; ``"auto"`` for :data:`AUTO_TOLERANCE`.
         compile: As of :func:`log_evidence`.
         precision: As of :func:`log_evidence`.
 
@@ -54,6 +80,7 @@ def compute_metrics(
         vae,
         x[first],
         num_particles,
+        tolerance=AUTO_TOLERANCE if tolerance == "auto" else tolerance,
         mask=None if mask is None else mask[first],
         diagnostics=True,
         compile=compile,
@@ -72,7 +99,7 @@ def compute_metrics(
         "log_evidence": mean_over_rows(evidence.log_evidence),
         "log_evidence_se": _standard_error(evidence.log_evidence),
         "log_evidence_rows": len(evidence.log_evidence),
-        "log_evidence_particles": num_particles,
+        "log_evidence_particles": evidence.num_particles,
         "log_evidence_monte_carlo_se": _monte_carlo_error(evidence.standard_error),
         "effective_sample_size_min": evidence.effective_sample_size.min().item(),
         "elbo": mean_over_rows(bound.elbo),

@@ -105,7 +105,8 @@ def _choose_compiled(vae: VAE, samples: int, compile: Engine, precision: Precisi
         return bool(compile)
     if not all(type(m).__module__.startswith(_CHECKED_PACKAGES) for m in vae.modules()):
         return False
-    return worth_compiling_evaluation(samples, vae.likelihood.feature_shape.numel())
+    weights = sum(p.numel() for p in vae.decoder.parameters())
+    return worth_compiling_evaluation(samples, vae.likelihood.feature_shape.numel(), weights)
 
 
 def weigh_rows(

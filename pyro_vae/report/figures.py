@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -26,7 +25,7 @@ __all__ = ["draw_figures"]
 _TSNE_ROWS = 1000
 _PROPOSAL_ROWS = 100
 _FEW_EPOCHS = 10
-_PARTICLES = (1, 3, 10, 30, 100, 300, 1000, 3000)
+_PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
 
 
 def draw_figures(run: TrainedRun, metrics: dict[str, Any]) -> list[report.Picture]:
@@ -49,7 +48,7 @@ def draw_figures(run: TrainedRun, metrics: dict[str, Any]) -> list[report.Pictur
         draws.append(partial(_draw_tsne, means, labels))
     if kl is not None:
         draws.append(partial(draw_rates, kl, find_active_units(vae, x, mask)))
-    proposals = partial(_draw_proposals, vae, x, mask, run.cfg.evaluate.num_particles)
+    proposals = partial(_draw_proposals, vae, x, mask, metrics["log_evidence_particles"])
     return _draw_all([*draws, partial(_draw_curves, run), proposals])
 
 
@@ -142,10 +141,14 @@ def _draw_latent(means: Tensor, labels: Any) -> report.Picture:
 
 def _draw_tsne(means: Tensor, labels: Any) -> report.Picture:
     """Draws embeddings by t-SNE, which preserves neighbourhoods."""
+    from sklearn.manifold import TSNE
+
     embeddings = _to_numpy(means[:_TSNE_ROWS])
     perplexity = min(30.0, (len(embeddings) - 1) / 3)
     with threadpool_limits(torch.get_num_threads()):
-        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(embeddings)
+        # After 500 iterations neighbourhoods no longer change, at half the time of the default.
+        tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0, max_iter=500)
+        flat = tsne.fit_transform(embeddings)
     ax = plots.latent(
         flat, None if labels is None else labels[:_TSNE_ROWS], ax=_create_axes(5.6, 4.4)
     )

@@ -8,13 +8,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
-
-import matplotlib.figure
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.html import build_environment, format_number
 from pyro_vae.progress import Progress
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 __all__ = ["Figure", "Picture", "Report", "write"]
 
@@ -50,7 +51,7 @@ class Picture(NamedTuple):
     file: str
     title: str
     caption: str
-    figure: matplotlib.figure.Figure
+    figure: "matplotlib.figure.Figure"
 
 
 class Report(NamedTuple):
@@ -120,7 +121,7 @@ def _check_files(names: Sequence[str]) -> None:
             raise ValueError(f"Expected file to be a unique plain name in .png, got {name!r}")
 
 
-def _to_png(figure: matplotlib.figure.Figure) -> bytes:
+def _to_png(figure: "matplotlib.figure.Figure") -> bytes:
     """Returns a figure as the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)

@@ -47,7 +47,7 @@ def judge_run(
         part: ``"train"``, ``"valid"``, ``"test"`` or ``"all"``. For ``"all"`` a configured table
             or array is not split, and can have any number of rows.
         num_particles: The number of samples per row for the log evidence. ``None`` takes the
-            setting of the run, here and for the next three arguments.
+            setting of the run, here and for the next three arguments, and its tolerance.
         elbo_particles: The number of samples per row for the ELBO.
         evidence_rows: The number of first rows for the log evidence, at most.
         seed: The seed of all samples.
@@ -90,12 +90,13 @@ def judge_run(
             settings[name] = check_size(name, read_stored_integer(cfg, f"evaluate.{name}"), least=1)
     stored = cfg.get("evaluate")
     stored = stored if isinstance(stored, Mapping) else {}
-    engine = {name: stored[name] for name in ("compile", "precision") if name in stored}
+    names = ["compile", "precision"] + ["tolerance"] * (num_particles is None)
+    unchanged = {name: stored[name] for name in names if name in stored}
     seed = read_stored_integer(cfg, "seed") if seed is None else seed
     weight = next(vae.parameters())
     x, mask = selected.get_rows(slice(None), weight)
     with fork_and_seed_rng(weight.device, seed):
-        metrics = compute_metrics(vae, x, mask, **settings, **engine)
+        metrics = compute_metrics(vae, x, mask, **settings, **unchanged)
     return {
         "run": str(run),
         "part": part,

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.data import Data
+from pyro_vae.evaluate.metrics import check_tolerance
 from pyro_vae.evaluate.scoring import check_engine
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.argument_checks import check_outputs
@@ -49,6 +50,7 @@ def check_settings(cfg: DictConfig) -> None:
         value = cfg.evaluate.get(name)
         if value is not None or name != "evidence_rows":
             check_size(f"evaluate.{name}", value, least=least)
+    check_tolerance("evaluate.tolerance", cfg.evaluate.get("tolerance"))
     engine = cfg.evaluate.get("compile", "auto"), cfg.evaluate.get("precision", "float32")
     check_engine(*engine, prefix="evaluate.")
     check_size("seed", cfg.seed, least=0)

@@ -8,7 +8,7 @@ import pyro
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_vae import config, objectives, report
+from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
 from pyro_vae.data import Rows
 from pyro_vae.evaluate import baseline
@@ -21,7 +21,6 @@ from pyro_vae.evaluate.metrics import (
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.progress import Progress, show_always
-from pyro_vae.report import content
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.run.checks import PreparedRun, check_settings, check_training
 from pyro_vae.run.folder import RunFolder, check_out
@@ -77,7 +76,9 @@ def run(
             folder.abandon(work_folder)
             raise
         folder.close(work_folder)
-    print(content.format_run_summary(metrics, folder.out))
+    from pyro_vae.report.content import format_run_summary
+
+    print(format_run_summary(metrics, folder.out))
     return metrics["log_evidence"]
 
 
@@ -126,7 +127,11 @@ def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     metrics = evaluate_trained_run(run)
     # Written before the report, whose failure must not lose the metrics.
     _write(folder / "metrics.json", strict_json(metrics))
-    report.write(content.build_report(run, metrics), folder)
+    # Imported late, because Matplotlib is not needed before.
+    from pyro_vae.report.content import build_report
+    from pyro_vae.report.page import write
+
+    write(build_report(run, metrics), folder)
     return metrics
 
 

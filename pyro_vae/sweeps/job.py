@@ -57,8 +57,14 @@ class _Task:
         self.folder = check_out(cfg)
         self.name = run_id(cfg)
         self.overrides = shlex.join(overrides)
+        fixed = []
+        if OmegaConf.select(cfg, "evaluate.tolerance") == "auto":
+            # Jobs of a sweep are compared, which needs a fixed number of samples.
+            cfg.evaluate.tolerance = None
+            fixed = ["evaluate.tolerance=null"]
         words = [
             *overrides,
+            *fixed,
             "hydra.mode=RUN",
             f"out={config.quote_value(str(self.folder))}",
             "resume=true",

@@ -73,6 +73,10 @@ def _select_settings(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
         # An unresolvable configuration fails in its job, whose folder needs this name.
         values = OmegaConf.to_container(part)
     assert isinstance(values, dict)
+    evaluate = values.get("evaluate")
+    if isinstance(evaluate, dict) and evaluate.get("tolerance") in ("auto", None):
+        # A job of a sweep has the name it had before this setting existed.
+        evaluate.pop("tolerance", None)
     for path in UNRELATED:
         parent_path, _, name = path.rpartition(".")
         parent = values.get(parent_path) if parent_path else values

@@ -15,7 +15,16 @@ from pyro_vae.console.commands import run_process
 
 __all__ = ["call_in_process", "exit_with_parent"]
 
-_PRELOADED = ["pyro_vae.run", "torch._dynamo", "sklearn.manifold"]
+_PRELOADED = [
+    "pyro_vae.run",
+    "pyro_vae.report.content",
+    "sklearn.cluster",
+    "sklearn.decomposition",
+    "sklearn.manifold",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "torch._inductor.lowering",
+]
 """Modules imported once for all processes: slow to import, but without threads."""
 
 

@@ -731,8 +731,9 @@ def test_what_is_not_finite_is_found_by_eager_steps(digits, as_graph, tmp_path):
 
 
 def test_whether_to_compile_is_decided_without_a_clock():
-    assert not compiled.worth_compiling(3_900, 100, 30_000)
+    assert not compiled.worth_compiling(3_600, 100, 30_000)
     assert not compiled.worth_compiling(2_345, 128, 320_000)
+    assert compiled.worth_compiling(3_900, 100, 112_484)
     assert compiled.worth_compiling(100_000, 20, 1_000)
     assert compiled.worth_compiling(20_000, 128, 320_000)
     cfg = config.compose(["out=."])

@@ -1,12 +1,13 @@
 """The mixture baseline against scikit-learn, closed forms and its own laws."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
 from helpers.tables import EVENT, LIKELIHOOD_ROWS, data_for
-from pyro_vae import data, likelihoods
+from pyro_vae import data, distributions, likelihoods
 from pyro_vae.evaluate import baseline
 
 
@@ -100,3 +101,32 @@ def test_the_pseudo_count_of_a_categorical_is_spread_by_the_frequencies_of_all_r
     counts = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]).double() + 0.5 * frequencies
     expected = (counts / counts.sum(-1, keepdim=True)).log()
     torch.testing.assert_close(logits.log_softmax(-1).squeeze(1), expected)
+
+
+def normal(offset, scale):
+    means = offset + torch.randn(5, 64).double()
+    return dist.Normal(means, scale * (0.1 + torch.rand(5, 64).double()))
+
+
+SCORED = {
+    "Bernoulli": lambda: dist.Bernoulli(logits=20 * torch.randn(5, 64).double()),
+    "ContinuousBernoulli": lambda: distributions.ContinuousBernoulli(
+        20 * torch.randn(5, 64).double()
+    ),
+    "Normal": lambda: normal(0, 1),
+    "Normal, narrow": lambda: normal(0, 1e-3),
+    "Normal, far from the rows": lambda: normal(1e6, 1),
+    "Normal, one scale": lambda: dist.Normal(torch.randn(5, 64).double(), 0.3),
+    "Levels": lambda: distributions.Levels(torch.randn(5, 64, 3).double()),
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_rows_are_scored_as_by_the_density_of_each_component(name):
+    torch.manual_seed(0)
+    densities = SCORED[name]()
+    x = torch.randint(3, (30, 64)).double() / 2
+    x = x.round() if name == "Bernoulli" else x
+    found = baseline._log_joint(densities, torch.zeros(5).double(), x)
+    exact = torch.stack([densities.log_prob(row).sum(-1) for row in x])
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-7)

@@ -151,7 +151,7 @@ def test_auto_compiles_what_is_long_enough_and_of_known_parts(graphs, monkeypatc
     vae, x = made()
     evidence(vae, x)
     assert not graphs
-    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda samples, outputs: True)
+    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda *sizes: True)
     evidence(VAE(EVENT, 2, encoder=NET, decoder=First), x)
     assert not graphs
     evidence(vae, x)

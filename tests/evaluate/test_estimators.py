@@ -235,6 +235,9 @@ def test_evaluation_changes_nothing(likelihood):
     [
         ({"num_particles": 0}, "num_particles to be an integer of at least 1, got 0"),
         ({"proposal": "guide"}, "proposal to be 'posterior' or 'prior', got 'guide'"),
+        ({"tolerance": 0}, "tolerance to be positive, got 0"),
+        ({"tolerance": math.nan}, "tolerance to be positive, got nan"),
+        ({"tolerance": "auto"}, "tolerance to be positive, got 'auto'"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -503,7 +506,9 @@ def test_no_more_elements_are_decoded_at_once_than_allowed(at_once, proposal):
         evaluate.log_evidence(vae, x, 30, proposal=proposal, max_elements=at_once)
         least = size
     assert max(decoded) <= max(at_once, least)
-    assert sum(decoded) == 7 * size * (4 if proposal == "elbo" else 30)
+    # The last chunk repeats a row where it would be smaller than the others.
+    rows = sum(decoded) / (size * (4 if proposal == "elbo" else 30))
+    assert rows == (9 if (at_once, proposal) == (64, "elbo") else 7)
 
 
 CALLS = {
@@ -567,3 +572,69 @@ def test_a_scalar_is_refused():
     for call in CALLS.values():
         with pytest.raises(ValueError, match=r"Expected x of shape \(N, 1\), got \(\)"):
             call(line_vae(), torch.tensor(1.0))
+
+
+def many_lines(rows):
+    """Returns rows of the line and their mean log evidence."""
+    torch.manual_seed(0)
+    x = math.sqrt(1 + 1.5**2) * torch.randn(rows, 1).double()
+    return x, dist.Normal(0.0, math.sqrt(1 + 1.5**2)).log_prob(x).squeeze(1).mean()
+
+
+def test_a_tolerance_bounds_bias_and_error_of_the_mean():
+    x, exact = many_lines(400)
+    vae, errors, counts = line_vae(), [], set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = evaluate.log_evidence(
+            vae, x, 50_000, tolerance=0.004, proposal="prior", diagnostics=True
+        )
+        errors.append(found.log_evidence.mean() - exact)
+        counts.add(found.num_particles)
+    # Of 250 samples the bias alone is larger.
+    few = evaluate.log_evidence(vae, x, 250, proposal="prior").mean() - exact
+    assert few < -0.012
+    assert 500 < min(counts) <= max(counts) < 10_000
+    assert abs(torch.stack(errors).mean()) < 0.005
+    assert torch.stack(errors).square().mean().sqrt() < 0.008
+
+
+def test_a_tolerance_is_also_a_tenth_of_the_standard_error_over_rows():
+    x, _ = many_lines(400)
+    vae, counts = line_vae(widen=1.4), []
+    for rows in (x, x / 100):
+        torch.manual_seed(1)
+        counts.append(
+            evaluate.log_evidence(vae, rows, 30_000, tolerance=0.02, diagnostics=True).num_particles
+        )
+    assert counts[0] < counts[1]
+
+
+def test_samples_are_drawn_until_the_tolerance_and_no_more():
+    x, exact = line_data()
+    calls, vae = [], line_vae()
+    decode = vae.decode
+    object.__setattr__(vae, "decode", lambda z, c: calls.append(z.shape) or decode(z, c))
+    found = evaluate.log_evidence(vae, x, 20_000, tolerance=1e-6, diagnostics=True)
+    torch.testing.assert_close(found.log_evidence, exact)
+    assert found.num_particles <= 1000
+    assert sum(shape[0] for shape in calls) == found.num_particles
+    wide = line_vae(widen=1.4)
+    all_drawn = evaluate.log_evidence(wide, x, 1001, tolerance=1e-9, diagnostics=True)
+    fixed = evaluate.log_evidence(wide, x, 1001, diagnostics=True)
+    assert all_drawn.num_particles == fixed.num_particles == 1001
+    single = evaluate.log_evidence(wide, x[:1], 50_000, tolerance=0.01, diagnostics=True)
+    assert single.num_particles < 50_000
+    assert single.standard_error < 0.01
+
+
+def test_rows_that_do_not_fill_a_chunk_are_evaluated_like_the_others():
+    torch.manual_seed(0)
+    vae, x = VAE((1, 4, 4), 2), torch.rand(359, 1, 4, 4).round()
+    rate = evaluate.elbo(vae, x, max_elements=16 * 50).rate
+    assert rate.shape == (359,)
+    torch.testing.assert_close(rate, evaluate.elbo(vae, x, max_elements=16 * 400).rate)
+    torch.testing.assert_close(rate[-1:], evaluate.elbo(vae, x[-1:]).rate)
+    exact = line_data()[1]
+    found = evaluate.log_evidence(line_vae(), line_data()[0], 20, max_elements=60)
+    torch.testing.assert_close(found, exact)

@@ -98,12 +98,17 @@ def test_what_does_not_change_the_result_does_not_change_the_name(override):
     assert run_id(config.compose(["out=.", override])) == named()
 
 
+def test_jobs_of_older_sweeps_keep_their_names():
+    # A fixed number of samples was the only choice before there was a tolerance.
+    assert named("evaluate.tolerance=null") == named("~evaluate.tolerance") == named()
+
+
 @pytest.mark.parametrize(
     "override",
     [
         "seed=1", "vae/prior=vamp", "vae.latent_dim=11", "data.seed=1", "train.epochs=2",
         "objective.beta=2", "optimizer.lr=0.01", "evaluate.num_particles=7", "data=ring",
-        "train.compile=false", "+train.schedules.beta.end=1",
+        "train.compile=false", "evaluate.tolerance=0.1", "+train.schedules.beta.end=1",
     ],
 )  # fmt: skip
 def test_what_changes_the_result_changes_the_name(override):
@@ -259,6 +264,7 @@ def test_a_job_that_fails_harms_no_other_and_is_told(swept):
         assert read_run_id(path) == path.name
         if failed := job_status.read_failure(path):
             assert f"command {failed.command}" in said
+            assert " evaluate.tolerance=null " in failed.command
             assert "Traceback" in failed.trace
             assert "Traceback" in (path / "job.log").read_text()
 
@@ -315,6 +321,19 @@ def test_launchers_isolation_and_a_run_alone_give_the_same_bits(ways, tmp_path):
         if "joblib" in name:
             assert {metrics["threads"] for metrics, *_ in found[name].values()} == {1}
     assert found["alone"]["normal"] in found["reused"].values()
+
+
+def test_jobs_of_a_sweep_draw_a_fixed_number_of_samples(tmp_path):
+    most = ["evaluate.num_particles=4000", "isolate=false", "data.n=400"]
+    code, said = sweep("seed=0", *most, cwd=tmp_path)
+    assert code == 0, said
+    code, _, err = call("pyro-vae", *QUICK, *most, "hydra.run.dir=alone", cwd=tmp_path)
+    assert code == 0, err
+    (job,) = jobs(tmp_path / "multirun" / "sweep").values()
+    swept, alone = (job_status.read_metrics(place) for place in (job, tmp_path / "alone"))
+    assert swept["log_evidence_particles"] == 4000
+    assert alone["log_evidence_particles"] < 4000
+    assert abs(alone["log_evidence"] - swept["log_evidence"]) < 0.02
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])

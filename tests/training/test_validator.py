@@ -17,7 +17,7 @@ from pyro_vae.training import loop
 def graphs(monkeypatch):
     """Compiles without machine code, also what is too short for it; counts calls of graphs."""
     monkeypatch.setattr(loop, "compile", partial(compile, backend="eager"))
-    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda samples, outputs: True)
+    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda *sizes: True)
     return count_graph_calls(monkeypatch)
 
 
@@ -47,7 +47,7 @@ def test_the_history_is_that_of_eager_validation(prior, rows, graphs, monkeypatc
     compiled = trained(made(prior=prior), valid).history
     # One call finds shared memory.
     assert len(graphs) == 5
-    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda samples, outputs: False)
+    monkeypatch.setattr(scoring, "worth_compiling_evaluation", lambda *sizes: False)
     eager = trained(made(prior=prior), valid).history
     assert len(graphs) == 5
     for ours, theirs in zip(compiled, eager, strict=True):
@@ -79,7 +79,8 @@ def test_the_decision_does_not_depend_on_the_number_of_epochs(monkeypatch):
     valid = data.digits().x.valid[:60]
     for epochs in (1, 3):
         trained(made(), valid, epochs=epochs)
-    assert set(asked) == {(100 * 60, 64)}
+    weights = sum(p.numel() for p in made().decoder.parameters())
+    assert set(asked) == {(100 * 60, 64, weights)}
 
 
 class OwnNetwork(networks.MLP):
