@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from pyro_vae.compiled.support import check_parameters
 from pyro_vae.finite import check_weights, explain_invalid_parameters
@@ -27,6 +28,9 @@ MAX_ELEMENTS = 2**22
 
 _ROWS_ON_CPU = 4096
 """The most rows that a processor decodes at once: activations of more do not fit its cache."""
+
+_ELEMENTS_ON_CPU = 2**19
+"""The most outputs of convolutions at once, which have activations of many channels."""
 
 
 class Chunk(NamedTuple):
@@ -63,8 +67,11 @@ class Chunk(NamedTuple):
 def most_rows(vae: VAE, max_elements: int) -> int:
     """Returns the most rows to decode at once, for the most decoder outputs in memory."""
     rows = max(1, max_elements // vae.likelihood.feature_shape.numel())
-    on_cpu = all(parameter.device.type == "cpu" for parameter in vae.parameters())
-    return min(rows, _ROWS_ON_CPU) if on_cpu else rows
+    if any(parameter.device.type != "cpu" for parameter in vae.parameters()):
+        return rows
+    if any(isinstance(module, _ConvNd) for module in vae.decoder.modules()):
+        rows = min(rows, max(1, _ELEMENTS_ON_CPU // vae.likelihood.feature_shape.numel()))
+    return min(rows, _ROWS_ON_CPU)
 
 
 def choose_size(total: int, most: int) -> int:
