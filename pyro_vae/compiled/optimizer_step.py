@@ -114,17 +114,24 @@ class Update:
 
     def set_scalars(self) -> None:
         """Writes the scalars of the next step, which the graphs read."""
-        rows, index, states = self.scalars.numpy(), 0, self.optimizer.state
+        self.scalars.copy_(self.plan_scalars(1)[0])
+
+    def plan_scalars(self, count: int) -> Tensor:
+        """Returns the scalars of the next steps, one row of :attr:`scalars` after the other."""
+        plan = torch.zeros(count, *self.scalars.shape, dtype=torch.float64)
+        rows, index, states = plan.numpy(), 0, self.optimizer.state
         compute_scalars = _SCALAR_RULES[type(self.optimizer)]
         for group in self.optimizer.param_groups:
-            previous, values = -1.0, [0.0]
+            previous, values = -1.0, [[0.0]]
             for parameter in group["params"]:
                 steps = float(states[parameter].get("step", 0.0)) if parameter in states else 0.0
                 # Usually all parameters have the same number of steps.
                 if steps != previous:
-                    previous, values = steps, compute_scalars(group, steps)
-                rows[index, : len(values)] = values
+                    previous = steps
+                    values = [compute_scalars(group, steps + i) for i in range(count)]
+                rows[:, index, : len(values[0])] = values
                 index += 1
+        return plan
 
     def apply(
         self,

@@ -4,9 +4,10 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -42,6 +43,12 @@ __all__ = [
     "store_scalars_as_tensors",
     "use_recorded_threads",
 ]
+
+_MAX_STEPS = 32
+"""The most steps in one call."""
+
+_MAX_ELEMENTS = 2**22
+"""The most numbers of the batches of one call: 16 MiB in single precision."""
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -171,10 +178,13 @@ class Training:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         batches = draw_batches(len(self.train.x), self.batch_size, self.order)
-        for number, rows in enumerate(batches, 1):
-            total -= self.step(rows)
+        done = 0
+        while done < len(batches):
+            block = batches[done : done + self.count_at_once(batches[done:])]
+            total -= self.step(block[0]) if len(block) == 1 else self.compiled_steps(block)
+            done += len(block)
             # Validation counts as one more batch.
-            self.on_batch(number / (len(batches) + 1))
+            self.on_batch(done / (len(batches) + 1))
         row = self.record_epoch(total.item())
         if row is None:
             self.give_up(before)
@@ -200,6 +210,25 @@ class Training:
             self.best, self.best_epoch = row.get("valid_elbo", self.best), self.epoch
             self.best_weights = copy_state(self.vae.state_dict())
         return row
+
+    def count_at_once(self, batches: Sequence[Tensor]) -> int:
+        """Returns the number of next batches for :meth:`compiled_steps`, or one."""
+        if self.compiled is None or self.schedules:
+            return 1
+        most = min(_MAX_STEPS, _MAX_ELEMENTS // (self.usual_size * self.train.x[:1].numel()))
+        same = (len(rows) == self.usual_size for rows in batches[: max(1, most)])
+        return max(1, sum(takewhile(bool, same)))
+
+    def compiled_steps(self, batches: Sequence[Tensor]) -> Tensor:
+        """Makes compiled steps in one call, and returns their losses summed over all rows."""
+        assert self.compiled is not None
+        parts = [self.get_batch(rows) for rows in batches]
+        x = torch.stack([x for x, _ in parts])
+        masks = [mask for _, mask in parts if mask is not None]
+        losses = self.compiled.loop(x, mask=torch.stack(masks) if masks else None)
+        self.note_engine()
+        self.steps += len(batches)
+        return losses.double().sum()
 
     def step(self, rows: Tensor) -> Tensor:
         """Makes one optimizer step, and returns the loss summed over the rows."""
@@ -231,10 +260,15 @@ class Training:
         """Makes the same step in one graph; returns to eager steps if compilation failed."""
         assert self.compiled is not None
         loss = self.compiled(x, mask=mask)
+        self.note_engine()
+        return loss
+
+    def note_engine(self) -> None:
+        """Reads the engine of the last compiled step."""
+        assert self.compiled is not None
         self.engine = str(self.compiled.engine)
         if self.engine == "eager":
             self.compiled = None
-        return loss
 
     def is_complete(self) -> bool:
         """Whether this was the last epoch; patience is counted from the end of the schedules."""

@@ -740,7 +740,7 @@ def test_whether_to_compile_is_decided_without_a_clock():
     assert cfg.train.compile == "auto"
 
 
-def test_the_default_run_of_the_digits_is_eager(digits):
+def test_a_short_run_of_the_digits_is_eager(digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert trained(digits, epochs=2, schedules=None)[1].engine == "eager"
