@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Progress", "check_progress", "read_progress", "show_always"]
+__all__ = ["Progress", "announce", "check_progress", "read_progress", "show_always"]
 
 _REDRAW = 0.1
 """Seconds between two updates of a bar."""
@@ -32,6 +32,20 @@ def show_always() -> Iterator[None]:
         yield
     finally:
         _always.reset(token)
+
+
+def announce(text: str) -> None:
+    """Prints a line to standard error, above a bar if there is one, within :func:`show_always`."""
+    if not _always.get():
+        return
+    # A full disk or a closed pipe must not stop the work.
+    with suppress(OSError):
+        if _draws_bars():
+            from tqdm.auto import tqdm
+
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def check_progress(progress: Any) -> None:

@@ -1,5 +1,7 @@
 """Transposed convolutions to few channels, as a product of matrices within a graph."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -27,9 +29,7 @@ def replace_thin_convolutions(graph: Any) -> int:
     """
     nodes = [node for node in graph.graph.nodes if _is_thin(node)]
     for node in nodes:
-        x, weight, bias, stride, padding, _, _, output_padding, _ = node.args
-        inputs = [x, weight] if bias is None else [x, weight, bias]
-        _replace_node(graph.graph, node, inputs, (stride, padding, output_padding))
+        _replace_node(graph.graph, node)
     if nodes:
         graph.recompile()
     return len(nodes)
@@ -93,21 +93,23 @@ def _is_thin(node: Any) -> bool:
     )
 
 
-def _replace_node(graph: Any, node: Any, inputs: list[Any], settings: tuple[Any, ...]) -> None:
-    """Replaces a node by the operations of :func:`conv_transpose`."""
+def _replace_node(graph: Any, node: Any) -> None:
+    """Replaces a node by the operations of :func:`conv_transpose`, and adds the bias."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def function(*tensors: Tensor) -> Tensor:
-        x, weight, bias = (*tensors, None)[:3]
-        return conv_transpose(x, weight, bias, *settings)
-
-    values = [argument.meta["val"] for argument in inputs]
+    x, weight, bias, stride, padding, _, _, output_padding, _ = node.args
+    values = [argument.meta["val"] for argument in (x, weight)]
     examples = [torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in values]
+    settings = {"stride": stride, "padding": padding, "output_padding": output_padding}
     with torch.no_grad():
-        traced = make_fx(function)(*examples).graph
+        traced = make_fx(partial(conv_transpose, **settings))(*examples).graph
     placeholders = [n for n in traced.nodes if n.op == "placeholder"]
+    aten = torch.ops.aten
     with graph.inserting_before(node):
-        result = graph.graph_copy(traced, dict(zip(placeholders, inputs, strict=True)))
+        result = graph.graph_copy(traced, dict(zip(placeholders, (x, weight), strict=True)))
+        if bias is not None:
+            column = graph.call_function(aten.reshape.default, (bias, [-1, 1, 1]))
+            result = graph.call_function(aten.add.Tensor, (result, column))
     node.replace_all_uses_with(result)
     graph.erase_node(node)
 
@@ -115,12 +117,12 @@ def _replace_node(graph: Any, node: Any, inputs: list[Any], settings: tuple[Any,
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    output_padding: tuple[int, int],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
 ) -> Tensor:
-    """Computes a transposed convolution of images, as :func:`torch.nn.functional.conv_transpose2d`.
+    """Computes a transposed convolution of images without bias, as ``conv_transpose2d``.
 
     Each input pixel adds a small image to the output. One product of matrices computes all of
     them. Those whose pixels coincide are shifted and summed.
@@ -145,8 +147,7 @@ def conv_transpose(
                 )
         phases.append(total)
     grid = torch.stack(phases, -1).view(*shape, *stride).permute(0, 1, 2, 4, 3, 5)
-    result = grid.flatten(4, 5).flatten(2, 3)[:, :, : size[0], : size[1]]
-    return result if bias is None else result + bias[:, None, None]
+    return grid.flatten(4, 5).flatten(2, 3)[:, :, : size[0], : size[1]]
 
 
 def _shift(image: Tensor, down: int, right: int, shape: tuple[int, ...]) -> Tensor:

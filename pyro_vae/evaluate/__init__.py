@@ -1,6 +1,7 @@
 """Evaluation of a trained VAE: functions from data to nats, one value per datum."""
 
-from pyro_vae.evaluate.estimators import Bound, Evidence, elbo, log_evidence
+from pyro_vae.evaluate.bound import Bound, elbo
+from pyro_vae.evaluate.evidence import Evidence, log_evidence
 from pyro_vae.evaluate.latents import active_units, kl_per_dimension, posterior_means
 
 __all__ = [

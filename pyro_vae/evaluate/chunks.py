@@ -1,6 +1,6 @@
 """Data in chunks, each encoded once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -19,8 +19,8 @@ from pyro_vae.validation import (
 )
 
 __all__ = [
-    "MAX_ELEMENTS", "Chunk", "check_vae", "choose_size", "encode_chunks", "most_rows",
-    "split_evenly",
+    "MAX_ELEMENTS", "Chunk", "check_vae", "choose_size", "count_rows", "encode_chunks", "join_rows",
+    "most_rows", "split_evenly",
 ]  # fmt: skip
 
 MAX_ELEMENTS = 2**22
@@ -98,6 +98,16 @@ def split_evenly(total: int, most: int) -> int:
     """
     chunks = -(-total // max(1, most))
     return -(-total // max(1, chunks)) or 1
+
+
+def count_rows(x: Tensor) -> int:
+    """Returns the number of rows; the type of x is checked later, when it is encoded."""
+    return len(x) if isinstance(x, Tensor) and x.dim() else 0
+
+
+def join_rows(parts: Sequence[Sequence[Tensor]], total: int) -> list[Tensor]:
+    """Returns the results of all rows from those of chunks, of which the last repeats a row."""
+    return [torch.cat(results)[:total] for results in zip(*parts, strict=True)]
 
 
 def check_vae(vae: Any) -> None:

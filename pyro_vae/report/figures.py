@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
-from pyro_vae.evaluate.estimators import evidence_by_particles
+from pyro_vae.evaluate.evidence import evidence_by_particles
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.report.trained_run import TrainedRun

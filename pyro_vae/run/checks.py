@@ -4,7 +4,7 @@ import copy
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from omegaconf import DictConfig
 
@@ -21,7 +21,7 @@ from pyro_vae.training.single import fit
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_device, check_size
 
-__all__ = ["PreparedRun", "check_settings", "check_training"]
+__all__ = ["PreparedRun", "check_settings", "check_training", "is_fit"]
 
 _LEAST = {
     "num_particles": 1,
@@ -72,7 +72,7 @@ def check_training(ready: PreparedRun, state: Path | None = None) -> None:
         state: The resume state of the training to continue, or ``None``.
     """
     cfg, data, vae, objective, optimizer, train = ready
-    if not (isinstance(train, partial) and train.func is fit):
+    if not is_fit(train):
         return
     valid = data.valid if len(data.x.valid) else None
     if state is not None:
@@ -88,6 +88,11 @@ def check_training(ready: PreparedRun, state: Path | None = None) -> None:
         with fork_and_seed_rng(run.train.x.device, run.seed):
             run.start()
             _check_state(run, state)
+
+
+def is_fit(train: Any) -> TypeGuard[partial]:
+    """Whether a function is a partial of :func:`pyro_vae.fit`."""
+    return isinstance(train, partial) and train.func is fit
 
 
 def _bind_arguments(train: partial, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Builds, trains and evaluates a VAE from a configuration, and writes the results."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.progress import Progress, show_always
 from pyro_vae.report.trained_run import TrainedRun
-from pyro_vae.run.checks import PreparedRun, check_settings, check_training
+from pyro_vae.run.checks import PreparedRun, check_settings, check_training, is_fit
+from pyro_vae.run.cost import CostTracker
 from pyro_vae.run.folder import RunFolder, check_out
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.sweeps.job_id import run_id
@@ -108,6 +110,12 @@ def _first_files(ready: PreparedRun) -> dict[str, str]:
 def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     """Trains and evaluates, writes all results to a folder, and returns the metrics."""
     cfg, data, vae, objective, optimizer, train = ready
+    if is_fit(train):
+        settings, (x, mask, _) = train.keywords, data.test
+        tracker = CostTracker(
+            settings.get("epochs", 100), vae, x, mask, cfg.evaluate, settings.get("tracker")
+        )
+        train = partial(train, tracker=tracker)
     result = train(
         vae,
         data.train,

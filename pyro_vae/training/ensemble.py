@@ -20,12 +20,12 @@ from pyro_vae.objectives import Schedule
 from pyro_vae.progress import Progress
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.argument_checks import check_vaes, spread_arguments
+from pyro_vae.training.batches import draw_batches
 from pyro_vae.training.loop import (
     MakeOptimizer,
     MakeSchedule,
     NotFiniteError,
     Training,
-    draw_batches,
     store_scalars_as_tensors,
 )
 from pyro_vae.training.setup import build_training

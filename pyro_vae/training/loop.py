@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,6 +24,7 @@ from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.core.tracing import find_nonfinite_site
 from pyro_vae.seeding import seed_device
 from pyro_vae.training import resume_file
+from pyro_vae.training.batches import draw_batches, split_batches
 from pyro_vae.training.snapshot import (
     copy_objective_state,
     copy_state,
@@ -39,16 +39,8 @@ __all__ = [
     "MakeSchedule",
     "NotFiniteError",
     "Training",
-    "draw_batches",
     "store_scalars_as_tensors",
-    "use_recorded_threads",
 ]
-
-_MAX_STEPS = 32
-"""The most steps in one call."""
-
-_MAX_ELEMENTS = 2**22
-"""The most numbers of the batches of one call: 16 MiB in single precision."""
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -179,8 +171,7 @@ class Training:
         total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         batches = draw_batches(len(self.train.x), self.batch_size, self.order)
         done = 0
-        while done < len(batches):
-            block = batches[done : done + self.count_at_once(batches[done:])]
+        for block in self.split_batches(batches):
             total -= self.step(block[0]) if len(block) == 1 else self.compiled_steps(block)
             done += len(block)
             # Validation counts as one more batch.
@@ -211,17 +202,16 @@ class Training:
             self.best_weights = copy_state(self.vae.state_dict())
         return row
 
-    def count_at_once(self, batches: Sequence[Tensor]) -> int:
-        """Returns the number of next batches for :meth:`compiled_steps`, or one."""
+    def split_batches(self, batches: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Splits the batches of an epoch into those for one call of the compiled step each."""
         if self.compiled is None or self.schedules:
-            return 1
-        most = min(_MAX_STEPS, _MAX_ELEMENTS // (self.usual_size * self.train.x[:1].numel()))
-        same = (len(rows) == self.usual_size for rows in batches[: max(1, most)])
-        return max(1, sum(takewhile(bool, same)))
+            return [[batch] for batch in batches]
+        return split_batches(batches, self.train.x[0].numel())
 
     def compiled_steps(self, batches: Sequence[Tensor]) -> Tensor:
         """Makes compiled steps in one call, and returns their losses summed over all rows."""
-        assert self.compiled is not None
+        if self.compiled is None:
+            return torch.stack([self.step(rows) for rows in batches]).double().sum()
         parts = [self.get_batch(rows) for rows in batches]
         x = torch.stack([x for x, _ in parts])
         masks = [mask for _, mask in parts if mask is not None]
@@ -425,31 +415,6 @@ def _set_scalar(objective: Any, name: str, value: float) -> None:
         scalar.fill_(value)
     else:
         setattr(objective, name, value)
-
-
-def draw_batches(size: int, batch_size: int, order: torch.Generator) -> list[Tensor]:
-    """Returns the row indices of each batch of an epoch.
-
-    A single row that is left over joins the batch before it.
-    """
-    rows = torch.randperm(size, generator=order, device=order.device)
-    parts = list(rows.split(batch_size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
-
-
-@contextmanager
-def use_recorded_threads(run: Training) -> Iterator[None]:
-    """Uses the training's recorded number of threads, because rounding errors depend on it."""
-    before = torch.get_num_threads()
-    try:
-        if before != run.threads:
-            torch.set_num_threads(run.threads)
-        yield
-    finally:
-        if before != run.threads:
-            torch.set_num_threads(before)
 
 
 @contextmanager

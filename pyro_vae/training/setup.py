@@ -18,7 +18,8 @@ from pyro_vae.training.argument_checks import (
     check_precision,
     choose_engine,
 )
-from pyro_vae.training.loop import MakeOptimizer, MakeSchedule, Training, draw_batches
+from pyro_vae.training.batches import draw_batches
+from pyro_vae.training.loop import MakeOptimizer, MakeSchedule, Training
 from pyro_vae.training.network_checks import check_single_rows
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_seed

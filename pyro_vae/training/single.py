@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pyro_vae.data import Rows
@@ -22,7 +23,6 @@ from pyro_vae.training.loop import (
     NotFiniteError,
     Training,
     store_scalars_as_tensors,
-    use_recorded_threads,
 )
 from pyro_vae.training.setup import build_training
 from pyro_vae.vae.vae import VAE
@@ -168,7 +168,7 @@ def _run_training(
     progress: bool | None,
 ) -> FitResult:
     run.prepare()
-    with use_recorded_threads(run):
+    with _use_recorded_threads(run):
         try:
             with store_scalars_as_tensors(run, run.schedules if run.compiled else ()):
                 for row in _train_epochs(run, progress):
@@ -251,3 +251,16 @@ def _lock_folder(folder: Path | None) -> Iterator[None]:
                 stack.enter_context(hold_folder(folder))
                 remove_partial(folder)
         yield
+
+
+@contextmanager
+def _use_recorded_threads(run: Training) -> Iterator[None]:
+    """Uses the training's recorded number of threads, because rounding errors depend on it."""
+    before = torch.get_num_threads()
+    try:
+        if before != run.threads:
+            torch.set_num_threads(run.threads)
+        yield
+    finally:
+        if before != run.threads:
+            torch.set_num_threads(before)

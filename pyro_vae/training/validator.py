@@ -3,8 +3,8 @@
 import pyro
 
 from pyro_vae.data import Rows
+from pyro_vae.evaluate.bound import estimate_elbo, make_bound_scorer
 from pyro_vae.evaluate.chunks import MAX_ELEMENTS
-from pyro_vae.evaluate.estimators import estimate_elbo, make_bound_scorer
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.vae import VAE
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_vae import VAE, compile, objectives
+from pyro_vae.training import batches as training_batches
 from pyro_vae.training import loop as training_loop
 
 STEPS, ROWS = 5, 12
@@ -70,7 +71,7 @@ def assert_like_calls(many, single, x, **kwargs):
         (torch.optim.Adam, {"validate": True}),
         (torch.optim.Adam, {"objective": objectives.IWAE(num_particles=3)}),
     ],
-    ids=str,
+    ids=["adam", "inductor", "adamw", "sgd", "rmsprop", "none", "validated", "iwae"],
 )
 def test_a_loop_has_the_bits_of_its_calls(optimizer, settings):
     many, single = build(optimizer, **settings), build(optimizer, **settings)
@@ -135,7 +136,7 @@ def test_an_epoch_makes_its_equal_batches_in_few_calls(monkeypatch):
 
     digits, calls = data.digits(), []
     for most in (1, 32):
-        monkeypatch.setattr(training_loop, "_MAX_STEPS", most)
+        monkeypatch.setattr(training_batches, "_MAX_STEPS", most)
         torch.manual_seed(0)
         vae = VAE(digits.event_shape, 2)
         sizes = []

@@ -21,7 +21,7 @@ from helpers.tables import (
     data_for,
 )
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, posteriors, priors
-from pyro_vae.evaluate.estimators import evidence_by_particles
+from pyro_vae.evaluate.evidence import evidence_by_particles
 
 
 class Line(torch.nn.Module):

@@ -19,7 +19,7 @@ from pyro_vae import (
     objectives,
     priors,
 )
-from pyro_vae.training.loop import draw_batches
+from pyro_vae.training.batches import draw_batches
 
 
 @pytest.fixture(scope="module")
