@@ -51,7 +51,10 @@ def pyro(says: str, trains: tuple[str, ...], **options: Any) -> Contender:
 
 def compiled(products: str, devices: tuple[str, ...], **options: Any) -> Contender:
     """Makes a row for the compiled step."""
-    more = "".join(f", {name} {value}" for name, value in options.items() if name != "apart")
+    more = "".join(
+        f", {name} {value}" for name, value in options.items() if name not in ("apart", "loop")
+    )
+    more += ", 32 steps in a call" * bool(options.get("loop"))
     update = "Adam's own update after it" if options.get("apart") else "with Adam's update"
     says = f"pyro_vae.compile {update}, products {products}{more}"
     return Contender("ours", says, STEPS, {"products": products, **options}, devices=devices)
@@ -123,6 +126,7 @@ CONTENDERS = {
     "ours_mkl": compiled("mkl", CPU),
     "ours_onednn": compiled("onednn", CPU),
     "ours_auto": compiled("auto", ("cpu", "cuda")),
+    "ours_loop": compiled("auto", CPU, loop=True),
     "ours_apart": compiled("auto", CPU, apart=True),
     "ours_bfloat16": compiled("auto", ("cpu", "cuda"), precision="bfloat16"),
     "fit_eager": Contender("fit", "pyro_vae.fit(compile=False)", EPOCHS, {"compile": False}),

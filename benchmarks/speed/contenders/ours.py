@@ -15,6 +15,8 @@ from pyro_vae import VAE, likelihoods, networks, objectives
 from pyro_vae.compiled.step import Step
 
 SHAPE = (1, 28, 28)
+STEPS = 32
+"""The steps of one call, as in ``fit``."""
 
 
 def model(case: Case, device: str) -> VAE:
@@ -45,6 +47,25 @@ class Ours(StepRunner):
         return "" if self.compiled is None else str(self.compiled.engine)
 
 
+class OursInLoops(Ours):
+    """Several steps in each call."""
+
+    def run(self, calls: int) -> float:
+        """Trains for so many steps."""
+        assert self.compiled is not None
+        total = torch.zeros((), device=self.device)
+        left = calls
+        while left:
+            first, last = self.order.advance(left)
+            if first == 0:
+                self.permutation = torch.from_numpy(self.order.permutation).to(self.device)
+            for start in range(first, last, STEPS):
+                batches = [self.batch(i) for i in range(start, min(last, start + STEPS))]
+                total += self.compiled.loop(torch.stack(batches)).sum()
+            left -= last - first
+        return total.item() / (calls * self.scale)
+
+
 def prepare(
     case: Case,
     data: np.ndarray,
@@ -52,6 +73,7 @@ def prepare(
     products: str | None = None,
     precision: str = "float32",
     apart: bool = False,
+    loop: bool = False,
 ) -> Runner:
     """Makes the training; with products the step is compiled, and the update in it or apart."""
     torch.manual_seed(0)
@@ -77,6 +99,8 @@ def prepare(
         products=products,
         precision=precision,
         strict=True,
+        # As in fit, whose data are checked before.
+        validate=False if loop else None,
         divide_by=case.batch,
         optimizer=None if apart else optimizer,
     )
@@ -86,6 +110,7 @@ def prepare(
         optimizer.step()
         return loss
 
-    runner = Ours(case, data, device, stepped if apart else compiled, shape=SHAPE)
+    kind = OursInLoops if loop else Ours
+    runner = kind(case, data, device, stepped if apart else compiled, shape=SHAPE)
     runner.compiled = compiled
     return runner
