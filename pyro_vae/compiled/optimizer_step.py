@@ -139,7 +139,7 @@ class Update:
         gradients: Sequence[Tensor],
         valid: Tensor | None = None,
     ) -> None:
-        """Updates parameters and state in place, unless ``valid`` is false."""
+        """Updates parameters and state in place by clipped gradients, unless ``valid`` is false."""
         if valid is None:
             self._apply(parameters, gradients)
             return
@@ -150,7 +150,7 @@ class Update:
             tensor.copy_(torch.where(valid, tensor, old))
 
     def _apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        gradient_of = dict(zip(map(id, parameters), self.clip_gradients(gradients), strict=True))
+        gradient_of = dict(zip(map(id, parameters), gradients, strict=True))
         index = 0
         for group in self.optimizer.param_groups:
             is_decoupled = group.get("decoupled_weight_decay")
@@ -163,12 +163,12 @@ class Update:
                     rule(parameter, gradient, state, group, scalars)
                 index += 1
 
-    def clip_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    def clip_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns the gradients, scaled to a total norm of at most ``clip_norm``."""
         if self.clip_norm is None:
-            return gradients
+            return tuple(gradients)
         factor = self.compute_clip_factor(gradients, self.clip_norm)
-        return [g * factor for g in gradients]
+        return tuple(g * factor for g in gradients)
 
     def compute_clip_factor(self, gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
         """Returns the factor of ``torch.nn.utils.clip_grad_norm_``, a scalar tensor."""

@@ -40,6 +40,9 @@ __all__ = ["Evidence", "evidence_by_particles", "log_evidence"]
 _FIRST_SAMPLES = 250
 """The number of samples after which the precision is first estimated, roughly."""
 
+_ROUNDING = 1e-6
+"""The error in nats that is due to rounding."""
+
 
 class Evidence(NamedTuple):
     """Estimates of log p(x) with their Monte Carlo errors, each ``(N,)``.
@@ -137,11 +140,14 @@ def log_evidence(
     Each row is encoded once. :math:`\hat p(x)` is unbiased. Its logarithm is below log p(x) on
     average and converges to it as K grows.
 
-    With a tolerance, K starts at about 250 and grows until the mean over rows is precise enough,
-    so an estimate that converges early takes less time. It is precise enough if the standard error
-    of the samples plus the bias is at most the tolerance, and at most a tenth of the standard error
-    over rows. The bias is the mean difference between the estimate and those from its two halves.
-    Use a fixed K to compare VAEs on the same rows: their biases are then more alike.
+    With a tolerance, K grows until the mean over rows is precise enough, so an estimate that
+    converges early takes less time. It is precise enough if the standard error of the samples plus
+    the bias is at most the tolerance, and at most a tenth of the standard error over rows. The bias
+    is the mean difference between the estimate and those from its two halves. K is first checked at
+    about 250, or later for few rows. A posterior that is much too narrow has weights with heavy
+    tails and a small effective sample size. Bias and standard error are then underestimated, and K
+    is too small for the tolerance. Use a fixed K to compare VAEs on the same rows: their biases are
+    then more alike.
 
     References:
         | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
@@ -227,6 +233,8 @@ def _is_precise(tolerance: float, count: int, halves: Sequence[Sequence[Tensor]]
     limit = tolerance
     if len(log_sum) > 1:
         limit = min(tolerance, 0.1 * (log_sum.std() / math.sqrt(len(log_sum))).item())
+    # Rows that are all excluded have neither an error nor a spread, except by rounding.
+    limit = max(limit, _ROUNDING)
     # Terms that are not finite end the loop too, and raise an error after it.
     return not (error + bias).item() > limit
 

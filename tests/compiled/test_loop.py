@@ -1,6 +1,7 @@
 """Several steps in one call, against a loop over calls."""
 
 import warnings
+from contextlib import nullcontext
 
 import pyro
 import pytest
@@ -81,6 +82,18 @@ def test_a_loop_has_the_bits_of_its_calls(optimizer, settings):
     # The second loop starts with a graph that exists.
     assert_like_calls(many, single, batches(3).flip(0))
     assert_like_calls(many, single, batches(1))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+def test_gradients_are_clipped_whatever_the_engine(optimizer):
+    norms = []
+    for handler in (nullcontext(), pyro.poutine.block()):
+        step, vae, _ = build(optimizer, clip_norm=0.5)
+        with handler:
+            step(batches(1)[0])
+        norms.append(torch.stack([p.grad.norm() for p in vae.parameters()]).norm().item())
+        assert step.engine == ("compiled" if isinstance(handler, nullcontext) else "eager")
+    assert norms == pytest.approx([0.5, 0.5], rel=1e-5)
 
 
 def test_a_mask_is_cut_too_and_other_arguments_are_those_of_every_step():

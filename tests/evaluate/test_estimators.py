@@ -628,6 +628,16 @@ def test_samples_are_drawn_until_the_tolerance_and_no_more():
     assert single.standard_error < 0.01
 
 
+def test_rows_that_are_all_excluded_need_no_more_samples():
+    x, _ = many_lines(50)
+    excluded = torch.zeros(50, dtype=torch.bool)
+    found = evaluate.log_evidence(
+        line_vae(widen=1.4), x, 20_000, tolerance=0.01, mask=excluded, diagnostics=True
+    )
+    assert found.num_particles <= 320
+    assert (found.log_evidence == 0).all()
+
+
 def test_rows_that_do_not_fill_a_chunk_are_evaluated_like_the_others():
     torch.manual_seed(0)
     vae, x = VAE((1, 4, 4), 2), torch.rand(359, 1, 4, 4).round()
