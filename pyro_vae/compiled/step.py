@@ -265,11 +265,10 @@ class Step(EagerStep):
                     results += cached.run(*cached.lifted, *tensors)
                 except RuntimeError:
                     # A call by itself raises the error of the eager step.
-                    break
+                    return losses
                 losses.append(results[0].clone())
-        if losses:
-            gradients = [r.clone() if i in cached.aliases else r for i, r in enumerate(results)][1:]
-            self._set_gradients(cached, gradients)
+        gradients = [r.clone() if i in cached.aliases else r for i, r in enumerate(results)][1:]
+        self._set_gradients(cached, gradients)
         return losses
 
     def _find_cached(self, call: Call) -> CachedStep | None:

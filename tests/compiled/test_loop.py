@@ -111,6 +111,26 @@ def test_all_steps_but_the_first_run_without_a_call(monkeypatch):
     assert len(called) == 1
 
 
+def test_a_graph_that_fails_in_between_goes_on_with_calls():
+    many, single = build(), build()
+    for step, *_ in (many, single):
+        torch.manual_seed(0)
+        step(batches(1)[0])
+    ((key, (cached,)),) = many[0]._cache.items()
+    calls, run = [], cached.run
+
+    def fails_once(*tensors):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("index out of bounds")
+        return run(*tensors)
+
+    many[0]._cache = {key: [cached._replace(run=fails_once)]}
+    assert_like_calls(many, single, batches())
+    # The failed run is repeated by a call.
+    assert len(calls) == STEPS + 1
+
+
 def test_what_cannot_be_compiled_is_eager_in_a_loop_too():
     class Reads(objectives.ELBO):
         def differentiable_loss(self, *args, **kwargs):
