@@ -67,8 +67,11 @@ def use_channels_last(graph: Any) -> None:
 def _has_contiguous_weight(node: Any, places: dict[Any, int]) -> bool:
     if node.target not in places:
         return False
-    weight = node.args[places[node.target]].meta["val"]
-    return weight.dim() == 4 and weight.device.type == "cpu" and weight.is_contiguous()
+    # Factors that are rounded to bfloat16 have no example.
+    weight = node.args[places[node.target]].meta.get("val")
+    if weight is None or weight.dim() != 4:
+        return False
+    return weight.device.type == "cpu" and weight.is_contiguous()
 
 
 def _copy(graph: Any, node: Any, memory_format: torch.memory_format) -> Any:
@@ -80,7 +83,9 @@ def _copy(graph: Any, node: Any, memory_format: torch.memory_format) -> Any:
 def _is_thin(node: Any) -> bool:
     if node.target is not torch.ops.aten.convolution.default:
         return False
-    x, weight = (argument.meta["val"] for argument in node.args[:2])
+    x, weight = (argument.meta.get("val") for argument in node.args[:2])
+    if x is None or weight is None:
+        return False
     _, _, dilation, transposed, _, groups = node.args[3:]
     return (
         transposed

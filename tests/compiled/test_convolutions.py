@@ -7,6 +7,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import conv_transpose2d
 
+import pyro_vae
+from pyro_vae import VAE, evaluate, networks, objectives
 from pyro_vae.compiled.convolutions import conv_transpose, replace_thin_convolutions
 
 
@@ -47,3 +49,24 @@ def test_other_convolutions_are_left(channels, settings):
     graph, x, expected = capture(channels, **settings)
     assert replace_thin_convolutions(graph) == 0
     torch.testing.assert_close(graph(x), expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_convolutions_are_compiled_in_each_precision(precision):
+    torch.manual_seed(0)
+    vae = VAE((1, 8, 8), 2, encoder=networks.ConvEncoder, decoder=networks.ConvDecoder)
+    x = torch.rand(20, 1, 8, 8).round()
+    optimizer = torch.optim.Adam(vae.parameters())
+    step = pyro_vae.compile(
+        objectives.ELBO(), vae.model, vae.guide, optimizer=optimizer, precision=precision,
+        strict=True,
+    )  # fmt: skip
+    for _ in range(2):
+        assert torch.isfinite(step(x))
+    assert step.engine.startswith("compiled")
+    assert all(p.grad.stride() == p.stride() for p in vae.parameters())
+    found = [
+        evaluate.log_evidence(vae, x, 200, compile=compiled, precision=chosen).mean()
+        for compiled, chosen in (("strict", precision), (False, "float32"))
+    ]
+    torch.testing.assert_close(*found, rtol=0, atol=0.3)
