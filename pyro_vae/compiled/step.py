@@ -205,7 +205,7 @@ class Step(EagerStep):
     def loop(self, *args: Any, **kwargs: Any) -> Tensor:
         """Makes one step for each slice of the tensors along their first dimension.
 
-        It does what a loop over calls does, with less time between them, which matters for small
+        It is equal to a loop over calls, with less time between them, which matters for small
         batches. Settings and modes are read only before the first step.
 
         Arguments:
