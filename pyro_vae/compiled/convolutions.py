@@ -43,16 +43,16 @@ def use_channels_last(graph: Any) -> None:
     """
     aten = torch.ops.aten
     nodes = list(graph.graph.nodes)
-    if any(node.target is aten.as_strided.default for node in nodes):
-        return
     places = {aten.convolution.default: 1, aten.convolution_backward.default: 2}
-    copies: dict[Any, Any] = {}
-    for node in [node for node in nodes if _has_contiguous_weight(node, places)]:
-        weight = node.args[places[node.target]]
-        if weight not in copies:
-            with graph.graph.inserting_after(weight):
-                copies[weight] = _copy(graph.graph, weight, torch.channels_last)
-        node.update_arg(places[node.target], copies[weight])
+    convolutions = [node for node in nodes if _has_contiguous_weight(node, places)]
+    if not convolutions or any(node.target is aten.as_strided.default for node in nodes):
+        return
+    for node in convolutions:
+        place = places[node.target]
+        # Copied where it is used, because the model may change a weight in place before.
+        with graph.graph.inserting_before(node):
+            weight = _copy(graph.graph, node.args[place], torch.channels_last)
+        node.update_arg(place, weight)
         for result in node.users:
             if node.target is aten.convolution_backward.default and result.args[1] == 1:
                 with graph.graph.inserting_after(result):

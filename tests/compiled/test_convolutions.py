@@ -9,7 +9,11 @@ from torch.nn.functional import conv_transpose2d
 
 import pyro_vae
 from pyro_vae import VAE, evaluate, networks, objectives
-from pyro_vae.compiled.convolutions import conv_transpose, replace_thin_convolutions
+from pyro_vae.compiled.convolutions import (
+    conv_transpose,
+    replace_thin_convolutions,
+    use_channels_last,
+)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 3), (5, 4)])
@@ -70,3 +74,22 @@ def test_convolutions_are_compiled_in_each_precision(precision):
         for compiled, chosen in (("strict", precision), (False, "float32"))
     ]
     torch.testing.assert_close(*found, rtol=0, atol=0.3)
+
+
+def test_graphs_without_convolutions_are_left():
+    graph = make_fx(lambda x: x.view(2, 6) + 1)(torch.zeros(12))
+    before = graph.code
+    use_channels_last(graph)
+    assert graph.code == before
+
+
+def test_a_weight_that_the_model_changes_in_place_is_copied_after_that():
+    def model(x, weight):
+        weight.clamp_(max=0.5)
+        return torch.nn.functional.conv2d(x, weight).flatten(1)
+
+    x, small = torch.randn(2, 3, 5, 5), torch.zeros(4, 3, 3, 3)
+    graph = make_fx(model)(x, small)
+    use_channels_last(graph)
+    large = torch.ones(4, 3, 3, 3)
+    torch.testing.assert_close(graph(x, large.clone()), model(x, large.clone()))
