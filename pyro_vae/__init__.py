@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         report,
         reuse,
         sweeps,
+        transforms,
     )
     from pyro_vae.compiled.step import compile
     from pyro_vae.sklearn import VAETransformer
@@ -59,6 +60,7 @@ __all__ = [
     "reuse",
     "save",
     "sweeps",
+    "transforms",
 ]
 
 HOMES = {

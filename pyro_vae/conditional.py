@@ -65,10 +65,18 @@ class Likelihood(Conditional):
             Only evidence of one measure is compared.
         grey_scale: Whether values outside of the support are scored, so that the score is not a
             likelihood.
+        fill_value: A point of the support, which replaces missing values.
+        uses_size_factor: Whether ``forward`` takes a size factor of shape ``batch`` as its second
+            argument. It is the last covariate of the VAE.
+        condition: The function of the datum that its evidence is conditional on, such as
+            ``"row sum"``; or ``None``.
     """
 
     measure: str
     grey_scale: bool = False
+    fill_value: float = 0.0
+    uses_size_factor: bool = False
+    condition: str | None = None
 
     event_shape: torch.Size
     feature_shape: torch.Size

@@ -8,7 +8,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-__all__ = ["expand_mask", "fill_missing", "mask_elements", "mask_rows", "split_mask"]
+__all__ = [
+    "compute_moments",
+    "expand_mask",
+    "fill_missing",
+    "mask_elements",
+    "mask_rows",
+    "split_mask",
+]
 
 
 def split_mask(
@@ -47,9 +54,19 @@ def expand_mask(mask: Tensor, x: Tensor, event_shape: torch.Size) -> Tensor:
     )
 
 
-def fill_missing(x: Tensor, elements: Tensor | None) -> Tensor:
-    """Returns ``x`` with zeros for missing elements; all likelihoods here support zeros."""
-    return x if elements is None else torch.where(elements, x, torch.zeros_like(x))
+def fill_missing(x: Tensor, elements: Tensor | None, value: float = 0.0) -> Tensor:
+    """Returns ``x`` with a value for missing elements, which the likelihood must support."""
+    return x if elements is None else torch.where(elements, x, value)
+
+
+def compute_moments(x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of observed values over rows; 0 for constant columns."""
+    count = observed.sum(0).clamp(min=1)
+    loc = x.where(observed, 0.0).sum(0) / count
+    scale = ((x - loc).where(observed, 0.0).square().sum(0) / count).sqrt()
+    # Rounding errors alone can make the standard deviation of a constant column positive.
+    constant = scale.isfinite() & (scale <= 1e-12 * loc.abs())
+    return loc, torch.where(constant, 0.0, scale)
 
 
 def mask_rows(rows: Tensor | None) -> AbstractContextManager:

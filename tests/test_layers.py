@@ -14,7 +14,7 @@ PACKAGE = Path(pyro_vae.__file__).parent
 LAYERS = [
     {"collapse", "config", "files", "finite", "guard", "progress", "seeding", "validation"},
     {"conditional", "console", "distributions", "masking", "networks", "param_store"},
-    {"data", "kl", "likelihoods", "posteriors", "priors"},
+    {"data", "kl", "likelihoods", "posteriors", "priors", "transforms"},
     {"objectives", "vae"},
     {"compiled", "plots"},
     {"evaluate"},

@@ -50,8 +50,10 @@ class EnsembleStep:
         generators: Sequence[torch.Generator],
         clip_norm: float | None,
         backend: Backend,
+        keywords: Sequence[str] = (),
     ) -> None:
         self.members, self.generators, self.backend = members, generators, backend
+        self.keywords = keywords
         self.settings = Settings("mkl", "float32", strict=True, divide_by=1.0, validate=False)
         self.updates = [_EnsembleUpdate(optimizer, clip_norm) for *_, optimizer in members]
         self.steps = [
@@ -104,7 +106,7 @@ class EnsembleStep:
         """Builds the graphs for inputs of these shapes, and compares a step with eager ones."""
         for inputs in batches:
             for i, (vae, objective, _) in enumerate(self.members):
-                _check_repeatable(i, vae, objective, _call(i, inputs))
+                _check_repeatable(i, vae, objective, self._call(i, inputs))
         self.stack()
         for inputs in batches:
             self._build(inputs)
@@ -114,7 +116,7 @@ class EnsembleStep:
         # Pyro has checked model, guide and shapes.
         with pyro.validation_enabled(False):
             # An error of the VAE itself is raised as it is.
-            reached = self.steps[0].try_eagerly(_call(0, inputs))
+            reached = self.steps[0].try_eagerly(self._call(0, inputs))
             try:
                 run = self._map(reached, inputs)
             except Exception as error:
@@ -124,13 +126,17 @@ class EnsembleStep:
         self.graphs[tuple(tensor.shape for tensor in inputs)] = run
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Makes a step of each VAE on its rows, and its mask if any; returns all losses."""
+        """Makes a step of each VAE on its rows and keywords; returns all losses."""
         with torch.no_grad():
             return self.graphs[tuple(tensor.shape for tensor in inputs)](*inputs)[0]
 
+    def _call(self, i: int, inputs: Sequence[Tensor]) -> Call:
+        x, *others = (tensor[i] for tensor in inputs)
+        return Call((x,), dict(zip(self.keywords, others, strict=True)))
+
     def _map(self, reached: list[Tensor], inputs: Sequence[Tensor]) -> Callable[..., Any]:
         """Returns the step of the first, mapped over the tensors of all."""
-        one = GraphBuilder(self.steps[0]).capture(_call(0, inputs), reached)
+        one = GraphBuilder(self.steps[0]).capture(self._call(0, inputs), reached)
         noises = _lift_noise(one)
         given = [*inputs, *(drawn := [noise.stack(len(self.steps)) for noise in noises])]
         tensors = [self.stacks.get(_address(tensor), tensor) for tensor in one.lifted]
@@ -168,7 +174,7 @@ class EnsembleStep:
             after = [clone_tensors(self.tensors(i)) for i in self.active]
             restore()
             for i in self.active:
-                before, call = clone_tensors(self.tensors(i)), _call(i, inputs)
+                before, call = clone_tensors(self.tensors(i)), self._call(i, inputs)
                 with torch.random.fork_rng([]):
                     torch.set_rng_state(states[i])
                     loss = self.steps[i].backward(*call.args, **call.kwargs)
@@ -224,11 +230,6 @@ def find_tensors(vae: VAE, objective: Any) -> list[Tensor]:
     """Returns the tensors of a VAE and an objective."""
     settings = (value for value in vars(objective).values() if isinstance(value, Tensor))
     return [*vae.parameters(), *vae.buffers(), *settings]
-
-
-def _call(i: int, inputs: Sequence[Tensor]) -> Call:
-    x, *mask = (tensor[i] for tensor in inputs)
-    return Call((x,), {"mask": mask[0]} if mask else {})
 
 
 def _address(tensor: Tensor) -> tuple[int, int]:

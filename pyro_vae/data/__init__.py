@@ -1,9 +1,12 @@
 """Data: tensors with their split, labels and binarization protocol."""
 
 from pyro_vae.data.arrays import array, frey_faces
-from pyro_vae.data.base import PROTOCOLS, Data, Preparation, Rows, Scaling, Split
+from pyro_vae.data.base import Batch, Data, Rows, Split
+from pyro_vae.data.covariates import Covariate, Covariates
 from pyro_vae.data.digits import digits
+from pyro_vae.data.images import images
 from pyro_vae.data.pitfalls import collapse, manifold, two_modes
+from pyro_vae.data.preparation import PROTOCOLS, Preparation, Scaling
 from pyro_vae.data.tables import table
 from pyro_vae.data.toys import checkerboard, moons, pinwheel, ring
 from pyro_vae.data.vision import (
@@ -18,6 +21,9 @@ from pyro_vae.data.vision import (
 
 __all__ = [
     "PROTOCOLS",
+    "Batch",
+    "Covariate",
+    "Covariates",
     "Data",
     "Preparation",
     "Rows",
@@ -31,6 +37,7 @@ __all__ = [
     "emnist",
     "fashion_mnist",
     "frey_faces",
+    "images",
     "kmnist",
     "manifold",
     "mnist",

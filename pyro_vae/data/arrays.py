@@ -15,7 +15,7 @@ from pyro_vae.data.base import (
     find_data_folder,
     split_row_numbers,
 )
-from pyro_vae.validation import check_choice, check_positive
+from pyro_vae.validation import check_choice, check_flag, check_positive
 
 __all__ = ["array", "frey_faces"]
 
@@ -30,8 +30,10 @@ def array(
     *,
     key: str | None = None,
     labels_key: str | None = None,
+    channels_last: bool = False,
     scale: float | None = None,
     binarize: str = "none",
+    covariates: str | None = None,
     valid: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
@@ -41,11 +43,13 @@ def array(
     Arguments:
         path: An npy or npz file. Rows come first; an array ``(N, H, W)`` of images is returned
             as ``(N, 1, H, W)``, any other in its shape. Convolutions need colour images as
-            ``(N, C, H, W)``: store ``np.moveaxis(images, -1, 1)`` if the channels come last.
+            ``(N, C, H, W)``: see ``channels_last``.
         key: The name of the array in an npz file; needed only if there are several.
         labels_key: The name of an array of integers ``(N,)`` there: the labels.
+        channels_last: Whether the array is ``(N, H, W, C)``; it is returned as ``(N, C, H, W)``.
         scale: The divisor of the values, 255 for bytes; ``None``: 1.
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
+        covariates: ``"label"`` for the label as a covariate, or ``None``.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
         test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split, and of a fixed binarization.
@@ -68,6 +72,13 @@ def array(
     x = _to_rows(arrays[key], key) / (1 if scale is None else scale)
     if not bool(x.isfinite().all()):
         raise ValueError(f"Expected scale to keep values finite in {x.dtype}, got {scale!r}")
+    if check_flag("channels_last", channels_last):
+        if x.dim() != 4:
+            raise ValueError(
+                f"Expected {key} to have shape (N, H, W, C) for channels_last=True, got "
+                f"{tuple(x.shape)}"
+            )
+        x = x.movedim(-1, 1).contiguous()
     if x.dim() == 3:
         x = x.unsqueeze(1)
     labels = None if labels_key is None else _to_labels(arrays[labels_key], labels_key, len(x))
@@ -81,6 +92,7 @@ def array(
         seed=seed,
         source=f"{file.name}, {key}",
         row_numbers=rows,
+        covariates=covariates,
     )
 
 

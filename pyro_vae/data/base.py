@@ -1,7 +1,5 @@
 """The type of every data set: split tensors, named with their binarization protocol."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,47 +8,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.files.untrusted import read_json
+from pyro_vae.data.covariates import Covariates, parse_kinds
+from pyro_vae.data.preparation import Preparation, Scaling, check_protocol
 from pyro_vae.validation import (
-    check_choice,
     check_device,
-    check_path,
     check_seed,
-    check_tensor,
     describe_value,
     to_plain_python,
 )
 
 __all__ = [
-    "PROTOCOLS",
+    "Batch",
     "Data",
-    "Preparation",
     "Rows",
-    "Scaling",
     "Split",
     "build_data",
     "check_data_file",
-    "check_protocol",
     "count_rows",
     "find_data_folder",
     "split_row_numbers",
 ]
-
-_FORMAT = "pyro_vae data 2"
-_UNSIGNED = "pyro_vae data 1"
-"""The previous format, which has no checksum."""
-
-_KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
-_LARGEST = 2**28
-"""The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
-
-PROTOCOLS = ("none", "threshold", "fixed", "dynamic")
-"""Protocols for the binarization of grey values.
-
-``none``: unchanged; ``threshold``: one where a value exceeds one half; ``fixed``: sampled once,
-with the value as probability, by the seed of the split; ``dynamic``: training rows are sampled
-again at each presentation, validation and test rows once, as with ``fixed``.
-"""
 
 
 class Split(NamedTuple):
@@ -72,28 +49,37 @@ class Split(NamedTuple):
         return self.map(lambda rows: tensor[rows])
 
 
+class Batch(NamedTuple):
+    """Some rows, with their mask and covariates, each ``None`` if there is none."""
+
+    x: Tensor
+    mask: Tensor | None
+    covariates: Tensor | None
+
+
 class Rows(NamedTuple):
-    """Training rows, with a mask of observed values and a flag for dynamic binarization.
+    """Rows, with a mask of observed values, a flag for dynamic binarization, and covariates.
 
     Attributes:
         x: Data of shape ``(N, *event_shape)``.
         mask: True where a value is observed, of the shape of ``x``, or ``None``.
         dynamic: Whether ``x`` holds probabilities, from which zeros and ones are sampled at each
             presentation.
+        covariates: Covariates of shape ``(N, covariate_dim)``, or ``None``.
     """
 
     x: Tensor
     mask: Tensor | None = None
     dynamic: bool = False
+    covariates: Tensor | None = None
 
-    def batch(
-        self, index: Tensor | slice, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Returns the rows at an index, sampled on their device if dynamic, and their mask."""
+    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
+        """Returns the rows at an index, sampled on their device if dynamic."""
         x = _select_rows(self.x, index)
         if self.dynamic:
             x = torch.bernoulli(x, generator=generator)
-        return x, None if self.mask is None else _select_rows(self.mask, index)
+        others = (self.mask, self.covariates)
+        return Batch(x, *(None if t is None else _select_rows(t, index) for t in others))
 
 
 def _select_rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
@@ -101,150 +87,6 @@ def _select_rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
     if isinstance(index, slice) or index.dtype == torch.bool:
         return tensor[index]
     return tensor.index_select(0, index)
-
-
-class Scaling(NamedTuple):
-    """How values were standardized, ``(value - loc) / scale``.
-
-    Attributes:
-        loc: The offset subtracted from each value, of the event shape.
-        scale: The divisor applied after that, of the event shape.
-    """
-
-    loc: Tensor
-    scale: Tensor
-
-    @classmethod
-    def fit(cls, x: Tensor, observed: Tensor) -> "Scaling":
-        """Returns the mean and standard deviation of observed values; 0 for constant columns.
-
-        Example:
-            >>> Scaling.fit(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.ones(2, 2) > 0)
-            Scaling(loc=tensor([2., 5.]), scale=tensor([1., 0.]))
-        """
-        count = observed.sum(0).clamp(min=1)
-        loc = x.where(observed, 0.0).sum(0) / count
-        scale = ((x - loc).where(observed, 0.0).square().sum(0) / count).sqrt()
-        # Rounding errors alone can make the standard deviation of a constant column positive.
-        constant = scale.isfinite() & (scale <= 1e-12 * loc.abs())
-        return cls(loc, torch.where(constant, 0.0, scale))
-
-    def undo(self, x: Tensor) -> Tensor:
-        """Returns standardized values of shape ``(*, *event_shape)`` in the units of the source.
-
-        Example:
-            >>> Scaling(torch.tensor([10.0]), torch.tensor([2.0])).undo(torch.tensor([[0.5]]))
-            tensor([[11.]])
-        """
-        check_tensor("x", x)
-        return x * self.scale.to(x) + self.loc.to(x)
-
-
-class Preparation(NamedTuple):
-    """The settings that prepare other data in the same way as a data set.
-
-    Attributes:
-        event_shape: The shape of one datum.
-        binarize: The protocol of binarization.
-        columns: The names of the values of a datum, for tables; or ``None``.
-        scaling: How the values were standardized; or ``None``.
-    """
-
-    event_shape: tuple[int, ...]
-    binarize: str
-    columns: tuple[str, ...] | None = None
-    scaling: Scaling | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON, which preserves each number exactly."""
-        scaling = None if self.scaling is None else self.scaling._asdict()
-        values = {
-            "format": _FORMAT,
-            "event_shape": list(self.event_shape),
-            "binarize": self.binarize,
-            "columns": None if self.columns is None else list(self.columns),
-            "scaling": scaling and {key: value.tolist() for key, value in scaling.items()},
-        }
-        return {**values, "sha256": _checksum(values)}
-
-    @classmethod
-    def load(cls, run: Path | str) -> "Preparation":
-        """Loads the preparation of the data of a run.
-
-        Arguments:
-            run: The folder of a run.
-
-        Raises:
-            ValueError: If its ``data.json`` is missing or damaged.
-        """
-        path = check_path("run", run).expanduser() / "data.json"
-        if not os.path.exists(path):
-            raise ValueError(
-                f"Expected the folder of a run with a data.json, got '{run}' without one"
-            )
-        try:
-            return cls.from_dict(read_json(path, largest=_LARGEST))
-        except ValueError as error:
-            raise ValueError(
-                f"Expected '{path}' to describe prepared data, got a damaged file: {error}"
-            ) from None
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "Preparation":
-        """Returns the preparation with the values of :meth:`to_dict`.
-
-        Raises:
-            ValueError: If the values are not those of a preparation.
-        """
-        form = values.get("format") if isinstance(values, dict) else values
-        if form not in (_FORMAT, _UNSIGNED):
-            raise ValueError(f"Expected the format {_FORMAT!r}, got {form!r:.50}")
-        signature = {"sha256"} if form == _FORMAT else set()
-        if set(values) != set(_KEYS) | signature:
-            raise ValueError(f"Expected the keys {_KEYS}, got {sorted(values)}")
-        if signature and values["sha256"] != _checksum({key: values[key] for key in _KEYS}):
-            raise ValueError("Expected values that match their checksum, got other values")
-        shape = values["event_shape"]
-        if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
-            raise ValueError(f"Expected event_shape to be positive integers, got {shape!r:.50}")
-        columns = values["columns"]
-        if columns is not None and not (
-            isinstance(columns, list)
-            and [len(columns)] == shape
-            and all(isinstance(name, str) for name in columns)
-        ):
-            raise ValueError(f"Expected columns to be {shape} names, got {columns!r:.50}")
-        return cls(
-            tuple(shape),
-            check_protocol(values["binarize"]),
-            None if columns is None else tuple(columns),
-            None if values["scaling"] is None else _parse_scaling(values["scaling"], tuple(shape)),
-        )
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _parse_scaling(values: Any, shape: tuple[int, ...]) -> Scaling:
-    """Returns a scaling from plain values, or raises a ``ValueError`` for other values."""
-    if not isinstance(values, dict) or set(values) != set(Scaling._fields):
-        raise ValueError(f"Expected scaling to be loc and scale, got {values!r:.50}")
-    tensors = {}
-    for name, numbers in values.items():
-        try:
-            tensors[name] = torch.tensor(numbers, dtype=torch.float64)
-        except (OverflowError, TypeError, ValueError, RuntimeError):
-            raise ValueError(f"Expected {name} to be numbers, got {numbers!r:.50}") from None
-        if tensors[name].shape != shape or not bool(tensors[name].isfinite().all()):
-            raise ValueError(f"Expected {name} to be finite, of shape {shape}, got {numbers!r:.50}")
-    if not bool((tensors["scale"] > 0).all()):
-        raise ValueError("Expected scale to be positive, got zero or less")
-    return Scaling(**tensors)
 
 
 class Data(NamedTuple):
@@ -263,6 +105,8 @@ class Data(NamedTuple):
         label_names: The name of each label, if labels are not their own names; or ``None``.
         row_numbers: The number of each row in its source file, from 0, each part of shape
             ``(rows,)``; or ``None``.
+        covariates: Encoded covariates, each part of shape ``(rows, covariate_dim)``; or ``None``.
+        covariate_columns: How they are encoded; or ``None``.
     """
 
     name: str
@@ -275,6 +119,8 @@ class Data(NamedTuple):
     columns: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
     row_numbers: Split | None = None
+    covariates: Split | None = None
+    covariate_columns: Covariates | None = None
 
     @property
     def event_shape(self) -> torch.Size:
@@ -284,18 +130,21 @@ class Data(NamedTuple):
     @property
     def train(self) -> Rows:
         """The training rows, for :func:`pyro_vae.fit`."""
-        mask = None if self.mask is None else self.mask.train
-        return Rows(self.x.train, mask, self.binarize == "dynamic")
+        return self._get_rows(0)._replace(dynamic=self.binarize == "dynamic")
 
     @property
     def valid(self) -> Rows:
         """The validation rows."""
-        return Rows(self.x.valid, None if self.mask is None else self.mask.valid)
+        return self._get_rows(1)
 
     @property
     def test(self) -> Rows:
         """The test rows."""
-        return Rows(self.x.test, None if self.mask is None else self.mask.test)
+        return self._get_rows(2)
+
+    def _get_rows(self, part: int) -> Rows:
+        mask = None if self.mask is None else self.mask[part]
+        return Rows(self.x[part], mask, False, self.covariates and self.covariates[part])
 
     def to(self, device: torch.device | str) -> "Data":
         """Returns the same data on another device.
@@ -304,24 +153,28 @@ class Data(NamedTuple):
             ValueError: If this machine has no such device.
         """
         device = check_device(device)
-        mask = None if self.mask is None else self.mask.map(lambda part: part.to(device))
-        x = self.x.map(lambda part: part.to(device))
-        return self._replace(x=x, mask=mask)
+        splits = {
+            name: split.map(lambda part: part.to(device))
+            for name in ("x", "mask", "covariates")
+            if (split := getattr(self, name)) is not None
+        }
+        return self._replace(**splits)
 
     @property
     def preparation(self) -> Preparation:
         """The settings that prepare other data in the same way."""
-        return Preparation(tuple(self.event_shape), self.binarize, self.columns, self.scaling)
+        return Preparation(
+            tuple(self.event_shape),
+            self.binarize,
+            self.columns,
+            self.scaling,
+            self.covariate_columns,
+        )
 
     @property
     def title(self) -> str:
         """The name with the binarization protocol, which any comparison of metrics needs."""
         return self.name if self.binarize == "none" else f"{self.name}, binarized: {self.binarize}"
-
-
-def check_protocol(binarize: str) -> str:
-    """Returns the protocol, or raises a ``ValueError`` for an unknown name."""
-    return str(check_choice("binarize", binarize, PROTOCOLS))
 
 
 def build_data(
@@ -333,13 +186,17 @@ def build_data(
     seed: int,
     source: str,
     row_numbers: Split | None = None,
+    covariates: Any = None,
+    label_names: tuple[str, ...] | None = None,
 ) -> Data:
     """Returns a data set of split values, binarized by a protocol.
 
     Raises:
-        ValueError: If the protocol is unknown, or it needs values in [0, 1] and gets others.
+        ValueError: If the protocol is unknown, it needs values in [0, 1] and gets others, or
+            covariates are not ``"label"``.
     """
     check_protocol(binarize)
+    columns, encoded = _encode_label_covariates(name, labels, label_names, covariates)
     if binarize != "none" and not all(bool(((p >= 0) & (p <= 1)).all()) for p in x):
         values = torch.cat([part.flatten() for part in x])
         low, high = values.min().item(), values.max().item()
@@ -353,7 +210,30 @@ def build_data(
         generator = torch.Generator().manual_seed(check_seed(seed))
         binary = x.map(lambda part: torch.bernoulli(part, generator=generator))
         x = binary if binarize == "fixed" else binary._replace(train=x.train)
-    return Data(name, binarize, x, labels, source, row_numbers=row_numbers)
+    return Data(
+        name, binarize, x, labels, source, row_numbers=row_numbers, covariates=encoded,
+        covariate_columns=columns, label_names=label_names,
+    )  # fmt: skip
+
+
+def _encode_label_covariates(
+    name: str, labels: Split | None, label_names: tuple[str, ...] | None, covariates: Any
+) -> tuple[Covariates | None, Split | None]:
+    """Returns the encoding of labels as a covariate, or ``None`` if there is no covariate."""
+    kinds = parse_kinds(covariates)
+    if not kinds:
+        return None, None
+    if set(kinds) != {"label"}:
+        raise ValueError(f"Expected covariates of '{name}' to be label or none, got {list(kinds)}")
+    if labels is None:
+        raise ValueError(f"Expected labels for covariates='label', got '{name}' without labels")
+
+    def to_table(part: Tensor) -> dict[str, Any]:
+        numbers = part.tolist()
+        return {"label": numbers if label_names is None else [label_names[n] for n in numbers]}
+
+    columns = Covariates.fit(to_table(labels.train), {"label": kinds["label"] or "categorical"})
+    return columns, labels.map(lambda part: columns.encode(to_table(part)))
 
 
 def count_rows(name: str, value: float, size: int) -> int:

@@ -8,7 +8,12 @@ __all__ = ["digits"]
 
 
 def digits(
-    *, binarize: str = "threshold", valid: float = 0.1, test: float = 0.2, seed: int = 0
+    *,
+    binarize: str = "threshold",
+    covariates: str | None = None,
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
 ) -> Data:
     """Returns scikit-learn's digits: 1,797 real images of 8 x 8 pixels in 17 levels of grey.
 
@@ -19,6 +24,7 @@ def digits(
     Arguments:
         binarize: ``"threshold"``, ``"fixed"`` or ``"dynamic"``: zeros and ones; ``"none"``: the
             levels, l / 16.
+        covariates: ``"label"`` for the digit as a covariate, or ``None``.
         valid: The fraction of rows kept for validation.
         test: The fraction of rows kept for the test.
         seed: The seed of the split, and of a fixed binarization.
@@ -43,4 +49,5 @@ def digits(
         seed=seed,
         source="scikit-learn's copy of the UCI optical recognition of handwritten digits",
         row_numbers=rows,
+        covariates=covariates,
     )

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.config import format_override
-from pyro_vae.data.base import (
-    Data,
-    Preparation,
-    Scaling,
-    Split,
-    check_data_file,
-    split_row_numbers,
-)
+from pyro_vae.data.base import Data, Split, check_data_file, split_row_numbers
+from pyro_vae.data.covariates import Covariates, list_names, parse_kinds
+from pyro_vae.data.preparation import Preparation, Scaling
 from pyro_vae.files.csv_cells import NUMBER, restore
 from pyro_vae.validation import check_choice, check_flag, describe_value
 
@@ -38,6 +33,8 @@ def table(
     *,
     columns: Sequence[str] | None = None,
     label: str | None = None,
+    covariates: Sequence[str] | Mapping[str, str] | str | None = None,
+    size_factor: str | None = None,
     like: Preparation | Path | str | None = None,
     standardize: bool = True,
     missing: str = "raise",
@@ -58,12 +55,17 @@ def table(
             ``parquet``). In a csv file, the quote before a name or a label that a spreadsheet
             would calculate, as in ``'=1+1``, is removed.
         columns: The names of the columns to use, which must be numeric; by default all but the
-            label.
+            label, covariates and size factor.
         label: The name of a column that colours figures: integers, or any values, which are then
             numbered in sorted order and listed in ``Data.label_names``.
+        covariates: The names of columns that describe the rows: words, booleans and up to 10
+            distinct integers are categories, other numbers are standardized. A mapping from names
+            to ``"categorical"`` or ``"continuous"`` sets the kinds.
+        size_factor: The name of a column of size factors, the last covariate, for a likelihood with
+            ``size_factor="covariate"``.
         like: The preparation of another table, its ``Data.preparation`` or the folder of a run:
-            columns, their order and scaling are those of that table, and ``standardize`` is
-            ignored.
+            columns, their order, scaling and covariates are those of that table, and
+            ``standardize`` is ignored.
         standardize: Whether columns are standardized.
         missing: ``"raise"``: missing values are an error; ``"nan"``: they become zeros after
             the standardization, and ``Data.mask`` is True where a value was observed.
@@ -84,15 +86,12 @@ def table(
     standardize = check_flag("standardize", standardize)
     if not isinstance(separator, str) or not separator:
         raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
-    if isinstance(like, (str, Path)):
-        like = Preparation.load(like)
-    if not isinstance(like, (Preparation, type(None))):
-        raise ValueError(
-            f"Expected like to be a Preparation or the folder of a run, got {describe_value(like)}"
-        )
+    like = _load_preparation(like)
     file = check_data_file(path, (".csv", ".parquet"))
     frame = _read_table(file, separator)
-    names = _choose_names(file, frame, _match_columns(file, frame, columns, like), label)
+    kinds = _choose_kinds(covariates, size_factor, like)
+    reserved = list(dict.fromkeys([*([label] if label is not None else []), *kinds]))
+    names = _choose_names(file, frame, _match_columns(file, frame, columns, like), label, reserved)
     values = _to_tensor(frame, names)
     _check_integers(file, frame, names, separator)
     observed = _check_missing(values, names, missing)
@@ -103,10 +102,8 @@ def table(
         scaling = _fit_scaling(parts.train, masks.train, names)
     x = _rescale(parts, masks, scaling)
     _check_range(x, names)
-    labels, label_names = None, None
-    if label is not None:
-        quoted = file.suffix.lower() != ".parquet"
-        labels, label_names = _encode_labels(frame[label], label, quoted)
+    encoding = _choose_encoding(frame, rows, kinds, like)
+    labels, label_names = _encode_labels(frame, label, file)
     return Data(
         name=file.stem,
         binarize="none",
@@ -118,11 +115,41 @@ def table(
         columns=tuple(names),
         label_names=label_names,
         row_numbers=rows,
+        covariates=None if encoding is None else rows.select(encoding.encode(frame)),
+        covariate_columns=encoding,
     )
 
 
-def _choose_names(file: Path, frame: Any, wanted: Any, label: str | None) -> list[str]:
-    names = _choose_columns(list(frame.columns), wanted, label)
+def _load_preparation(like: Any) -> Preparation | None:
+    if isinstance(like, (str, Path)):
+        return Preparation.load(like)
+    if isinstance(like, (Preparation, type(None))):
+        return like
+    raise ValueError(
+        f"Expected like to be a Preparation or the folder of a run, got {describe_value(like)}"
+    )
+
+
+def _choose_kinds(
+    covariates: Any, size_factor: str | None, like: Preparation | None
+) -> dict[str, str | None]:
+    if like is None or like.covariates is None:
+        return parse_kinds(covariates, size_factor)
+    return {column.name: column.kind for column in like.covariates.columns}
+
+
+def _choose_encoding(
+    frame: Any, rows: Split, kinds: Mapping[str, str | None], like: Preparation | None
+) -> Covariates | None:
+    if like is not None and like.covariates is not None:
+        return like.covariates
+    return Covariates.fit(frame.iloc[rows.train.numpy()], kinds) if kinds else None
+
+
+def _choose_names(
+    file: Path, frame: Any, wanted: Any, label: str | None, reserved: list[str]
+) -> list[str]:
+    names = _choose_columns(list(frame.columns), wanted, label, reserved)
     if wanted is None:
         _check_header(file, names, list(frame.columns))
     _check_once(list(frame.columns), names, label)
@@ -236,13 +263,19 @@ def _match_columns(
 
 
 def _choose_columns(
-    available: list[str], columns: Sequence[str] | None, label: str | None
+    available: list[str], columns: Sequence[str] | None, label: str | None, reserved: list[str]
 ) -> list[str]:
     """Returns the names of the columns to use, or raises a ``ValueError`` for unknown ones."""
     if label is not None and label not in available:
-        raise ValueError(f"Expected label to be one of {available}, got {label!r}")
+        raise ValueError(f"Expected label to be one of {list_names(available)}, got {label!r}")
+    absent = [name for name in reserved if name not in available]
+    if absent:
+        raise ValueError(
+            f"Expected covariates among the columns {list_names(available)}, got "
+            f"{list_names(absent)}"
+        )
     if columns is None:
-        names = [name for name in available if name != label]
+        names = [name for name in available if name not in reserved]
     elif isinstance(columns, str) or not isinstance(columns, Sequence):
         raise ValueError(f"Expected columns to be a list of names, got {describe_value(columns)}")
     else:
@@ -278,10 +311,11 @@ def _to_tensor(frame: Any, names: list[str]) -> Tensor:
         shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text]
         others = format_override("data.columns", [n for n in names if n not in text] or ["NAME"])
         label = format_override("data.label", text[0])
+        covariate = format_override("data.covariates", [text[0]])
         raise ValueError(
             f"Expected columns of numbers, got categorical values in {', '.join(shown)}: use other "
-            f"columns ({others}), use one as the label that colours figures ({label}), or "
-            f"convert them to numbers first"
+            f"columns ({others}), use one as the label that colours figures ({label}) or as a "
+            f"covariate ({covariate}), or convert them to numbers first"
         )
     return torch.from_numpy(
         frame[names].astype("float64").to_numpy(copy=True, na_value=float("nan"))
@@ -360,16 +394,21 @@ def _fit_scaling(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     return scaling
 
 
-def _encode_labels(column: Any, name: str, quoted: bool) -> tuple[Tensor, tuple[str, ...] | None]:
+def _encode_labels(
+    frame: Any, name: str | None, file: Path
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """Returns integer labels unchanged, and other values as ranks with their names.
 
     Arguments:
-        column: The column.
-        name: Its name.
-        quoted: Whether formulas are preceded by a quote, as in a csv file.
+        frame: The table.
+        name: The name of the column, or ``None``.
+        file: The file; in a csv file formulas are preceded by a quote.
     """
     import pandas
 
+    if name is None:
+        return None, None
+    column, quoted = frame[name], file.suffix.lower() != ".parquet"
     if column.isna().any():
         raise ValueError(f"Expected label {name!r} in each row, got {column.isna().sum()} missing")
     if pandas.api.types.is_integer_dtype(column.dtype) and column.max() < 2**63:

@@ -35,6 +35,7 @@ class _Options(NamedTuple):
     root: str | Path | None
     download: bool
     binarize: str
+    covariates: str | None
     valid: float
     limit: int | None
     seed: int
@@ -45,6 +46,7 @@ def mnist(
     *,
     download: bool = False,
     binarize: str = "dynamic",
+    covariates: str | None = None,
     valid: float = 10_000,
     limit: int | None = None,
     seed: int = 0,
@@ -63,6 +65,7 @@ def mnist(
             or ``~/.cache/pyro_vae``.
         download: Whether torchvision may fetch missing files.
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
+        covariates: ``"label"`` for the label as a covariate, or ``None``.
         valid: The training rows kept for validation: a number, 0 for none, or a fraction if it is
             a float.
         limit: The largest number of training rows left after that, for quick runs; ``None``: all.
@@ -71,7 +74,7 @@ def mnist(
     Raises:
         ValueError: If torchvision or the files are missing, or an argument is out of range.
     """
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     return _load_images(
         "mnist", "MNIST", [f"MNIST/raw/{file}" for file in _IDX], _read_idx, options
     )
@@ -82,6 +85,7 @@ def fashion_mnist(
     *,
     download: bool = False,
     binarize: str = "dynamic",
+    covariates: str | None = None,
     valid: float = 10_000,
     limit: int | None = None,
     seed: int = 0,
@@ -93,7 +97,7 @@ def fashion_mnist(
 
     Arguments and errors are those of :func:`mnist`; the files are in ``FashionMNIST/raw``.
     """
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     files = [f"FashionMNIST/raw/{file}" for file in _IDX]
     return _load_images("fashion_mnist", "FashionMNIST", files, _read_idx, options)
 
@@ -103,6 +107,7 @@ def kmnist(
     *,
     download: bool = False,
     binarize: str = "dynamic",
+    covariates: str | None = None,
     valid: float = 10_000,
     limit: int | None = None,
     seed: int = 0,
@@ -115,7 +120,7 @@ def kmnist(
 
     Arguments and errors are those of :func:`mnist`; the files are in ``KMNIST/raw``.
     """
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     return _load_images(
         "kmnist", "KMNIST", [f"KMNIST/raw/{file}" for file in _IDX], _read_idx, options
     )
@@ -127,6 +132,7 @@ def emnist(
     split: str = "balanced",
     download: bool = False,
     binarize: str = "dynamic",
+    covariates: str | None = None,
     valid: float = 0.1,
     limit: int | None = None,
     seed: int = 0,
@@ -144,6 +150,7 @@ def emnist(
             ``"digits"``, ``"letters"`` (whose labels begin at 1) or ``"mnist"``.
         download: As of :func:`mnist`.
         binarize: As of :func:`mnist`.
+        covariates: ``"label"`` for the label as a covariate, or ``None``.
         valid: As of :func:`mnist`.
         limit: As of :func:`mnist`.
         seed: As of :func:`mnist`.
@@ -162,7 +169,7 @@ def emnist(
         for part in ("train", "test")
         for kind in ("images-idx3", "labels-idx1")
     ]
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     return _load_images(f"emnist ({split})", "EMNIST", files, read_part, options)
 
 
@@ -172,6 +179,7 @@ def omniglot(
     split: str = "alphabets",
     download: bool = False,
     binarize: str = "dynamic",
+    covariates: str | None = None,
     valid: float = 0.1,
     limit: int | None = None,
     seed: int = 0,
@@ -199,6 +207,7 @@ def omniglot(
         split: ``"alphabets"`` or ``"burda"``.
         download: As of :func:`mnist`; torchvision cannot download ``chardata.mat``.
         binarize: As of :func:`mnist`.
+        covariates: ``"label"`` for the label as a covariate, or ``None``.
         valid: As of :func:`mnist`.
         limit: As of :func:`mnist`.
         seed: As of :func:`mnist`.
@@ -207,7 +216,7 @@ def omniglot(
         ValueError: As of :func:`mnist`, and if there is no such split.
     """
     check_choice("split", split, _OMNIGLOT_SPLITS)
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     if split == "burda":
         return _load_images("omniglot (burda)", "", ["chardata.mat"], _read_chardata, options)
     files = [f"omniglot-py/{part}.zip" for part in _OMNIGLOT_PARTS]
@@ -220,6 +229,7 @@ def cifar10(
     *,
     download: bool = False,
     binarize: str = "none",
+    covariates: str | None = None,
     valid: float = 5_000,
     limit: int | None = None,
     seed: int = 0,
@@ -239,7 +249,7 @@ def cifar10(
 
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
     files = [f"cifar-10-batches-py/{name}" for name in names]
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     return _load_images("cifar10", "CIFAR10", files, read_part, options)
 
 
@@ -248,6 +258,7 @@ def svhn(
     *,
     download: bool = False,
     binarize: str = "none",
+    covariates: str | None = None,
     valid: float = 0.1,
     limit: int | None = None,
     seed: int = 0,
@@ -265,7 +276,7 @@ def svhn(
         files = getattr(datasets, kind)(split="train" if train else "test", **where)
         return Images(torch.from_numpy(files.data), torch.from_numpy(files.labels))
 
-    options = _Options(root, download, binarize, valid, limit, seed)
+    options = _Options(root, download, binarize, covariates, valid, limit, seed)
     return _load_images("svhn", "SVHN", ["train_32x32.mat", "test_32x32.mat"], read_part, options)
 
 
@@ -314,7 +325,7 @@ def _load_images(
     name: str, kind: str, files: list[str], read: Callable[..., Images], options: _Options
 ) -> Data:
     """Reads a data set, by the torchvision class ``kind`` if any; splits and binarizes it."""
-    root, download, binarize, valid, limit, seed = options
+    root, download, binarize, covariates, valid, limit, seed = options
     check_protocol(binarize)
     check_flag("download", download)
     check_seed(seed)
@@ -336,6 +347,7 @@ def _load_images(
         seed=seed,
         source=f"torchvision's {kind}" if kind else files[0],
         row_numbers=Split(rows, held_out, torch.arange(len(test.x))),
+        covariates=covariates,
     )
 
 

@@ -3,6 +3,7 @@
 from pyro_vae.evaluate.bound import Bound, elbo
 from pyro_vae.evaluate.evidence import Evidence, log_evidence
 from pyro_vae.evaluate.latents import active_units, kl_per_dimension, posterior_means
+from pyro_vae.evaluate.transfer import transfer
 
 __all__ = [
     "Bound",
@@ -12,4 +13,5 @@ __all__ = [
     "kl_per_dimension",
     "log_evidence",
     "posterior_means",
+    "transfer",
 ]

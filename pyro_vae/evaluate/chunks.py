@@ -136,9 +136,7 @@ def encode_chunks(
         raise ValueError(
             f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
         )
-    vae.check(x, mask)
-    if covariates is not None:
-        _check_covariates(covariates, x)
+    vae.check(x, mask, covariates)
     rows, elements = split_mask(mask, x, vae.event_shape)
     with eval_mode(vae):
         shared = vae.prior_distribution() if covariates is None else None
@@ -148,18 +146,8 @@ def encode_chunks(
             index = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
         context = None if covariates is None else covariates[index]
         observed = None if elements is None else elements[index]
-        filled = fill_missing(x[index], observed)
+        filled = fill_missing(x[index], observed, vae.guide.fill_value)
         with eval_mode(vae), explain_invalid_parameters("q(z given x) or p(z)"):
-            q = vae.encode(filled, context)
+            q = vae.encode(filled, context, observed)
             prior = vae.prior_distribution(context) if shared is None else shared
         yield Chunk(filled, context, None if rows is None else rows[index], observed, q, prior)
-
-
-def _check_covariates(covariates: Tensor, x: Tensor) -> None:
-    check_tensor("covariates", covariates)
-    if covariates.dim() != 2 or covariates.shape[:1] != x.shape[:1]:
-        raise ValueError(
-            f"Expected covariates of shape ({len(x)}, covariate_dim), got {tuple(covariates.shape)}"
-        )
-    if not bool(torch.isfinite(covariates).all()):
-        raise ValueError("Expected covariates to be finite, got NaN or infinite values")

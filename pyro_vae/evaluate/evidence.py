@@ -242,7 +242,13 @@ def _is_precise(tolerance: float, count: int, halves: Sequence[Sequence[Tensor]]
 @guard_process_state
 @torch.no_grad()
 def evidence_by_particles(
-    vae: VAE, x: Tensor, counts: Sequence[int], *, proposal: str, mask: Tensor | None
+    vae: VAE,
+    x: Tensor,
+    counts: Sequence[int],
+    *,
+    proposal: str,
+    covariates: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Returns the estimates of :func:`log_evidence` from the first samples of one draw.
 
@@ -251,13 +257,14 @@ def evidence_by_particles(
         x: Data of shape ``(N, *event_shape)``.
         counts: Increasing numbers of samples.
         proposal: As in :func:`log_evidence`.
+        covariates: As in :func:`log_evidence`.
         mask: As in :func:`log_evidence`.
 
     Returns:
         ``(len(counts), N)`` in nats.
     """
     check_vae(vae)
-    settings = _Settings(proposal, mask=mask, progress=False)
+    settings = _Settings(proposal, covariates, mask, progress=False)
     estimates = []
     for count, sums in zip(counts, _sum_weights(vae, x, counts, settings), strict=True):
         log_sum, _, *faults = sums

@@ -42,6 +42,7 @@ def compute_metrics(
     vae: VAE,
     x: Tensor,
     mask: Tensor | None,
+    covariates: Tensor | None = None,
     *,
     num_particles: int,
     elbo_particles: int,
@@ -59,6 +60,7 @@ def compute_metrics(
         vae: The VAE.
         x: Data of shape ``(N, *event_shape)``.
         mask: True where a value is observed, of the shape of ``x`` or ``(N,)``, or ``None``.
+        covariates: Covariates of shape ``(N, covariate_dim)``, or ``None``.
         num_particles: The number of samples per row for the log evidence.
         elbo_particles: The number of samples per row for the ELBO.
         evidence_rows: The number of first rows for the log evidence; ``None`` for all rows.
@@ -70,30 +72,27 @@ def compute_metrics(
         ValueError: If the mask excludes every row.
         FloatingPointError: If a metric is not finite.
     """
-    if mask is not None:
-        observed = mask.reshape(len(mask), -1).any(1)
-        if not bool(observed.any()):
-            raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
-        x, mask = x[observed], mask[observed]
+    x, mask, covariates = _drop_unobserved_rows(x, mask, covariates)
     first = slice(evidence_rows)
+    engine: dict[str, Any] = {"compile": compile, "precision": precision}
     evidence = evaluate.log_evidence(
         vae,
         x[first],
         num_particles,
         tolerance=AUTO_TOLERANCE if tolerance == "auto" else tolerance,
+        covariates=None if covariates is None else covariates[first],
         mask=None if mask is None else mask[first],
         diagnostics=True,
-        compile=compile,
-        precision=precision,
+        **engine,
     )
     assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(
-        vae, x, num_particles=elbo_particles, mask=mask, compile=compile, precision=precision
+        vae, x, num_particles=elbo_particles, covariates=covariates, mask=mask, **engine
     )
     with Progress("latent dimensions", 2, "measures") as progress:
-        units = _count_active_units(vae, x, mask)
+        units = _count_active_units(vae, x, covariates, mask)
         progress.advance()
-        kl = _kl_per_dimension(vae, x, mask)
+        kl = _kl_per_dimension(vae, x, covariates, mask)
         progress.advance()
     return check_finite_metrics({
         "log_evidence": mean_over_rows(evidence.log_evidence),
@@ -112,6 +111,17 @@ def compute_metrics(
     })  # fmt: skip
 
 
+def _drop_unobserved_rows(
+    x: Tensor, mask: Tensor | None, covariates: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if mask is None:
+        return x, mask, covariates
+    observed = mask.reshape(len(mask), -1).any(1)
+    if not bool(observed.any()):
+        raise ValueError(f"Expected mask to leave a row in, got none of {len(x)}")
+    return x[observed], mask[observed], None if covariates is None else covariates[observed]
+
+
 def check_finite_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """Returns the metrics, or raises a ``FloatingPointError`` that names one that is not finite.
 
@@ -127,15 +137,21 @@ def check_finite_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def _count_active_units(vae: VAE, x: Tensor, mask: Tensor | None) -> int | None:
+def _count_active_units(
+    vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None
+) -> int | None:
     """Returns the number of active units, or ``None`` for a single row."""
-    return int(evaluate.active_units(vae, x, mask=mask).sum()) if len(x) > 1 else None
+    if len(x) < 2:
+        return None
+    return int(evaluate.active_units(vae, x, covariates=covariates, mask=mask).sum())
 
 
-def _kl_per_dimension(vae: VAE, x: Tensor, mask: Tensor | None) -> list[float] | None:
+def _kl_per_dimension(
+    vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None
+) -> list[float] | None:
     """Returns the KL of each dimension, or ``None`` for a prior without known marginals."""
     try:
-        return evaluate.kl_per_dimension(vae, x, mask=mask).tolist()
+        return evaluate.kl_per_dimension(vae, x, covariates=covariates, mask=mask).tolist()
     except ValueError:
         return None
 
@@ -166,7 +182,16 @@ def describe_protocol(data: Data, vae: VAE) -> dict[str, Any]:
         "binarize": data.binarize,
         "grey_scale": data.binarize == "none" and getattr(vae.likelihood, "grey_scale", False),
         "measure": getattr(vae.likelihood, "measure", None),
+        "conditional_on": _list_conditions(data, vae),
+        "units": "original" if data.scaling is None else "standardized",
         "rows": sizes if is_split else {"all": sizes["train"]},
         "latent_dim": vae.latent_dim,
         "parameters": sum(p.numel() for p in vae.parameters()),
     }
+
+
+def _list_conditions(data: Data, vae: VAE) -> list[str]:
+    """Returns the quantities that the evidence is conditional on, by name."""
+    condition = getattr(vae.likelihood, "condition", None)
+    names = [] if data.covariate_columns is None else data.covariate_columns.names
+    return ([] if condition is None else [condition]) + names

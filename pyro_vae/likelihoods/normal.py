@@ -9,16 +9,17 @@ from pyro.poutine import get_mask
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import ProfileNormal
-from pyro_vae.validation import check_number, check_positive, check_shape, describe_value
+from pyro_vae.likelihoods.core.support import check_finite_data
+from pyro_vae.likelihoods.core.units import UnitLikelihood
+from pyro_vae.validation import check_number, check_positive, describe_value
 
 __all__ = ["Normal"]
 
 _KINDS = ("shared", "element", "network", "optimal")
 
 
-class Normal(Likelihood):
+class Normal(UnitLikelihood):
     r"""A normal likelihood, for real data.
 
     .. math:: p(x \mid z) = \prod_i \mathcal{N}(x_i \mid \mu_i(z), \sigma_i^2)
@@ -45,9 +46,12 @@ class Normal(Likelihood):
         min_scale: The lower bound of the scale, without which the density of data on a manifold is
             unbounded.
         momentum: The weight of a batch in the running average of ``scale="optimal"``.
+        standardize: Whether the decoder's outputs are in units of the training rows' mean and
+            standard deviation, for data that are not standardized.
 
     Raises:
-        ValueError: If ``scale`` is not one of these, or a scale is not positive.
+        ValueError: If ``scale`` is not one of these or does not fit ``standardize``, or a scale is
+            not positive.
 
     Example:
         >>> Normal((2,), scale=1.0)(torch.zeros(1, 2)).log_prob(torch.zeros(2))
@@ -65,11 +69,16 @@ class Normal(Likelihood):
         scale: float | str = "shared",
         min_scale: float = 1e-3,
         momentum: float = 0.1,
+        standardize: bool = False,
     ) -> None:
-        super().__init__()
-        self.event_shape = check_shape("event_shape", event_shape)
+        super().__init__(event_shape, standardize)
         event_shape = self.event_shape
         self.scale = _check_scale(scale)
+        if self.standardize and self.scale == "optimal":
+            raise ValueError(
+                "Expected standardize=False with scale='optimal', whose optimum is that of all "
+                "elements together, got True: standardize the data, or use scale='element'"
+            )
         self.feature_shape = torch.Size((2 if self.scale == "network" else 1, *event_shape))
         self.min_scale = check_positive("min_scale", min_scale)
         self.momentum = check_number("momentum", momentum, above=0.0, most=1.0)
@@ -91,7 +100,7 @@ class Normal(Likelihood):
                 observed=self._read_site_mask(),
             )
         else:
-            base = dist.Normal(loc, self._compute_scale(features, dim))
+            base = dist.Normal(*self.to_units(loc, self._compute_scale(features, dim)))
         return base.to_event(len(self.event_shape))
 
     def _read_site_mask(self) -> Tensor | bool | None:
@@ -126,25 +135,26 @@ class Normal(Likelihood):
         """Computes the M step, means shrunk towards the mean of all rows."""
         r, size = responsibilities, responsibilities.sum(0).unsqueeze(1)
         means = (r.T @ x + smoothing * x.mean(0)) / (size + smoothing)
+        unit = self.unit_scale.double().flatten() if self.standardize else torch.ones(())
         if isinstance(self.scale, float):
-            return dist.Normal(means, self.scale, validate_args=False)
+            return dist.Normal(means, self.scale * unit, validate_args=False)
         error = (r.T @ x**2 - 2 * means * (r.T @ x) + size * means**2).clamp(min=0)
         if self.scale in ("shared", "optimal"):
-            variance = error.sum() / x.numel()
+            variance = (error / unit**2).sum() / x.numel() * unit**2
         elif self.scale == "element":
             variance = error.sum(0) / len(x)
         else:
             variance = (error + smoothing * x.var(0)) / (size + smoothing)
-        return dist.Normal(means, variance.sqrt().clamp(min=self.min_scale), validate_args=False)
+        scale = torch.maximum(variance.sqrt(), self.min_scale * unit.to(variance))
+        return dist.Normal(means, scale, validate_args=False)
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values are finite."""
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError("Expected x to be finite for a normal likelihood, got infinite values")
+        check_finite_data(x, "normal")
 
     def extra_repr(self) -> str:
         """Shows the shape and the kind of scale."""
-        return f"event_shape={tuple(self.event_shape)}, scale={self.scale!r}"
+        return f"{super().extra_repr()}, scale={self.scale!r}"
 
 
 def _check_scale(scale: Any) -> float | str:

@@ -18,15 +18,16 @@ class Vamp(Prior):
     .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
 
     The pseudo-inputs :math:`u_k` are learned; :func:`pyro_vae.fit` initializes them from training
-    data by :meth:`initialize`. The encoder maps them in evaluation mode, so that they never enter
-    its running statistics. The KL of a posterior to this prior is sampled.
+    data by :meth:`initialize`. They are inputs of the encoder, after the VAE's input transform. The
+    encoder maps them in evaluation mode, so that they never enter its running statistics. The KL of
+    a posterior to this prior is sampled.
 
     References:
         | VAE with a VampPrior (Tomczak and Welling, 2018), https://arxiv.org/abs/1705.07120
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        event_shape: The shape of one datum.
+        event_shape: The shape of one input of the encoder.
         components: The number of pseudo-inputs.
 
     Raises:

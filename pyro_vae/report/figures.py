@@ -1,5 +1,6 @@
 """The figures of a report."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
-from pyro_vae.data import Data
+from pyro_vae.data import Covariate, Data
 from pyro_vae.evaluate.evidence import evidence_by_particles
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
@@ -25,30 +26,35 @@ __all__ = ["draw_figures"]
 _TSNE_ROWS = 1000
 _PROPOSAL_ROWS = 100
 _FEW_EPOCHS = 10
+_MAX_LEVELS = 10
 _PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
 
 
 def draw_figures(run: TrainedRun, metrics: dict[str, Any]) -> list[report.Picture]:
     """Returns the figures of a run; those of images only if the data are images."""
-    vae, (x, mask, _) = run.vae, run.data.test
+    vae, (x, mask, _, covariates) = run.vae, run.data.test
     labels = get_labels(run.data)
-    means = evaluate.posterior_means(vae, x, mask=mask)
+    means = evaluate.posterior_means(vae, x, covariates=covariates, mask=mask)
     kl = metrics["kl_per_dimension"]
     draws: list[Callable[[], report.Picture]] = []
     if _is_image(vae.event_shape):
-        draws += [partial(_draw_reconstructions, vae, x), partial(_draw_samples, vae)]
-        draws.append(partial(_draw_traversals, vae, means, kl))
-        if vae.latent_dim == 2:
+        draws.append(partial(_draw_reconstructions, vae, x, covariates))
+        draws.append(partial(_draw_samples, vae, covariates))
+        draws.append(partial(_draw_traversals, vae, means, kl, covariates))
+        if vae.latent_dim == 2 and covariates is None:
             draws.append(partial(_draw_manifold, vae))
+        for column in _find_categories(run.data):
+            draws.append(partial(_draw_levels, run, column))
+            draws.append(partial(_draw_transfers, run, column))
     if vae.event_shape == (2,):
-        draws.append(partial(_draw_plane, vae, x))
+        draws.append(partial(_draw_plane, vae, x, covariates))
     draws.append(partial(_draw_latent, means, labels))
     # t-SNE crashes on identical embeddings, such as those of a collapsed encoder.
     if vae.latent_dim > 2 and len(means) > 3 and bool((means[:_TSNE_ROWS].var(0) > 1e-6).any()):
         draws.append(partial(_draw_tsne, means, labels))
     if kl is not None:
-        draws.append(partial(draw_rates, kl, find_active_units(vae, x, mask)))
-    proposals = partial(_draw_proposals, vae, x, mask, metrics["log_evidence_particles"])
+        draws.append(partial(draw_rates, kl, find_active_units(vae, x, covariates, mask)))
+    proposals = partial(_draw_proposals, run, metrics["log_evidence_particles"])
     return _draw_all([*draws, partial(_draw_curves, run), proposals])
 
 
@@ -71,22 +77,36 @@ def get_labels(data: Data) -> Any:
     return np.array(data.label_names)[labels]
 
 
-def _draw_reconstructions(vae: VAE, x: Tensor) -> report.Picture:
+def _draw_reconstructions(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Picture:
     """Draws held-out data above their reconstructions."""
     ax = _create_axes(8, 1.9)
-    plots.reconstructions(_to_numpy(x[:10]), _to_numpy(vae.reconstruct(x[:10])), ax=ax)
+    first = None if covariates is None else covariates[:10]
+    reconstructions = vae.reconstruct(x[:10], covariates=first)
+    plots.reconstructions(_to_numpy(x[:10]), _to_numpy(reconstructions), ax=ax)
     caption = "Held-out data (top), and the mean of p(x given z) at the mean of q(z given x)."
     return report.Picture("reconstructions.png", "Reconstructions", caption, _get_figure(ax))
 
 
-def _draw_samples(vae: VAE) -> report.Picture:
-    ax = plots.samples(_to_numpy(vae.sample(40, mean=True)), ax=_create_axes(5.6, 3.6))
+def _sample_rows(vae: VAE, count: int, covariates: Tensor | None, mean: bool) -> Tensor:
+    """Returns samples from the model, with the covariates of the first held-out rows."""
+    if covariates is None:
+        return vae.sample(count, mean=mean)
+    return vae.sample(1, covariates=covariates[:count], mean=mean).squeeze(0)
+
+
+def _draw_samples(vae: VAE, covariates: Tensor | None) -> report.Picture:
+    images = _sample_rows(vae, 40, covariates, mean=True)
+    ax = plots.samples(_to_numpy(images), ax=_create_axes(5.6, 3.6))
     caption = "Means of p(x given z) for z drawn from the prior, without the encoder."
+    if covariates is not None:
+        caption += " The covariates are those of held-out rows."
     return report.Picture("samples.png", "Samples", caption, _get_figure(ax))
 
 
 @torch.no_grad()
-def _draw_traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.Picture:
+def _draw_traversals(
+    vae: VAE, means: Tensor, kl: list[float] | None, covariates: Tensor | None
+) -> report.Picture:
     """Draws traversals of the dimensions with the highest rate."""
     importance = means.var(0).cpu() if kl is None else torch.tensor(kl)
     order = importance.argsort(descending=True)[:6]
@@ -95,7 +115,7 @@ def _draw_traversals(vae: VAE, means: Tensor, kl: list[float] | None) -> report.
     for row, dimension in enumerate(order):
         z[row, :, dimension] = values
     with eval_mode(vae):
-        decoded = vae.decode(z.flatten(0, 1)).mean
+        decoded = vae.decode(z.flatten(0, 1), None if covariates is None else covariates[:1]).mean
     ax = plots.images(_to_numpy(decoded), columns=len(values), ax=_create_axes(5.6, 3.4))
     caption = (
         f"The embedding of the first held-out datum with one dimension varied from -3 to 3. Rows: "
@@ -117,9 +137,66 @@ def _draw_manifold(vae: VAE, side: int = 15) -> report.Picture:
     return report.Picture("manifold.png", "Manifold", caption, _get_figure(ax))
 
 
-def _draw_plane(vae: VAE, x: Tensor) -> report.Picture:
+@torch.no_grad()
+def _draw_levels(run: TrainedRun, column: Covariate) -> report.Picture:
+    """Draws samples for each level of a covariate, with the same z in each column."""
+    vae, levels, encoding = run.vae, column.levels[:_MAX_LEVELS], run.data.covariate_columns
+    covariates = run.data.test.covariates
+    assert covariates is not None
+    assert encoding is not None
+    z = vae.prior_distribution(covariates[:10]).expand(torch.Size((len(covariates[:10]),))).sample()
+    with eval_mode(vae):
+        rows = [
+            vae.decode(z, encoding.replace(covariates[: len(z)], {column.name: level})).mean
+            for level in levels
+        ]
+    size = _create_axes(5.6, 0.56 * len(levels) + 0.2)
+    ax = plots.images(_to_numpy(torch.cat(rows)), columns=len(z), ax=size)
+    caption = (
+        f"Samples for each level of {column.name}, from top to bottom: {', '.join(levels)}. Each "
+        f"column has the same z, drawn from the prior."
+    )
+    name = f"levels_{_to_file_name(column.name)}.png"
+    return report.Picture(name, f"Samples by {column.name}", caption, _get_figure(ax))
+
+
+@torch.no_grad()
+def _draw_transfers(run: TrainedRun, column: Covariate) -> report.Picture:
+    """Draws held-out data and their reconstructions under each level of a covariate."""
+    x, mask, covariates = run.data.test.batch(slice(8))
+    assert covariates is not None
+    assert run.data.covariate_columns is not None
+    levels = column.levels[:_MAX_LEVELS]
+    rows = [x] + [
+        evaluate.transfer(
+            run.vae, x, covariates,
+            to=run.data.covariate_columns.replace(covariates, {column.name: level}), mask=mask,
+        )
+        for level in levels
+    ]  # fmt: skip
+    images = torch.stack(rows, 1).flatten(0, 1)
+    size = _create_axes(0.56 * len(rows) + 0.2, 0.56 * len(x) + 0.2)
+    ax = plots.images(_to_numpy(images), columns=len(rows), ax=size)
+    caption = (
+        f"Held-out data (left), and their reconstructions with the embedding held fixed and "
+        f"{column.name} set to {', '.join(levels)}."
+    )
+    name = f"transfer_{_to_file_name(column.name)}.png"
+    return report.Picture(name, f"The effect of {column.name}", caption, _get_figure(ax))
+
+
+def _find_categories(data: Data) -> list[Covariate]:
+    columns = () if data.covariate_columns is None else data.covariate_columns.columns
+    return [column for column in columns if column.kind == "categorical"]
+
+
+def _to_file_name(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_") or "covariate"
+
+
+def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Picture:
     """Draws two-dimensional data and as many samples from the model."""
-    points = torch.cat([x, vae.sample(len(x))])
+    points = torch.cat([x, _sample_rows(vae, len(x), covariates, mean=False)])
     kinds = ["data"] * len(x) + ["model"] * len(x)
     ax = plots.latent(_to_numpy(points), kinds, ax=_create_axes(5.6, 4.4))
     ax.set(xlabel="$x_1$", ylabel="$x_2$")
@@ -160,12 +237,17 @@ def _draw_tsne(means: Tensor, labels: Any) -> report.Picture:
     return report.Picture("tsne.png", "Latent space by t-SNE", caption, _get_figure(ax))
 
 
-def find_active_units(vae: VAE, x: Tensor, mask: Tensor | None) -> Tensor | None:
+def find_active_units(
+    vae: VAE, x: Tensor, covariates: Tensor | None, mask: Tensor | None
+) -> Tensor | None:
     """Returns a mask of the active dimensions over rows with observed values, as in the metrics."""
     if mask is not None:
         observed = mask.flatten(1).any(1)
         x, mask = x[observed], mask[observed]
-    return evaluate.active_units(vae, x, mask=mask).cpu() if len(x) > 1 else None
+        covariates = None if covariates is None else covariates[observed]
+    if len(x) < 2:
+        return None
+    return evaluate.active_units(vae, x, covariates=covariates, mask=mask).cpu()
 
 
 def draw_rates(kl: list[float], active: Tensor | None) -> report.Picture:
@@ -191,13 +273,15 @@ def _draw_curves(run: TrainedRun) -> report.Picture:
     return report.Picture("curves.png", "Training", caption, _get_figure(ax))
 
 
-def _draw_proposals(vae: VAE, x: Tensor, mask: Tensor | None, num_particles: int) -> report.Picture:
+def _draw_proposals(run: TrainedRun, num_particles: int) -> report.Picture:
     """Draws estimates of the log evidence with the encoder and without."""
     counts = [count for count in _PARTICLES if count <= max(num_particles, _PARTICLES[2])]
-    rows, observed = x[:_PROPOSAL_ROWS], None if mask is None else mask[:_PROPOSAL_ROWS]
+    rows, mask, covariates = run.data.test.batch(slice(_PROPOSAL_ROWS))
     estimates = {}
     for proposal in ("posterior", "prior"):
-        found = evidence_by_particles(vae, rows, counts, proposal=proposal, mask=observed)
+        found = evidence_by_particles(
+            run.vae, rows, counts, proposal=proposal, covariates=covariates, mask=mask
+        )
         estimates[f"z from the {proposal}"] = found.double().mean(1).tolist()
     ax = plots.lines(counts, estimates, ax=_create_axes(5.6, 3.2))
     ax.set(xlabel="samples per datum", ylabel="log evidence, nats per datum", xscale="log")

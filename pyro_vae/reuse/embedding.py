@@ -10,7 +10,6 @@ from torch import Tensor
 import pyro_vae
 from pyro_vae.data import Data, Split
 from pyro_vae.guard import guard_process_state
-from pyro_vae.masking import fill_missing
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.reuse import embedding_table
@@ -103,9 +102,9 @@ def embed(
 @torch.no_grad()
 def encode_rows(vae: VAE, selected: SelectedRows, index: slice) -> dict[str, Any]:
     """Returns rows of the table of embeddings, as a mapping from column names to values."""
-    x, mask = selected.get_rows(index, next(vae.parameters()))
+    x, mask, covariates = selected.get_rows(index, next(vae.parameters()))
     with eval_mode(vae):
-        q = vae.encode(fill_missing(x, mask))
+        q = vae.encode(x, covariates, mask)
     columns = {**_build_origin_columns(selected, index), **_build_label_column(selected, index)}
     for kind, values in (("mean", q.mean), ("scale", _get_standard_deviation(q))):
         numbers = values.cpu().numpy()

@@ -94,9 +94,9 @@ def judge_run(
     unchanged = {name: stored[name] for name in names if name in stored}
     seed = read_stored_integer(cfg, "seed") if seed is None else seed
     weight = next(vae.parameters())
-    x, mask = selected.get_rows(slice(None), weight)
+    x, mask, covariates = selected.get_rows(slice(None), weight)
     with fork_and_seed_rng(weight.device, seed):
-        metrics = compute_metrics(vae, x, mask, **settings, **unchanged)
+        metrics = compute_metrics(vae, x, mask, covariates, **settings, **unchanged)
     return {
         "run": str(run),
         "part": part,

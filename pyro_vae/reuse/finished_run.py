@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import config, data
-from pyro_vae.data import Data, Preparation, Split
+from pyro_vae.data import Batch, Covariates, Data, Preparation, Split
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.seeding import fork_and_seed_rng
@@ -59,11 +59,14 @@ class SelectedRows(NamedTuple):
             values[in_part] = rows[row[in_part]]
         return values
 
-    def get_rows(self, index: slice, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns a slice of the rows with their mask, with the device and dtype of a tensor."""
-        mask = self.data.mask
-        x = self.take(self.data.x, index).to(like)
-        return x, None if mask is None else self.take(mask, index).to(like.device)
+    def get_rows(self, index: slice, like: Tensor) -> Batch:
+        """Returns a slice of the rows, with the device and dtype of a tensor."""
+        mask, covariates = self.data.mask, self.data.covariates
+        return Batch(
+            self.take(self.data.x, index).to(like),
+            None if mask is None else self.take(mask, index).to(like.device),
+            None if covariates is None else self.take(covariates, index).to(like),
+        )
 
 
 def preparation(run: Path | str, *, allow: Sequence[str] = ()) -> Preparation:
@@ -290,6 +293,12 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
             f"{', which is none' if like.scaling is None else ''}, got '{dataset.name}' {state}: "
             f"data.table(..., like=reuse.preparation(run)) applies the scaling"
         )
+    if dataset.covariate_columns != like.covariates:
+        theirs, own = map(_describe_covariates, (dataset.covariate_columns, like.covariates))
+        raise ValueError(
+            f"Expected data with the covariates of run '{run}', {own}, got '{dataset.name}' with "
+            f"{theirs}"
+        )
     same_binarize = (dataset.binarize == "none") == (like.binarize == "none")
     protocol = describe_protocol(dataset, vae)
     is_mass = protocol["measure"] == "mass" and not protocol["grey_scale"]
@@ -298,6 +307,10 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
             f"Expected data with binarize={like.binarize!r}, as those of run '{run}', got "
             f"{dataset.binarize!r} of '{dataset.name}'"
         )
+
+
+def _describe_covariates(covariates: Covariates | None) -> str:
+    return "none" if covariates is None else covariates.describe()
 
 
 def _is_binary(dataset: Data) -> bool:

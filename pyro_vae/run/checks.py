@@ -21,7 +21,7 @@ from pyro_vae.training.single import fit
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_device, check_size
 
-__all__ = ["PreparedRun", "check_settings", "check_training", "is_fit"]
+__all__ = ["PreparedRun", "check_settings", "check_size_factor", "check_training", "is_fit"]
 
 _LEAST = {
     "num_particles": 1,
@@ -62,6 +62,23 @@ def check_settings(cfg: DictConfig) -> None:
         if not isinstance(cfg.get(name, False), bool):
             raise ValueError(f"Expected {name} to be true or false, got {cfg[name]!r}")
     check_device(cfg.device)
+
+
+def check_size_factor(data: Data, vae: VAE) -> None:
+    """Raises a ``ValueError`` unless data have the size factor that the likelihood takes."""
+    uses_it = bool(getattr(vae.likelihood, "uses_size_factor", False))
+    encoding = data.covariate_columns
+    has_it = encoding is not None and encoding.has_size_factor
+    if uses_it and not has_it:
+        raise ValueError(
+            f"Expected data.size_factor to name a column, which vae.likelihood.size_factor="
+            f"covariate needs, got none in '{data.name}'"
+        )
+    if has_it and not uses_it:
+        raise ValueError(
+            "Expected vae.likelihood.size_factor=covariate with data.size_factor, got a "
+            f"{type(vae.likelihood).__name__} likelihood that does not take it"
+        )
 
 
 def check_training(ready: PreparedRun, state: Path | None = None) -> None:

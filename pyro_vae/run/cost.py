@@ -4,9 +4,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from torch import Tensor
-
 from pyro_vae import evaluate
+from pyro_vae.data import Rows
 from pyro_vae.progress import announce
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.vae import VAE
@@ -28,16 +27,13 @@ class CostTracker:
     Arguments:
         epochs: The largest number of epochs.
         vae: The VAE.
-        x: The test rows.
-        mask: Their mask.
+        test: The test rows.
         settings: The settings of the evaluation.
         tracker: Another tracker, which gets the metrics too.
     """
 
-    def __init__(
-        self, epochs: int, vae: VAE, x: Tensor, mask: Tensor | None, settings: Any, tracker: Any
-    ) -> None:
-        self.epochs, self.vae, self.x, self.mask = epochs, vae, x, mask
+    def __init__(self, epochs: int, vae: VAE, test: Rows, settings: Any, tracker: Any) -> None:
+        self.epochs, self.vae, self.test = epochs, vae, test
         self.settings, self.tracker = settings, tracker
         self.times: list[float] = []
 
@@ -52,7 +48,7 @@ class CostTracker:
             training = (self.epochs - step) * (self.times[2] - self.times[0]) / 2
             # Weights that give no finite value are the concern of the training.
             with suppress(FloatingPointError):
-                evaluation = time_evaluation(self.vae, self.x, self.mask, self.settings)
+                evaluation = time_evaluation(self.vae, self.test, self.settings)
                 if training + evaluation > _LEAST_SECONDS:
                     announce(
                         f"expected: {training:.0f} s more for {self.epochs} epochs, less if "
@@ -60,15 +56,18 @@ class CostTracker:
                     )
 
 
-def time_evaluation(vae: VAE, x: Tensor, mask: Tensor | None, settings: Any) -> float:
+def time_evaluation(vae: VAE, test: Rows, settings: Any) -> float:
     """Returns the expected duration of an eager evaluation, in seconds; random states are kept."""
-    rows = min(len(x), settings.evidence_rows or len(x))
-    samples = rows * settings.num_particles + len(x) * settings.elbo_particles
-    x, mask = x[:_ROWS], None if mask is None else mask[:_ROWS]
+    size = len(test.x)
+    rows = min(size, settings.evidence_rows or size)
+    samples = rows * settings.num_particles + size * settings.elbo_particles
+    x, mask, covariates = test.batch(slice(_ROWS))
     durations = []
     with fork_and_seed_rng(x.device, 0):
         for _ in range(2):
             start = time.perf_counter()
-            evaluate.log_evidence(vae, x, _SAMPLES, mask=mask, compile=False, progress=False)
+            evaluate.log_evidence(
+                vae, x, _SAMPLES, covariates=covariates, mask=mask, compile=False, progress=False
+            )
             durations.append(time.perf_counter() - start)
     return min(durations) * samples / (len(x) * _SAMPLES)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
-from pyro_vae.data import Rows
+from pyro_vae.data import Batch
 from pyro_vae.evaluate import baseline
 from pyro_vae.evaluate.metrics import (
     check_finite_metrics,
@@ -23,7 +23,13 @@ from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.progress import Progress, show_always
 from pyro_vae.report.trained_run import TrainedRun
-from pyro_vae.run.checks import PreparedRun, check_settings, check_training, is_fit
+from pyro_vae.run.checks import (
+    PreparedRun,
+    check_settings,
+    check_size_factor,
+    check_training,
+    is_fit,
+)
 from pyro_vae.run.cost import CostTracker
 from pyro_vae.run.folder import RunFolder, check_out
 from pyro_vae.seeding import fork_and_seed_rng
@@ -93,7 +99,10 @@ def _prepare(cfg: DictConfig) -> PreparedRun:
     data = config.build(cfg.data)
     if not len(data.x.test):
         raise ValueError(f"Expected '{data.name}' to have test rows, got none: set data.test")
-    vae = config.build(cfg.vae, event_shape=tuple(data.event_shape))
+    encoding = data.covariate_columns
+    sizes = {} if encoding is None else {"covariate_dim": encoding.dim}
+    vae = config.build(cfg.vae, event_shape=tuple(data.event_shape), **sizes)
+    check_size_factor(data, vae)
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
     return PreparedRun(cfg, data, vae, objective, optimizer, config.build(cfg.train))
@@ -111,9 +120,9 @@ def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     """Trains and evaluates, writes all results to a folder, and returns the metrics."""
     cfg, data, vae, objective, optimizer, train = ready
     if is_fit(train):
-        settings, (x, mask, _) = train.keywords, data.test
+        settings = train.keywords
         tracker = CostTracker(
-            settings.get("epochs", 100), vae, x, mask, cfg.evaluate, settings.get("tracker")
+            settings.get("epochs", 100), vae, data.test, cfg.evaluate, settings.get("tracker")
         )
         train = partial(train, tracker=tracker)
     result = train(
@@ -145,11 +154,11 @@ def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
 
 def evaluate_trained_run(run: TrainedRun) -> dict[str, Any]:
     """Returns the final metrics on held-out data, in nats per datum."""
-    cfg, vae, (x, mask, _) = run.cfg, run.vae, run.data.test
+    cfg, vae, (x, mask, _, covariates) = run.cfg, run.vae, run.data.test
     # Seeded, so a later evaluation of the run can draw the same samples.
     with fork_and_seed_rng(x.device, cfg.seed):
-        metrics = compute_metrics(vae, x, mask, **cfg.evaluate)
-    kl = objectives.kl_report(vae.model, vae.guide, x[:2], mask=None if mask is None else mask[:2])
+        metrics = compute_metrics(vae, x, mask, covariates, **cfg.evaluate)
+    kl = objectives.kl_report(vae.model, vae.guide, **name_arguments(run.data.test.batch(slice(2))))
     return check_finite_metrics({
         **metrics,
         "objective": _held_out_objective(run),
@@ -184,10 +193,12 @@ def _held_out_objective(run: TrainedRun) -> float:
     total, test = 0.0, run.data.test
     with Progress("objective", len(test.x), "rows") as progress:
         for start in range(0, len(test.x), 1000):
-            x, mask = test.batch(slice(start, start + 1000))
-            loss = run.objective.differentiable_loss(run.vae.model, run.vae.guide, x, mask=mask)
+            batch = test.batch(slice(start, start + 1000))
+            loss = run.objective.differentiable_loss(
+                run.vae.model, run.vae.guide, **name_arguments(batch)
+            )
             total -= float(loss)
-            progress.advance(len(x))
+            progress.advance(len(batch.x))
     return total / len(test.x)
 
 
@@ -196,19 +207,24 @@ def _mixture_log_evidence(run: TrainedRun) -> float | None:
     components = run.cfg.evaluate.baseline_components
     if not components:
         return None
-    if run.data.mask is not None:
+    if run.data.mask is not None or run.data.covariates is not None:
         return None
-    evaluation, (train, mask, dynamic), valid = run.cfg.evaluate, run.data.train, run.data.valid
+    evaluation, train, valid = run.cfg.evaluate, run.data.train, run.data.valid
     rows = slice(evaluation.baseline_rows)
-    order = torch.Generator(train.device).manual_seed(run.cfg.seed)
+    order = torch.Generator(train.x.device).manual_seed(run.cfg.seed)
     fit = baseline.mixture(
         run.vae.likelihood,
-        Rows(train[rows], mask, dynamic).batch(slice(None), order)[0],
-        (valid.x if len(valid.x) else train)[rows],
+        train.batch(rows, order).x,
+        (valid.x if len(valid.x) else train.x)[rows],
         run.data.x.test[: evaluation.evidence_rows],
         components=components,
     )
     return None if fit is None else mean_over_rows(fit.log_evidence)
+
+
+def name_arguments(batch: Batch) -> dict[str, Any]:
+    """Returns a batch as arguments of model and guide, without those that there are not."""
+    return {name: value for name, value in batch._asdict().items() if value is not None}
 
 
 def _write(path: Path, text: str) -> None:

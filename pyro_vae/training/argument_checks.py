@@ -155,11 +155,6 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
     """Raises a ``ValueError`` if the VAE cannot be trained on the data."""
     if not isinstance(vae, VAE):
         raise ValueError(f"Expected vae to be a VAE, got {describe_value(vae)}")
-    if vae.covariate_dim:
-        raise ValueError(
-            f"Expected vae without covariates, got covariate_dim={vae.covariate_dim}: fit passes "
-            f"none; train it by pyro.infer.SVI, svi.step(x, covariates=covariates)"
-        )
     for role in ("encoder", "decoder"):
         check_channels_first(role, getattr(vae, role), vae.event_shape)
     if patience is not None and valid is None:
@@ -175,7 +170,8 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
                 "other values"
             )
         try:
-            vae.check((rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x, rows.mask)
+            x = (rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x
+            vae.check(x, rows.mask, rows.covariates)
         except ValueError as error:
             raise ValueError(f"{error} (in valid)" if name == "valid" else str(error)) from error
     check_networks(vae, train)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["draw_batches", "split_batches"]
+from pyro_vae.data import Batch
+
+__all__ = ["draw_batches", "split_batches", "stack_batches"]
 
 _MAX_STEPS = 32
 """The most steps in one call of a compiled step."""
@@ -42,3 +44,10 @@ def split_batches(batches: Sequence[Tensor], elements: int) -> list[Sequence[Ten
         else:
             blocks.append([rows])
     return [*blocks]
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Returns batches of equal size as one, with a leading dimension for the batch."""
+    x, *others = zip(*batches, strict=True)
+    stacked = (None if tensors[0] is None else torch.stack(tensors) for tensors in others)
+    return Batch(torch.stack(x), *stacked)

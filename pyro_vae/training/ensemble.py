@@ -20,14 +20,14 @@ from pyro_vae.objectives import Schedule
 from pyro_vae.progress import Progress
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.argument_checks import check_vaes, spread_arguments
-from pyro_vae.training.batches import draw_batches
+from pyro_vae.training.batches import draw_batches, stack_batches
 from pyro_vae.training.loop import (
     MakeOptimizer,
     MakeSchedule,
     NotFiniteError,
     Training,
-    store_scalars_as_tensors,
 )
+from pyro_vae.training.scalars import store_scalars_as_tensors
 from pyro_vae.training.setup import build_training
 from pyro_vae.training.single import FitResult, build_result, fit, warn_on_cleanup_error
 from pyro_vae.vae.recipe import find_differences
@@ -176,7 +176,9 @@ class _Ensemble:
                 run.vae.train()
             _check_similar(runs)
             members = [(run.vae, run.objective, run.optimizer) for run in runs]
-            self.step = EnsembleStep(members, generators, runs[0].clip_norm, backend)
+            train = runs[0].train
+            keywords = [k for k in ("mask", "covariates") if getattr(train, k) is not None]
+            self.step = EnsembleStep(members, generators, runs[0].clip_norm, backend, keywords)
             stack.callback(lambda: list(map(self.step.release, list(self.step.active))))
             orders = [run.order.get_state() for run in runs]
             sizes = dict.fromkeys(runs[0].batch_sizes())
@@ -224,8 +226,7 @@ class _Ensemble:
 
     def get_batch(self, rows: Sequence[Tensor]) -> list[Tensor]:
         batch = [run.get_batch(index) for run, index in zip(self.runs, rows, strict=True)]
-        masks = [mask for _, mask in batch if mask is not None]
-        return [torch.stack([x for x, _ in batch]), *([torch.stack(masks)] if masks else [])]
+        return [tensor for tensor in stack_batches(batch) if tensor is not None]
 
     def leave(self, i: int, before: dict[str, Any] | None = None) -> None:
         """Ends one training; given the state before an epoch that failed, finds the cause."""

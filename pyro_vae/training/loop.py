@@ -4,8 +4,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -18,13 +17,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.compiled.step import Step, compile
-from pyro_vae.data import Rows
-from pyro_vae.masking import expand_mask, fill_missing
+from pyro_vae.data import Batch, Rows
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.core.tracing import find_nonfinite_site
 from pyro_vae.seeding import seed_device
 from pyro_vae.training import resume_file
-from pyro_vae.training.batches import draw_batches, split_batches
+from pyro_vae.training.batches import draw_batches, split_batches, stack_batches
+from pyro_vae.training.scalars import set_scalar
 from pyro_vae.training.snapshot import (
     copy_objective_state,
     copy_state,
@@ -39,7 +38,6 @@ __all__ = [
     "MakeSchedule",
     "NotFiniteError",
     "Training",
-    "store_scalars_as_tensors",
 ]
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -100,9 +98,7 @@ class Training:
                 f"Expected lr_schedule to build a scheduler of torch.optim.lr_scheduler, got "
                 f"{describe_value(self.lr_schedule)}"
             )
-        x, mask = self.get_batch(slice(None))
-        observed = None if mask is None else expand_mask(mask, x, self.vae.event_shape)
-        self.vae.initialize(fill_missing(x, observed))
+        self.vae.initialize(*self.get_batch(slice(None))[:2])
         self.best_weights = copy_state(self.vae.state_dict())
         self.compiled: Step | None = None
         self.set_validator(compiled=False)
@@ -137,8 +133,8 @@ class Training:
         """Returns the number of rows of each batch of an epoch."""
         return list(map(len, draw_batches(len(self.train.x), self.batch_size, torch.Generator())))
 
-    def get_batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        """Returns training rows and their mask, with dynamic rows drawn for this batch."""
+    def get_batch(self, index: Tensor | slice) -> Batch:
+        """Returns training rows, with dynamic rows drawn for this batch."""
         return self.train.batch(index, self.order)
 
     def train_epoch(self) -> dict[str, float]:
@@ -213,9 +209,8 @@ class Training:
         if self.compiled is None:
             return torch.stack([self.step(rows) for rows in batches]).double().sum()
         parts = [self.get_batch(rows) for rows in batches]
-        x = torch.stack([x for x, _ in parts])
-        masks = [mask for _, mask in parts if mask is not None]
-        losses = self.compiled.loop(x, mask=torch.stack(masks) if masks else None)
+        x, mask, covariates = stack_batches(parts)
+        losses = self.compiled.loop(x, mask=mask, **_name_covariates(covariates))
         self.note_engine()
         self.steps += len(batches)
         return losses.double().sum()
@@ -223,33 +218,36 @@ class Training:
     def step(self, rows: Tensor) -> Tensor:
         """Makes one optimizer step, and returns the loss summed over the rows."""
         self.apply_schedules()
-        x, mask = self.get_batch(rows)
+        batch = self.get_batch(rows)
         compiled = self.compiled is not None and len(rows) == self.usual_size
-        loss = self.compiled_step(x, mask) if compiled else self.eager_step(x, mask)
+        loss = self.compiled_step(batch) if compiled else self.eager_step(batch)
         self.steps += 1
         return loss
 
     def apply_schedules(self) -> None:
         """Sets the scalars of the objective that follow a schedule."""
         for name, schedule in self.schedules.items():
-            _set_scalar(self.objective, name, schedule(self.steps))
+            set_scalar(self.objective, name, schedule(self.steps))
 
-    def eager_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def eager_step(self, batch: Batch) -> Tensor:
         """Makes a step in eager mode, and returns the loss summed over the rows."""
+        x, mask, covariates = batch
         self.optimizer.zero_grad(set_to_none=True)
         # Pyro's checks of model, guide and shapes are needed only once.
         with pyro.validation_enabled(self.validating and self.steps == 0):
-            loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, x, mask=mask)
+            loss = self.objective.differentiable_loss(
+                self.vae.model, self.vae.guide, x, mask=mask, **_name_covariates(covariates)
+            )
         (loss / len(x)).backward()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
         self.optimizer.step()
         return loss.detach()
 
-    def compiled_step(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def compiled_step(self, batch: Batch) -> Tensor:
         """Makes the same step in one graph; returns to eager steps if compilation failed."""
         assert self.compiled is not None
-        loss = self.compiled(x, mask=mask)
+        loss = self.compiled(batch.x, mask=batch.mask, **_name_covariates(batch.covariates))
         self.note_engine()
         return loss
 
@@ -282,9 +280,12 @@ class Training:
             state = self.capture()
             if not math.isfinite(self.step(rows)):
                 self.restore(state)
-                x, mask = self.get_batch(rows)
+                x, mask, covariates = self.get_batch(rows)
+                named = _name_covariates(covariates)
                 with pyro.validation_enabled(False):
-                    where = find_nonfinite_site(self.vae.model, self.vae.guide, x, mask=mask)
+                    where = find_nonfinite_site(
+                        self.vae.model, self.vae.guide, x, mask=mask, **named
+                    )
                 break
         failed = self.steps + 1
         self.restore(before)
@@ -334,12 +335,17 @@ class Training:
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
             # Missing values make the sum NaN, which is not equal to itself, unlike its text.
             validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
+            **self._summarize_covariates(),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
             settings=repr(sorted(to_plain_python(self.optimizer.defaults).items())),
             clip_norm=self.clip_norm,
             parameters=[list(p.shape) for p in self.vae.parameters()],
         )
+
+    def _summarize_covariates(self) -> dict[str, str]:
+        covariates = self.train.covariates
+        return {} if covariates is None else {"covariates": repr(covariates.double().sum(0))}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state from which a training is resumed, as tensors and plain values."""
@@ -391,8 +397,13 @@ class Training:
         self.vae.eval()
         self.apply_schedules()
         seed_device(self.train.x.device, self.seed)
-        x, mask = self.get_batch(slice(None))
-        self.vae.calibrate(x, mask=mask)
+        x, mask, covariates = self.get_batch(slice(None))
+        self.vae.calibrate(x, mask=mask, covariates=covariates)
+
+
+def _name_covariates(covariates: Tensor | None) -> dict[str, Tensor]:
+    """Returns covariates as keywords of model and guide, which other programs may lack."""
+    return {} if covariates is None else {"covariates": covariates}
 
 
 def _step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> None:
@@ -406,30 +417,3 @@ def _step_schedule(schedule: LRScheduler | None, row: Mapping[str, float]) -> No
         schedule.step(metric if schedule.mode == "max" else -metric)
     elif schedule is not None:
         schedule.step()
-
-
-def _set_scalar(objective: Any, name: str, value: float) -> None:
-    """Sets a scalar of an objective, in place if it is a tensor."""
-    scalar = getattr(objective, name)
-    if isinstance(scalar, Tensor):
-        scalar.fill_(value)
-    else:
-        setattr(objective, name, value)
-
-
-@contextmanager
-def store_scalars_as_tensors(run: Training, names: Iterable[str]) -> Iterator[None]:
-    """Stores numbers of the objective as scalar tensors within the context.
-
-    A graph contains numbers as constants, so each change would need another compilation.
-    """
-    numbers = {name: getattr(run.objective, name) for name in names}
-    numbers = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
-    try:
-        for name, value in numbers.items():
-            setattr(run.objective, name, next(run.vae.parameters()).new_tensor(value))
-        yield
-    finally:
-        for name, value in numbers.items():
-            setattr(run.objective, name, value)
-        run.apply_schedules()

@@ -38,8 +38,9 @@ def check_networks(vae: VAE, rows: Rows) -> None:
     x = _first_rows(vae, rows, 2)
     unchecked = pyro.validation_enabled(False)
     with _restore_attributes(vae), fork_and_seed_rng(x.device, 0), unchecked, eval_mode(vae):
-        vae.guide.encode(x)
-        vae.model.decode(x.new_zeros(len(x), vae.latent_dim))
+        covariates = None if rows.covariates is None else rows.covariates[:2]
+        vae.guide.encode(x, covariates)
+        vae.model.decode(x.new_zeros(len(x), vae.latent_dim), covariates)
 
 
 @torch.no_grad()
@@ -59,11 +60,15 @@ def check_single_rows(vae: VAE, rows: Rows, batch_size: int, objective: Any) -> 
     x = _first_rows(vae, rows, 1)
     at_once = getattr(objective, "vectorize_particles", False)
     z = x.new_zeros(objective.num_particles if at_once else 1, 1, vae.latent_dim)
-    inputs = {"encoder": (x, len(vae.event_shape)), "decoder": (z, 1)}
+    first = None if rows.covariates is None else rows.covariates[:1]
+    covariates = vae.guide.select_network_covariates(first)
+    inputs = vae.input_transform(x)
+    input_dim = inputs.dim() - x.dim() + len(vae.event_shape)
+    arguments = {"encoder": (inputs, input_dim), "decoder": (z, 1)}
     with _restore_attributes(vae), fork_and_seed_rng(x.device, 0), eval_mode(vae):
         vae.train()
-        for role, (value, event_dim) in inputs.items():
-            _try_one_row(role, getattr(vae, role), value, event_dim, len(rows.x))
+        for role, (value, event_dim) in arguments.items():
+            _try_one_row(role, getattr(vae, role), value, event_dim, covariates, len(rows.x))
 
 
 @contextmanager
@@ -89,9 +94,16 @@ def _restore_attributes(vae: VAE) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size: int) -> None:
+def _try_one_row(
+    role: str,
+    network: nn.Module,
+    x: Tensor,
+    event_dim: int,
+    covariates: Tensor | None,
+    size: int,
+) -> None:
     try:
-        apply_network(network, x, event_dim)
+        apply_network(network, x, event_dim, covariates)
     except ValueError as error:
         # PyTorch raises no specific class for this error, so its text identifies it.
         if "more than 1 value per channel" not in str(error):
@@ -104,6 +116,7 @@ def _try_one_row(role: str, network: nn.Module, x: Tensor, event_dim: int, size:
 
 
 def _first_rows(vae: VAE, rows: Rows, count: int) -> Tensor:
-    """Returns the first rows, with zero for missing values."""
+    """Returns the first rows, without missing values."""
     x, mask = rows.x[:count], None if rows.mask is None else rows.mask[:count]
-    return fill_missing(x, None if mask is None else expand_mask(mask, x, vae.event_shape))
+    observed = None if mask is None else expand_mask(mask, x, vae.event_shape)
+    return fill_missing(x, observed, vae.guide.fill_value)

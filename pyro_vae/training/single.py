@@ -22,8 +22,8 @@ from pyro_vae.training.loop import (
     MakeSchedule,
     NotFiniteError,
     Training,
-    store_scalars_as_tensors,
 )
+from pyro_vae.training.scalars import store_scalars_as_tensors
 from pyro_vae.training.setup import build_training
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_flag

@@ -33,9 +33,11 @@ class Validator:
 
     def __call__(self) -> dict[str, float]:
         """Returns the means of ELBO, rate and distortion."""
-        x, mask = self.valid.x, self.valid.mask
+        x, mask, _, covariates = self.valid
         with fork_and_seed_rng(x.device, self.seed), pyro.validation_enabled(False):
-            bound, _ = estimate_elbo(self.vae, x, mask=mask, scorer=self.scorer)
+            bound, _ = estimate_elbo(
+                self.vae, x, covariates=covariates, mask=mask, scorer=self.scorer
+            )
         return {
             "valid_elbo": bound.elbo.mean().item(),
             "valid_rate": bound.rate.mean().item(),

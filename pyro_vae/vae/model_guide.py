@@ -1,6 +1,6 @@
 """The model and the guide of a VAE: Pyro functions over its parts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,12 @@ from pyro_vae.masking import (
 )
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.param_store import Scope
+from pyro_vae.vae.input_checks import (
+    check_covariates,
+    check_dtype,
+    check_layout_and_device,
+    check_trailing,
+)
 from pyro_vae.validation import check_size, check_tensor, to_plain_python
 
 __all__ = [
@@ -29,9 +35,9 @@ __all__ = [
     "Model",
     "Parts",
     "Sizes",
-    "check_input",
     "explain_site_clash",
     "get_state_without_store",
+    "transform_input",
 ]
 
 _NO_BATCH = torch.Size()
@@ -53,6 +59,7 @@ class Parts(NamedTuple):
     likelihood: Likelihood
     encoder: nn.Module
     decoder: nn.Module
+    input_transform: nn.Module
 
 
 class _PyroProgram(nn.Module):
@@ -76,63 +83,48 @@ class _PyroProgram(nn.Module):
     def set_parts(self, parts: Parts) -> None:
         """Registers the parts that this program needs."""
         self.prior = parts.prior
+        self.fill_value = float(getattr(parts.likelihood, "fill_value", 0.0))
+        self.uses_size_factor = bool(getattr(parts.likelihood, "uses_size_factor", False))
+        self.input_dim = len(getattr(parts.input_transform, "out_shape", self.event_shape))
 
-    def encode(
+    def encode_input(
         self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
     ) -> dist.TorchDistribution:
-        """Returns q(z given x)."""
-        _check_trailing("x", x, self.event_shape)
-        self.check_covariates(covariates, x.shape[: x.dim() - len(self.event_shape)])
-        features = apply_network(self.encoder, x, len(self.event_shape), covariates, frozen=frozen)
-        _check_trailing("the encoder's output", features, self.posterior.feature_shape)
+        """Returns q(z given x) for inputs and covariates of the encoder."""
+        features = apply_network(self.encoder, x, self.input_dim, covariates, frozen=frozen)
+        check_trailing("the encoder's output", features, self.posterior.feature_shape)
         return self.posterior(features)
 
     def encode_in_eval_mode(
         self, x: Tensor, covariates: Tensor | None = None
     ) -> dist.TorchDistribution:
-        """Returns q(z given x) without an update of running statistics."""
+        """Returns q(z given x) for encoder inputs, without an update of running statistics."""
         with eval_mode(self.encoder, self.posterior):
-            return self.encode(x, covariates, frozen=True)
+            return self.encode_input(x, covariates, frozen=True)
+
+    def select_network_covariates(self, covariates: Tensor | None) -> Tensor | None:
+        """Returns the covariates that prior and networks see, which lack the size factor."""
+        if covariates is None or not self.uses_size_factor:
+            return covariates
+        return None if self.covariate_dim == 1 else covariates[..., :-1]
 
     def prior_distribution(self, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z)."""
         self.check_covariates(covariates)
         uses_encoder = getattr(self.prior, "uses_encoder", False)
+        covariates = self.select_network_covariates(covariates)
         return self.prior(covariates, encode=self.encode_in_eval_mode if uses_encoder else None)
 
     def check_covariates(self, covariates: Tensor | None, batch: torch.Size = _NO_BATCH) -> None:
-        """Raises a ``ValueError`` if covariates are missing, unexpected or of another shape.
-
-        Arguments:
-            covariates: The covariates, ``(*batch, covariate_dim)``.
-            batch: A shape with which their batch shape has to be broadcastable.
-        """
-        if covariates is None:
-            if self.covariate_dim:
-                raise ValueError(
-                    f"Expected covariates of shape (batch, {self.covariate_dim}) for "
-                    f"covariate_dim={self.covariate_dim}, got None"
-                )
-            return
-        check_input("covariates", covariates, self)
-        if not covariates.dim() or covariates.shape[-1] != self.covariate_dim:
-            raise ValueError(
-                f"Expected covariates to have {self.covariate_dim} features (covariate_dim), got a "
-                f"tensor of shape {tuple(covariates.shape)}"
-            )
-        pairs = zip(reversed(batch), reversed(covariates.shape[:-1]), strict=False)
-        if not all(1 in pair or pair[0] == pair[1] for pair in pairs):
-            raise ValueError(
-                f"Expected covariates of batch shape {tuple(batch)}, got a tensor of shape "
-                f"{tuple(covariates.shape)}"
-            )
+        """Raises a ``ValueError`` if covariates are missing, unexpected or of another shape."""
+        check_covariates(covariates, self.covariate_dim, batch, self)
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
         if not isinstance(x, Tensor):
             check_tensor("x", x)
-        _check_layout_and_device("x", x, self)
-        _check_trailing("x", x, self.event_shape)
+        check_layout_and_device("x", x, self)
+        check_trailing("x", x, self.event_shape)
         if x.numel() == 0:
             raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -140,7 +132,7 @@ class _PyroProgram(nn.Module):
                 f"Expected x to be a floating-point tensor, got {x.dtype}: convert it, x.float()"
             )
         if mask is not None:
-            x = fill_missing(x, expand_mask(mask, x, self.event_shape))
+            x = fill_missing(x, expand_mask(mask, x, self.event_shape), self.fill_value)
         missing = torch.isnan(x)
         if bool(missing.any()):
             raise ValueError(
@@ -149,18 +141,18 @@ class _PyroProgram(nn.Module):
             )
         if bool(torch.isinf(x).any()):
             raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
-        _check_dtype("x", x, self)
+        check_dtype("x", x, self)
 
     def prepare_data(
         self, x: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns the data, with zeros for missing values, and the masks of rows and elements."""
+        """Returns the data, without missing values, and the masks of rows and elements."""
         if x is not None and is_validation_enabled():
             self.check(x, mask)
         if mask is None:
             return x, None, None
         rows, elements = split_mask(mask, x, self.event_shape)
-        return None if x is None else fill_missing(x, elements), rows, elements
+        return None if x is None else fill_missing(x, elements, self.fill_value), rows, elements
 
     def site(self, role: str, suffix: str | int | None) -> str:
         """Returns the name of a site of one call."""
@@ -266,17 +258,20 @@ class Model(_PyroProgram):
 
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(x given z)."""
-        _check_trailing("z", z, torch.Size((self.latent_dim,)))
+        check_trailing("z", z, torch.Size((self.latent_dim,)))
         self.check_covariates(covariates, z.shape[:-1])
-        features = apply_network(self.decoder, z, 1, covariates)
-        _check_trailing("the decoder's output", features, self.likelihood.feature_shape)
+        seen = self.select_network_covariates(covariates)
+        features = apply_network(self.decoder, z, 1, seen)
+        check_trailing("the decoder's output", features, self.likelihood.feature_shape)
+        if self.uses_size_factor and covariates is not None:
+            return self.likelihood(features, covariates[..., -1])
         return self.likelihood(features)
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Raises a ``ValueError`` for data that cannot be scored."""
         super().check(x, mask)
         if mask is not None:
-            x = fill_missing(x, expand_mask(mask, x, self.event_shape))
+            x = fill_missing(x, expand_mask(mask, x, self.event_shape), self.fill_value)
         check_support = getattr(self.likelihood, "check", None)
         if check_support is not None:
             check_support(x)
@@ -314,6 +309,16 @@ class Guide(_PyroProgram):
         super().set_parts(parts)
         self.encoder = parts.encoder
         self.posterior = parts.posterior
+        self.input_transform = parts.input_transform
+
+    def encode(
+        self, x: Tensor, covariates: Tensor | None = None, observed: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """Returns q(z given x), with zeros for the encoder where a value is not observed."""
+        check_trailing("x", x, self.event_shape)
+        self.check_covariates(covariates, x.shape[: x.dim() - len(self.event_shape)])
+        inputs = transform_input(self.input_transform, x, observed)
+        return self.encode_input(inputs, self.select_network_covariates(covariates))
 
     @guard_process_state
     def forward(
@@ -328,11 +333,11 @@ class Guide(_PyroProgram):
         infer: dict[str, Any] | None = None,
     ) -> Tensor:
         """Samples z from the posterior, or from the prior if ``x`` is ``None``; returns z."""
-        x, rows, _ = self.prepare_data(x, mask)
+        x, rows, elements = self.prepare_data(x, mask)
         # This detects another VAE of the same name, so it comes before any site.
         self.scope.announce_parameters(self)
         with self.open_context(x, rows, covariates, data_size, n, suffix):
-            return self.sample_latent(x, covariates, suffix, infer)
+            return self.sample_latent(x, covariates, suffix, infer, elements)
 
     def sample_latent(
         self,
@@ -340,14 +345,30 @@ class Guide(_PyroProgram):
         covariates: Tensor | None,
         suffix: str | int | None = None,
         infer: dict[str, Any] | None = None,
+        observed: Tensor | None = None,
     ) -> Tensor:
         """Samples z within the plates and masks that the caller has opened."""
-        q = self.distribution(x, covariates)
+        q = self.distribution(x, covariates, observed)
         return pyro.sample(self.site("z", suffix), q, infer=_check_infer(infer))
 
-    def distribution(self, x: Tensor | None, covariates: Tensor | None) -> dist.TorchDistribution:
+    def distribution(
+        self, x: Tensor | None, covariates: Tensor | None, observed: Tensor | None = None
+    ) -> dist.TorchDistribution:
         """Returns the posterior, or the prior if ``x`` is ``None``."""
-        return self.prior_distribution(covariates) if x is None else self.encode(x, covariates)
+        if x is None:
+            return self.prior_distribution(covariates)
+        return self.encode(x, covariates, observed)
+
+
+def transform_input(
+    transform: Callable[[Tensor], Tensor], x: Tensor, observed: Tensor | None
+) -> Tensor:
+    """Returns encoder inputs, with zeros where a value is not observed."""
+    inputs = transform(x)
+    if observed is None:
+        return inputs
+    expand = getattr(transform, "expand_mask", None)
+    return fill_missing(inputs, observed if expand is None else expand(observed))
 
 
 def _check_infer(infer: dict[str, Any] | None) -> InferDict | None:
@@ -369,46 +390,6 @@ def explain_site_clash() -> Iterator[None]:
             f"Expected calls of one VAE in one trace to have different values of suffix=, as in "
             f"vae.model(x, suffix=0), got the same twice: {error}"
         ) from error
-
-
-def check_input(name: str, x: Any, module: nn.Module) -> None:
-    """Raises a ``ValueError`` unless an input is a nonempty tensor of the weights' dtype."""
-    check_tensor(name, x)
-    if not x.numel():
-        raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
-    _check_layout_and_device(name, x, module)
-    _check_dtype(name, x, module)
-
-
-def _check_layout_and_device(name: str, x: Tensor, module: nn.Module) -> None:
-    if x.layout != torch.strided:
-        raise ValueError(
-            f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()"
-        )
-    device = next((p.device for p in module.parameters()), x.device)
-    if x.device != device:
-        raise ValueError(
-            f"Expected {name} on the device of the VAE's weights, {device}, got {x.device}: move "
-            f"one of them, {name}.to('{device}') or vae.to('{x.device}')"
-        )
-
-
-def _check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
-    dtype = next((p.dtype for p in module.parameters()), x.dtype)
-    if x.dtype != dtype:
-        raise ValueError(
-            f"Expected {name} of the dtype of the VAE's weights, {dtype}, got {x.dtype}: convert "
-            f"one of them, {name}.to({dtype}) or vae.to({x.dtype})"
-        )
-
-
-def _check_trailing(name: str, value: Tensor, shape: torch.Size) -> None:
-    """Raises a ``ValueError`` unless a tensor's shape ends in ``shape``."""
-    if value.shape[max(value.dim() - len(shape), 0) :] != shape:
-        raise ValueError(
-            f"Expected {name} to have shape (*batch, {', '.join(map(str, shape))}), got "
-            f"{tuple(value.shape)}"
-        )
 
 
 def get_state_without_store(module: nn.Module) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae import transforms
+from pyro_vae.vae.build import describe_part
 from pyro_vae.vae.vae import PARTS, VAE
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
     "suggest_remedy",
 ]
 
-_PACKAGES = ("priors", "posteriors", "likelihoods", "networks")
+_PACKAGES = ("priors", "posteriors", "likelihoods", "networks", "transforms")
 _NEEDED = {"event_shape", "latent_dim", "name", "parts"}
 _OPTIONAL = {"plate", "covariate_dim"}
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -66,6 +68,9 @@ def check_recipe(recipe: Any) -> dict[str, Any]:
     if not _NEEDED <= keys <= _NEEDED | _OPTIONAL:
         raise ValueError(f"Expected a recipe with {sorted(_NEEDED)}, got {sorted(keys)}")
     parts = recipe["parts"]
+    if isinstance(parts, dict):
+        # Files written before input transforms existed have none.
+        parts.setdefault("input_transform", describe_part(transforms.Identity))
     if not isinstance(parts, dict) or set(parts) != set(PARTS):
         raise ValueError(f"Expected a recipe of the parts {PARTS}, got {parts!r:.100}")
     for role, part in parts.items():

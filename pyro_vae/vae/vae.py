@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import likelihoods, networks, posteriors, priors
+from pyro_vae import likelihoods, networks, posteriors, priors, transforms
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.finite import explain_invalid_parameters
 from pyro_vae.guard import guard_process_state
@@ -15,15 +15,16 @@ from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.networks import eval_mode
 from pyro_vae.param_store import Scope
 from pyro_vae.vae.build import Part, build_part, describe_part
+from pyro_vae.vae.input_checks import check_input, check_rows_of_covariates
 from pyro_vae.vae.model_guide import (
     Guide,
     Model,
     Parts,
     Sizes,
-    check_input,
     get_state_without_store,
+    transform_input,
 )
-from pyro_vae.validation import check_choice, check_shape, check_size
+from pyro_vae.validation import check_choice, check_shape, check_size, check_tensor
 
 __all__ = ["VAE"]
 
@@ -47,8 +48,8 @@ class VAE(nn.Module):
     and return ``z``. ``x`` has shape ``(*batch, *event_shape)``; without it they draw ``n`` rows.
     ``covariates`` have shape ``(*batch, covariate_dim)``. ``mask`` is boolean, with True for
     observed values. A mask of shape ``batch`` removes whole rows, including their latents. A mask
-    of the shape of ``x`` marks single values; the others are replaced by zero before encoder and
-    likelihood. ``data_size`` scales a batch of B rows to N, by N / B. ``suffix``, a string or an
+    of the shape of ``x`` marks single values; the others are zero for the encoder, and are not
+    scored. ``data_size`` scales a batch of B rows to N, by N / B. ``suffix``, a string or an
     integer, distinguishes several calls in one trace: it is appended to the names of all sites of
     the call, as in ``f"{name}.z_{suffix}"``. The parameters stay the same. ``infer`` is Pyro's
     ``infer`` argument of the site of ``z``, such as a baseline.
@@ -72,7 +73,10 @@ class VAE(nn.Module):
         decoder: The network from z to the likelihood's features, likewise.
         name: The prefix of sites and parameters. Two VAEs in one program need two names.
         plate: True, or None if the caller owns the plates.
-        covariate_dim: The number of covariates.
+        covariate_dim: The number of covariates. A likelihood with ``size_factor="covariate"`` takes
+            the last one, which prior and networks do not see.
+        input_transform: A fixed function of the data, applied before the encoder; a member of
+            :mod:`pyro_vae.transforms`.
 
     Raises:
         ValueError: If a size is not positive, or a part does not fit.
@@ -95,6 +99,7 @@ class VAE(nn.Module):
     likelihood: Likelihood
     encoder: nn.Module
     decoder: nn.Module
+    input_transform: nn.Module
 
     @guard_process_state
     def __init__(
@@ -110,6 +115,7 @@ class VAE(nn.Module):
         name: str = "vae",
         plate: bool | None = True,
         covariate_dim: int = 0,
+        input_transform: Part = transforms.Identity,
     ) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
@@ -122,6 +128,7 @@ class VAE(nn.Module):
             "likelihood": likelihood,
             "encoder": encoder,
             "decoder": decoder,
+            "input_transform": input_transform,
         }
         self.recipe: dict[str, Any] = {
             "event_shape": list(self.event_shape),
@@ -147,29 +154,41 @@ class VAE(nn.Module):
 
     def _build_parts(self, parts: dict[str, Part], sizes: dict[str, Any]) -> None:
         """Builds the families first, because the sizes of the networks follow from them."""
-        for role in ("prior", "posterior", "likelihood"):
+        # Assigned in the order of their roles, which is that of the parameters.
+        likelihood, transform = (
+            build_part(parts[role], role, **sizes) for role in ("likelihood", "input_transform")
+        )
+        in_shape = getattr(transform, "out_shape", self.event_shape)
+        count = _count_network_covariates(self.covariate_dim, likelihood)
+        # A prior that uses the encoder has pseudo-inputs as the encoder sees them.
+        sizes |= {"event_shape": in_shape, "covariate_dim": count}
+        for role in ("prior", "posterior"):
             setattr(self, role, build_part(parts[role], role, **sizes))
+        self.likelihood = likelihood
         self._check_parts()
         self.encoder = build_part(
             parts["encoder"],
             "encoder",
-            in_shape=self.event_shape,
+            in_shape=in_shape,
             out_shape=self.posterior.feature_shape,
-            covariate_dim=self.covariate_dim,
+            covariate_dim=count,
         )
         self.decoder = build_part(
             parts["decoder"],
             "decoder",
             in_shape=torch.Size((self.latent_dim,)),
             out_shape=self.likelihood.feature_shape,
-            covariate_dim=self.covariate_dim,
+            covariate_dim=count,
         )
+        self.input_transform = transform
         self._check_parts()
 
     def _check_parts(self) -> None:
         _check_part("prior", self.prior, latent_dim=self.latent_dim)
         _check_part("posterior", self.posterior, latent_dim=self.latent_dim)
         _check_part("likelihood", self.likelihood, event_shape=self.event_shape)
+        if "input_transform" in self._modules:
+            _check_part("input_transform", self.input_transform, event_shape=self.event_shape)
         for role in ("encoder", "decoder"):
             if role in self._modules:
                 _check_kind(role, self._modules[role])
@@ -191,10 +210,13 @@ class VAE(nn.Module):
         self.model.scope.rename(name)
 
     @guard_process_state
-    def encode(self, x: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
+    def encode(
+        self, x: Tensor, covariates: Tensor | None = None, mask: Tensor | None = None
+    ) -> dist.TorchDistribution:
         """Returns q(z given x), of the batch shape of ``x``.
 
-        Within another Pyro program its parameters are trained like those of :attr:`guide`.
+        Within another Pyro program its parameters are trained like those of :attr:`guide`. ``mask``
+        is True where a value is observed, of the shape of ``x`` or of its batch.
 
         Raises:
             ValueError: If ``x`` is not a tensor of the weights' dtype, has no rows or does not end
@@ -202,7 +224,10 @@ class VAE(nn.Module):
         """
         check_input("x", x, self.guide)
         self.guide.scope.announce_parameters(self.guide)
-        return self.guide.encode(x, covariates)
+        if mask is not None:
+            mask = expand_mask(mask, x, self.event_shape)
+            x = fill_missing(x, mask, self.guide.fill_value)
+        return self.guide.encode(x, covariates, mask)
 
     @guard_process_state
     def decode(self, z: Tensor, covariates: Tensor | None = None) -> dist.TorchDistribution:
@@ -273,23 +298,42 @@ class VAE(nn.Module):
             p = self.decode(q.mean if mean else q.sample(), covariates)
             return p.mean if mean else p.sample()
 
-    def check(self, x: Tensor, mask: Tensor | None = None) -> None:
+    def check(
+        self, x: Tensor, mask: Tensor | None = None, covariates: Tensor | None = None
+    ) -> None:
         """Checks data before training or evaluation.
 
         Raises:
-            ValueError: If the shape does not fit, a value is NaN but not masked, or values lie
-                outside the likelihood's support.
+            ValueError: If the shape does not fit, a value is NaN but not masked, values lie outside
+                the likelihood's support, or covariates are missing, not finite, or do not have one
+                row for each row of ``x``.
         """
         self.model.check(x, mask)
+        self.model.check_covariates(covariates)
+        has_size_factor = self.model.uses_size_factor
+        check_rows_of_covariates(covariates, len(x), has_size_factor=has_size_factor)
 
     @guard_process_state
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Initializes data-dependent parts; a second call changes nothing."""
-        for part in self.children():
-            initialize = getattr(part, "initialize", None)
-            if initialize is not None:
-                initialize(x)
+    def initialize(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Initializes data-dependent parts from training rows; a second call changes nothing.
+
+        Each part with a method ``initialize`` is initialized by it. Input transform and likelihood
+        get the data, with NaN for missing values; the other parts get the input of the encoder.
+
+        Arguments:
+            x: Training rows, ``(N, *event_shape)``.
+            mask: True where a value is observed; or ``None``.
+        """
+        check_tensor("x", x)
+        observed = None if mask is None else expand_mask(mask, x, self.event_shape)
+        data = fill_missing(x, observed, torch.nan)
+        _initialize_part(self.input_transform, data)
+        _initialize_part(self.likelihood, data)
+        filled = fill_missing(x, observed, self.guide.fill_value)
+        inputs = transform_input(self.input_transform, filled, observed)
+        for role in ("prior", "posterior", "encoder", "decoder"):
+            _initialize_part(getattr(self, role), inputs)
 
     @guard_process_state
     @torch.no_grad()
@@ -311,7 +355,7 @@ class VAE(nn.Module):
             FloatingPointError: If the mean, or a parameter of a distribution, is not finite.
         """
         batch_size = check_size("batch_size", batch_size, least=1)
-        self.check(x, mask)
+        self.check(x, mask, covariates)
         calibrate = getattr(self.likelihood, "calibrate", None)
         if calibrate is None:
             return
@@ -321,9 +365,10 @@ class VAE(nn.Module):
         with eval_mode(self), explain_invalid_parameters("q(z given x) or p(x given z)"):
             for start in range(0, len(x), batch_size):
                 batch = slice(start, start + batch_size)
-                rows = x[batch] if observed is None else fill_missing(x[batch], observed[batch])
+                seen = None if observed is None else observed[batch]
                 c = None if covariates is None else covariates[batch]
-                error = rows - self.decode(self.encode(rows, c).sample(), c).mean
+                z = self.encode(x[batch], c, seen).sample()
+                error = fill_missing(x[batch], seen) - self.decode(z, c).mean
                 total += (weights[batch] * error**2).double().sum()
         # Without observed values the mean is not defined.
         if bool(weights.any()):
@@ -353,6 +398,23 @@ class VAE(nn.Module):
         )
 
 
+def _count_network_covariates(covariate_dim: int, likelihood: nn.Module) -> int:
+    """Returns the number of covariates that networks see."""
+    uses_size_factor = bool(getattr(likelihood, "uses_size_factor", False))
+    if uses_size_factor and not covariate_dim:
+        raise ValueError(
+            "Expected covariate_dim to be at least 1 for a likelihood with "
+            "size_factor='covariate', which is the last covariate, got 0"
+        )
+    return covariate_dim - uses_size_factor
+
+
+def _initialize_part(part: nn.Module, x: Tensor) -> None:
+    initialize = getattr(part, "initialize", None)
+    if initialize is not None:
+        initialize(x)
+
+
 def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
     """Raises a ``ValueError`` if a part has another role or another size."""
     _check_kind(role, part)
@@ -360,7 +422,7 @@ def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
         actual = getattr(part, name, size)
         if actual != size:
             raise ValueError(f"Expected {role} to have {name}={size}, got {actual} in {part}")
-    if role != "prior" and not hasattr(part, "feature_shape"):
+    if role in ("posterior", "likelihood") and not hasattr(part, "feature_shape"):
         raise ValueError(
             f"Expected {role} to have a feature_shape, the output shape of its network, got "
             f"{type(part).__name__} without one"

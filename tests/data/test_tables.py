@@ -193,7 +193,7 @@ TABLES = {
     "none": (GOOD, {"columns": []}, r"columns to be some of \['a', 'b'\], got \[\]"),
     "word": (GOOD, {"columns": "a"}, "columns to be a list of names, got 'a'"),
     "twice": (GOOD, {"columns": ["a", "a"]}, r"each column once, got duplicates of \['a'\]"),
-    "label": (GOOD, {"label": "c"}, r"label to be one of \['a', 'b'\], got 'c'"),
+    "label": (GOOD, {"label": "c"}, r"label to be one of 'a', 'b', got 'c'"),
     "label_missing": (GOOD + "20,\n", {"label": "b"}, "label 'b' in each row, got 1 m"),
     "missing_word": (GOOD, {"missing": "drop"}, "missing to be 'raise' or 'nan', got 'drop'"),
     "constant": ("a,b\n" + "0.1,1\n" * 20, {}, r"columns that vary .* \['a', 'b'\]"),

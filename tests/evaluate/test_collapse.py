@@ -66,11 +66,11 @@ def test_the_picture_counts_the_dimensions_that_the_metrics_count():
     mask[:50] = False
     kl = evaluate.kl_per_dimension(vae, x).tolist()
     assert min(kl) > 0.1
-    active = figures.find_active_units(vae, x, mask)
+    active = figures.find_active_units(vae, x, None, mask)
     assert active.tolist() == evaluate.active_units(vae, x[50:]).tolist() == [False, False, True]
     legend = figures.draw_rates(kl, active).figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [
         "active: 1 of 3",
         "not active: 2 of 3",
     ]
-    assert figures.find_active_units(vae, x[:1], None) is None
+    assert figures.find_active_units(vae, x[:1], None, None) is None

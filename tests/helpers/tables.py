@@ -24,12 +24,21 @@ class Box:
     high: float
     nodes: int = 500
     measure: str = "density"
+    panels: int = 1
+    """The number of equal parts of the interval, each with its own nodes."""
+    substitute: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    """A change of variables, from the interval to the values and their derivatives."""
 
     def grid(self, size: int) -> tuple[Tensor, Tensor]:
         """Returns points and weights of Gauss and Legendre, in double precision."""
         x, w = (torch.as_tensor(v, dtype=torch.float64) for v in roots_legendre(self.nodes))
-        x = self.low + (self.high - self.low) * (x + 1) / 2
-        w = w * (self.high - self.low) / 2
+        width = (self.high - self.low) / self.panels
+        starts = self.low + width * torch.arange(self.panels, dtype=torch.float64)[:, None]
+        x = (starts + width * (x + 1) / 2).flatten()
+        w = (w * width / 2).repeat(self.panels)
+        if self.substitute is not None:
+            x, slope = self.substitute(x)
+            w = w * slope
         points = torch.cartesian_prod(*[x] * size).reshape(-1, size)
         return points, torch.cartesian_prod(*[w] * size).reshape(-1, size).prod(-1)
 
@@ -98,6 +107,10 @@ class LikelihoodRow:
     mixture: Mixture | None
     factorized: bool = True
     """Whether elements are scored independently, in training too."""
+    given_sum: bool = False
+    """Whether the density is conditional on the sum of the row."""
+    heavy: bool = False
+    """Whether draws are too rarely large for an estimate of their variance."""
 
 
 PRIOR_ROWS = {
@@ -183,6 +196,56 @@ def _normal_row(scale: Any, best: Callable[[Tensor], Any], **options: Any) -> Li
     )
 
 
+def _half(levels: Tensor) -> Tensor:
+    return levels / 16 + 0.5
+
+
+def _inner(levels: Tensor) -> Tensor:
+    return (levels + 1) / 18
+
+
+def _counts(levels: Tensor) -> Tensor:
+    return levels.float()
+
+
+def _exp(u: Tensor) -> tuple[Tensor, Tensor]:
+    return u.exp(), u.exp()
+
+
+def _sinh(u: Tensor) -> tuple[Tensor, Tensor]:
+    return u.sinh(), u.cosh()
+
+
+def _sigmoid(u: Tensor) -> tuple[Tensor, Tensor]:
+    return u.sigmoid(), u.sigmoid() * (-u).sigmoid()
+
+
+COUNTS = Points(tuple(map(float, range(6000))))
+NOT_COUNTS = (-1.0, 0.5, math.nan, math.inf)
+REALS = Box(-30.0, 30.0, 20, panels=20_000, substitute=_sinh)
+POSITIVE = Box(-700.0, 25.0, 20, panels=500, substitute=_exp)
+
+
+def _fit_poisson(x: Tensor) -> Tensor:
+    return torch.distributions.Poisson(x.mean(0)).log_prob(x).sum(1).mean()
+
+
+def _count_row(make: Callable[..., Any], mixture: Mixture | None = None, **options: Any):
+    return LikelihoodRow(make, _counts, COUNTS, NOT_COUNTS, "counts", mixture, **options)
+
+
+def _real_row(make: Callable[..., Any], **options: Any) -> LikelihoodRow:
+    refused = (math.nan, math.inf, -math.inf)
+    return LikelihoodRow(make, _grey, REALS, refused, "finite", None, **options)
+
+
+def _positive_row(make: Callable[..., Any], **options: Any) -> LikelihoodRow:
+    refused = (0.0, -1.0, math.nan, math.inf)
+    return LikelihoodRow(make, _half, POSITIVE, refused, "positive", None, **options)
+
+
+_NB, _ZINB = likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial
+
 LIKELIHOOD_ROWS = {
     "bernoulli": LikelihoodRow(
         likelihoods.Bernoulli,
@@ -220,6 +283,48 @@ LIKELIHOOD_ROWS = {
         refused=(0.03, 255.0, -1 / 16, 17 / 16, math.nan, math.inf),
         message="17 levels",
         mixture=Mixture(_fit_levels),
+    ),
+}
+LIKELIHOOD_ROWS |= {
+    "poisson": _count_row(likelihoods.Poisson, Mixture(_fit_poisson)),
+    "negative_binomial": _count_row(_NB),
+    "negative_binomial_network": _count_row(partial(_NB, inverse_dispersion="network")),
+    "zero_inflated_negative_binomial": _count_row(_ZINB),
+    "zero_inflated_element": _count_row(
+        partial(_ZINB, inverse_dispersion="shared", zero_inflation="element")
+    ),
+    "zero_inflated_row_sum": _count_row(
+        partial(_ZINB, inverse_dispersion="network", size_factor="row_sum"), given_sum=True
+    ),
+    "poisson_row_sum": _count_row(
+        partial(likelihoods.Poisson, size_factor="row_sum"), given_sum=True
+    ),
+    "multinomial": _count_row(likelihoods.Multinomial, given_sum=True),
+    "laplace": _real_row(partial(likelihoods.Laplace, scale="element")),
+    "student_t": _real_row(partial(likelihoods.StudentT, scale="network", df=10.0)),
+    "student_t_network": _real_row(
+        partial(likelihoods.StudentT, scale="element", df="network", standardize=True), heavy=True
+    ),
+    "log_normal": _positive_row(partial(likelihoods.LogNormal, scale="network"), heavy=True),
+    "gamma": _positive_row(partial(likelihoods.Gamma, concentration="element")),
+    "gamma_network": _positive_row(
+        partial(likelihoods.Gamma, concentration="network", standardize=False)
+    ),
+    "beta": LikelihoodRow(
+        partial(likelihoods.Beta, concentration=30.0),
+        _inner,
+        Box(-60.0, 36.0, 2000, substitute=_sigmoid),
+        refused=(0.0, 1.0, -0.1, 1.1, math.nan),
+        message="between 0 and 1",
+        mixture=None,
+    ),
+    "normal_standardized": LikelihoodRow(
+        partial(likelihoods.Normal, scale="element", standardize=True),
+        _grey,
+        Box(-25.0, 25.0, 800),
+        refused=(math.nan, math.inf, -math.inf),
+        message="finite",
+        mixture=Mixture(partial(_fit_normal, _each), _means),
     ),
 }
 LIKELIHOODS = {name: row.make for name, row in LIKELIHOOD_ROWS.items()}

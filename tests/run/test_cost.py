@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_vae import VAE, data, evaluate
+from pyro_vae.data import Rows
 from pyro_vae.progress import show_always
 from pyro_vae.run import cost
 from pyro_vae.run.cost import CostTracker, time_evaluation
@@ -27,7 +28,7 @@ def clock(monkeypatch):
 
 
 def track(clock, epochs, seconds, vae, x, tracker=None):
-    made = CostTracker(epochs, vae, x, None, SETTINGS, tracker)
+    made = CostTracker(epochs, vae, Rows(x), SETTINGS, tracker)
     for epoch, duration in enumerate(seconds, 1):
         clock.time += duration
         made.log({"epoch": epoch}, epoch)
@@ -74,14 +75,14 @@ def test_the_duration_counts_the_samples_of_evidence_and_elbo(x, monkeypatch):
     object.__setattr__(vae, "decode", slow)
     monkeypatch.setattr(cost.time, "perf_counter", lambda: now.time)
     expected = 200 * 1000 + 359 * 100
-    assert time_evaluation(vae, x, None, SETTINGS) == pytest.approx(expected)
-    assert time_evaluation(vae, x[:30], None, SETTINGS) == pytest.approx(30 * 1100)
+    assert time_evaluation(vae, Rows(x), SETTINGS) == pytest.approx(expected)
+    assert time_evaluation(vae, Rows(x[:30]), SETTINGS) == pytest.approx(30 * 1100)
 
 
 def test_nothing_changes_by_the_estimate(x):
     vae = VAE(x.shape[1:], 2)
     before, noise = evaluate.posterior_means(vae, x), torch.get_rng_state()
-    time_evaluation(vae, x, torch.ones(len(x), dtype=torch.bool), SETTINGS)
+    time_evaluation(vae, Rows(x, torch.ones(len(x), dtype=torch.bool)), SETTINGS)
     assert vae.training
     assert torch.equal(torch.get_rng_state(), noise)
     assert torch.equal(evaluate.posterior_means(vae, x), before)

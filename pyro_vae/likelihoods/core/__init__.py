@@ -1,0 +1,1 @@
+"""Building blocks of likelihoods: positive parameters, means of counts, units of measurement."""

@@ -1,0 +1,23 @@
+"""Checks of supports that several likelihoods share."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_finite_data", "check_positive_data"]
+
+
+def check_finite_data(x: Tensor, name: str) -> None:
+    """Raises a ``ValueError`` unless all values are finite."""
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"Expected x to be finite for a {name} likelihood, got infinite values")
+
+
+def check_positive_data(x: Tensor, name: str) -> None:
+    """Raises a ``ValueError`` unless all values are positive and finite."""
+    valid = (x > 0) & x.isfinite()
+    if not bool(valid.all()):
+        raise ValueError(
+            f"Expected x to be positive for a {name} likelihood, got {x[~valid][0].item():.4g}: "
+            f"use a likelihood of real numbers, or do not standardize the data "
+            f"(data.standardize=false)"
+        )

@@ -1,0 +1,9 @@
+"""Input transforms: what an encoder sees of the data."""
+
+from pyro_vae.transforms.base import InputTransform
+from pyro_vae.transforms.identity import Identity
+from pyro_vae.transforms.log1p import Log1p
+from pyro_vae.transforms.one_hot import OneHot
+from pyro_vae.transforms.standardize import Standardize
+
+__all__ = ["Identity", "InputTransform", "Log1p", "OneHot", "Standardize"]

@@ -1,0 +1,117 @@
+"""Checks of the tensors that a VAE is called with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.validation import check_tensor
+
+__all__ = [
+    "check_covariates",
+    "check_dtype",
+    "check_input",
+    "check_layout_and_device",
+    "check_rows_of_covariates",
+    "check_trailing",
+]
+
+
+def check_input(name: str, x: Any, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless an input is a nonempty tensor of the weights' dtype."""
+    check_tensor(name, x)
+    if not x.numel():
+        raise ValueError(f"Expected {name} to have rows, got a tensor of shape {tuple(x.shape)}")
+    check_layout_and_device(name, x, module)
+    check_dtype(name, x, module)
+
+
+def check_layout_and_device(name: str, x: Tensor, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless a tensor is dense and on the device of the weights."""
+    if x.layout != torch.strided:
+        raise ValueError(
+            f"Expected {name} to be dense, got {x.layout}: convert it, {name}.to_dense()"
+        )
+    device = next((p.device for p in module.parameters()), x.device)
+    if x.device != device:
+        raise ValueError(
+            f"Expected {name} on the device of the VAE's weights, {device}, got {x.device}: move "
+            f"one of them, {name}.to('{device}') or vae.to('{x.device}')"
+        )
+
+
+def check_dtype(name: str, x: Tensor, module: nn.Module) -> None:
+    """Raises a ``ValueError`` unless a tensor has the dtype of the weights."""
+    dtype = next((p.dtype for p in module.parameters()), x.dtype)
+    if x.dtype != dtype:
+        raise ValueError(
+            f"Expected {name} of the dtype of the VAE's weights, {dtype}, got {x.dtype}: convert "
+            f"one of them, {name}.to({dtype}) or vae.to({x.dtype})"
+        )
+
+
+def check_trailing(name: str, value: Tensor, shape: torch.Size) -> None:
+    """Raises a ``ValueError`` unless a tensor's shape ends in ``shape``."""
+    if value.shape[max(value.dim() - len(shape), 0) :] != shape:
+        raise ValueError(
+            f"Expected {name} to have shape (*batch, {', '.join(map(str, shape))}), got "
+            f"{tuple(value.shape)}"
+        )
+
+
+def check_covariates(
+    covariates: Tensor | None, covariate_dim: int, batch: torch.Size, module: nn.Module
+) -> None:
+    """Raises a ``ValueError`` if covariates are missing, unexpected or of another shape.
+
+    Arguments:
+        covariates: The covariates, ``(*batch, covariate_dim)``.
+        covariate_dim: Their number.
+        batch: A shape with which their batch shape has to be broadcastable.
+        module: The module whose weights have the dtype and the device.
+    """
+    if covariates is None:
+        if covariate_dim:
+            raise ValueError(
+                f"Expected covariates of shape (batch, {covariate_dim}) for "
+                f"covariate_dim={covariate_dim}, got None"
+            )
+        return
+    check_input("covariates", covariates, module)
+    if not covariates.dim() or covariates.shape[-1] != covariate_dim:
+        raise ValueError(
+            f"Expected covariates to have {covariate_dim} features (covariate_dim), got a tensor "
+            f"of shape {tuple(covariates.shape)}"
+        )
+    pairs = zip(reversed(batch), reversed(covariates.shape[:-1]), strict=False)
+    if not all(1 in pair or pair[0] == pair[1] for pair in pairs):
+        raise ValueError(
+            f"Expected covariates of batch shape {tuple(batch)}, got a tensor of shape "
+            f"{tuple(covariates.shape)}"
+        )
+
+
+def check_rows_of_covariates(
+    covariates: Tensor | None, size: int, *, has_size_factor: bool
+) -> None:
+    """Raises a ``ValueError`` unless covariates are finite, in ``size`` rows.
+
+    Arguments:
+        covariates: Covariates that :func:`check_covariates` accepts, or ``None``.
+        size: The number of rows.
+        has_size_factor: Whether the last covariate is a size factor, which is positive.
+    """
+    if covariates is None:
+        return
+    if covariates.dim() != 2 or len(covariates) != size:
+        raise ValueError(
+            f"Expected covariates of shape ({size}, {covariates.shape[-1]}), got "
+            f"{tuple(covariates.shape)}"
+        )
+    if not bool(covariates.isfinite().all()):
+        raise ValueError("Expected covariates to be finite, got NaN or infinite values")
+    if has_size_factor and not bool((covariates[:, -1] > 0).all()):
+        raise ValueError(
+            f"Expected the size factor, the last covariate, to be positive, got "
+            f"{covariates[:, -1].min().item():.4g}"
+        )
