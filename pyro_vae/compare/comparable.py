@@ -45,7 +45,8 @@ def find_comparable_sets(runs: Sequence[RunRecord]) -> list[ComparableSet]:
     * the data and its settings, including the seed of its split and its binarization;
     * the number of rows of each part and of the log evidence;
     * whether grey values are scored by a cross-entropy;
-    * whether the likelihood is a probability or a density.
+    * whether the likelihood is a probability or a density;
+    * the quantities that the evidence is conditional on, such as covariates or the row sum.
 
     Arguments:
         runs: All runs.
@@ -78,6 +79,7 @@ def _read_protocol(run: RunRecord) -> dict[str, str]:
         "data": format_level(metrics.get("data")),
         "binarize": format_level(metrics.get("binarize")),
         "likelihood": _MEASURES.get(str(measure), f"of {name}"),
+        "given": ", ".join(metrics.get("conditional_on") or ()) or "nothing",
         "cross-entropy": format_level(bool(metrics.get("grey_scale"))),
         "rows": "/".join(map(format_level, counts)),
         "rows of the log evidence": format_level(metrics.get("log_evidence_rows")),
@@ -87,7 +89,8 @@ def _read_protocol(run: RunRecord) -> dict[str, str]:
 
 def _read_data_settings(data: Mapping[str, Any]) -> dict[str, str]:
     """Returns the settings that determine the content of the data."""
-    settings = {f"data.{key}": value for key, value in data.items()}
+    # A setting that older versions lack has a default of null or false.
+    settings = {f"data.{k}": value for k, value in data.items() if value not in (None, False)}
     return {key: format_level(settings[key]) for key in sorted(settings) if key not in UNRELATED}
 
 

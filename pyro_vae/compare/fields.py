@@ -34,12 +34,17 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 _Kind = tuple[str, Callable[[Any], bool]]
 
 _NUMBER: _Kind = ("a number between -1e100 and 1e100", _is_number)
 _TEXT: _Kind = ("text", _is_text)
 _BOOLEAN: _Kind = ("true or false", _is_boolean)
 _COUNTS: _Kind = ("numbers by name", _are_counts)
+_NAMES: _Kind = ("a list of names", _are_names)
 
 _METRICS: dict[str, _Kind] = {
     "log_evidence": _NUMBER,
@@ -59,6 +64,7 @@ _METRICS: dict[str, _Kind] = {
     "binarize": _TEXT,
     "grey_scale": _BOOLEAN,
     "measure": _TEXT,
+    "conditional_on": _NAMES,
     "rows": _COUNTS,
 }
 """The metrics that are compared or shown. Each may be missing or null."""

@@ -4,12 +4,20 @@ import math
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.types import _size
 
 from pyro_vae.distributions.stirling import log_quotient, stirling_error
 
 __all__ = ["Beta"]
+
+
+class _OpenInterval(constraints.Constraint):
+    """The numbers strictly between 0 and 1."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
 
 
 class Beta(dist.Beta):
@@ -31,6 +39,8 @@ class Beta(dist.Beta):
         tensor(7.0285)
     """
 
+    support = _OpenInterval()  # type: ignore[assignment]
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density, in nats."""
         if self._validate_args:
@@ -42,12 +52,23 @@ class Beta(dist.Beta):
         complement = 1 - value
         # a / (a + b) - x, without the rounding error of the quotient.
         difference = (a * complement - b * value) / total
-        deviance = a * log_quotient(a / total, value, difference)
-        deviance = deviance + b * log_quotient(b / total, complement, -difference)
-        return normalizer - deviance - value.log() - torch.log1p(-value)
+        log_x, log_y, log_total = value.log(), torch.log1p(-value), total.log()
+        deviance = a * log_quotient(difference, value, a.log() - log_total - log_x)
+        deviance = deviance + b * log_quotient(-difference, complement, b.log() - log_total - log_y)
+        return normalizer - deviance - log_x - log_y
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """Draws differentiably."""
-        draw = super().rsample(torch.Size(sample_shape))
+        shape = self._extended_shape(torch.Size(sample_shape))
+        a, b = (c.expand(shape) for c in (self.concentration1, self.concentration0))
+        draw = torch.sigmoid(_draw_log_gamma(a) - _draw_log_gamma(b))
         info = torch.finfo(draw.dtype)
         return draw.clamp(info.tiny, 1 - info.eps / 2)
+
+
+def _draw_log_gamma(concentration: Tensor) -> Tensor:
+    """Draws the logarithm of a gamma variable, which itself would underflow."""
+    info = torch.finfo(concentration.dtype)
+    uniform = torch.rand_like(concentration).clamp(min=info.tiny)
+    draw = torch._standard_gamma(concentration + 1).clamp(min=info.tiny)
+    return draw.log() + uniform.log() / concentration

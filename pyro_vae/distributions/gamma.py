@@ -3,9 +3,10 @@
 import math
 
 import pyro.distributions as dist
+from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_vae.distributions.stirling import gamma_deviance, stirling_error
+from pyro_vae.distributions.stirling import poisson_deviance, stirling_error
 
 __all__ = ["Gamma"]
 
@@ -28,11 +29,13 @@ class Gamma(dist.Gamma):
         tensor(5.9888)
     """
 
+    # At zero the density is 0 or infinite, or has no limit in k.
+    support = constraints.positive  # type: ignore[assignment]
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         k = self.concentration
-        ratio = value * (self.rate / k)
         normalizer = 0.5 * (k / (2 * math.pi)).log() - stirling_error(k)
-        return normalizer - value.log() - k * gamma_deviance(ratio)
+        return normalizer - value.log() - poisson_deviance(k, value * self.rate)

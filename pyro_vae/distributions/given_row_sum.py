@@ -38,12 +38,16 @@ class GivenRowSum(TorchDistribution):
         (tensor([2., 6.]), tensor(True))
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {"reference": constraints.positive}  # noqa: RUF012
     has_rsample = False
 
     def __init__(
         self, unit: TorchDistribution, reference: Tensor, *, validate_args: bool | None = None
     ) -> None:
+        if not isinstance(unit, dist.Independent) or unit.batch_shape + unit.event_shape != (
+            unit.base_dist.batch_shape
+        ):
+            raise ValueError(f"Expected unit to be independent counts, .to_event(n), got {unit}")
         self.unit = unit
         self.reference = reference
         super().__init__(unit.batch_shape, unit.event_shape, validate_args=validate_args)
@@ -101,4 +105,6 @@ def _scale_mean(d: Any, size: Tensor) -> Any:
         return ZeroInflated(_scale_mean(d.base_dist, size), d.gate_logits, validate_args=False)
     if isinstance(d, NegativeBinomial):
         return NegativeBinomial(d.mean * size, d.inverse_dispersion, validate_args=d._validate_args)
-    return Poisson(d.rate * size, validate_args=d._validate_args)
+    if isinstance(d, Poisson):
+        return Poisson(d.rate * size, validate_args=d._validate_args)
+    raise ValueError(f"Expected unit to be Poisson, NegativeBinomial or ZeroInflated, got {d}")

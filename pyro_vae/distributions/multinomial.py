@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.types import _size
 
 from pyro_vae.distributions.stirling import log_factorial_excess, poisson_deviance
+from pyro_vae.validation import check_size, describe_value
 
 __all__ = ["Multinomial"]
 
@@ -32,7 +33,10 @@ class Multinomial(TorchDistribution):
         tensor(-0.6931)
     """
 
-    arg_constraints = {"total": constraints.nonnegative}  # noqa: RUF012
+    arg_constraints = {  # noqa: RUF012
+        "total": constraints.nonnegative_integer,
+        "logits": constraints.real,
+    }
     has_rsample = False
 
     def __init__(
@@ -43,8 +47,19 @@ class Multinomial(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        event_dim = check_size("event_dim", event_dim, least=1)
+        if logits.dim() < event_dim:
+            raise ValueError(
+                f"Expected logits of {event_dim} dimensions or more, got shape "
+                f"{tuple(logits.shape)}"
+            )
         shape = logits.shape
         batch, event = shape[: len(shape) - event_dim], shape[len(shape) - event_dim :]
+        if not isinstance(total, Tensor) or total.shape not in ((), batch):
+            raise ValueError(
+                f"Expected total to be a tensor of shape () or {tuple(batch)}, got "
+                f"{describe_value(total)}"
+            )
         self._log_probs = logits.flatten(len(batch)).log_softmax(-1)
         self.total = total.expand(batch)
         super().__init__(batch, event, validate_args=validate_args)
@@ -68,13 +83,18 @@ class Multinomial(TorchDistribution):
 
     def at_size(self, total: Tensor) -> "Multinomial":
         """Returns the distribution whose draws have another sum, of shape ``batch``."""
-        logits = self._log_probs.unflatten(-1, self.event_shape)
-        return Multinomial(logits, total, len(self.event_shape), validate_args=False)
+        total = total.expand(self.batch_shape)
+        return Multinomial(self.logits, total, len(self.event_shape), validate_args=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """The normalized log probabilities, of shape ``(*batch, *event)``."""
+        return self._log_probs.unflatten(-1, self.event_shape)
 
     @property
     def probs(self) -> Tensor:
         """The probabilities of an event, which sum to one over all event dimensions."""
-        return self._log_probs.exp().unflatten(-1, self.event_shape)
+        return self.logits.exp()
 
     @property
     def mean(self) -> Tensor:
@@ -97,9 +117,10 @@ class Multinomial(TorchDistribution):
         counts = value.flatten(value.dim() - len(self.event_shape))
         total = counts.sum(-1)
         # Independent Poisson counts, given their sum, are multinomial.
-        mean = total.clamp(min=torch.finfo(counts.dtype).tiny).unsqueeze(-1)
-        mean = (mean * self._log_probs.exp()).clamp(min=torch.finfo(counts.dtype).tiny)
-        terms = poisson_deviance(counts, mean) + log_factorial_excess(counts)
+        size = total.clamp(min=torch.finfo(counts.dtype).tiny).unsqueeze(-1)
+        log_mean = size.log() + self._log_probs
+        terms = poisson_deviance(counts, size * self._log_probs.exp(), log_mean)
+        terms = terms + log_factorial_excess(counts)
         return log_factorial_excess(total) - terms.sum(-1)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:

@@ -81,11 +81,13 @@ class NegativeBinomial(TorchDistribution):
         mean, theta = self.mean, self.inverse_dispersion
         total = theta + value
         # The deviance of a binomial of theta and x among theta + x, with means that sum to it.
-        safe = torch.where(value > 0, value, mean)
-        deviance = theta * log_quotient(theta + mean, total, mean - value)
-        deviance = deviance + value * log_quotient(
-            safe * (theta + mean), mean * (theta + safe), theta * (safe - mean)
-        )
+        log_ratio = (theta + mean).log() - total.log()
+        deviance = theta * log_quotient(mean - value, total, log_ratio)
+        positive = value > 0
+        x, mu = torch.where(positive, value, 1.0), torch.where(positive, mean, 1.0)
+        difference = (x - mu) * (theta / (theta + x))
+        far = x.log() - mu.log() + torch.where(positive, log_ratio, 0.0)
+        deviance = deviance + value * log_quotient(difference, mu, far)
         normalizer = stirling_error(total) - stirling_error(theta) - 0.5 * (value / theta).log1p()
         return normalizer - deviance - log_factorial_excess(value)
 

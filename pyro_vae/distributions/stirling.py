@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "gamma_deviance",
     "log_factorial_excess",
     "log_quotient",
     "poisson_deviance",
@@ -57,43 +56,37 @@ def log_factorial_excess(count: Tensor) -> Tensor:
     return torch.where(positive, excess, 0.0)
 
 
-def log_quotient(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
-    r"""Returns :math:`\log (a / b)` of positive numbers, accurate where they are almost equal.
+def log_quotient(difference: Tensor, b: Tensor, far: Tensor) -> Tensor:
+    r"""Returns :math:`\log (a / b)` of positive numbers, also where they are almost equal.
 
     Arguments:
-        a: The numerator.
+        difference: :math:`a - b`.
         b: The denominator.
-        difference: ``a - b``, which the caller may know more precisely than its rounded terms.
+        far: :math:`\log a - \log b`, which is accurate elsewhere.
 
     Example:
-        >>> log_quotient(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1e-12))
+        >>> log_quotient(torch.tensor(1e-12), torch.tensor(1.0), torch.tensor(0.0))
         tensor(1.0000e-12)
     """
     near = difference.abs() < 0.5 * b
-    return torch.where(
-        near,
-        torch.log1p(torch.where(near, difference, 0.0) / b),
-        torch.where(near, 1.0, a).log() - torch.where(near, 1.0, b).log(),
-    )
+    # The branch that torch.where drops gets a harmless argument, so that its gradient is finite.
+    quotient = torch.where(near, difference, 0.0) / torch.where(near, b, 1.0)
+    return torch.where(near, torch.log1p(quotient), far)
 
 
-def poisson_deviance(count: Tensor, mean: Tensor) -> Tensor:
+def poisson_deviance(count: Tensor, mean: Tensor, log_mean: Tensor | None = None) -> Tensor:
     r"""Returns :math:`x \log (x / \mu) - x + \mu`, half of the deviance of a Poisson distribution.
+
+    Arguments:
+        count: :math:`x`, not negative; not only integers.
+        mean: :math:`\mu`.
+        log_mean: Its logarithm, if the mean may underflow.
 
     Example:
         >>> poisson_deviance(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 3.0]))
         tensor([2., 0.])
     """
-    difference = count - mean
-    safe = torch.where(count > 0, count, mean)
-    return count * log_quotient(safe, mean, safe - mean) - difference
-
-
-def gamma_deviance(ratio: Tensor) -> Tensor:
-    r"""Returns :math:`r - 1 - \log r` for the ratio of a positive value to its mean.
-
-    Example:
-        >>> gamma_deviance(torch.tensor([1.0, 2.0]))
-        tensor([0.0000, 0.3069])
-    """
-    return (ratio - 1) - log_quotient(ratio, torch.ones_like(ratio), ratio - 1)
+    positive = count > 0
+    x, mu = torch.where(positive, count, 1.0), torch.where(positive, mean, 1.0)
+    log_mu = mu.log() if log_mean is None else torch.where(positive, log_mean, 0.0)
+    return count * log_quotient(x - mu, mu, x.log() - log_mu) - (count - mean)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 from torch.types import _size
 
 __all__ = ["ZeroInflated"]
@@ -40,6 +40,11 @@ class ZeroInflated(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if base_dist.event_shape:
+            raise ValueError(
+                f"Expected base_dist without event dimensions, got event_shape="
+                f"{tuple(base_dist.event_shape)}"
+            )
         shape = torch.broadcast_shapes(base_dist.batch_shape, gate_logits.shape)
         self.base_dist: Any = base_dist.expand(shape)
         self.gate_logits = gate_logits.expand(shape)
@@ -77,9 +82,9 @@ class ZeroInflated(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         counted = self.base_dist.log_prob(value)
-        # log(pi + (1 - pi) p0(0)) without rounding pi.
-        zero = softplus(counted - self.gate_logits) + logsigmoid(self.gate_logits)
-        return torch.where(value == 0, zero, counted + logsigmoid(-self.gate_logits))
+        counted = counted + logsigmoid(-self.gate_logits)
+        zero = torch.logaddexp(logsigmoid(self.gate_logits), counted)
+        return torch.where(value == 0, zero, counted)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         """Draws counts."""

@@ -7,12 +7,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.likelihoods.core.positive import MAX_LOG, Concentration, bound_softly
+from pyro_vae.likelihoods.core.positive import Concentration, bound_softly
 from pyro_vae.likelihoods.core.support import check_positive_data
 from pyro_vae.likelihoods.core.units import UnitLikelihood
 from pyro_vae.validation import check_number
 
 __all__ = ["Gamma"]
+
+_MAX_LOG = 60.0
 
 
 class Gamma(UnitLikelihood):
@@ -23,7 +25,7 @@ class Gamma(UnitLikelihood):
 
     The concentration :math:`k` is a positive number (fixed), ``"shared"`` (learned, one for all
     elements), ``"element"`` (learned, one for each) or ``"network"`` (an output of the decoder).
-    The decoder's features are logarithms of means, softly bounded to :math:`|h| < 20`.
+    The decoder's features are logarithms of means, softly bounded to a factor of :math:`e^{60}`.
 
     Arguments:
         event_shape: The shape of one datum.
@@ -71,8 +73,10 @@ class Gamma(UnitLikelihood):
         """Returns the likelihood for features of shape ``(*batch, *feature_shape)``."""
         dim = -1 - len(self.event_shape)
         k = self.concentration(features, dim)
-        h = bound_softly(features.select(dim, 0), MAX_LOG)
-        log_mean, _ = self.to_units(h, torch.ones_like(h))
+        h = features.select(dim, 0)
+        # The bound leaves room for k and for the unit within single precision.
+        h = bound_softly(self.unit_scale * h if self.standardize else h, _MAX_LOG)
+        log_mean = self.unit_loc + h if self.standardize else h
         rate = k * (-log_mean).exp()
         return distributions.Gamma(*torch.broadcast_tensors(k, rate)).to_event(
             len(self.event_shape)

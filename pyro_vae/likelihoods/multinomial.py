@@ -40,7 +40,9 @@ class Multinomial(CountLikelihood):
     def forward(self, features: Tensor) -> TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, 1, *event_shape)``."""
         log_probs = self.compute_mean(features, None).log()
-        return distributions.Multinomial(log_probs, self.reference_size, len(self.event_shape))
+        return distributions.Multinomial(
+            log_probs, self.reference_size.round(), len(self.event_shape)
+        )
 
     def extra_repr(self) -> str:
         """Shows the shape."""

@@ -135,7 +135,7 @@ class Normal(UnitLikelihood):
         """Computes the M step, means shrunk towards the mean of all rows."""
         r, size = responsibilities, responsibilities.sum(0).unsqueeze(1)
         means = (r.T @ x + smoothing * x.mean(0)) / (size + smoothing)
-        unit = self.unit_scale.double().flatten() if self.standardize else torch.ones(())
+        unit = self.unit_scale.double().flatten() if self.standardize else x.new_ones(())
         if isinstance(self.scale, float):
             return dist.Normal(means, self.scale * unit, validate_args=False)
         error = (r.T @ x**2 - 2 * means * (r.T @ x) + size * means**2).clamp(min=0)

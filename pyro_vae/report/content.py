@@ -12,7 +12,7 @@ from pyro_vae.data import Data
 from pyro_vae.report import figures
 from pyro_vae.report.trained_run import TrainedRun
 
-__all__ = ["build_report", "find_warnings", "format_run_summary"]
+__all__ = ["build_report", "find_warnings", "format_condition", "format_run_summary"]
 
 _MAX_GAP = 0.1
 """The gap between log evidence and ELBO that causes a warning, as a fraction of the former."""
@@ -53,10 +53,12 @@ def _list_settings(run: TrainedRun, metrics: dict[str, Any]) -> dict[str, str]:
         **_describe_table(run.data),
         "Binarization": run.data.binarize,
         "Rows": f"{rows['train']} training, {rows['valid']} validation, {rows['test']} test",
+        **_describe_covariates(run.data),
         "Event shape": " x ".join(map(str, vae.event_shape)),
         "Prior": repr(vae.prior),
         "Posterior": repr(vae.posterior),
         "Likelihood": repr(vae.likelihood),
+        "Input transform": repr(vae.input_transform),
         "Encoder": _describe_network(vae.encoder),
         "Decoder": _describe_network(vae.decoder),
         "Latent dimensions": str(vae.latent_dim),
@@ -79,6 +81,11 @@ def _list_settings(run: TrainedRun, metrics: dict[str, Any]) -> dict[str, str]:
         "Device": metrics["device"],
         "PyTorch": metrics["torch"],
     }
+
+
+def _describe_covariates(data: Data) -> dict[str, str]:
+    columns = data.covariate_columns
+    return {} if columns is None else {"Covariates": columns.describe()}
 
 
 def _describe_table(data: Data) -> dict[str, str]:
@@ -109,21 +116,28 @@ def _describe_network(network: torch.nn.Module) -> str:
     return f"{type(network).__name__}, layers of {', '.join(widths)}"
 
 
+def format_condition(metrics: Mapping[str, Any]) -> str:
+    """Returns the condition of the evidence, such as `` given row sum``, or an empty text."""
+    names = metrics.get("conditional_on") or ()
+    return f" given {', '.join(names)}" if names else ""
+
+
 def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
     """Returns the metrics with their explanations."""
+    given = format_condition(metrics)
     particles = f"{metrics['log_evidence_particles']:,}"
     rows = [
-        ("Log evidence", "log_evidence", "log_evidence_se", (
-            f"log p(x) of {metrics['log_evidence_rows']:,} held-out rows, by importance sampling "
-            f"with {particles} samples per row. It measures how well the model predicts new data. "
-            f"Higher is better."
+        (f"Log evidence{given}", "log_evidence", "log_evidence_se", (
+            f"log p(x{given}) of {metrics['log_evidence_rows']:,} held-out rows, by importance "
+            f"sampling with {particles} samples per row. It measures how well the model predicts "
+            f"new data. Higher is better."
         )),
         ("Mixture's log evidence", "mixture_log_evidence", None, (
             f"The same for a mixture of {metrics['mixture_components']} such likelihoods fitted "
             f"by EM to {metrics['mixture_rows']:,} training rows: a baseline that a VAE should "
             f"beat. Not computed if values are missing."
         )),
-        ("ELBO", "elbo", "elbo_se", (
+        (f"ELBO{given}", "elbo", "elbo_se", (
             "The lower bound on the log evidence at beta = 1, whatever the training objective."
         )),
         ("Gap", "gap", None, (
@@ -143,7 +157,7 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
     listed_metrics = [
         report.Figure(name, metrics[key], "nats per datum", metrics.get(error or ""), meaning)
         for name, key, error, meaning in rows
-        if not (key == "mixture_log_evidence" and not metrics["mixture_components"])
+        if not (key == "mixture_log_evidence" and (given or not metrics["mixture_components"]))
     ]
     meaning = (
         f"The number of the {metrics['latent_dim']} latent dimensions whose posterior mean has a "
@@ -200,7 +214,7 @@ def format_run_summary(metrics: dict[str, Any], out: Path) -> str:
     mixture = metrics["mixture_log_evidence"]
     lines = [
         f"log evidence  {metrics['log_evidence']:9.3f} +- {metrics['log_evidence_se']:.3f} nats "
-        f"per datum, on held-out rows",
+        f"per datum{format_condition(metrics)}, on held-out rows",
         f"ELBO          {metrics['elbo']:9.3f} (rate {metrics['rate']:.3f}, distortion "
         f"{metrics['distortion']:.3f})",
         f"active units  {format_active_units(metrics)}",

@@ -12,7 +12,7 @@ from pyro_vae.data import Data
 from pyro_vae.evaluate.metrics import compute_metrics, describe_protocol
 from pyro_vae.files.atomic import strict_json, write_whole
 from pyro_vae.guard import guard_process_state
-from pyro_vae.report.content import format_active_units
+from pyro_vae.report.content import format_active_units, format_condition
 from pyro_vae.reuse.finished_run import open_run, preparation, read_stored_integer
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.validation import check_path, check_size
@@ -157,7 +157,7 @@ def summary(figures: Mapping[str, Any], path: Path) -> str:
     lines = [
         f"run           {figures['run']}",
         f"log evidence  {figures['log_evidence']:9.3f} +- {figures['log_evidence_se']:.3f} nats "
-        f"per datum, {count} rows of {figures['data']} ({figures['part']})",
+        f"per datum{format_condition(figures)}, {count} rows of {figures['data']} ({figures['part']})",
         f"              +- {figures['log_evidence_monte_carlo_se']:.3f} Monte Carlo error, "
         f"smallest effective sample size {figures['effective_sample_size_min']:.1f} of {particles}",
         f"ELBO          {figures['elbo']:9.3f} (rate {figures['rate']:.3f}, distortion "

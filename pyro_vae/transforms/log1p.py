@@ -15,6 +15,8 @@ __all__ = ["Log1p"]
 class Log1p(Standardize):
     r"""Takes :math:`\log (1 + x)`, for counts and other non-negative data.
 
+    Negative values, which such data lack, are taken as 0.
+
     Arguments:
         event_shape: The shape of one datum.
         standardize: Whether to standardize the logarithms, as :class:`Standardize` does. Elements

@@ -13,6 +13,7 @@ __all__ = [
     "check_input",
     "check_layout_and_device",
     "check_rows_of_covariates",
+    "check_size_factor",
     "check_trailing",
 ]
 
@@ -110,8 +111,15 @@ def check_rows_of_covariates(
         )
     if not bool(covariates.isfinite().all()):
         raise ValueError("Expected covariates to be finite, got NaN or infinite values")
-    if has_size_factor and not bool((covariates[:, -1] > 0).all()):
+    if has_size_factor:
+        check_size_factor(covariates[:, -1])
+
+
+def check_size_factor(size: Tensor) -> None:
+    """Raises a ``ValueError`` unless all size factors are positive and finite."""
+    valid = (size > 0) & size.isfinite()
+    if not bool(valid.all()):
         raise ValueError(
             f"Expected the size factor, the last covariate, to be positive, got "
-            f"{covariates[:, -1].min().item():.4g}"
+            f"{size[~valid][0].item():.4g}"
         )

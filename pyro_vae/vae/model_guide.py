@@ -26,6 +26,7 @@ from pyro_vae.vae.input_checks import (
     check_covariates,
     check_dtype,
     check_layout_and_device,
+    check_size_factor,
     check_trailing,
 )
 from pyro_vae.validation import check_size, check_tensor, to_plain_python
@@ -264,7 +265,10 @@ class Model(_PyroProgram):
         features = apply_network(self.decoder, z, 1, seen)
         check_trailing("the decoder's output", features, self.likelihood.feature_shape)
         if self.uses_size_factor and covariates is not None:
-            return self.likelihood(features, covariates[..., -1])
+            size = covariates[..., -1]
+            if is_validation_enabled():
+                check_size_factor(size)
+            return self.likelihood(features, size)
         return self.likelihood(features)
 
     def check(self, x: Tensor, mask: Tensor | None = None) -> None:

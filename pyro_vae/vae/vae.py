@@ -24,13 +24,12 @@ from pyro_vae.vae.model_guide import (
     get_state_without_store,
     transform_input,
 )
+from pyro_vae.vae.part_checks import check_kind, check_part, count_network_covariates
 from pyro_vae.validation import check_choice, check_shape, check_size, check_tensor
 
 __all__ = ["VAE"]
 
 PARTS = Parts._fields
-
-_KINDS: dict[type, str] = {Prior: "prior", Posterior: "posterior", Likelihood: "likelihood"}
 
 
 class VAE(nn.Module):
@@ -159,7 +158,7 @@ class VAE(nn.Module):
             build_part(parts[role], role, **sizes) for role in ("likelihood", "input_transform")
         )
         in_shape = getattr(transform, "out_shape", self.event_shape)
-        count = _count_network_covariates(self.covariate_dim, likelihood)
+        count = count_network_covariates(self.covariate_dim, likelihood)
         # A prior that uses the encoder has pseudo-inputs as the encoder sees them.
         sizes |= {"event_shape": in_shape, "covariate_dim": count}
         for role in ("prior", "posterior"):
@@ -184,14 +183,14 @@ class VAE(nn.Module):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        _check_part("prior", self.prior, latent_dim=self.latent_dim)
-        _check_part("posterior", self.posterior, latent_dim=self.latent_dim)
-        _check_part("likelihood", self.likelihood, event_shape=self.event_shape)
+        check_part("prior", self.prior, latent_dim=self.latent_dim)
+        check_part("posterior", self.posterior, latent_dim=self.latent_dim)
+        check_part("likelihood", self.likelihood, event_shape=self.event_shape)
         if "input_transform" in self._modules:
-            _check_part("input_transform", self.input_transform, event_shape=self.event_shape)
+            check_part("input_transform", self.input_transform, event_shape=self.event_shape)
         for role in ("encoder", "decoder"):
             if role in self._modules:
-                _check_kind(role, self._modules[role])
+                check_kind(role, self._modules[role])
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Raises a ``ValueError``: the caller has to choose one of the two programs of a VAE."""
@@ -323,9 +322,22 @@ class VAE(nn.Module):
 
         Arguments:
             x: Training rows, ``(N, *event_shape)``.
-            mask: True where a value is observed; or ``None``.
+            mask: True where a value is observed; ``None`` for all values but NaN.
+
+        Raises:
+            ValueError: If the data cannot be scored, or no value is observed.
         """
         check_tensor("x", x)
+        if x.dim() != len(self.event_shape) + 1:
+            raise ValueError(
+                f"Expected x of shape (N, {', '.join(map(str, self.event_shape))}), got "
+                f"{tuple(x.shape)}"
+            )
+        if mask is None and bool(x.isnan().any()):
+            mask = ~x.isnan()
+        self.model.check(x, mask)
+        if mask is not None and not bool(mask.any()):
+            raise ValueError("Expected mask to leave values in, got none")
         observed = None if mask is None else expand_mask(mask, x, self.event_shape)
         data = fill_missing(x, observed, torch.nan)
         _initialize_part(self.input_transform, data)
@@ -398,41 +410,7 @@ class VAE(nn.Module):
         )
 
 
-def _count_network_covariates(covariate_dim: int, likelihood: nn.Module) -> int:
-    """Returns the number of covariates that networks see."""
-    uses_size_factor = bool(getattr(likelihood, "uses_size_factor", False))
-    if uses_size_factor and not covariate_dim:
-        raise ValueError(
-            "Expected covariate_dim to be at least 1 for a likelihood with "
-            "size_factor='covariate', which is the last covariate, got 0"
-        )
-    return covariate_dim - uses_size_factor
-
-
 def _initialize_part(part: nn.Module, x: Tensor) -> None:
     initialize = getattr(part, "initialize", None)
     if initialize is not None:
         initialize(x)
-
-
-def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
-    """Raises a ``ValueError`` if a part has another role or another size."""
-    _check_kind(role, part)
-    for name, size in sizes.items():
-        actual = getattr(part, name, size)
-        if actual != size:
-            raise ValueError(f"Expected {role} to have {name}={size}, got {actual} in {part}")
-    if role in ("posterior", "likelihood") and not hasattr(part, "feature_shape"):
-        raise ValueError(
-            f"Expected {role} to have a feature_shape, the output shape of its network, got "
-            f"{type(part).__name__} without one"
-        )
-
-
-def _check_kind(role: str, part: nn.Module | None) -> None:
-    roles = [other for kind, other in _KINDS.items() if isinstance(part, kind)]
-    for other in roles:
-        if role not in roles:
-            raise ValueError(
-                f"Expected {role} to be made for that role, got {type(part).__name__}, a {other}"
-            )

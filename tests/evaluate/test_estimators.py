@@ -457,8 +457,8 @@ def test_a_rate_that_overflows_is_named():
 @pytest.mark.parametrize(
     ("covariates", "message"),
     [
-        (torch.zeros(6, 3), r"Expected covariates of shape \(12, covariate_dim\), got"),
-        (torch.zeros(3), r"Expected covariates of shape \(12, covariate_dim\), got"),
+        (torch.zeros(6, 3), r"Expected covariates of shape \(12, 3\), got"),
+        (torch.zeros(3), r"Expected covariates of shape \(12, 3\), got"),
         (torch.full((12, 3), math.nan), "Expected covariates to be finite"),
         (None, "Expected covariates of shape"),
     ],

@@ -166,3 +166,95 @@ def test_a_row_of_zeros_has_a_finite_gradient():
 def test_draws_of_beta_lie_strictly_inside():
     draws = ours.Beta(torch.tensor(1e-3), torch.tensor(1e-3)).sample(torch.Size((2000,)))
     assert bool(((draws > 0) & (draws < 1)).all())
+
+
+def test_tiny_probabilities_keep_their_density_and_gradient():
+    logits = torch.tensor([0.0, -200.0], requires_grad=True)
+    log_prob = ours.Multinomial(logits, torch.tensor(3.0)).log_prob(torch.tensor([2.0, 1.0]))
+    assert log_prob.item() == pytest.approx(math.log(3) - 200, rel=1e-6)
+    assert torch.autograd.grad(log_prob, logits)[0].tolist() == pytest.approx([-1, 1])
+    impossible = ours.Multinomial(torch.tensor([0.0, -math.inf]), torch.tensor(2.0))
+    assert impossible.log_prob(torch.tensor([1.0, 1.0])) == -math.inf
+    assert impossible.log_prob(torch.tensor([2.0, 0.0])) == 0
+
+
+@pytest.mark.parametrize(("x", "k", "rate"), [(1e7, 1.0, 1.0), (1e9, 1.0, 1.0), (1e3, 1e-3, 1e6)])
+def test_the_gradient_of_a_concentration_does_not_cancel(x, k, rate):
+    numbers = [torch.tensor(v, requires_grad=True) for v in (k, rate)]
+    log_prob = ours.Gamma(*numbers).log_prob(torch.tensor(x))
+    gradient = torch.autograd.grad(log_prob, numbers[0])[0].item()
+    truth = math.log(rate) - float(mpmath.digamma(k)) + math.log(x)
+    assert gradient == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-3, 1e-3), (1e-4, 3e-4), (0.5, 2.0), (40.0, 7.0)])
+def test_draws_of_a_beta_follow_its_mean_and_halves(a, b):
+    torch.manual_seed(0)
+    draws = ours.Beta(torch.tensor(a), torch.tensor(b)).sample(torch.Size((40_000,)))
+    above = (draws > 0.5).double().mean().item()
+    expected = stats.beta.sf(0.5, a, b)
+    assert abs(above - expected) < 4 * math.sqrt(expected * (1 - expected) / len(draws)) + 1e-4
+    assert (draws == 0.5).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("x", "mean", "theta"),
+    [
+        (1.0, 1e12, 1e30),
+        (1.0, 1e19, 1e20),
+        (1.0, 1e30, 1e9),
+        (0.0, 1e-30, 1e-30),
+        (3.0, 2.0, 1e-15),
+    ],
+)
+def test_negative_binomials_do_not_overflow_within(x, mean, theta):
+    numbers = [torch.tensor(v) for v in (mean, theta)]
+    value = ours.NegativeBinomial(*numbers).log_prob(torch.tensor(x)).item()
+    mpmath.mp.dps = 120
+    truth = float(
+        exact_negative_binomial(*(mpmath.mpf(t.item()) for t in (torch.tensor(x), *numbers)))
+    )
+    mpmath.mp.dps = 50
+    assert value == pytest.approx(truth, rel=1e-5, abs=1e-5)
+
+
+def test_zero_inflation_that_is_almost_off_changes_nothing():
+    base = ours.NegativeBinomial(torch.tensor(0.01), torch.tensor(0.1))
+    zero = torch.tensor(0.0)
+    for gate in (-1000.0, -60.0):
+        torch.testing.assert_close(
+            ours.ZeroInflated(base, torch.tensor(gate)).log_prob(zero), base.log_prob(zero)
+        )
+
+
+COUNTS = ours.Poisson(torch.ones(3))
+
+BAD = {
+    "total": (lambda: ours.Multinomial(torch.zeros(2), torch.tensor(2.5)), "parameter total"),
+    "total number": (lambda: ours.Multinomial(torch.zeros(2), 2), "total to be a tensor of shape"),
+    "total shape": (
+        lambda: ours.Multinomial(torch.zeros(5, 4), torch.arange(3.0)), r"shape \(\) or \(5,\)"
+    ),
+    "logits": (lambda: ours.Multinomial(torch.tensor([0, math.nan]), torch.tensor(2.0)),
+               "parameter logits"),
+    "event_dim": (lambda: ours.Multinomial(torch.tensor(0.0), torch.tensor(2.0)), "logits of 1"),
+    "reference": (lambda: ours.GivenRowSum(COUNTS.to_event(1), torch.tensor(-1.0)),
+                  "parameter reference"),
+    "unit": (lambda: ours.GivenRowSum(COUNTS, torch.tensor(1.0)), "unit to be independent counts"),
+    "kind": (lambda: ours.GivenRowSum(
+        ours.Gamma(torch.ones(3), torch.ones(3)).to_event(1), torch.tensor(1.0)).mean,
+        "unit to be Poisson, NegativeBinomial or ZeroInflated"),
+    "base": (lambda: ours.ZeroInflated(COUNTS.to_event(1), torch.tensor(0.0)),
+             "base_dist without event dimensions"),
+    "gamma": (lambda: ours.Gamma(torch.tensor(1.0), torch.tensor(1.0)).log_prob(torch.tensor(0.0)),
+              "within the support"),
+    "beta": (lambda: ours.Beta(torch.tensor(1.0), torch.tensor(1.0)).log_prob(torch.tensor(1.0)),
+             "within the support"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_raise(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -192,7 +192,7 @@ def test_vamp_starts_missing_values_from_zero():
 def test_vamp_refuses_to_start_from_other_data(shape):
     vae = vamp(5)
     with pytest.raises(ValueError, match=r"Expected x to be rows of shape \(1, 8, 8\), got"):
-        vae.initialize(torch.rand(shape))
+        vae.prior.initialize(torch.rand(shape))
     assert not vae.prior.started
 
 
@@ -202,9 +202,9 @@ def test_vamp_refuses_to_start_from_other_data(shape):
 def test_vamp_refuses_to_start_from_values_that_are_no_finite_numbers(x):
     vae = vamp(5)
     with pytest.raises(ValueError, match="finite real numbers, or NaN where one is missing"):
-        vae.initialize(x)
+        vae.prior.initialize(x)
     with pytest.raises(ValueError, match="Expected x to be rows of shape"):
-        vae.initialize(torch.tensor(1.0))
+        vae.prior.initialize(torch.tensor(1.0))
     assert not vae.prior.started
 
 

@@ -267,3 +267,60 @@ def test_bad_arguments_raise(name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=f"Expected {message}"):
         call()
+
+
+def standardized(likelihood, transform=transforms.Identity):
+    return make(likelihood, transform, event=(2,))
+
+
+NAN, INF = float("nan"), float("inf")
+
+MISFITS = {
+    "zero": (likelihoods.LogNormal, [[0.0, 1.0], [2.0, 3.0]], None, "positive"),
+    "negative": (likelihoods.Gamma, [[-1.0, 1.0]], None, "positive"),
+    "not a count": (likelihoods.Poisson, [[-1.0, 1.0]], None, "counts"),
+    "no rows": (likelihoods.Poisson, torch.ones(0, 2), None, "to have rows"),
+    "infinite": (REAL["normal"], [[INF, 1.0]], None, "finite"),
+    "shape": (REAL["normal"], torch.ones(3, 1), None, "shape"),
+    "all missing": (REAL["normal"], [[1.0, 2.0]], [[False, False]], "mask to leave values in"),
+    "row sum": (partial(likelihoods.Poisson, size_factor="row_sum"), [[3.0, 1.0], [1.0, 2.0]],
+                [[True, True], [True, False]], "complete rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_rows_that_do_not_fit_never_initialize(name):
+    likelihood, x, mask, message = MISFITS[name]
+    vae = standardized(likelihood, transforms.Standardize)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    mask = None if mask is None else torch.tensor(mask)
+    with pytest.raises(ValueError, match=message):
+        vae.initialize(torch.as_tensor(x), mask)
+    if name != "row sum":
+        assert all(torch.equal(before[n], v) for n, v in vae.state_dict().items())
+    assert not vae.likelihood.started
+
+
+def test_missing_rows_do_not_count_for_the_size_of_draws():
+    vae = make(partial(likelihoods.Poisson, size_factor="row_sum"))
+    rows = torch.tensor([True] + [False] * 9)
+    vae.initialize(torch.full((10, 4), 5.0), rows)
+    assert vae.likelihood.reference_size == 20
+
+
+@pytest.mark.parametrize("features", [-1e5, -40.0, 25.0, 1e5])
+def test_a_gamma_of_wide_data_stays_finite(features):
+    x = torch.exp(6 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0)))
+    vae = standardized(likelihoods.Gamma)
+    vae.initialize(x)
+    h = torch.full((1, 1, 2), features, requires_grad=True)
+    log_prob = vae.likelihood(h).log_prob(x[:1]).sum()
+    assert torch.isfinite(log_prob)
+    assert torch.isfinite(torch.autograd.grad(log_prob, h)[0]).all()
+
+
+def test_a_size_factor_of_zero_is_named_wherever_it_enters():
+    vae = make(partial(likelihoods.Poisson, size_factor="covariate"), covariate_dim=1)
+    for size in (0.0, -1.0, NAN):
+        with pytest.raises(ValueError, match="size factor, the last covariate, to be positive"):
+            vae.decode(torch.zeros(3, 2), torch.full((3, 1), size))

@@ -58,11 +58,18 @@ class CountLikelihood(Likelihood):
         """
         if self.started:
             return
-        rows = x.double()
+        rows = x.double().flatten(1)
+        missing = rows.isnan()
+        rows = rows[~missing.all(1)]
+        if self.condition is not None and bool(rows.isnan().any()):
+            raise ValueError(
+                f"Expected complete rows, whose sums are known, for size_factor="
+                f"{self.size_factor!r}, got {int(rows.isnan().any(1).sum())} with missing values"
+            )
         # Half a count keeps the logarithm finite for elements without any count.
         mean = (rows.nansum(0) + 0.5) / (rows.isfinite().sum(0) + 0.5)
-        self.log_mean.copy_(mean.log())
-        self.reference_size.copy_(rows.nansum(tuple(range(1, x.dim()))).median().clamp(min=1.0))
+        self.log_mean.copy_(mean.log().reshape(self.event_shape))
+        self.reference_size.copy_(rows.nansum(1).median().clamp(min=1.0))
         self.started.fill_(True)
 
     def compute_mean(self, features: Tensor, size: Tensor | None) -> Tensor:
