@@ -157,7 +157,8 @@ def summary(figures: Mapping[str, Any], path: Path) -> str:
     lines = [
         f"run           {figures['run']}",
         f"log evidence  {figures['log_evidence']:9.3f} +- {figures['log_evidence_se']:.3f} nats "
-        f"per datum{format_condition(figures)}, {count} rows of {figures['data']} ({figures['part']})",
+        f"per datum{format_condition(figures)}, {count} rows of {figures['data']} "
+        f"({figures['part']})",
         f"              +- {figures['log_evidence_monte_carlo_se']:.3f} Monte Carlo error, "
         f"smallest effective sample size {figures['effective_sample_size_min']:.1f} of {particles}",
         f"ELBO          {figures['elbo']:9.3f} (rate {figures['rate']:.3f}, distortion "

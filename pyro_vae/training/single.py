@@ -85,7 +85,7 @@ def fit(
     tracker: Tracker | None = None,
     progress: bool | None = None,
 ) -> FitResult:
-    r"""Trains a VAE without covariates. Train one with covariates by SVI or your own loop.
+    r"""Trains a VAE.
 
     Each step maximizes the objective per datum on a batch of rows, drawn without replacement. With
     validation rows the ELBO at beta = 1 is computed on them after each epoch, with the same noise
@@ -104,7 +104,7 @@ def fit(
     Arguments:
         vae: The VAE; left in evaluation mode.
         train: Rows of shape ``(N, *event_shape)``, on the device of the VAE, or
-            :class:`pyro_vae.data.Rows` with a mask or redrawn for each batch.
+            :class:`pyro_vae.data.Rows` with a mask, with covariates or redrawn for each batch.
         valid: Rows to select the best epoch.
         objective: An object with ``differentiable_loss``; by default :class:`ELBO`.
         optimizer: Makes a PyTorch optimizer from parameters; by default fused Adam at 1e-3.

@@ -329,6 +329,12 @@ LIKELIHOOD_ROWS |= {
 }
 LIKELIHOODS = {name: row.make for name, row in LIKELIHOOD_ROWS.items()}
 
+FEW_LIKELIHOODS = (
+    "bernoulli", "categorical", "continuous_bernoulli", "gamma", "negative_binomial",
+    "normal_optimal", "normal_shared", "zero_inflated_row_sum",
+)  # fmt: skip
+"""One likelihood for each way of scoring, for tests of all pairs with other parts."""
+
 NETWORKS = {
     "mlp": (partial(networks.MLP, hidden=[16]), partial(networks.MLP, hidden=[16])),
     "mlp_batch_norm": (
