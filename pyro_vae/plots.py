@@ -15,7 +15,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["curves", "images", "latent", "lines", "rates", "reconstructions", "samples"]
+__all__ = [
+    "agreement",
+    "curves",
+    "histograms",
+    "images",
+    "latent",
+    "lines",
+    "rates",
+    "reconstructions",
+    "samples",
+]
 
 _Array = NDArray[Any]
 INK, GREY, LIGHT, BLUE, ORANGE = "#30353d", "#b4bac4", "#e6e8ec", "#2c6fbb", "#d9661f"
@@ -178,6 +188,67 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
         ax.plot(x, values, color=colour, label=name, marker="o", markersize=3)
     ax.legend(frameon=False)
     return tidy_axes(ax, xlabel="", ylabel="")
+
+
+def agreement(
+    observed: ArrayLike, generated: ArrayLike, *, log: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Shows pairs of numbers as points, with the line on which both are equal.
+
+    Arguments:
+        observed: Numbers of shape ``(N,)``.
+        generated: As many numbers.
+        log: Whether both axes are logarithmic; pairs with a number that is not positive are left
+            out.
+        ax: The axes to draw on.
+
+    Raises:
+        ValueError: If the two differ in shape, or no pair is left.
+
+    Example:
+        >>> agreement([1, 2, 3], [1.1, 2.0, 2.7]).get_xlabel()
+        'observed'
+    """
+    x, y = _as_numbers("observed", observed).ravel(), _as_numbers("generated", generated).ravel()
+    if x.shape != y.shape:
+        raise ValueError(f"Expected {x.size} numbers in generated, got {y.size}")
+    shown = np.isfinite(x) & np.isfinite(y) & (((x > 0) & (y > 0)) | (not log))
+    if not shown.any():
+        raise ValueError("Expected pairs of finite numbers, got none")
+    x, y = x[shown], y[shown]
+    ax = _create_axes(4.4, 4.4) if ax is None else ax
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    ax.plot([low, high], [low, high], color=GREY, linewidth=1)
+    ax.scatter(x, y, s=np.clip(4000 / len(x), 4, 24), color=BLUE, alpha=0.6, linewidths=0)
+    if log:
+        ax.set(xscale="log", yscale="log")
+    return tidy_axes(ax, xlabel="observed", ylabel="generated")
+
+
+def histograms(values: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
+    """Shows the histogram of each set of numbers as an outline, over common bins.
+
+    Arguments:
+        values: Numbers for each name.
+        ax: The axes to draw on.
+
+    Raises:
+        ValueError: If there are no numbers.
+
+    Example:
+        >>> histograms({"data": [1.0, 2.0], "model": [1.0, 3.0]}).get_ylabel()
+        'share of rows'
+    """
+    arrays = {name: _as_numbers(name, v).ravel() for name, v in values.items()}
+    if not arrays or not all(a.size for a in arrays.values()):
+        raise ValueError("Expected numbers for each name, got none")
+    ax = _create_axes(5.6, 3.6) if ax is None else ax
+    bins = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins=40).tolist()
+    for (name, array), colour in zip(arrays.items(), (BLUE, ORANGE, INK, GREY), strict=False):
+        weights = np.full(array.shape, 1 / array.size)
+        ax.hist(array, bins, weights=weights, histtype="step", color=colour, label=name)
+    ax.legend(frameon=False)
+    return tidy_axes(ax, xlabel="", ylabel="share of rows")
 
 
 def rates(

@@ -15,7 +15,7 @@ from pyro_vae.evaluate.scoring import check_engine
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.argument_checks import check_outputs
 from pyro_vae.training.loop import Training
-from pyro_vae.training.resume_file import load_state
+from pyro_vae.training.resume_file import find_change, load_state
 from pyro_vae.training.setup import build_training
 from pyro_vae.training.single import fit
 from pyro_vae.vae.vae import VAE
@@ -139,14 +139,14 @@ def _check_optimizer(vae: VAE, optimizer: Any, lr_schedule: Any) -> None:
 def _check_state(run: Training, path: Path) -> None:
     """Restores a training, or raises a ``ValueError`` for the state of another one."""
     state = load_state(path)
-    for name, own in run.fingerprint().items():
-        other = state["fingerprint"].get(name)
-        if other != own:
-            raise ValueError(
-                f"Expected resume=true to continue the training in '{path.parent}', got a "
-                f"different value of {name}: {_shorten(other)} there, {_shorten(own)} here: choose "
-                f"another folder (out=FOLDER), or replace the run (overwrite=true)"
-            )
+    change = find_change(state["fingerprint"], run.fingerprint())
+    if change is not None:
+        name, other, own = change
+        raise ValueError(
+            f"Expected resume=true to continue the training in '{path.parent}', got a different "
+            f"value of {name}: {_shorten(other)} there, {_shorten(own)} here: choose another "
+            f"folder (out=FOLDER), or replace the run (overwrite=true)"
+        )
     run.resume_from(state, path)
 
 

@@ -373,13 +373,14 @@ class Training:
         Raises:
             ValueError: If it is the state of another training.
         """
-        for name, own in self.fingerprint().items():
-            if state["fingerprint"].get(name) != own:
-                raise ValueError(
-                    f"Expected the training in {path} to be this one, got a different value of "
-                    f"{name}: {state['fingerprint'].get(name)} there, {own} here. Pass another "
-                    f"folder, or resume=False to start again"
-                )
+        change = resume_file.find_change(state["fingerprint"], self.fingerprint())
+        if change is not None:
+            name, other, own = change
+            raise ValueError(
+                f"Expected the training in {path} to be this one, got a different value of "
+                f"{name}: {other} there, {own} here. Pass another folder, or resume=False to start "
+                f"again"
+            )
         self.restore(state)
         self.best_weights = state["kept"]
         self.epoch, self.seconds = state["epoch"], state["seconds"]

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pyro_vae.files.untrusted import read_bytes
 
 __all__ = [
     "build_fingerprint",
+    "find_change",
     "load_state",
     "save_state",
 ]
@@ -113,3 +116,34 @@ def build_fingerprint(x: Tensor, **settings: Any) -> dict[str, Any]:
         "sum": total if math.isfinite(total) else str(total),
         **settings,
     }
+
+
+def find_change(saved: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Returns the name and both values of a setting that differs, or ``None`` if all agree.
+
+    Arguments:
+        saved: The fingerprint in a file, perhaps of an earlier version.
+        own: That of the training to resume.
+    """
+    for name, value in own.items():
+        other = saved.get(name)
+        if other != value and not (
+            name == "recipe" and _drop_later_settings(other) == _drop_later_settings(value)
+        ):
+            return name, other, value
+    return None
+
+
+def _drop_later_settings(recipe: Any) -> Any:
+    """Returns a recipe without the settings that earlier versions lack, if they change nothing."""
+    try:
+        values = json.loads(recipe)
+        parts = values["parts"]
+        if (parts.get("input_transform") or {}).get("class") == "pyro_vae.transforms.Identity":
+            del parts["input_transform"]
+        likelihood = parts.get("likelihood") or {}
+        if likelihood.get("arguments", {}).get("standardize") is False:
+            del likelihood["arguments"]["standardize"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return recipe
+    return values

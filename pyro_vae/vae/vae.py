@@ -15,6 +15,7 @@ from pyro_vae.masking import expand_mask, fill_missing
 from pyro_vae.networks import eval_mode
 from pyro_vae.param_store import Scope
 from pyro_vae.vae.build import Part, build_part, describe_part
+from pyro_vae.vae.initialization import initialize_parts
 from pyro_vae.vae.input_checks import check_input, check_rows_of_covariates
 from pyro_vae.vae.model_guide import (
     Guide,
@@ -22,10 +23,9 @@ from pyro_vae.vae.model_guide import (
     Parts,
     Sizes,
     get_state_without_store,
-    transform_input,
 )
 from pyro_vae.vae.part_checks import check_kind, check_part, count_network_covariates
-from pyro_vae.validation import check_choice, check_shape, check_size, check_tensor
+from pyro_vae.validation import check_choice, check_shape, check_size
 
 __all__ = ["VAE"]
 
@@ -297,6 +297,43 @@ class VAE(nn.Module):
             p = self.decode(q.mean if mean else q.sample(), covariates)
             return p.mean if mean else p.sample()
 
+    @guard_process_state
+    @torch.no_grad()
+    def interpolate(
+        self,
+        start: Tensor,
+        end: Tensor,
+        steps: int = 8,
+        *,
+        covariates: Tensor | None = None,
+        mask: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Decodes the straight line between the mean embeddings of data, in evaluation mode.
+
+        Arguments:
+            start: Data of shape ``(*batch, *event_shape)``.
+            end: Data of the same shape.
+            steps: The number of points on the line, with both ends.
+            covariates: Covariates of all points, ``(*batch, covariate_dim)``.
+            mask: The masks of observed values of start and end; or ``None``.
+
+        Returns:
+            The means of p(x given z), ``(steps, *batch, *event_shape)``.
+
+        Raises:
+            ValueError: As in :meth:`encode`, or if ``steps`` is less than 2.
+        """
+        steps = check_size("steps", steps, least=2)
+        masks = (None, None) if mask is None else mask
+        with eval_mode(self):
+            z = [
+                self.encode(x, covariates, observed).mean
+                for x, observed in zip((start, end), masks, strict=True)
+            ]
+            weights = torch.linspace(0, 1, steps, dtype=z[0].dtype, device=z[0].device)
+            line = torch.stack([z[0].lerp(z[1], weight) for weight in weights])
+            return self.decode(line, covariates).mean
+
     def check(
         self, x: Tensor, mask: Tensor | None = None, covariates: Tensor | None = None
     ) -> None:
@@ -327,25 +364,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: If the data cannot be scored, or no value is observed.
         """
-        check_tensor("x", x)
-        if x.dim() != len(self.event_shape) + 1:
-            raise ValueError(
-                f"Expected x of shape (N, {', '.join(map(str, self.event_shape))}), got "
-                f"{tuple(x.shape)}"
-            )
-        if mask is None and bool(x.isnan().any()):
-            mask = ~x.isnan()
-        self.model.check(x, mask)
-        if mask is not None and not bool(mask.any()):
-            raise ValueError("Expected mask to leave values in, got none")
-        observed = None if mask is None else expand_mask(mask, x, self.event_shape)
-        data = fill_missing(x, observed, torch.nan)
-        _initialize_part(self.input_transform, data)
-        _initialize_part(self.likelihood, data)
-        filled = fill_missing(x, observed, self.guide.fill_value)
-        inputs = transform_input(self.input_transform, filled, observed)
-        for role in ("prior", "posterior", "encoder", "decoder"):
-            _initialize_part(getattr(self, role), inputs)
+        initialize_parts(self, x, mask)
 
     @guard_process_state
     @torch.no_grad()
@@ -408,9 +427,3 @@ class VAE(nn.Module):
             f"event_shape={tuple(self.event_shape)}, latent_dim={self.latent_dim}, "
             f"name={self.name!r}"
         )
-
-
-def _initialize_part(part: nn.Module, x: Tensor) -> None:
-    initialize = getattr(part, "initialize", None)
-    if initialize is not None:
-        initialize(x)

@@ -272,3 +272,26 @@ def test_rates_can_be_shown_whatever_they_are(kl):
 def test_rates_need_one_number_a_dimension(kl):
     with pytest.raises(ValueError, match="Expected kl_per_dimension of shape"):
         plots.rates(kl)
+
+
+def test_agreement_shows_each_pair_and_the_line_of_equality():
+    ax = plots.agreement([1.0, 2.0, 4.0], [1.5, 2.0, 3.0])
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), [[1, 1.5], [2, 2], [4, 3]])
+    assert ax.lines[0].get_xydata().tolist() == [[1, 1], [4, 4]]
+    ax = plots.agreement([0.0, 2.0, np.nan], [1.0, 3.0, 1.0], log=True)
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert len(ax.collections[0].get_offsets()) == 1
+    with pytest.raises(ValueError, match="Expected 2 numbers in generated, got 1"):
+        plots.agreement([1, 2], [1])
+    with pytest.raises(ValueError, match="pairs of finite numbers, got none"):
+        plots.agreement([0.0], [1.0], log=True)
+
+
+def test_histograms_have_common_bins_and_shares():
+    ax = plots.histograms({"a": [0.0, 1.0, 1.0, 10.0], "b": [5.0]})
+    heights = [patch.get_xy()[:, 1].max() for patch in ax.patches]
+    assert heights == [0.5, 1.0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    for empty in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="numbers for each name, got none"):
+            plots.histograms(empty)

@@ -68,7 +68,7 @@ def test_option_builds_and_takes_a_step(group, option):
     cfg = config.compose(overrides)
     vae = config.build(cfg.vae, event_shape=EVENT)
     objective = config.build(cfg.objective)
-    x = torch.ones(4, *EVENT)
+    x = torch.full((4, *EVENT), 0.5 if option == "beta" else 1.0)
     loss = objective.differentiable_loss(vae.model, vae.guide, x)
     loss.backward()
     assert torch.isfinite(loss)
@@ -162,7 +162,8 @@ def test_other_applications_see_the_group_vae_and_nothing_else(tmp_path):
     listed = text.split("(group=option)")[1].split("== Config ==")[0]
     groups = {line.split(":")[0] for line in listed.splitlines() if ":" in line}
     assert groups == {"vae"} | {
-        f"vae/{role}" for role in ("prior", "posterior", "likelihood", "encoder", "decoder")
+        f"vae/{role}"
+        for role in ("prior", "posterior", "likelihood", "encoder", "decoder", "input_transform")
     }
 
 

@@ -61,8 +61,8 @@ def test_covariates_explain_the_groups(rows):
     conditional, plain = make(), VAE((4,), 2, likelihood=likelihoods.Normal, encoder=NARROW,
                                      decoder=NARROW)  # fmt: skip
     adam = partial(torch.optim.Adam, lr=1e-2)
-    fit(conditional, rows, epochs=60, optimizer=adam, batch_size=32)
-    fit(plain, rows.x, epochs=60, optimizer=adam, batch_size=32)
+    fit(conditional, rows, epochs=150, optimizer=adam, batch_size=32)
+    fit(plain, rows.x, epochs=150, optimizer=adam, batch_size=32)
     given = evaluate.log_evidence(conditional, rows.x, 100, covariates=rows.covariates)
     assert given.mean() > evaluate.log_evidence(plain, rows.x, 100).mean() + 0.3
     shifted = rows.covariates.roll(1, 1)

@@ -358,3 +358,27 @@ def test_reconstructions_take_a_row_of_covariates_for_each_row():
     torch.testing.assert_close(vae.reconstruct(x[1], covariates=covariates[1]), whole[1])
     with pytest.raises(ValueError, match=r"covariates of shape \(5, 2\), got \(3, 5, 2\)"):
         vae.reconstruct(x, covariates=torch.randn(3, 5, 2))
+
+
+def test_interpolation_decodes_the_line_between_embeddings():
+    vae, x = made().eval(), data_for("normal_optimal")
+    start, end = x[:4], x[4:8]
+    line = vae.interpolate(start, end, 5)
+    assert line.shape == (5, *start.shape)
+    with torch.no_grad():
+        z0, z1 = vae.encode(start).mean, vae.encode(end).mean
+        for step in range(5):
+            expected = vae.decode(z0 + step / 4 * (z1 - z0)).mean
+            torch.testing.assert_close(line[step], expected)
+    with pytest.raises(ValueError, match="steps to be an integer of at least 2, got 1"):
+        vae.interpolate(start, end, 1)
+
+
+def test_interpolation_takes_covariates_and_masks():
+    vae, x = VAE(EVENT, 2, covariate_dim=2), data_for("normal_optimal")
+    covariates, mask = torch.randn(4, 2), torch.rand(4, *EVENT) > 0.5
+    hidden = torch.where(mask, x[:4], torch.nan)
+    line = vae.interpolate(hidden, x[4:8], 3, covariates=covariates,
+                           mask=(mask, torch.ones_like(mask)))  # fmt: skip
+    assert torch.isfinite(line).all()
+    assert vae.training

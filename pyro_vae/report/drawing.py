@@ -1,0 +1,35 @@
+"""Axes and arrays for the figures of a report."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.vae.vae import VAE
+
+__all__ = ["create_axes", "get_figure", "sample_rows", "to_numpy"]
+
+
+def create_axes(width: float, height: float) -> Axes:
+    """Creates the axes of a figure outside Matplotlib's global state."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def get_figure(ax: Axes) -> Figure:
+    """Returns the figure of axes."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def sample_rows(vae: VAE, count: int, covariates: Tensor | None, mean: bool) -> Tensor:
+    """Returns samples from the model, with the covariates of the first held-out rows."""
+    if covariates is None:
+        return vae.sample(count, mean=mean)
+    return vae.sample(1, covariates=covariates[:count], mean=mean).squeeze(0)
+
+
+def to_numpy(x: Tensor) -> Any:
+    """Returns a tensor as an array."""
+    return x.detach().cpu().numpy()
