@@ -50,7 +50,7 @@ class Split(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some rows, with their mask and covariates, each ``None`` if there is none."""
+    """Some rows, with their mask and covariates, which may be ``None``."""
 
     x: Tensor
     mask: Tensor | None
@@ -219,7 +219,7 @@ def build_data(
 def _encode_label_covariates(
     name: str, labels: Split | None, label_names: tuple[str, ...] | None, covariates: Any
 ) -> tuple[Covariates | None, Split | None]:
-    """Returns the encoding of labels as a covariate, or ``None`` if there is no covariate."""
+    """Returns the encoding of labels as a covariate, or ``None`` without covariates."""
     kinds = parse_kinds(covariates)
     if not kinds:
         return None, None

@@ -138,7 +138,7 @@ def _find_files(folder: Path) -> list[Path]:
 
 
 def _read_label_names(folder: Path, files: Sequence[Path]) -> list[str] | None:
-    """Returns the name of the subfolder of each file, or ``None`` if there are no subfolders."""
+    """Returns the name of the subfolder of each file, or ``None`` without subfolders."""
     parts = [file.relative_to(folder).parts for file in files]
     in_subfolder = [len(names) > 1 for names in parts]
     if not any(in_subfolder):

@@ -29,7 +29,7 @@ def transfer(
 
     .. math:: \mathbb{E}_{q(z \mid x, c)} \, \mathbb{E}[x' \mid z, c']
 
-    The result is the answer to "what would this row have been with covariates :math:`c'`" only if
+    The result is the counterfactual row, with covariates :math:`c'` in place of :math:`c`, only if
     z and the covariates are independent in the population, z holds all that the change leaves
     alone, and each covariate occurs with all kinds of rows. If a batch has rows of one type only,
     model and data cannot tell the effect of the batch from that of the type. Likelihoods given the

@@ -1,4 +1,4 @@
-"""Input transforms: what an encoder sees of the data."""
+"""Input transforms: functions of the data in front of the encoder."""
 
 from pyro_vae.transforms.base import InputTransform
 from pyro_vae.transforms.identity import Identity
