@@ -25,6 +25,7 @@ __all__ = [
     "build_data",
     "check_data_file",
     "count_rows",
+    "encode_labels",
     "find_data_folder",
     "split_row_numbers",
 ]
@@ -227,13 +228,29 @@ def _encode_label_covariates(
         raise ValueError(f"Expected covariates of '{name}' to be label or none, got {list(kinds)}")
     if labels is None:
         raise ValueError(f"Expected labels for covariates='label', got '{name}' without labels")
+    table = _name_labels(labels.train, label_names)
+    columns = Covariates.fit(table, {"label": kinds["label"] or "categorical"})
+    return columns, labels.map(lambda part: columns.encode(_name_labels(part, label_names)))
 
-    def to_table(part: Tensor) -> dict[str, Any]:
-        numbers = part.tolist()
-        return {"label": numbers if label_names is None else [label_names[n] for n in numbers]}
 
-    columns = Covariates.fit(to_table(labels.train), {"label": kinds["label"] or "categorical"})
-    return columns, labels.map(lambda part: columns.encode(to_table(part)))
+def _name_labels(labels: Tensor, label_names: tuple[str, ...] | None) -> dict[str, Any]:
+    numbers = labels.tolist()
+    return {"label": numbers if label_names is None else [label_names[n] for n in numbers]}
+
+
+def encode_labels(data: Data, columns: Covariates) -> Data:
+    """Returns a data set with its labels as the covariate of another data set.
+
+    Raises:
+        ValueError: If there are no labels, or levels that the other data set lacks.
+    """
+    labels = data.labels
+    if labels is None:
+        raise ValueError(
+            f"Expected labels for covariates='label', got '{data.name}' without labels"
+        )
+    encoded = labels.map(lambda part: columns.encode(_name_labels(part, data.label_names)))
+    return data._replace(covariates=encoded, covariate_columns=columns)
 
 
 def count_rows(name: str, value: float, size: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.validation import check_choice, describe_value
+from pyro_vae.validation import check_choice, check_tensor, describe_value
 
 __all__ = ["Covariate", "Covariates", "list_names", "parse_kinds"]
 
@@ -108,6 +108,9 @@ class Covariates(NamedTuple):
                 f"{list_names(missing)}"
             )
         # A likelihood takes the last covariate as its size factor.
+        sizes = [name for name in kinds if kinds[name] == "size_factor"]
+        if len(sizes) > 1:
+            raise ValueError(f"Expected one size factor, got {list_names(sizes)}")
         order = sorted(kinds, key=lambda name: kinds[name] == "size_factor")
         return cls(tuple(_fit_column(name, table[name], kinds[name]) for name in order))
 
@@ -145,6 +148,11 @@ class Covariates(NamedTuple):
             tensor([[0., 1.],
                     [0., 1.]])
         """
+        check_tensor("encoded", encoded)
+        if encoded.dim() != 2 or encoded.shape[1] != self.dim:
+            raise ValueError(
+                f"Expected encoded covariates of shape (N, {self.dim}), got {tuple(encoded.shape)}"
+            )
         unknown = [name for name in values if name not in self.names]
         if unknown:
             raise ValueError(f"Expected covariates among {self.names}, got {unknown}")
@@ -224,12 +232,21 @@ def parse_kinds(
     elif isinstance(covariates, Mapping):
         kinds = {str(key): check_choice(name, value, KINDS) for key, value in covariates.items()}
     elif isinstance(covariates, Sequence):
-        kinds = {str(value): None for value in covariates}
+        names = list(map(str, covariates))
+        if len(set(names)) < len(names):
+            raise ValueError(f"Expected {name} to be different names, got {list_names(names)}")
+        kinds = dict.fromkeys(names)
     else:
         raise ValueError(
             f"Expected {name} to be names, or names with kinds, got {describe_value(covariates)}"
         )
-    return kinds if size_factor is None else {**kinds, str(size_factor): "size_factor"}
+    if size_factor is None:
+        return kinds
+    if str(size_factor) in kinds:
+        raise ValueError(
+            f"Expected size_factor to be another column than {name}, got {size_factor!r} in both"
+        )
+    return {**kinds, str(size_factor): "size_factor"}
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -257,8 +274,15 @@ def _fit_column(name: str, values: Any, kind: str | None) -> Covariate:
         return Covariate(name, kind, tuple(levels))
     numbers = _to_numbers(name, values)
     if kind == "size_factor":
-        return Covariate(name, kind)
+        column = Covariate(name, kind)
+        column.encode(values)
+        return column
     scale = numbers.std(correction=0).item()
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"Expected covariate {name!r} to have finite squares, got values up to "
+            f"{numbers.abs().max().item():g}"
+        )
     if not scale > 1e-12 * abs(numbers.mean().item()):
         raise ValueError(
             f"Expected covariate {name!r} to vary over the training rows, got a constant"
@@ -276,6 +300,9 @@ def _infer_kind(values: Any) -> str:
 
 
 def _to_array(values: Any) -> Any:
+    if isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values):
+        # NumPy would turn a missing value beside words into the word nan.
+        values = np.array(values, dtype=object)
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     return array.reshape(1) if array.ndim == 0 else array
 

@@ -47,7 +47,8 @@ def images(
 
     All formats that Pillow reads are used; other files are left out. If the images lie in
     subfolders, the names of the subfolders are their labels. Orientation tags of cameras are
-    applied, transparent pixels become white, and 16-bit values are rounded to 8 bits.
+    applied, transparent pixels become white, 16-bit values are rounded to 8 bits, and the first
+    frame of an animation is used.
 
     Arguments:
         path: The folder.
@@ -55,7 +56,8 @@ def images(
             have to have it.
         fit: How an image of another size gets that size. ``"crop"``: it is resized until it covers
             the size, and its centre is cut out; ``"stretch"``: it is resized in each direction.
-        color: ``"grey"``: one channel; ``"rgb"``: three; ``"auto"``: one if no image has colours.
+        color: ``"grey"``: one channel; ``"rgb"``: three; ``"auto"``: one if all files are stored
+            in shades of grey.
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
         covariates: ``"label"`` for the label as a covariate, or ``None``.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
@@ -168,6 +170,9 @@ def _read_headers(folder: Path, files: Sequence[Path]) -> list[_Header]:
         with _open(file) as image:
             if image.mode == "F":
                 raise ValueError("floating-point pixels")
+            # Some versions of Pillow read a png of 16 bits in this mode.
+            if image.mode == "I" and image.format != "PNG":
+                raise ValueError("pixels of 32 bits")
             width, height = ImageOps.exif_transpose(image).size
             return _Header((height, width), image.mode not in _GREY_MODES)
 

@@ -133,9 +133,15 @@ def _load_preparation(like: Any) -> Preparation | None:
 def _choose_kinds(
     covariates: Any, size_factor: str | None, like: Preparation | None
 ) -> dict[str, str | None]:
-    if like is None or like.covariates is None:
-        return parse_kinds(covariates, size_factor)
-    return {column.name: column.kind for column in like.covariates.columns}
+    kinds = parse_kinds(covariates, size_factor)
+    if like is None:
+        return kinds
+    own = {} if like.covariates is None else {c.name: c.kind for c in like.covariates.columns}
+    if kinds and set(kinds) != set(own):
+        raise ValueError(
+            f"Expected covariates to be those of the training data, {list(own)}, got {list(kinds)}"
+        )
+    return dict(own)
 
 
 def _choose_encoding(
@@ -280,6 +286,12 @@ def _choose_columns(
         raise ValueError(f"Expected columns to be a list of names, got {describe_value(columns)}")
     else:
         names = [str(name) for name in columns]
+    both = [name for name in names if name in reserved and name != label]
+    if both:
+        raise ValueError(
+            f"Expected columns without the covariates and the size factor, got "
+            f"{list_names(both)} in both"
+        )
     unknown = [name for name in names if name not in available]
     if unknown or not names:
         raise ValueError(f"Expected columns to be some of {available}, got {unknown or names}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae import config, data
 from pyro_vae.data import Batch, Covariates, Data, Preparation, Split
+from pyro_vae.data.base import encode_labels
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.seeding import fork_and_seed_rng
@@ -33,7 +34,7 @@ _PARTS = ("train", "valid", "test", "all")
 _ROWS_AT_ONCE = 4096
 """The number of rows that are checked together."""
 
-_USER_DATA = ("pyro_vae.data.table", "pyro_vae.data.array")
+_USER_DATA = ("pyro_vae.data.table", "pyro_vae.data.array", "pyro_vae.data.images")
 """Data sets from the user's files, which have no standard split."""
 
 
@@ -269,6 +270,9 @@ def _build_data(
     target = options.get("_target_")
     if not split and target in _USER_DATA:
         options |= {"valid": 0, "test": 0}
+    if like is not None and like.covariates is not None and options.get("covariates") == "label":
+        # The file may lack some classes of the training rows.
+        return encode_labels(config.build(options | {"covariates": None}), like.covariates)
     if target != "pyro_vae.data.table" or like is None:
         return config.build(options)
     # Hydra would convert the tuples of a preparation to lists.
@@ -297,7 +301,8 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
         theirs, own = map(_describe_covariates, (dataset.covariate_columns, like.covariates))
         raise ValueError(
             f"Expected data with the covariates of run '{run}', {own}, got '{dataset.name}' with "
-            f"{theirs}"
+            f"{theirs}{' of another scale' if theirs == own else ''}: data.table(..., "
+            f"like=reuse.preparation(run)) encodes them in the same way"
         )
     same_binarize = (dataset.binarize == "none") == (like.binarize == "none")
     protocol = describe_protocol(dataset, vae)

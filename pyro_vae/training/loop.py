@@ -77,6 +77,8 @@ class Training:
     history: list[dict[str, float]] = field(default_factory=list)
     resumable: bool = True
     """Whether the state is that of the end of an epoch, from which a training can be resumed."""
+    content: str = ""
+    """The checksum of the data, once it is computed."""
     on_batch: Callable[[float], None] = lambda fraction: None
     """Called after each batch with the completed fraction of the epoch."""
 
@@ -335,7 +337,7 @@ class Training:
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
             # Missing values make the sum NaN, which is not equal to itself, unlike its text.
             validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
-            **self._summarize_covariates(),
+            content=self.hash_data(),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
             settings=repr(sorted(to_plain_python(self.optimizer.defaults).items())),
@@ -343,9 +345,12 @@ class Training:
             parameters=[list(p.shape) for p in self.vae.parameters()],
         )
 
-    def _summarize_covariates(self) -> dict[str, str]:
-        covariates = self.train.covariates
-        return {} if covariates is None else {"covariates": repr(covariates.double().sum(0))}
+    def hash_data(self) -> str:
+        """Returns a checksum of all rows with their masks and covariates, computed once."""
+        if not self.content:
+            parts = [(p.x, p.mask, p.covariates) for p in (self.train, self.valid) if p is not None]
+            self.content = resume_file.hash_tensors([t for part in parts for t in part])
+        return self.content
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state from which a training is resumed, as tensors and plain values."""

@@ -97,6 +97,16 @@ REFUSED = {
     "unknown": (lambda _: Covariates.fit(TABLE, {"sex": None}), "got 'sex'"),
     "size": (lambda _: Covariates.fit(TABLE, {"library": "size_factor"}).encode({"library": [0]}),
              "'library' to be positive, got 0"),
+    "nan beside words": (lambda _: Covariates.fit({"c": ["x", math.nan, "y"]}),
+                         "'c' in each row, got 1 missing"),
+    "two size factors": (lambda _: Covariates.fit(TABLE, {"age": "size_factor",
+                                                          "library": "size_factor"}),
+                         "one size factor, got 'age', 'library'"),
+    "negative size": (lambda _: Covariates.fit({"s": [1.0, -2.0]}, {"s": "size_factor"}),
+                      "'s' to be positive, got -2"),
+    "overflow": (lambda _: Covariates.fit({"n": [1e300, 2e300, 5e300]}), "'n' to have finite"),
+    "width": (lambda e: e.replace(torch.ones(2, 7), {"batch": "a"}), r"shape \(N, 4\), got"),
+    "array": (lambda e: e.replace([[1.0]], {"batch": "a"}), "encoded to be a torch.Tensor"),
     "many unseen": (lambda _: Covariates.fit({"c": LEVELS}).encode({"c": [*"abcdefghijkl"]}),
                     "and 12 others, got 'a', .* and 4 others"),
 }  # fmt: skip
@@ -147,6 +157,8 @@ def test_the_preparation_has_covariates_and_its_file_keeps_them(file):
     like = data.table(file, like=again, valid=0, test=0)
     assert like.covariate_columns == mine.covariate_columns
     assert len(like.covariates.train) == 200
+    with pytest.raises(ValueError, match=r"those of the training data, \['batch', 'age'\], got"):
+        data.table(file, like=again, covariates=["batch"])
     plain = data.table(file, columns=["u"]).preparation.to_dict()
     assert "covariates" not in plain
     assert plain["format"] == "pyro_vae data 2"
@@ -164,6 +176,16 @@ def test_the_preparation_has_covariates_and_its_file_keeps_them(file):
         ({"covariates": 3}, "covariates to be names"),
         ({"size_factor": "u", "columns": ["v"]}, "'u' to be positive, got -"),
         ({"covariates": ["batch"], "columns": ["u"], "label": "gone"}, "label to be one of"),
+        (
+            {"covariates": ["v"], "columns": ["u", "v"]},
+            "without the covariates .*, got 'v' in both",
+        ),
+        ({"size_factor": "size", "columns": ["u", "size"]}, "size factor, got 'size' in both"),
+        ({"covariates": ["batch", "batch"]}, "different names, got 'batch', 'batch'"),
+        (
+            {"covariates": ["size"], "size_factor": "size"},
+            "another column than covariates, got 'size'",
+        ),
     ],
 )
 def test_wrong_covariates_of_a_table_are_named(file, options, message):

@@ -93,6 +93,12 @@ def test_transparency_becomes_white_and_sixteen_bits_are_rounded(tmp_path):
     assert (data.images(tmp_path, valid=0, test=0).x.train * 255 == 51).all()
 
 
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 255, dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"'a.tif' .*pixels of 32 bits"):
+        data.images(tmp_path)
+
+
 def test_orientation_tags_are_applied(tmp_path):
     exif = Image.Exif()
     exif[274] = 6

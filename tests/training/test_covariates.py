@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -80,9 +81,17 @@ def test_a_resumed_training_has_the_same_bits(rows, tmp_path):
     again = make()
     fit(again, rows, valid=rows, epochs=4, out=tmp_path / "parts", resume=True)
     assert torch.equal(weights(whole), weights(again))
-    other = rows._replace(covariates=rows.covariates.roll(1, 1) * 2)
-    with pytest.raises(ValueError, match="different value of covariates"):
-        fit(make(), other, valid=rows, epochs=5, out=tmp_path / "parts", resume=True)
+    order = torch.randperm(96)
+    others = [
+        (rows._replace(covariates=rows.covariates[order]), rows),
+        (rows._replace(x=rows.x[order]), rows),
+        (rows._replace(mask=torch.ones(96, dtype=torch.bool)), rows),
+        (rows, rows._replace(covariates=rows.covariates[order])),
+        (rows, rows._replace(mask=torch.ones(96, 4, dtype=torch.bool))),
+    ]
+    for train, valid in others:
+        with pytest.raises(ValueError, match="different value of content"):
+            fit(make(), train, valid=valid, epochs=5, out=tmp_path / "parts", resume=True)
 
 
 def test_many_train_as_each_alone(rows):
@@ -155,6 +164,21 @@ def test_a_run_given_the_label_is_reported_evaluated_and_embedded(tmp_path):
     assert len(table) == 1797
     with pytest.raises(ValueError, match=r"covariates of run .*, label .*, got 'digits' with none"):
         reuse.judge_run(tmp_path / "run", data.digits())
+
+
+def test_a_run_given_the_label_takes_files_without_all_classes(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, classes in (("one", [3, 4, 5]), ("two", [5])):
+        x = generator.random((60, 2, 3))
+        np.savez(tmp_path / f"{name}.npz", x=x, y=generator.choice(classes, 60))
+    options = ["data=array", f"data.path={tmp_path / 'one.npz'}", "data.key=x",
+               "data.labels_key=y", "data.covariates=label", "vae/likelihood=normal"]  # fmt: skip
+    run_quick(tmp_path / "run", *options)
+    other = {"_target_": "pyro_vae.data.array", "path": str(tmp_path / "two.npz"), "key": "x",
+             "labels_key": "y", "covariates": "label"}  # fmt: skip
+    judged = reuse.judge_run(tmp_path / "run", other, part="all", evidence_rows=60)
+    assert judged["log_evidence_rows"] == 60
+    assert judged["conditional_on"] == ["label"]
 
 
 def test_a_table_with_covariates_runs_and_takes_other_files(tmp_path):
