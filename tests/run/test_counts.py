@@ -61,7 +61,7 @@ def test_each_figure_decodes_its_samples_once(decoded):
     assert counts["objective"] == 359
     # Two proposals for 100 rows up to 30 samples, the next of the figure's counts below 50; then
     # 10 reconstructions, 40 samples, and 11 places on a traversal of each of 5 dimensions.
-    assert counts["report"] == 2 * 100 * 30 + 10 + 40 + 5 * 11
+    assert counts["report"] == 2 * 100 * 30 + 10 + 40 + 5 * 8 + 5 * 11
     # The report of the KL runs model and guide once on two rows.
     assert counts["other"] == 2
 

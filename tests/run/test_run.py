@@ -74,7 +74,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert "train_objective" in rows[0]
     pictures = {path.name for path in (out / "figures").iterdir()}
-    names = "reconstructions samples traversals latent tsne rates curves proposals"
+    names = "interpolations reconstructions samples traversals latent tsne rates curves proposals"
     assert pictures == {f"{name}.png" for name in names.split()}
     page = (out / "report.html").read_text()
     assert "digits, binarized: threshold" in page
