@@ -68,6 +68,7 @@ class Likelihood(Conditional):
         fill_value: A point of the support, which replaces missing values.
         uses_size_factor: Whether ``forward`` takes a size factor of shape ``batch`` as its second
             argument. It is the last covariate of the VAE.
+        is_count: Whether the data are counts, for which reports compare variances, zeros and sums.
         condition: The function of the datum that its evidence is conditional on, such as
             ``"row sum"``; or ``None``.
     """
@@ -76,6 +77,7 @@ class Likelihood(Conditional):
     grey_scale: bool = False
     fill_value: float = 0.0
     uses_size_factor: bool = False
+    is_count: bool = False
     condition: str | None = None
 
     event_shape: torch.Size

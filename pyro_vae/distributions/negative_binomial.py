@@ -23,7 +23,7 @@ class NegativeBinomial(TorchDistribution):
         \operatorname{Var}(x) = \mu + \mu^2 / \theta
 
     The parameters have scvi-tools' names: mean :math:`\mu` and inverse dispersion :math:`\theta`.
-    As :math:`\theta` grows, it becomes a Poisson distribution. PyTorch's and Pyro's classes
+    As :math:`\theta` grows, it becomes a Poisson distribution. The classes of PyTorch and Pyro
     subtract terms of the size :math:`(x + \theta) \log (x + \theta)`, whose rounding errors reach
     several nats in single precision. This class uses the saddle-point form.
 

@@ -31,9 +31,13 @@ def _generate(run: TrainedRun) -> Tensor:
     with eval_mode(run.vae):
         prior = run.vae.prior_distribution(covariates).expand(torch.Size((len(x),)))
         p = run.vae.decode(prior.sample(), covariates)
-        if run.vae.likelihood.condition is not None:
+        if _is_given_sum(run):
             p = p.at_size(x.flatten(1).sum(1))
         return p.sample()
+
+
+def _is_given_sum(run: TrainedRun) -> bool:
+    return getattr(run.vae.likelihood, "condition", None) == "row sum"
 
 
 def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
@@ -68,6 +72,6 @@ def _draw_sums(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Pictur
     ax = plots.histograms(values, ax=create_axes(5.6, 3.2))
     ax.set_xlabel("sum of a row")
     caption = "The sums of held-out rows, and those of as many generated rows."
-    if run.vae.likelihood.condition is not None:
+    if _is_given_sum(run):
         caption += " Generated rows have the sums of held-out rows as size factors."
     return report.Picture("row_sums.png", "Row sums", caption, get_figure(ax))

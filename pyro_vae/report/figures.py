@@ -13,7 +13,6 @@ from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
 from pyro_vae.evaluate.evidence import evidence_by_particles
-from pyro_vae.likelihoods.core.counts import CountLikelihood
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.report.count_figures import draw_counts
@@ -52,7 +51,7 @@ def draw_figures(run: TrainedRun, metrics: dict[str, Any]) -> list[report.Pictur
         for column in find_categories(run.data):
             draws.append(partial(draw_levels, run, column))
             draws.append(partial(draw_transfers, run, column))
-    if isinstance(vae.likelihood, CountLikelihood) and mask is None:
+    if getattr(vae.likelihood, "is_count", False) and mask is None:
         draws += draw_counts(run)
     if vae.event_shape == (2,):
         draws.append(partial(_draw_plane, vae, x, covariates))

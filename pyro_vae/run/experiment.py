@@ -158,7 +158,9 @@ def evaluate_trained_run(run: TrainedRun) -> dict[str, Any]:
     # Seeded, so a later evaluation of the run can draw the same samples.
     with fork_and_seed_rng(x.device, cfg.seed):
         metrics = compute_metrics(vae, x, mask, covariates, **cfg.evaluate)
-    kl = objectives.kl_report(vae.model, vae.guide, **name_arguments(run.data.test.batch(slice(2))))
+    kl = objectives.kl_report(
+        vae.model, vae.guide, **_name_arguments(run.data.test.batch(slice(2)))
+    )
     return check_finite_metrics({
         **metrics,
         "objective": _held_out_objective(run),
@@ -195,7 +197,7 @@ def _held_out_objective(run: TrainedRun) -> float:
         for start in range(0, len(test.x), 1000):
             batch = test.batch(slice(start, start + 1000))
             loss = run.objective.differentiable_loss(
-                run.vae.model, run.vae.guide, **name_arguments(batch)
+                run.vae.model, run.vae.guide, **_name_arguments(batch)
             )
             total -= float(loss)
             progress.advance(len(batch.x))
@@ -222,8 +224,8 @@ def _mixture_log_evidence(run: TrainedRun) -> float | None:
     return None if fit is None else mean_over_rows(fit.log_evidence)
 
 
-def name_arguments(batch: Batch) -> dict[str, Any]:
-    """Returns a batch as arguments of model and guide, without those that there are not."""
+def _name_arguments(batch: Batch) -> dict[str, Any]:
+    """Returns a batch as arguments of model and guide, without those that are ``None``."""
     return {name: value for name, value in batch._asdict().items() if value is not None}
 
 

@@ -31,6 +31,7 @@ class CountLikelihood(Likelihood):
     """
 
     measure = "mass"
+    is_count = True
 
     log_mean: Tensor
     reference_size: Tensor
@@ -94,7 +95,8 @@ class CountLikelihood(Likelihood):
         if not bool(valid.all()):
             raise ValueError(
                 f"Expected x to be counts (non-negative integers) for a "
-                f"{type(self).__name__} likelihood, got {x[~valid][0].item():.4g}"
+                f"{type(self).__name__} likelihood, got {x[~valid][0].item():.4g}: a table of "
+                f"counts is not standardized (data.standardize=false)"
             )
 
     __repr__ = format_part
