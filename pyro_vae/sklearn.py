@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_vae import evaluate, likelihoods, networks, posteriors, priors
-from pyro_vae.data import Rows, Scaling
+from pyro_vae.data import Covariates, Rows, Scaling
 from pyro_vae.guard import guard_process_state
 from pyro_vae.networks import eval_mode
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.single import fit
 from pyro_vae.vae.build import Part
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import check_flag, check_shape, check_size
+from pyro_vae.validation import check_flag, check_shape, check_size, describe_value
 
 __all__ = ["VAETransformer"]
 
@@ -36,6 +36,11 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     returns its mean over rows, as a criterion for a grid search. Data are two-dimensional as
     everywhere in scikit-learn; an image is one row. NaN marks a missing value, which the likelihood
     ignores.
+
+    All methods take ``covariates``, one row for each row of ``X``: a pandas table, a mapping from
+    names to columns, or an array. Words, booleans and up to 10 distinct integers are categories,
+    other numbers are standardized. With ``sklearn.set_config(enable_metadata_routing=True)`` and
+    ``set_fit_request(covariates=True)`` a pipeline or a grid search passes them on.
 
     It computes in double precision on the CPU. All randomness comes from ``random_state``.
 
@@ -61,6 +66,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Attributes:
         vae_: The VAE.
         scaling_: The standardization of the columns.
+        covariates_: The encoding of the covariates, or ``None``.
         result_: The result of :func:`pyro_vae.fit`.
         n_features_in_: The number of columns.
 
@@ -121,24 +127,28 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return super().set_params(**params)
 
     @guard_process_state
-    def fit(self, X: _Array, y: object = None) -> "VAETransformer":
+    def fit(self, X: _Array, y: object = None, *, covariates: object = None) -> "VAETransformer":
         """Trains a VAE.
 
         Arguments:
             X: Data of shape ``(N, columns)``.
             y: Not used.
+            covariates: Covariates of the rows; or ``None``.
         """
         check_size("num_particles", self.num_particles, least=1)
         standardize = check_flag("standardize", self.standardize)
         x = torch.tensor(self._validate(X, reset=True))
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.scaling_ = _fit_scaling(x) if standardize else _identity_scaling(x)
+        table = None if covariates is None else _to_table(covariates)
+        self.covariates_ = None if table is None else Covariates.fit(table)
+        encoded = self._encode(table, len(x))
         with fork_and_seed_rng(x.device, self._seed):
             self.vae_ = self._build_vae(x.shape[1])
         x, mask = self._standardize(x)
         self.result_ = fit(
             self.vae_,
-            Rows(x, mask),
+            Rows(x, mask, covariates=encoded),
             objective=self._copy_objective(),
             optimizer=self.optimizer,
             epochs=self.epochs,
@@ -148,48 +158,58 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     @guard_process_state
-    def transform(self, X: _Array) -> _Array:
+    def transform(self, X: _Array, *, covariates: object = None) -> _Array:
         """Returns the means of q(z given x), of shape ``(N, latent_dim)``."""
-        x, mask = self._prepare_rows(X)
-        return evaluate.posterior_means(self.vae_, x, mask=mask).numpy()
+        x, mask, given = self._prepare_rows(X, covariates)
+        return evaluate.posterior_means(self.vae_, x, covariates=given, mask=mask).numpy()
+
+    def fit_transform(self, X: _Array, y: object = None, *, covariates: object = None) -> _Array:
+        """Trains a VAE, and returns the means of q(z given x) of its training rows."""
+        return self.fit(X, y, covariates=covariates).transform(X, covariates=covariates)
 
     @guard_process_state
     @torch.no_grad()
-    def inverse_transform(self, X: _Array) -> _Array:
+    def inverse_transform(self, X: _Array, *, covariates: object = None) -> _Array:
         """Returns the means of p(x given z), of shape ``(N, columns)``.
 
         Arguments:
             X: Embeddings of shape ``(N, latent_dim)``.
+            covariates: Covariates of the rows; or ``None``.
         """
         check_is_fitted(self)
         z = torch.tensor(check_array(X, dtype=np.float64))
+        given = self._encode(covariates, len(z))
         with eval_mode(self.vae_):
-            mean = self.vae_.decode(z).mean
+            mean = self.vae_.decode(z, given).mean
         return self.scaling_.undo(mean.flatten(1)).numpy()
 
     @guard_process_state
-    def score_samples(self, X: _Array) -> _Array:
+    def score_samples(self, X: _Array, *, covariates: object = None) -> _Array:
         """Returns estimates of log p(x) by importance sampling, of shape ``(N,)``, in nats.
 
-        They are deterministic for the same rows in the same order.
+        They are deterministic for the same rows in the same order. With covariates they are given
+        these.
         """
-        x, mask = self._prepare_rows(X)
+        x, mask, given = self._prepare_rows(X, covariates)
         with fork_and_seed_rng(x.device, self._seed):
-            log_evidence = evaluate.log_evidence(self.vae_, x, self.num_particles, mask=mask)
+            log_evidence = evaluate.log_evidence(
+                self.vae_, x, self.num_particles, covariates=given, mask=mask
+            )
         # The log determinant of the standardization converts to the units of the data.
         log_scale = self.scaling_.scale.log().expand(len(x), -1)
         if mask is not None:
             log_scale = torch.where(mask.flatten(1), log_scale, 0.0)
         return (log_evidence - log_scale.sum(1)).numpy()
 
-    def score(self, X: _Array, y: object = None) -> float:
+    def score(self, X: _Array, y: object = None, *, covariates: object = None) -> float:
         """Returns the mean of :meth:`score_samples`.
 
         Arguments:
             X: Data of shape ``(N, columns)``.
             y: Not used.
+            covariates: Covariates of the rows; or ``None``.
         """
-        return float(self.score_samples(X).mean())
+        return float(self.score_samples(X, covariates=covariates).mean())
 
     @property
     def _n_features_out(self) -> int:
@@ -222,6 +242,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             likelihood=self.likelihood,
             encoder=self.encoder,
             decoder=self.decoder,
+            covariate_dim=0 if self.covariates_ is None else self.covariates_.dim,
         ).double()
 
     def _copy_objective(self) -> Any:
@@ -230,9 +251,26 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return copy.deepcopy(self.objective)
         return self.objective() if callable(self.objective) else self.objective
 
-    def _prepare_rows(self, X: _Array) -> tuple[Tensor, Tensor | None]:
+    def _prepare_rows(
+        self, X: _Array, covariates: object
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         check_is_fitted(self)
-        return self._standardize(torch.tensor(self._validate(X, reset=False)))
+        x = torch.tensor(self._validate(X, reset=False))
+        return *self._standardize(x), self._encode(covariates, len(x))
+
+    def _encode(self, covariates: object, size: int) -> Tensor | None:
+        """Returns encoded covariates, or raises a ``ValueError`` if they do not fit."""
+        own = self.covariates_
+        if own is None:
+            if covariates is not None:
+                raise ValueError("Expected no covariates, because fit got none, got some")
+            return None
+        if covariates is None:
+            raise ValueError(f"Expected the covariates {own.names} of fit, got none")
+        encoded = own.encode(_to_table(covariates)).double()
+        if len(encoded) != size:
+            raise ValueError(f"Expected covariates of {size} rows, got {len(encoded)}")
+        return encoded
 
     def _standardize(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns standardized rows of the event shape, and a mask if values are missing."""
@@ -240,6 +278,23 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         rows = scaled.reshape(-1, *self.vae_.event_shape)
         mask = ~rows.isnan()
         return rows, None if bool(mask.all()) else mask
+
+
+def _to_table(covariates: Any) -> Mapping[str, Any]:
+    """Returns columns of covariates by name; those of an array are numbered."""
+    if isinstance(covariates, Mapping) or hasattr(covariates, "columns"):
+        return covariates
+    if hasattr(covariates, "to_frame"):
+        return {str(covariates.name or "covariate"): covariates}
+    array = np.asarray(covariates)
+    if array.ndim == 1:
+        return {"covariate": array}
+    if array.ndim != 2:
+        raise ValueError(
+            f"Expected covariates to be a table, columns by name, or an array of shape (N,) or "
+            f"(N, covariates), got {describe_value(covariates)}"
+        )
+    return {f"covariate_{i}": column for i, column in enumerate(array.T)}
 
 
 def _fit_scaling(x: Tensor) -> Scaling:

@@ -12,7 +12,16 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 
 LAYERS = [
-    {"collapse", "config", "files", "finite", "guard", "progress", "seeding", "validation"},
+    {
+        "collapse",
+        "config",
+        "files",
+        "finite",
+        "guard",
+        "progress",
+        "seeding",
+        "validation",
+    },
     {"conditional", "console", "distributions", "masking", "networks", "param_store"},
     {"data", "kl", "likelihoods", "posteriors", "priors", "transforms"},
     {"objectives", "vae"},

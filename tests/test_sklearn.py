@@ -180,3 +180,69 @@ def test_what_it_refuses():
         made.inverse_transform(np.zeros((4, 3)))
     with pytest.raises(ValueError, match="9 features"):
         made.transform(x[:, :9])
+
+
+def batches(x, shift=3.0):
+    """Rows of which every other one is shifted, with the name of its batch."""
+    batch = np.array(["a", "b"])[np.arange(len(x)) % 2]
+    return x + shift * (batch == "b")[:, None], batch
+
+
+def test_covariates_leave_the_embedding_and_return_with_the_decoder():
+    x, batch = batches(table()[:300])
+    made = VAETransformer(2, epochs=60, **LINEAR, random_state=0).fit(x, covariates=batch)
+    assert made.covariates_.feature_names == ["covariate=a", "covariate=b"]
+    codes = made.transform(x, covariates=batch)
+    assert np.array_equal(made.fit_transform(x, covariates=batch), codes)
+    as_b = made.inverse_transform(codes, covariates=["b"] * len(x))
+    as_a = made.inverse_transform(codes, covariates=["a"] * len(x))
+    # The embedding may keep a part of the shift.
+    assert 2 < (as_b - as_a).mean() < 3.3
+    without = VAETransformer(2, epochs=60, **LINEAR, random_state=0).fit(x)
+    assert made.score(x, covariates=batch) > without.score(x)
+
+
+@pytest.mark.parametrize("form", ["table", "series", "mapping", "matrix"])
+def test_covariates_of_any_form_are_the_same(form):
+    import pandas
+
+    x, batch = batches(table()[:80])
+    given = {
+        "table": pandas.DataFrame({"batch": batch}), "series": pandas.Series(batch, name="batch"),
+        "mapping": {"batch": list(batch)}, "matrix": batch[:, None],
+    }[form]  # fmt: skip
+    made = VAETransformer(2, epochs=2, **NETS, random_state=0)
+    codes = made.fit_transform(x, covariates=given)
+    assert made.covariates_.names == ["covariate_0" if form == "matrix" else "batch"]
+    expected = VAETransformer(2, epochs=2, **NETS, random_state=0).fit(x, covariates=batch)
+    assert np.array_equal(codes, expected.transform(x, covariates=batch))
+
+
+def test_covariates_that_do_not_fit_are_refused():
+    x, batch = batches(table()[:80])
+    made = VAETransformer(2, epochs=1, **NETS, random_state=0)
+    with pytest.raises(ValueError, match=r"Expected no covariates, because fit got none"):
+        made.fit(x).transform(x, covariates=batch)
+    made.fit(x, covariates={"batch": batch})
+    with pytest.raises(ValueError, match=r"Expected the covariates \['batch'\] of fit, got none"):
+        made.score_samples(x)
+    with pytest.raises(ValueError, match="levels of the training rows, 'a', 'b', got 'c'"):
+        made.transform(x, covariates={"batch": ["c"] * 80})
+    with pytest.raises(ValueError, match="Expected covariates of 80 rows, got 3"):
+        made.transform(x, covariates={"batch": ["a"] * 3})
+    with pytest.raises(ValueError, match=r"an array of shape \(N,\) or \(N, covariates\)"):
+        made.fit(x, covariates=np.zeros((80, 1, 1)))
+
+
+def test_a_grid_search_passes_covariates_on():
+    import pandas
+    import sklearn
+
+    x, batch = batches(table()[:120])
+    table_of_rows = pandas.DataFrame({"batch": batch})
+    with sklearn.config_context(enable_metadata_routing=True):
+        made = VAETransformer(epochs=2, **NETS, random_state=0)
+        made.set_fit_request(covariates=True).set_score_request(covariates=True)
+        search = GridSearchCV(made, {"latent_dim": [1, 2]}, cv=2)
+        search.fit(x, covariates=table_of_rows)
+    assert search.best_estimator_.covariates_.names == ["batch"]

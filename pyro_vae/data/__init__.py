@@ -2,6 +2,7 @@
 
 from pyro_vae.data.arrays import array, frey_faces
 from pyro_vae.data.base import Batch, Data, Rows, Split
+from pyro_vae.data.counts import counts
 from pyro_vae.data.covariates import Covariate, Covariates
 from pyro_vae.data.digits import digits
 from pyro_vae.data.images import images
@@ -33,6 +34,7 @@ __all__ = [
     "checkerboard",
     "cifar10",
     "collapse",
+    "counts",
     "digits",
     "emnist",
     "fashion_mnist",

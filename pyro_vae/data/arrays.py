@@ -17,7 +17,7 @@ from pyro_vae.data.base import (
 )
 from pyro_vae.validation import check_choice, check_flag, check_positive
 
-__all__ = ["array", "frey_faces"]
+__all__ = ["array", "frey_faces", "read_arrays"]
 
 _SCALES = ("open", "closed")
 
@@ -61,7 +61,7 @@ def array(
     check_protocol(binarize)
     scale = None if scale is None else check_positive("scale", scale)
     file = check_data_file(path, (".npy", ".npz"))
-    arrays = _read_arrays(file)
+    arrays = read_arrays(file)
     if labels_key is not None and labels_key not in arrays:
         raise ValueError(f"Expected labels_key to be one of {sorted(arrays)}, got {labels_key!r}")
     names = sorted(name for name in arrays if name != labels_key)
@@ -129,7 +129,7 @@ def frey_faces(
     """
     scale = check_choice("scale", scale, _SCALES)
     file = check_data_file(path or find_data_folder(None) / "frey_faces.npz", (".npz",))
-    images = _read_arrays(file).get("images")
+    images = read_arrays(file).get("images")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 20):
         actual = "none" if images is None else f"{images.dtype} of shape {images.shape}"
         raise ValueError(
@@ -151,7 +151,7 @@ def frey_faces(
     )
 
 
-def _read_arrays(file: Path) -> dict[str, Any]:
+def read_arrays(file: Path) -> dict[str, Any]:
     """Returns the arrays of a file by name; that of an npy file is called ``array``."""
     try:
         # NumPy does not close a file that it cannot read.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling, check_protocol
+from pyro_vae.data.sparse_rows import take_rows
 from pyro_vae.validation import (
     check_device,
     check_seed,
@@ -62,7 +63,7 @@ class Rows(NamedTuple):
     """Rows, with a mask of observed values, a flag for dynamic binarization, and covariates.
 
     Attributes:
-        x: Data of shape ``(N, *event_shape)``.
+        x: Data of shape ``(N, *event_shape)``; a matrix may be sparse (``torch.sparse_csr``).
         mask: True where a value is observed, of the shape of ``x``, or ``None``.
         dynamic: Whether ``x`` holds probabilities, from which zeros and ones are sampled at each
             presentation.
@@ -75,19 +76,12 @@ class Rows(NamedTuple):
     covariates: Tensor | None = None
 
     def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
-        """Returns the rows at an index, sampled on their device if dynamic."""
-        x = _select_rows(self.x, index)
+        """Returns the rows at an index, dense, and sampled on their device if dynamic."""
+        x = take_rows(self.x, index)
         if self.dynamic:
             x = torch.bernoulli(x, generator=generator)
         others = (self.mask, self.covariates)
-        return Batch(x, *(None if t is None else _select_rows(t, index) for t in others))
-
-
-def _select_rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
-    # For integers, index_select is faster than indexing.
-    if isinstance(index, slice) or index.dtype == torch.bool:
-        return tensor[index]
-    return tensor.index_select(0, index)
+        return Batch(x, *(None if t is None else take_rows(t, index) for t in others))
 
 
 class Data(NamedTuple):
@@ -97,7 +91,7 @@ class Data(NamedTuple):
         name: The name of the data set.
         binarize: The binarization protocol, one of ``PROTOCOLS``; part of every result.
         x: Data, each part of shape ``(rows, *event_shape)``. With the protocol ``dynamic`` the
-            training part holds probabilities.
+            training part holds probabilities. Counts may be sparse (``torch.sparse_csr``).
         labels: Labels, each part of shape ``(rows,)``, for figures only; or ``None``.
         source: The origin of the data, in one line.
         mask: True where a value is observed, each part of the shape of ``x``; or ``None``.
@@ -316,8 +310,15 @@ def find_data_folder(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("PYRO_VAE_DATA") or "~/.cache/pyro_vae").expanduser()
 
 
-def check_data_file(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
+def check_data_file(
+    path: str | Path | None, suffixes: tuple[str, ...], name: str = "data.path"
+) -> Path:
     """Returns the path of a file that exists.
+
+    Arguments:
+        path: The path.
+        suffixes: Those that are allowed.
+        name: The name of the setting.
 
     Raises:
         ValueError: If the file is missing or has another suffix.
@@ -325,12 +326,12 @@ def check_data_file(path: str | Path | None, suffixes: tuple[str, ...]) -> Path:
     kinds = " or ".join(suffixes)
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(
-            f"Expected data.path to name a {kinds} file, as in data.path=my{suffixes[0]}, got "
+            f"Expected {name} to name a {kinds} file, as in {name}=my{suffixes[0]}, got "
             f"{describe_value(path)}"
         )
     file = Path(path).expanduser()
     if file.suffix.lower() not in suffixes:
-        raise ValueError(f"Expected data.path to name a {kinds} file, got '{path}'")
+        raise ValueError(f"Expected {name} to name a {kinds} file, got '{path}'")
     if not file.is_file():
-        raise ValueError(f"Expected data.path to name a file, got '{path}', which is not a file")
+        raise ValueError(f"Expected {name} to name a file, got '{path}', which is not a file")
     return file

@@ -1,8 +1,6 @@
 """Tables in csv and parquet files."""
 
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,20 @@ from pyro_vae.config import format_override
 from pyro_vae.data.base import Data, Split, check_data_file, split_row_numbers
 from pyro_vae.data.covariates import Covariates, list_names, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling
-from pyro_vae.files.csv_cells import NUMBER, restore
+from pyro_vae.data.table_files import (
+    check_header,
+    leave_out,
+    number_labels,
+    read_csv,
+    read_table,
+)
 from pyro_vae.validation import check_choice, check_flag, describe_value
 
-__all__ = ["table"]
+__all__ = ["check_drop", "choose_encoding", "choose_kinds", "load_preparation", "table"]
 
 _MISSING = ("raise", "nan")
 
-_UNNAMED = re.compile(r"Unnamed: \d+")
-"""The name that pandas gives to a column without one."""
+_MAX_SHOWN = 8
 
 _EXACT = 2**53
 """Double precision represents every integer up to this one."""
@@ -32,6 +35,7 @@ def table(
     path: str | Path | None = None,
     *,
     columns: Sequence[str] | None = None,
+    drop: Sequence[str] | None = None,
     label: str | None = None,
     covariates: Sequence[str] | Mapping[str, str] | str | None = None,
     size_factor: str | None = None,
@@ -56,6 +60,7 @@ def table(
             would calculate, as in ``'=1+1``, is removed.
         columns: The names of the columns to use, which must be numeric; by default all but the
             label, covariates and size factor.
+        drop: The names of columns to leave out instead.
         label: The name of a column that colours figures: integers, or any values, which are then
             numbered in sorted order and listed in ``Data.label_names``.
         covariates: The names of columns that describe the rows: words, booleans and up to 10
@@ -84,13 +89,12 @@ def table(
         missing = "nan"
     missing = check_choice("missing", missing, _MISSING)
     standardize = check_flag("standardize", standardize)
-    if not isinstance(separator, str) or not separator:
-        raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
-    like = _load_preparation(like)
+    like = load_preparation(like)
     file = check_data_file(path, (".csv", ".parquet"))
-    frame = _read_table(file, separator)
-    kinds = _choose_kinds(covariates, size_factor, like)
+    frame = read_table(file, separator)
+    kinds = choose_kinds(covariates, size_factor, like)
     reserved = list(dict.fromkeys([*([label] if label is not None else []), *kinds]))
+    frame = frame.loc[:, ~frame.columns.isin(check_drop(list(frame.columns), columns, drop))]
     names = _choose_names(file, frame, _match_columns(file, frame, columns, like), label, reserved)
     values = _to_tensor(frame, names)
     _check_integers(file, frame, names, separator)
@@ -102,8 +106,8 @@ def table(
         scaling = _fit_scaling(parts.train, masks.train, names)
     x = _rescale(parts, masks, scaling)
     _check_range(x, names)
-    encoding = _choose_encoding(frame, rows, kinds, like)
-    labels, label_names = _encode_labels(frame, label, file)
+    encoding = choose_encoding(frame, rows, kinds, like)
+    labels, label_names = number_labels(frame, label, quoted=file.suffix.lower() != ".parquet")
     return Data(
         name=file.stem,
         binarize="none",
@@ -120,7 +124,8 @@ def table(
     )
 
 
-def _load_preparation(like: Any) -> Preparation | None:
+def load_preparation(like: Any) -> Preparation | None:
+    """Returns the preparation of another data set, given as such or as the folder of a run."""
     if isinstance(like, (str, Path)):
         return Preparation.load(like)
     if isinstance(like, (Preparation, type(None))):
@@ -130,9 +135,10 @@ def _load_preparation(like: Any) -> Preparation | None:
     )
 
 
-def _choose_kinds(
+def choose_kinds(
     covariates: Any, size_factor: str | None, like: Preparation | None
 ) -> dict[str, str | None]:
+    """Returns the kind of each covariate, which are those of another data set if it is given."""
     kinds = parse_kinds(covariates, size_factor)
     if like is None:
         return kinds
@@ -144,12 +150,34 @@ def _choose_kinds(
     return dict(own)
 
 
-def _choose_encoding(
+def choose_encoding(
     frame: Any, rows: Split, kinds: Mapping[str, str | None], like: Preparation | None
 ) -> Covariates | None:
+    """Returns the encoding of covariates, from the training rows or another data set."""
     if like is not None and like.covariates is not None:
         return like.covariates
     return Covariates.fit(frame.iloc[rows.train.numpy()], kinds) if kinds else None
+
+
+def check_drop(available: Sequence[str], columns: Sequence[str] | None, drop: Any) -> set[str]:
+    """Returns the names of columns to leave out.
+
+    Raises:
+        ValueError: If one is unknown, or the columns to use are listed too.
+    """
+    if drop is None:
+        return set()
+    if isinstance(drop, str) or not isinstance(drop, Sequence):
+        raise ValueError(f"Expected drop to be a list of names, got {describe_value(drop)}")
+    if columns is not None:
+        raise ValueError("Expected either columns or drop, got both")
+    names = set(map(str, drop))
+    unknown = sorted(names - set(available))
+    if unknown:
+        raise ValueError(
+            f"Expected drop to be some of {list_names(available)}, got {list_names(unknown)}"
+        )
+    return names
 
 
 def _choose_names(
@@ -157,7 +185,7 @@ def _choose_names(
 ) -> list[str]:
     names = _choose_columns(list(frame.columns), wanted, label, reserved)
     if wanted is None:
-        _check_header(file, names, list(frame.columns))
+        check_header(file, names, list(frame.columns))
     _check_once(list(frame.columns), names, label)
     return names
 
@@ -167,85 +195,6 @@ def _rescale(parts: Split, masks: Split, scaling: Scaling | None) -> Split:
         parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
     dtype = torch.get_default_dtype()
     return Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
-
-
-def _read_table(file: Path, separator: str) -> Any:
-    """Reads the table in a file, or raises a ``ValueError`` with the reason of a failure."""
-    import pandas
-
-    try:
-        if file.suffix.lower() == ".parquet":
-            frame = pandas.read_parquet(file)
-        else:
-            with warnings.catch_warnings():
-                # Otherwise pandas drops values of a row with more values than names.
-                warnings.simplefilter("error", pandas.errors.ParserWarning)
-                frame = _read_csv(file, separator)
-                frame.columns = _read_header(file, separator, list(frame.columns))
-    except ImportError as error:
-        raise ValueError(
-            f"Expected the extra parquet for '{file}', got none: pip install 'pyro_vae[parquet]'"
-        ) from error
-    except (pandas.errors.ParserWarning, OSError, ValueError) as error:
-        raise ValueError(
-            f"Expected '{file}' to be a table, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-    frame.columns = [str(name).strip() for name in frame.columns]
-    if not len(frame.columns):
-        raise ValueError(f"Expected '{file}' to have columns, got none")
-    other = next((mark for mark in ";\t|," if mark in frame.columns[0]), None)
-    if len(frame.columns) == 1 and other:
-        raise ValueError(
-            f"Expected values in '{file}' to be separated by {separator!r}, got one column "
-            f"{frame.columns[0]!r}: set the separator ({format_override('data.separator', other)})"
-        )
-    if not len(frame):
-        raise ValueError(f"Expected '{file}' to have rows, got none")
-    return frame
-
-
-def _read_csv(file: Path, separator: str, **options: Any) -> Any:
-    import pandas
-
-    return pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig", **options)
-
-
-def _read_header(file: Path, separator: str, pandas_names: list[Any]) -> list[str]:
-    """Returns the names in the first line of a csv file; pandas renames duplicates.
-
-    Arguments:
-        file: The file.
-        separator: The separator between values.
-        pandas_names: The names given by pandas, which a column without a name keeps.
-    """
-    options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
-    line = _read_csv(file, separator, **options).iloc[0]
-    names = [restore(str(name).strip()) for name in line]
-    if len(names) != len(pandas_names):
-        raise ValueError(f"{len(names)} names for {len(pandas_names)} columns")
-    return [name or str(other) for name, other in zip(names, pandas_names, strict=True)]
-
-
-def _check_header(file: Path, names: list[str], all_names: list[str]) -> None:
-    """Raises a ``ValueError`` for a pandas index, and for a first line of numbers."""
-    unnamed = [name for name in names if _UNNAMED.fullmatch(name)]
-    if unnamed:
-        others = format_override("data.columns", [n for n in names if n not in unnamed] or ["NAME"])
-        raise ValueError(
-            f"Expected a name for each column of '{file}', got {unnamed[0]!r}, which may be an "
-            f"index: name the columns to use ({others}), or write the file without "
-            f"an index (to_csv(..., index=False))"
-        )
-    numeric = [name for name in names if NUMBER.fullmatch(name)]
-    counted = all_names == [str(index) for index in range(len(all_names))]
-    plain = all(name.isdigit() for name in numeric)
-    if numeric and not counted and not (plain and len(numeric) < len(all_names)):
-        raise ValueError(
-            f"Expected the first line of '{file}' to name the columns, got the number "
-            f"{numeric[0]}: write a line of names above it, or list the columns if these are names "
-            f"({format_override('data.columns', names)})"
-        )
 
 
 def _match_columns(
@@ -258,12 +207,13 @@ def _match_columns(
     missing = [name for name in wanted if name not in available]
     if missing:
         raise ValueError(
-            f"Expected '{file}' to have the columns {wanted} of the training data, got "
-            f"{available}, without {missing}"
+            f"Expected '{file}' to have the columns of the training data, {list_names(wanted)}, "
+            f"got {list_names(available)}, without {list_names(missing)}"
         )
     if columns is not None and sorted(map(str, columns)) != sorted(wanted):
         raise ValueError(
-            f"Expected columns to be those of the training data, {wanted}, got {list(columns)}"
+            f"Expected columns to be those of the training data, {list_names(wanted)}, got "
+            f"{list_names(list(map(str, columns)))}"
         )
     return wanted
 
@@ -294,7 +244,10 @@ def _choose_columns(
         )
     unknown = [name for name in names if name not in available]
     if unknown or not names:
-        raise ValueError(f"Expected columns to be some of {available}, got {unknown or names}")
+        raise ValueError(
+            f"Expected columns to be some of {list_names(available)}, got "
+            f"{list_names(unknown) or 'none'}"
+        )
     return names
 
 
@@ -303,10 +256,9 @@ def _check_once(available: list[str], names: list[str], label: str | None) -> No
     twice = {name for name in names if names.count(name) + available.count(name) > 2}
     twice |= {label} if label is not None and available.count(label) > 1 else set()
     if twice:
-        others = format_override("data.columns", [n for n in names if n not in twice] or ["NAME"])
         raise ValueError(
-            f"Expected each column once, got duplicates of {sorted(twice)}: rename them in the "
-            f"file, or use other columns ({others})"
+            f"Expected each column once, got duplicates of {list_names(sorted(twice))}: rename "
+            f"them in the file, or {leave_out(sorted(twice))}"
         )
 
 
@@ -320,13 +272,13 @@ def _to_tensor(frame: Any, names: list[str]) -> Tensor:
     # A column without any value has no type; _check_missing reports its missing values.
     text = [n for n in names if not numeric(frame[n].dtype) and frame[n].notna().any()]
     if text:
-        shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text]
-        others = format_override("data.columns", [n for n in names if n not in text] or ["NAME"])
+        shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text[:_MAX_SHOWN]]
+        more = f" and {len(text) - len(shown):,} others" if len(text) > len(shown) else ""
         label = format_override("data.label", text[0])
         covariate = format_override("data.covariates", [text[0]])
         raise ValueError(
-            f"Expected columns of numbers, got categorical values in {', '.join(shown)}: use other "
-            f"columns ({others}), use one as the label that colours figures ({label}) or as a "
+            f"Expected columns of numbers, got categorical values in {', '.join(shown)}{more}: "
+            f"{leave_out(text)}, use one as the label that colours figures ({label}) or as a "
             f"covariate ({covariate}), or convert them to numbers first"
         )
     return torch.from_numpy(
@@ -339,11 +291,10 @@ def _check_integers(file: Path, frame: Any, names: list[str], separator: str) ->
     large = [n for n in names if ((frame[n] > _EXACT) | (frame[n] < -_EXACT)).any()]
     bad = [name for name in large if _has_integers(file, frame, name, separator)]
     if bad:
-        others = format_override("data.columns", [n for n in names if n not in bad] or ["NAME"])
         raise ValueError(
             f"Expected numbers that are exact in double precision, got integers above 2**53 in "
-            f"columns {bad}, which may be identifiers: leave them out ({others}), or write "
-            f"them with a decimal point to accept rounding"
+            f"columns {list_names(bad)}, which may be identifiers: {leave_out(bad)}, or write them "
+            f"with a decimal point to accept rounding"
         )
 
 
@@ -354,7 +305,7 @@ def _has_integers(file: Path, frame: Any, name: str, separator: str) -> bool:
     if is_integer_dtype(frame[name].dtype) or file.suffix.lower() == ".parquet":
         return is_integer_dtype(frame[name].dtype)
     index = list(frame.columns).index(name)
-    column = _read_csv(file, separator, usecols=[index], dtype=str).iloc[:, 0]
+    column = read_csv(file, separator, usecols=[index], dtype=str).iloc[:, 0]
     large = (frame[name].abs() > _EXACT).to_numpy()
     return bool(column[large].str.fullmatch(r"\s*[-+]?\d+\s*").any())
 
@@ -366,7 +317,7 @@ def _check_range(x: Split, names: list[str]) -> None:
     if bad:
         raise ValueError(
             f"Expected values within the range of {x.train.dtype}, got larger ones in columns "
-            f"{bad}: leave them out by columns, or rescale them"
+            f"{list_names(bad)}: {leave_out(bad)}, or rescale them"
         )
 
 
@@ -374,15 +325,15 @@ def _check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
     """Returns the mask of observed values; refuses infinite and disallowed missing values."""
     if bool(values.isinf().any()):
         bad = [n for n, column in zip(names, values.unbind(1), strict=True) if column.isinf().any()]
-        raise ValueError(f"Expected finite values, got infinite ones in columns {bad}")
+        raise ValueError(f"Expected finite values, got infinite ones in columns {list_names(bad)}")
     observed = ~values.isnan()
     if missing == "raise" and not bool(observed.all()):
         rows = int((~observed).any(1).sum())
         bad = [n for n, mask in zip(names, observed.unbind(1), strict=True) if not mask.all()]
         raise ValueError(
             f"Expected no missing values, got {int((~observed).sum())} in {rows} of {len(values)} "
-            f"rows, in columns {bad}: missing='nan' (data.missing=nan) leaves them out of the "
-            f"likelihood"
+            f"rows, in columns {list_names(bad)}: missing='nan' (data.missing=nan) leaves them "
+            f"out of the likelihood"
         )
     return observed
 
@@ -395,37 +346,12 @@ def _fit_scaling(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
     if huge:
         raise ValueError(
             f"Expected values whose squares are finite, got larger ones in columns "
-            f"{huge}: leave them out by columns, or rescale them"
+            f"{list_names(huge)}: {leave_out(huge)}, or rescale them"
         )
     constant = [name for name, scale in scales.items() if not scale]
     if constant:
         raise ValueError(
             f"Expected columns that vary over the training rows, got constant or empty "
-            f"{constant}: leave them out by columns"
+            f"{list_names(constant)}: {leave_out(constant)}"
         )
     return scaling
-
-
-def _encode_labels(
-    frame: Any, name: str | None, file: Path
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Returns integer labels unchanged, and other values as ranks with their names.
-
-    Arguments:
-        frame: The table.
-        name: The name of the column, or ``None``.
-        file: The file; in a csv file formulas are preceded by a quote.
-    """
-    import pandas
-
-    if name is None:
-        return None, None
-    column, quoted = frame[name], file.suffix.lower() != ".parquet"
-    if column.isna().any():
-        raise ValueError(f"Expected label {name!r} in each row, got {column.isna().sum()} missing")
-    if pandas.api.types.is_integer_dtype(column.dtype) and column.max() < 2**63:
-        return torch.from_numpy(column.to_numpy(dtype="int64", copy=True)), None
-    if quoted and not pandas.api.types.is_numeric_dtype(column.dtype):
-        column = column.map(lambda value: restore(value) if isinstance(value, str) else value)
-    labels, values = pandas.factorize(column, sort=True)
-    return torch.from_numpy(labels.astype("int64")), tuple(map(str, values))

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pyro_vae.evaluate.chunks import (
     MAX_ELEMENTS,
+    RowResults,
     check_vae,
     count_rows,
     encode_chunks,
-    join_rows,
     most_rows,
     split_evenly,
 )
@@ -125,15 +125,15 @@ def estimate_elbo(
     arguments are those of :func:`elbo`, and a scorer that is used again from call to call.
     """
     scorer = scorer or make_bound_scorer(vae, x, num_particles, max_elements, False)
-    results, is_closed = [], False
+    results, is_closed = RowResults(len(x)), False
     with eval_mode(vae):
         rows = scorer.full_size[0]
         for chunk in encode_chunks(vae, x, covariates, mask, rows, equal=True):
-            results.append(scorer(chunk, num_particles))
+            results.add(scorer(chunk, num_particles))
             is_closed = closed_form(chunk.q, chunk.prior)[0] is not None
             if progress is not None:
                 progress.advance(len(chunk.x))
-    rate, distortion, *faults = join_rows(results, len(x))
+    rate, distortion, *faults = results.tensors
     names = (KL, LOG_LIKELIHOOD) if is_closed else (LOG_PRIOR, LOG_POSTERIOR, LOG_LIKELIHOOD)
     bound = Bound(-distortion - rate, rate, distortion, is_closed)
     return bound, dict(zip(names, faults, strict=True))

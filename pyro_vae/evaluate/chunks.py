@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from pyro_vae.compiled.support import check_parameters
+from pyro_vae.data.sparse_rows import take_rows
 from pyro_vae.finite import check_weights, explain_invalid_parameters
 from pyro_vae.masking import fill_missing, mask_elements, split_mask
 from pyro_vae.networks import eval_mode
@@ -19,8 +20,8 @@ from pyro_vae.validation import (
 )
 
 __all__ = [
-    "MAX_ELEMENTS", "Chunk", "check_vae", "choose_size", "count_rows", "encode_chunks", "join_rows",
-    "most_rows", "split_evenly",
+    "MAX_ELEMENTS", "Chunk", "RowResults", "check_vae", "choose_size", "count_rows",
+    "encode_chunks", "most_rows", "split_evenly",
 ]  # fmt: skip
 
 MAX_ELEMENTS = 2**22
@@ -105,9 +106,31 @@ def count_rows(x: Tensor) -> int:
     return len(x) if isinstance(x, Tensor) and x.dim() else 0
 
 
-def join_rows(parts: Sequence[Sequence[Tensor]], total: int) -> list[Tensor]:
-    """Returns the results of all rows from those of chunks, of which the last repeats a row."""
-    return [torch.cat(results)[:total] for results in zip(*parts, strict=True)]
+class RowResults:
+    """The results of all rows, copied from those of chunks, of which the last may repeat a row.
+
+    Arguments:
+        total: The number of rows.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.start = total, 0
+        self.tensors: list[Tensor] = []
+
+    def add(self, results: Sequence[Tensor]) -> None:
+        """Copies the results of the next rows.
+
+        If they were kept instead, these small tensors would lie between the large ones of each
+        call, whose memory could then not be used again.
+        """
+        if not results:
+            return
+        if not self.tensors:
+            self.tensors = [result.new_empty(self.total) for result in results]
+        stop = min(self.total, self.start + len(results[0]))
+        for tensor, result in zip(self.tensors, results, strict=True):
+            tensor[self.start : stop] = result[: stop - self.start]
+        self.start = stop
 
 
 def check_vae(vae: Any) -> None:
@@ -146,7 +169,7 @@ def encode_chunks(
             index = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
         context = None if covariates is None else covariates[index]
         observed = None if elements is None else elements[index]
-        filled = fill_missing(x[index], observed, vae.guide.fill_value)
+        filled = fill_missing(take_rows(x, index), observed, vae.guide.fill_value)
         with eval_mode(vae), explain_invalid_parameters("q(z given x) or p(z)"):
             q = vae.encode(filled, context, observed)
             prior = vae.prior_distribution(context) if shared is None else shared

@@ -1,21 +1,21 @@
 """The log evidence of a VAE by importance sampling, in nats, one value per row."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
+from pyro_vae.data.sparse_rows import is_sparse
 from pyro_vae.evaluate.chunks import (
     MAX_ELEMENTS,
-    Chunk,
+    RowResults,
     check_vae,
     choose_size,
     count_rows,
     encode_chunks,
-    join_rows,
     most_rows,
     split_evenly,
 )
@@ -310,20 +310,20 @@ def _sum_weights(
     sums_by_count: list[list[Tensor]] = []
     halves: list[list[Tensor]] = [[], []]
     with Progress("log evidence", total, "rows", show=progress) as bar, eval_mode(vae):
-        chunks: Iterable[Chunk] = encode_chunks(vae, x, covariates, mask, rows, equal=True)
-        if len(counts) > 1:
-            chunks = list(chunks)
+        encode = partial(encode_chunks, vae, x, covariates, mask, rows, equal=True)
+        # Sparse rows are encoded again each time, because dense ones may not fit into memory.
+        once = None if len(counts) == 1 or is_sparse(x) else list(encode())
         for done, count in zip([0, *counts], counts, strict=False):
             sizes = [min(at_once, count - start) for start in range(done, count, at_once)]
-            parts = []
-            for chunk in chunks:
+            new = RowResults(total), RowResults(total)
+            for chunk in encode() if once is None else once:
                 sums: list[list[Tensor]] = [[], []]
                 for call, size in enumerate(sizes):
                     sums[call % 2] = _add_weights(sums[call % 2], scorer(chunk, size, proposal))
                     bar.advance(len(chunk.x) * size / most)
-                parts.append(sums)
-            new = [join_rows([sums[half] for sums in parts], total) for half in (0, 1)]
-            halves = [_add_weights(*pair) for pair in zip(halves, new, strict=True)]
+                for part, half in zip(new, sums, strict=True):
+                    part.add(half)
+            halves = [_add_weights(h, part.tensors) for h, part in zip(halves, new, strict=True)]
             sums_by_count.append(_add_weights(*halves))
             if is_enough is not None and count < most and is_enough(count, halves):
                 break

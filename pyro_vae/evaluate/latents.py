@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.collapse import ACTIVE_VARIANCE
+from pyro_vae.data.sparse_rows import ROWS_AT_ONCE, is_sparse
 from pyro_vae.distributions.marginals import find_marginals
 from pyro_vae.evaluate.chunks import check_vae, encode_chunks
 from pyro_vae.finite import check_finite
@@ -26,7 +27,8 @@ def posterior_means(
 ) -> Tensor:
     """Returns the means of q(z given x), ``(N, latent_dim)``; arguments as in :func:`elbo`."""
     check_vae(vae)
-    means = torch.cat([chunk.q.mean for chunk in encode_chunks(vae, x, covariates, mask, 10_000)])
+    size = ROWS_AT_ONCE if is_sparse(x) else 10_000
+    means = torch.cat([chunk.q.mean for chunk in encode_chunks(vae, x, covariates, mask, size)])
     check_finite("posterior mean", means.sum(-1), {})
     return means
 

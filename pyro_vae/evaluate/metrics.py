@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vae import evaluate
 from pyro_vae.data import Data
+from pyro_vae.data.sparse_rows import take_rows
 from pyro_vae.evaluate.scoring import Engine, Precision
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
@@ -77,7 +78,7 @@ def compute_metrics(
     engine: dict[str, Any] = {"compile": compile, "precision": precision}
     evidence = evaluate.log_evidence(
         vae,
-        x[first],
+        x if evidence_rows is None else take_rows(x, first),
         num_particles,
         tolerance=AUTO_TOLERANCE if tolerance == "auto" else tolerance,
         covariates=None if covariates is None else covariates[first],

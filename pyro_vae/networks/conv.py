@@ -64,6 +64,13 @@ def _halve_size(size: int) -> int:
     return (size + 1) // 2
 
 
+def _choose_channels(channels: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
+    if channels is not None:
+        return check_sizes("channels", channels)
+    depth = max(2, math.ceil(math.log2(max(height, width) / 8)))
+    return tuple(max(16, 64 >> (depth - 1 - layer)) for layer in range(depth))
+
+
 class ConvEncoder(nn.Module):
     r"""A convolutional network from an image to features.
 
@@ -73,7 +80,9 @@ class ConvEncoder(nn.Module):
     Arguments:
         in_shape: ``(height, width)`` or ``(channels, height, width)``, of any size.
         out_shape: The shape of an output, without batch.
-        channels: The number of channels of each layer.
+        channels: The number of channels of each layer. ``None``: (32, 64) for images of up to 32
+            pixels; larger ones get as many layers as reduce them to 8 pixels, with 64, 32, 16, ...
+            channels from the last layer to the first.
         hidden: The width of the linear layer before the last.
         activation: As in :class:`~pyro_vae.networks.MLP`.
         batch_norm: Whether to put a batch norm before each activation.
@@ -95,7 +104,7 @@ class ConvEncoder(nn.Module):
         in_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        channels: Sequence[int] = (32, 64),
+        channels: Sequence[int] | None = None,
         hidden: int = 128,
         activation: str = "relu",
         batch_norm: bool = False,
@@ -112,7 +121,7 @@ class ConvEncoder(nn.Module):
         self.image_shape = (fan_in, height, width)
         fan_in += check_size("covariate_dim", covariate_dim, least=0)
         layers: list[nn.Module] = []
-        for fan_out in check_sizes("channels", channels):
+        for fan_out in _choose_channels(channels, height, width):
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(fan_out))
@@ -146,7 +155,7 @@ class ConvDecoder(nn.Module):
             ``(numbers, channels, height, width)`` for a likelihood with several numbers for each
             pixel and channel.
         channels: The number of channels of each layer, in the encoder's order: the last belongs
-            to the smallest image.
+            to the smallest image; ``None`` as in :class:`ConvEncoder`.
         hidden: The width of the linear layer before the smallest image.
         activation: As in :class:`~pyro_vae.networks.MLP`.
         batch_norm: Whether to put a batch norm before each activation.
@@ -167,7 +176,7 @@ class ConvDecoder(nn.Module):
         in_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        channels: Sequence[int] = (32, 64),
+        channels: Sequence[int] | None = None,
         hidden: int = 128,
         activation: str = "relu",
         batch_norm: bool = False,
@@ -181,7 +190,7 @@ class ConvDecoder(nn.Module):
         shape = self.out_shape
         numbers, image = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
         planes, height, width = _read_image_shape(image, "out_shape")
-        channels = check_sizes("channels", channels)
+        channels = _choose_channels(channels, height, width)
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         covariate_dim = check_size("covariate_dim", covariate_dim, least=0)

@@ -14,6 +14,8 @@ from pyro_vae.report.trained_run import TrainedRun
 
 __all__ = ["build_report", "find_warnings", "format_condition", "format_run_summary"]
 
+_MAX_COLUMNS = 50
+
 _MAX_GAP = 0.1
 """The gap between log evidence and ELBO that causes a warning, as a fraction of the former."""
 
@@ -92,7 +94,9 @@ def _describe_table(data: Data) -> dict[str, str]:
     """Returns the settings of a table only: its columns, and the share of missing values."""
     settings = {}
     if data.columns is not None:
-        settings["Columns"] = ", ".join(data.columns)
+        shown = ", ".join(data.columns[:_MAX_COLUMNS])
+        more = len(data.columns) - _MAX_COLUMNS
+        settings["Columns"] = f"{shown} and {more:,} others" if more > 0 else shown
     if data.mask is not None:
         missing = 1 - data.mask.train.double().mean().item()
         settings["Missing"] = f"{missing:.1%} of the training values, left out of the likelihood"

@@ -36,13 +36,17 @@ def _generate(run: TrainedRun) -> Tensor:
         return p.sample()
 
 
+def _get_observed(run: TrainedRun) -> Tensor:
+    return run.data.test.batch(slice(_ROWS)).x
+
+
 def _is_given_sum(run: TrainedRun) -> bool:
     return getattr(run.vae.likelihood, "condition", None) == "row sum"
 
 
 def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
     ax = create_axes(4.8, 4.4)
-    series = {"observed": run.data.x.test[:_ROWS], "generated": generate()}
+    series = {"observed": _get_observed(run), "generated": generate()}
     for (name, x), color in zip(series.items(), (plots.BLUE, plots.ORANGE), strict=True):
         mean, variance = x.flatten(1).mean(0), x.flatten(1).var(0)
         shown = (mean > 0) & (variance > 0)
@@ -58,7 +62,7 @@ def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.P
 
 
 def _draw_zeros(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
-    shares = ((x.flatten(1) == 0).double().mean(0) for x in (run.data.x.test[:_ROWS], generate()))
+    shares = ((x.flatten(1) == 0).double().mean(0) for x in (_get_observed(run), generate()))
     ax = plots.agreement(*map(to_numpy, shares), ax=create_axes(4.8, 4.4))
     ax.set(xlabel="observed share of zeros", ylabel="generated share of zeros")
     caption = "The share of zeros of each element, in held-out and in generated data."
@@ -66,7 +70,7 @@ def _draw_zeros(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Pictu
 
 
 def _draw_sums(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
-    sums = (x.flatten(1).sum(1) for x in (run.data.x.test[:_ROWS], generate()))
+    sums = (x.flatten(1).sum(1) for x in (_get_observed(run), generate()))
     observed, generated = map(to_numpy, sums)
     values = {"observed": observed, "generated": generated}
     ax = plots.histograms(values, ax=create_axes(5.6, 3.2))

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
+from pyro_vae.data.sparse_rows import take_rows
 from pyro_vae.evaluate.evidence import evidence_by_particles
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
@@ -24,7 +25,7 @@ from pyro_vae.vae.vae import VAE
 __all__ = ["draw_figures"]
 
 _TSNE_ROWS = 1000
-_PROPOSAL_ROWS = 100
+_PROPOSAL_ROWS = 50
 _FEW_EPOCHS = 10
 _STEPS = 8
 _SMALL_IMAGE = 32
@@ -159,7 +160,9 @@ def _draw_manifold(vae: VAE, side: int = 15) -> report.Picture:
 
 def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Picture:
     """Draws two-dimensional data and as many samples from the model."""
-    points = torch.cat([x, sample_rows(vae, len(x), covariates, mean=False)])
+    points = torch.cat(
+        [take_rows(x, slice(None)), sample_rows(vae, len(x), covariates, mean=False)]
+    )
     kinds = ["data"] * len(x) + ["model"] * len(x)
     ax = plots.latent(to_numpy(points), kinds, ax=create_axes(5.6, 4.4))
     ax.set(xlabel="$x_1$", ylabel="$x_2$")

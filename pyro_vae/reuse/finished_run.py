@@ -12,6 +12,8 @@ from torch import Tensor
 from pyro_vae import config, data
 from pyro_vae.data import Batch, Covariates, Data, Preparation, Split
 from pyro_vae.data.base import encode_labels
+from pyro_vae.data.covariates import list_names
+from pyro_vae.data.sparse_rows import is_sparse, take_rows
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.seeding import fork_and_seed_rng
@@ -34,7 +36,10 @@ _PARTS = ("train", "valid", "test", "all")
 _ROWS_AT_ONCE = 4096
 """The number of rows that are checked together."""
 
-_USER_DATA = ("pyro_vae.data.table", "pyro_vae.data.array", "pyro_vae.data.images")
+_TABLES = ("pyro_vae.data.table", "pyro_vae.data.counts")
+"""Data sets with the argument ``like``."""
+
+_USER_DATA = (*_TABLES, "pyro_vae.data.array", "pyro_vae.data.images")
 """Data sets from the user's files, which have no standard split."""
 
 
@@ -54,10 +59,11 @@ class SelectedRows(NamedTuple):
     def take(self, split: Split, index: slice) -> Tensor:
         """Returns the values of a split for a slice of the selected rows."""
         part, row = self.part[index], self.row[index]
-        values = split.train.new_empty((len(part), *split.train.shape[1:]))
+        like = split.train
+        values = torch.empty((len(part), *like.shape[1:]), dtype=like.dtype, device=like.device)
         for number, rows in enumerate(split):
             in_part = part == number
-            values[in_part] = rows[row[in_part]]
+            values[in_part] = take_rows(rows, row[in_part])
         return values
 
     def get_rows(self, index: slice, like: Tensor) -> Batch:
@@ -265,7 +271,7 @@ def _get_seed(node: Mapping[str, Any]) -> int:
 def _build_data(
     node: Mapping[str, Any], like: Preparation | None = None, *, split: bool = True
 ) -> Data:
-    """Builds the data of a configuration; a table gets the preparation ``like``."""
+    """Builds the data of a configuration; a table or counts get the preparation ``like``."""
     options = dict(node)
     target = options.get("_target_")
     if not split and target in _USER_DATA:
@@ -273,7 +279,7 @@ def _build_data(
     if like is not None and like.covariates is not None and options.get("covariates") == "label":
         # The file may lack some classes of the training rows.
         return encode_labels(config.build(options | {"covariates": None}), like.covariates)
-    if target != "pyro_vae.data.table" or like is None:
+    if target not in _TABLES or like is None:
         return config.build(options)
     # Hydra would convert the tuples of a preparation to lists.
     return config.build(options | {"_partial_": True, "like": None})(like=like)
@@ -284,9 +290,9 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
     _check_shape(f"run '{run}'", dataset, like.event_shape)
     if None not in (dataset.columns, like.columns) and dataset.columns != like.columns:
         raise ValueError(
-            f"Expected data with the columns {list(like.columns or ())} of run '{run}', in this "
-            f"order, got {list(dataset.columns or ())} of '{dataset.name}': "
-            f"data.table(..., like=reuse.preparation(run)) selects them"
+            f"Expected data with the columns {list_names(like.columns or ())} of run '{run}', in "
+            f"this order, got {list_names(dataset.columns or ())} of '{dataset.name}': "
+            f"like=reuse.preparation(run) of data.table and data.counts selects them"
         )
     if not _equal_scaling(dataset.scaling, like.scaling) or (
         like.scaling and dataset.columns is None
@@ -319,7 +325,8 @@ def _describe_covariates(covariates: Covariates | None) -> str:
 
 
 def _is_binary(dataset: Data) -> bool:
-    return all(bool(((x == 0) | (x == 1)).all()) for x in dataset.x)
+    parts = (x.values() if is_sparse(x) else x for x in dataset.x)
+    return all(bool(((x == 0) | (x == 1)).all()) for x in parts)
 
 
 def _check_shape(owner: str, dataset: Data, expected: tuple[int, ...]) -> None:

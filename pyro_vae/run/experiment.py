@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
 from pyro_vae.data import Batch
+from pyro_vae.data.sparse_rows import is_sparse
 from pyro_vae.evaluate import baseline
 from pyro_vae.evaluate.metrics import (
     check_finite_metrics,
@@ -209,7 +210,7 @@ def _mixture_log_evidence(run: TrainedRun) -> float | None:
     components = run.cfg.evaluate.baseline_components
     if not components:
         return None
-    if run.data.mask is not None or run.data.covariates is not None:
+    if run.data.mask is not None or run.data.covariates is not None or is_sparse(run.data.x.train):
         return None
     evaluation, train, valid = run.cfg.evaluate, run.data.train, run.data.valid
     rows = slice(evaluation.baseline_rows)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Batch, Rows
+from pyro_vae.data.sparse_rows import spread_rows
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.core.tracing import find_nonfinite_site
 from pyro_vae.seeding import seed_device
@@ -100,7 +101,7 @@ class Training:
                 f"Expected lr_schedule to build a scheduler of torch.optim.lr_scheduler, got "
                 f"{describe_value(self.lr_schedule)}"
             )
-        self.vae.initialize(*self.get_batch(slice(None))[:2])
+        self.vae.initialize(*self.get_batch(spread_rows(self.train.x))[:2])
         self.best_weights = copy_state(self.vae.state_dict())
         self.compiled: Step | None = None
         self.set_validator(compiled=False)
@@ -204,7 +205,7 @@ class Training:
         """Splits the batches of an epoch into those for one call of the compiled step each."""
         if self.compiled is None or self.schedules:
             return [[batch] for batch in batches]
-        return split_batches(batches, self.train.x[0].numel())
+        return split_batches(batches, self.train.x.shape[1:].numel())
 
     def compiled_steps(self, batches: Sequence[Tensor]) -> Tensor:
         """Makes compiled steps in one call, and returns their losses summed over all rows."""
@@ -336,7 +337,7 @@ class Training:
             objective_settings=read_objective_settings(self.objective, self.schedules),
             recipe=json.dumps(self.vae.recipe, sort_keys=True),
             # Missing values make the sum NaN, which is not equal to itself, unlike its text.
-            validation=None if self.valid is None else repr(self.valid.x.double().sum().item()),
+            validation=None if self.valid is None else repr(resume_file.add_up(self.valid.x)),
             content=self.hash_data(),
             schedules={name: repr(schedule) for name, schedule in self.schedules.items()},
             optimizer=type(self.optimizer).__name__,
@@ -403,7 +404,9 @@ class Training:
         self.vae.eval()
         self.apply_schedules()
         seed_device(self.train.x.device, self.seed)
-        x, mask, covariates = self.get_batch(slice(None))
+        x, mask, _, covariates = self.train
+        if self.train.dynamic:
+            x = self.get_batch(slice(None)).x
         self.vae.calibrate(x, mask=mask, covariates=covariates)
 
 

@@ -117,6 +117,6 @@ def _try_one_row(
 
 def _first_rows(vae: VAE, rows: Rows, count: int) -> Tensor:
     """Returns the first rows, without missing values."""
-    x, mask = rows.x[:count], None if rows.mask is None else rows.mask[:count]
+    x, mask, _ = rows._replace(dynamic=False).batch(slice(count))
     observed = None if mask is None else expand_mask(mask, x, vae.event_shape)
     return fill_missing(x, observed, vae.guide.fill_value)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.data.sparse_rows import is_sparse
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.untrusted import read_bytes
 
 __all__ = [
+    "add_up",
     "build_fingerprint",
     "find_change",
     "hash_tensors",
@@ -111,12 +113,17 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
 
 def build_fingerprint(x: Tensor, **settings: Any) -> dict[str, Any]:
     """Returns the settings and data summary that must match for a training to be resumed."""
-    total = x.double().sum().item()
+    total = add_up(x)
     return {
         "rows": list(x.shape),
         "sum": total if math.isfinite(total) else str(total),
         **settings,
     }
+
+
+def add_up(x: Tensor) -> float:
+    """Returns the sum of all values of a dense or sparse tensor."""
+    return (x.values() if is_sparse(x) else x).double().sum().item()
 
 
 def find_change(saved: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
@@ -159,6 +166,12 @@ def hash_tensors(tensors: Iterable[Tensor | None]) -> str:
     for tensor in tensors:
         form = None if tensor is None else (tuple(tensor.shape), str(tensor.dtype))
         digest.update(repr(form).encode())
-        if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        for part in () if tensor is None else _get_parts(tensor):
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _get_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    if is_sparse(tensor):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors, transforms
 from pyro_vae.conditional import Likelihood, Posterior, Prior
+from pyro_vae.data.sparse_rows import is_sparse, iterate_rows, take_rows
 from pyro_vae.finite import explain_invalid_parameters
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masking import expand_mask, fill_missing
@@ -344,10 +345,19 @@ class VAE(nn.Module):
                 the likelihood's support, or covariates are missing, not finite, or do not have one
                 row for each row of ``x``.
         """
-        self.model.check(x, mask)
+        if isinstance(x, Tensor) and is_sparse(x):
+            self._check_sparse(x, mask)
+        else:
+            self.model.check(x, mask)
         self.model.check_covariates(covariates)
         has_size_factor = self.model.uses_size_factor
         check_rows_of_covariates(covariates, len(x), has_size_factor=has_size_factor)
+
+    def _check_sparse(self, x: Tensor, mask: Tensor | None) -> None:
+        if mask is not None:
+            raise ValueError("Expected dense x with a mask, got sparse x: convert it, x.to_dense()")
+        for _, rows in iterate_rows(x):
+            self.model.check(rows)
 
     @guard_process_state
     @torch.no_grad()
@@ -391,19 +401,20 @@ class VAE(nn.Module):
         if calibrate is None:
             return
         observed = None if mask is None else expand_mask(mask, x, self.event_shape)
-        weights = torch.ones_like(x) if observed is None else observed.to(x.dtype)
         total = torch.zeros((), device=x.device, dtype=torch.float64)
+        count = x.numel() if observed is None else int(observed.sum())
         with eval_mode(self), explain_invalid_parameters("q(z given x) or p(x given z)"):
             for start in range(0, len(x), batch_size):
                 batch = slice(start, start + batch_size)
                 seen = None if observed is None else observed[batch]
                 c = None if covariates is None else covariates[batch]
-                z = self.encode(x[batch], c, seen).sample()
-                error = fill_missing(x[batch], seen) - self.decode(z, c).mean
-                total += (weights[batch] * error**2).double().sum()
+                rows = take_rows(x, batch)
+                z = self.encode(rows, c, seen).sample()
+                error = fill_missing(rows, seen) - self.decode(z, c).mean
+                total += fill_missing(error**2, seen).double().sum()
         # Without observed values the mean is not defined.
-        if bool(weights.any()):
-            variance = total / weights.double().sum()
+        if count:
+            variance = total / count
             if not bool(variance.isfinite()):
                 raise FloatingPointError(f"The mean squared error of x is not finite: {variance}")
             calibrate(variance)

@@ -206,7 +206,7 @@ def test_commands_on_the_page_on_data_compose():
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     starts = ("pyro-vae ", ".venv/bin/pyro-vae ")
     commands = [line for line in page.splitlines() if line.startswith(starts)]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         config.compose([*shlex.split(command)[1:], "out=."])
 

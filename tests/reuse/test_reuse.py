@@ -227,9 +227,7 @@ def test_columns_in_another_order_are_refused_without_a_scaling_too(tmp_path):
     )  # fmt: skip
     turned = data.table(tmp_path / "b.csv", standardize=False)
     for use in (reuse.judge_run, lambda run, made: reuse.embed(run, made, tmp_path / "c.csv")):
-        with pytest.raises(
-            ValueError, match=r"columns \['height', 'age'\] of run .*, in this order"
-        ):
+        with pytest.raises(ValueError, match=r"columns 'height', 'age' of run .*, in this order"):
             use(folder, turned)
     right = data.table(tmp_path / "b.csv", like=folder)
     assert reuse.judge_run(folder, right)["rows"]["test"] == 40

@@ -1,0 +1,266 @@
+"""Tables of counts, such as cells by genes, dense or sparse."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae.data.base import Data, split_row_numbers
+from pyro_vae.data.covariates import list_names
+from pyro_vae.data.matrices import Matrix, is_scipy, read_matrix, read_row_table, to_tensor
+from pyro_vae.data.preparation import Preparation
+from pyro_vae.data.table_files import leave_out, number_labels
+from pyro_vae.data.tables import (
+    check_drop,
+    choose_encoding,
+    choose_kinds,
+    load_preparation,
+)
+from pyro_vae.validation import check_flag, describe_value
+
+__all__ = ["counts"]
+
+
+def counts(
+    path: Any = None,
+    *,
+    layer: str | None = None,
+    key: str | None = None,
+    obs: Any = None,
+    transpose: bool = False,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] | None = None,
+    label: str | None = None,
+    covariates: Sequence[str] | Mapping[str, str] | str | None = None,
+    size_factor: str | None = None,
+    like: Preparation | Path | str | None = None,
+    separator: str = ",",
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Data:
+    """Returns the rows of a matrix of counts, such as cells by genes, one datum of shape ``(G,)``.
+
+    A sparse matrix stays sparse (``torch.sparse_csr``): each batch is made dense when it is used.
+
+    Arguments:
+        path: A file: h5ad (needs the extra ``anndata``), Matrix Market (mtx, mtx.gz), npz (a
+            matrix of SciPy, or dense arrays), csv or parquet. Or an AnnData, a pandas table, a
+            SciPy matrix, an array or a tensor.
+        layer: The layer of an AnnData with the counts; ``None`` for its ``X``.
+        key: The name of the matrix in an npz file of arrays; needed only if there are several.
+        obs: A csv or parquet file, a pandas table or a mapping, with one line per row, for a
+            matrix without names. An AnnData has its own, and so has an npz file of arrays, namely
+            those with one value per row. In csv and parquet files, columns of the table itself are
+            used.
+        transpose: Whether the matrix is genes by cells, as in the Matrix Market files of 10x.
+        columns: The names of the columns to use; by default all but the label, covariates and
+            size factor.
+        drop: The names of columns to leave out instead.
+        label: The name of a column of ``obs`` that colours figures, as in :func:`table`.
+        covariates: The names of columns of ``obs`` that describe the rows, as in :func:`table`.
+        size_factor: The name of a column of size factors, for a likelihood with
+            ``size_factor="covariate"``. The row sum needs no column: ``size_factor="row_sum"``.
+        like: The preparation of other counts, its ``Data.preparation`` or the folder of a run:
+            columns, their order and covariates are those of that data set.
+        separator: The separator of csv files.
+        valid: The rows kept for validation: a number, or a fraction if it is a float.
+        test: The rows kept for the test, likewise; both 0: no split, all are training rows.
+        seed: The seed of the split.
+
+    Raises:
+        ValueError: If a file is missing or damaged, values are not counts, a column is unknown or
+            duplicated, or an argument is out of range.
+
+    Example:
+        >>> import scipy.sparse
+        >>> x = scipy.sparse.csr_matrix([[0, 3], [1, 0], [0, 0], [2, 5]])
+        >>> cells = counts(x, obs={"batch": ["a", "b", "a", "b"]}, covariates="batch", valid=1,
+        ...                test=1)
+        >>> cells.x.train.layout, cells.train.batch(slice(2)).x.shape
+        (torch.sparse_csr, torch.Size([2, 2]))
+    """
+    transpose, like = check_flag("transpose", transpose), load_preparation(like)
+    matrix = read_matrix(path, layer=layer, key=key, separator=separator)
+    if transpose:
+        matrix = _transpose(matrix)
+    matrix = _add_row_table(matrix, obs, separator)
+    kinds = choose_kinds(covariates, size_factor, like)
+    reserved = list(dict.fromkeys([*([label] if label is not None else []), *kinds]))
+    _check_reserved(matrix, reserved)
+    matrix = _select_columns(matrix, columns, drop, reserved, like)
+    values = _check_counts(matrix)
+    rows = split_row_numbers(values.shape[0], valid=valid, test=test, seed=seed)
+    encoding = choose_encoding(matrix.rows, rows, kinds, like)
+    quoted = any(str(file).lower().endswith(".csv") for file in (path, obs) if _is_path(file))
+    labels, label_names = number_labels(matrix.rows, label, quoted=quoted)
+    kind = "sparse" if is_scipy(values) else "dense"
+    return Data(
+        name=matrix.name,
+        binarize="none",
+        x=rows.map(lambda part: to_tensor(values[part.numpy()])),
+        labels=None if labels is None else rows.select(labels),
+        source=f"counts, {values.shape[0]:,} rows, {values.shape[1]:,} columns, {kind}",
+        columns=matrix.columns,
+        label_names=label_names,
+        row_numbers=rows,
+        covariates=None if encoding is None else rows.select(encoding.encode(matrix.rows)),
+        covariate_columns=encoding,
+    )
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, (str, Path))
+
+
+def _transpose(matrix: Matrix) -> Matrix:
+    if matrix.is_table or matrix.columns is not None:
+        raise ValueError(
+            "Expected transpose=false for data with names, whose rows are the data, got true"
+        )
+    return matrix._replace(values=matrix.values.T, rows=None)
+
+
+def _add_row_table(matrix: Matrix, obs: Any, separator: str) -> Matrix:
+    """Returns the matrix with the table of its rows."""
+    shape = matrix.values.shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"Expected a matrix of counts, rows by columns, got shape {tuple(shape)}")
+    if matrix.is_table:
+        # Columns of the table itself describe its rows.
+        matrix = matrix._replace(rows=matrix.values, columns=tuple(matrix.values.columns))
+    if obs is None:
+        return matrix
+    if matrix.rows is not None:
+        raise ValueError(
+            f"Expected obs only for a matrix without own columns, got {describe_value(obs)} beside "
+            f"{list_names(list(matrix.rows.columns))}"
+        )
+    table = read_row_table(obs, separator)
+    if len(table) != shape[0]:
+        hint = ": transpose=true (data.transpose=true) swaps rows and columns"
+        raise ValueError(
+            f"Expected obs with one line for each of {shape[0]:,} rows, got {len(table):,}"
+            f"{hint if len(table) == shape[1] else ''}"
+        )
+    return matrix._replace(rows=table)
+
+
+def _check_reserved(matrix: Matrix, reserved: list[str]) -> None:
+    available = [] if matrix.rows is None else list(matrix.rows.columns)
+    absent = [name for name in reserved if name not in available]
+    if absent and matrix.rows is None:
+        raise ValueError(
+            f"Expected obs, a table of the rows with {list_names(absent)}, got none "
+            f"(data.obs=cells.csv)"
+        )
+    if absent:
+        raise ValueError(
+            f"Expected label, covariates and size factor among {list_names(available)}, got "
+            f"{list_names(absent)}"
+        )
+
+
+def _select_columns(
+    matrix: Matrix,
+    columns: Sequence[str] | None,
+    drop: Sequence[str] | None,
+    reserved: list[str],
+    like: Preparation | None,
+) -> Matrix:
+    """Returns the matrix with the chosen columns only, as numbers."""
+    if matrix.columns is None:
+        if columns is not None or drop is not None:
+            raise ValueError("Expected columns and drop only for data with names, got a matrix")
+        return matrix
+    names = [n for n in matrix.columns if not (matrix.is_table and n in reserved)]
+    left_out = check_drop(names, columns, drop)
+    wanted = [name for name in names if name not in left_out]
+    if columns is not None:
+        wanted = _check_names("columns", columns, names)
+    if like is not None and like.columns is not None:
+        wanted = _check_names("columns of the training data", like.columns, names)
+    frequency = Counter(names)
+    twice = {name for name in wanted if frequency[name] > 1}
+    if twice:
+        raise ValueError(
+            f"Expected each column once, got duplicates of {list_names(sorted(twice))}: rename "
+            f"them (adata.var_names_make_unique()), or {leave_out(sorted(twice))}"
+        )
+    if matrix.is_table:
+        return matrix._replace(values=_to_numbers(matrix.values[wanted]), columns=tuple(wanted))
+    if tuple(wanted) == matrix.columns:
+        return matrix
+    number = {name: i for i, name in enumerate(matrix.columns)}
+    index = np.array([number[name] for name in wanted])
+    values = matrix.values.tocsr() if is_scipy(matrix.values) else matrix.values
+    return matrix._replace(values=values[:, index], columns=tuple(wanted))
+
+
+def _check_names(what: str, wanted: Any, names: list[str]) -> list[str]:
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence):
+        raise ValueError(f"Expected {what} to be a list of names, got {describe_value(wanted)}")
+    found = set(names)
+    unknown = [str(name) for name in wanted if str(name) not in found]
+    if unknown or not wanted:
+        raise ValueError(
+            f"Expected {what} among {list_names(names)}, got {list_names(unknown) or 'none'}"
+        )
+    return list(map(str, wanted))
+
+
+def _to_numbers(frame: Any) -> Any:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    text = [n for n in frame.columns if not is_numeric_dtype(frame[n]) or is_bool_dtype(frame[n])]
+    if text:
+        first = f"{text[0]!r} (as {frame[text[0]].iloc[0]!s:.20})"
+        raise ValueError(
+            f"Expected columns of counts, got other values in {list_names(text)}, {first}: "
+            f"{leave_out(text)}, or use one as the label (data.label) or as a covariate "
+            f"(data.covariates)"
+        )
+    return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _check_counts(matrix: Matrix) -> Any:
+    """Returns the values with compressed rows, or raises a ``ValueError`` if one is no count."""
+    values = matrix.values
+    if is_scipy(values):
+        values = values.tocsr()
+        if not values.has_canonical_format:
+            values = values.copy()
+            values.sum_duplicates()
+        numbers = values.data
+    else:
+        numbers = values
+    if numbers.dtype.kind not in "buif":
+        raise ValueError(f"Expected a matrix of numbers, got dtype {numbers.dtype}")
+    valid = (numbers >= 0) & (numbers == np.floor(numbers)) & np.isfinite(numbers)
+    if valid.all():
+        _check_precision(numbers)
+        return values
+    first = np.unravel_index(int(np.argmin(valid)), valid.shape)
+    if is_scipy(values):
+        row = np.searchsorted(values.indptr, first[0], side="right") - 1
+        column = values.indices[first[0]]
+    else:
+        row, column = first
+    name = column if matrix.columns is None else repr(matrix.columns[column])
+    raise ValueError(
+        f"Expected counts (non-negative integers), got {numbers[first]:g} in row {row}, column "
+        f"{name}: normalized values and logarithms are not counts; the raw ones may be another "
+        f"layer (data.layer)"
+    )
+
+
+def _check_precision(numbers: Any) -> None:
+    dtype = torch.get_default_dtype()
+    limit = 2 / torch.finfo(dtype).eps
+    if numbers.size and numbers.max() > limit:
+        raise ValueError(
+            f"Expected counts up to {limit:.0f}, which are exact in {dtype}, got {numbers.max():g}"
+        )

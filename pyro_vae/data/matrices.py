@@ -1,0 +1,235 @@
+"""Matrices of counts in files and in memory, with the names of columns and tables of rows."""
+
+import gzip
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.arrays import read_arrays
+from pyro_vae.data.base import check_data_file
+from pyro_vae.data.covariates import list_names
+from pyro_vae.data.table_files import read_table
+from pyro_vae.validation import check_choice, describe_value
+
+__all__ = ["Matrix", "is_scipy", "read_matrix", "read_row_table", "to_tensor"]
+
+_SUFFIXES = (".h5ad", ".mtx", ".gz", ".npz", ".csv", ".parquet")
+
+_PARTS_OF_SPARSE = {"format", "shape", "data"}
+"""Arrays that every file of ``scipy.sparse.save_npz`` has."""
+
+
+class Matrix(NamedTuple):
+    """Values with one row per datum.
+
+    Attributes:
+        values: A NumPy array or a SciPy matrix, ``(N, columns)``.
+        columns: The names of the columns, or ``None``.
+        rows: A pandas table with one line per row, or ``None``.
+        name: The name of the data set.
+        is_table: Whether columns of the values may be covariates, which are not counts.
+    """
+
+    values: Any
+    columns: tuple[str, ...] | None
+    rows: Any
+    name: str
+    is_table: bool = False
+
+
+def read_matrix(source: Any, *, layer: str | None, key: str | None, separator: str) -> Matrix:
+    """Returns the matrix in a file, or one in memory.
+
+    Arguments:
+        source: A path, or an AnnData, pandas table, SciPy matrix, array or tensor.
+        layer: The layer of an AnnData; ``None`` for its ``X``.
+        key: The array of an npz file, if there are several matrices.
+        separator: The separator of a csv file.
+
+    Raises:
+        ValueError: If the source cannot be read, or has no such layer or array.
+    """
+    file = None if _is_in_memory(source) else _check_path(source)
+    suffix = "" if file is None else file.suffix.lower()
+    is_anndata = suffix == ".h5ad" or (hasattr(source, "obs") and hasattr(source, "var_names"))
+    if layer is not None and not is_anndata:
+        raise ValueError(f"Expected layer for an h5ad file or an AnnData only, got {layer!r}")
+    if key is not None and suffix != ".npz":
+        raise ValueError(f"Expected key for an npz file only, got {key!r}")
+    if is_anndata:
+        name = "counts" if file is None else file.stem
+        return _read_anndata(source if file is None else _read_h5ad(file), layer, name)
+    if file is None:
+        return _wrap(source)
+    if suffix in (".csv", ".parquet"):
+        return Matrix(read_table(file, separator), None, None, file.stem, is_table=True)
+    return _read_npz(file, key) if suffix == ".npz" else _read_matrix_market(file)
+
+
+def _is_in_memory(source: Any) -> bool:
+    return hasattr(source, "shape") and not isinstance(source, (str, Path))
+
+
+def _check_path(source: Any) -> Path:
+    file = check_data_file(source, _SUFFIXES)
+    if file.suffix.lower() == ".gz" and not file.name.lower().endswith(".mtx.gz"):
+        raise ValueError(f"Expected data.path to name a .mtx.gz file, got '{source}'")
+    return file
+
+
+def _wrap(source: Any) -> Matrix:
+    if hasattr(source, "columns") and hasattr(source, "iloc"):
+        frame = source.copy(deep=False).reset_index(drop=True)
+        frame.columns = [str(name) for name in frame.columns]
+        return Matrix(frame, None, None, "counts", is_table=True)
+    if isinstance(source, Tensor):
+        source = _to_scipy(source) if source.layout != torch.strided else source.cpu().numpy()
+    values = source if is_scipy(source) else np.asarray(source)
+    return Matrix(values, None, None, "counts")
+
+
+def is_scipy(values: Any) -> bool:
+    """Whether values are a sparse matrix of SciPy, whose import takes a while."""
+    return type(values).__module__.startswith("scipy.sparse")
+
+
+def _to_scipy(tensor: Tensor) -> Any:
+    import scipy.sparse
+
+    coo = tensor.cpu().to_sparse_coo().coalesce()
+    shape = (coo.values().numpy(), coo.indices().numpy())
+    return scipy.sparse.csr_matrix(shape, shape=tuple(coo.shape))
+
+
+def _read_h5ad(file: Path) -> Any:
+    try:
+        import anndata
+    except ImportError as error:
+        raise ValueError(
+            f"Expected the extra anndata for '{file}', got none: pip install 'pyro_vae[anndata]'"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            # About versions of the format, and names that are checked below.
+            warnings.simplefilter("ignore")
+            return anndata.read_h5ad(file)
+    except Exception as error:
+        # HDF5 and the readers of its groups raise errors of many classes.
+        raise ValueError(
+            f"Expected '{file}' to be an intact h5ad file, got {type(error).__name__}: "
+            f"{' '.join(str(error).split()):.200}"
+        ) from error
+
+
+def _read_anndata(source: Any, layer: str | None, name: str) -> Matrix:
+    if layer is not None:
+        layers = tuple(sorted(source.layers))
+        check_choice("layer", layer, layers) if layers else _refuse_layer(layer)
+    values = source.X if layer is None else source.layers[layer]
+    if values is None:
+        raise ValueError(
+            f"Expected X, got none: choose a layer, one of {list_names(sorted(source.layers))}"
+        )
+    if not is_scipy(values) and not isinstance(values, np.ndarray):
+        raise ValueError(
+            f"Expected X in memory, got {type(values).__name__}: adata.to_memory() reads it"
+        )
+    columns = tuple(map(str, source.var_names))
+    return Matrix(values, columns, source.obs.reset_index(drop=True), name)
+
+
+def _refuse_layer(layer: str) -> None:
+    raise ValueError(f"Expected layer to be null, because there are no layers, got {layer!r}")
+
+
+def _read_npz(file: Path, key: str | None) -> Matrix:
+    import pandas
+
+    arrays = read_arrays(file)
+    if set(arrays) >= _PARTS_OF_SPARSE:
+        if key is not None:
+            raise ValueError(f"Expected key=null for the sparse matrix in '{file}', got {key!r}")
+        return Matrix(_load_sparse(file), None, None, file.stem)
+    names = sorted(name for name, array in arrays.items() if array.ndim == 2)
+    if key is None and len(names) == 1:
+        key = names[0]
+    if key not in names:
+        raise ValueError(
+            f"Expected key to be one of {list_names(names) or 'no'}, the matrices of '{file}', got "
+            f"{key!r}"
+        )
+    values = arrays.pop(key)
+    rows = {name: a for name, a in arrays.items() if a.shape == (len(values),)}
+    return Matrix(values, None, pandas.DataFrame(rows) if rows else None, file.stem)
+
+
+def _load_sparse(file: Path) -> Any:
+    import scipy.sparse
+
+    try:
+        return scipy.sparse.load_npz(file)
+    except Exception as error:
+        # The constructors of SciPy's formats raise different errors.
+        raise ValueError(
+            f"Expected '{file}' to be an intact sparse matrix, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_matrix_market(file: Path) -> Matrix:
+    from scipy.io import mmread
+
+    opened = gzip.open if file.suffix.lower() == ".gz" else open
+    try:
+        with opened(file, "rb") as stream:
+            values = mmread(stream)
+    except Exception as error:
+        # The parser and the decompressor raise different errors.
+        raise ValueError(
+            f"Expected '{file}' to be an intact Matrix Market file, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return Matrix(values, None, None, file.name.split(".")[0])
+
+
+def read_row_table(obs: Any, separator: str) -> Any:
+    """Returns a table of rows from a csv or parquet file, or from columns in memory.
+
+    Raises:
+        ValueError: If it cannot be read, or columns have different lengths.
+    """
+    import pandas
+
+    if isinstance(obs, (str, Path)):
+        return read_table(check_data_file(obs, (".csv", ".parquet"), "data.obs"), separator)
+    if isinstance(obs, pandas.DataFrame):
+        return obs.reset_index(drop=True)
+    if not isinstance(obs, Mapping):
+        raise ValueError(
+            f"Expected obs to be a csv or parquet file, a table, or columns by name, got "
+            f"{describe_value(obs)}"
+        )
+    try:
+        return pandas.DataFrame({name: np.asarray(column) for name, column in obs.items()})
+    except ValueError as error:
+        raise ValueError(f"Expected obs to be columns of equal length, got {error}") from None
+
+
+def to_tensor(values: Any) -> Tensor:
+    """Returns an array or a SciPy matrix as a tensor of the default dtype, sparse if it was."""
+    dtype = torch.get_default_dtype()
+    if not is_scipy(values):
+        return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+    csr = values.tocsr()
+    starts, columns = (torch.from_numpy(p.copy()) for p in (csr.indptr, csr.indices))
+    numbers = torch.from_numpy(csr.data.copy()).to(dtype)
+    with warnings.catch_warnings():
+        # Only the constructor and the selection of rows are used here, which are stable.
+        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
+        return torch.sparse_csr_tensor(
+            starts, columns, numbers, size=csr.shape, check_invariants=False
+        )

@@ -1,0 +1,67 @@
+"""Rows of dense tensors and of sparse ones, which are made dense some rows at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["ROWS_AT_ONCE", "is_sparse", "iterate_rows", "spread_rows", "take_rows"]
+
+ROWS_AT_ONCE = 1000
+"""The number of sparse rows that are made dense together."""
+
+_MAX_ELEMENTS = 2**25
+"""The most values of sparse rows that initialize a VAE: 128 MiB in single precision."""
+
+
+def is_sparse(x: Tensor) -> bool:
+    """Whether a tensor is sparse, with compressed rows."""
+    return x.layout == torch.sparse_csr
+
+
+def take_rows(x: Tensor, index: Tensor | slice) -> Tensor:
+    """Returns some rows of a tensor, always dense.
+
+    Arguments:
+        x: A dense tensor, or a sparse matrix with compressed rows.
+        index: A slice, integers or booleans.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+        >>> take_rows(x.to_sparse_csr(), torch.tensor([1, 0]))
+        tensor([[2., 0.],
+                [0., 1.]])
+    """
+    if is_sparse(x):
+        return _take_sparse(x, index)
+    # For integers, index_select is faster than indexing.
+    if isinstance(index, slice) or index.dtype == torch.bool:
+        return x[index]
+    return x.index_select(0, index)
+
+
+def _take_sparse(x: Tensor, index: Tensor | slice) -> Tensor:
+    if isinstance(index, slice) or index.dtype == torch.bool:
+        index = torch.arange(len(x), device=x.device)[index]
+    starts = x.crow_indices()
+    first, count = starts[index], starts[index + 1] - starts[index]
+    row = torch.arange(len(index), device=x.device).repeat_interleave(count)
+    # The positions of the values of each row, one row after the other.
+    position = torch.arange(len(row), device=x.device)
+    position = position + (first - count.cumsum(0) + count).repeat_interleave(count)
+    dense = x.values().new_zeros(len(index), x.shape[1])
+    dense[row, x.col_indices()[position].long()] = x.values()[position]
+    return dense
+
+
+def iterate_rows(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields all rows of a sparse matrix, some at a time, dense and with their index."""
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        index = slice(start, start + ROWS_AT_ONCE)
+        yield index, take_rows(x, index)
+
+
+def spread_rows(x: Tensor) -> slice:
+    """Returns the index of evenly spaced rows, or of all rows if they fit into memory."""
+    most = max(1, _MAX_ELEMENTS // max(1, x.shape[1:].numel()))
+    return slice(None, None, -(-len(x) // most)) if is_sparse(x) else slice(None)
