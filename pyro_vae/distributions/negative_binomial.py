@@ -51,6 +51,8 @@ class NegativeBinomial(TorchDistribution):
     ) -> None:
         # The base class defines a property of this name, which has no setter.
         self._mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
+        # Terms of the dispersion alone are computed once for all rows that share it.
+        self._shared = torch.as_tensor(inverse_dispersion).to(self._mean)
         super().__init__(self._mean.shape, validate_args=validate_args)
 
     def expand(
@@ -60,6 +62,7 @@ class NegativeBinomial(TorchDistribution):
         new: Any = self._get_checked_instance(NegativeBinomial, _instance)
         new._mean = self._mean.expand(batch_shape)
         new.inverse_dispersion = self.inverse_dispersion.expand(batch_shape)
+        new._shared = self._shared
         super(NegativeBinomial, new).__init__(torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -88,7 +91,7 @@ class NegativeBinomial(TorchDistribution):
         difference = (x - mu) * (theta / (theta + x))
         far = x.log() - mu.log() + torch.where(positive, log_ratio, 0.0)
         deviance = deviance + value * log_quotient(difference, mu, far)
-        normalizer = stirling_error(total) - stirling_error(theta) - 0.5 * (value / theta).log1p()
+        normalizer = stirling_error(total) - stirling_error(self._shared) - 0.5 * (value / theta).log1p()
         return normalizer - deviance - log_factorial_excess(value)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:

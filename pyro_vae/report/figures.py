@@ -26,6 +26,9 @@ __all__ = ["draw_figures"]
 
 _TSNE_ROWS = 1000
 _PROPOSAL_ROWS = 50
+_PROPOSAL_VALUES = 50_000
+"""The most values of the rows whose evidence is drawn, if these are at least ten rows."""
+
 _FEW_EPOCHS = 10
 _STEPS = 8
 _SMALL_IMAGE = 32
@@ -242,7 +245,8 @@ def _draw_curves(run: TrainedRun) -> report.Picture:
 def _draw_proposals(run: TrainedRun, num_particles: int) -> report.Picture:
     """Draws estimates of the log evidence with the encoder and without."""
     counts = [count for count in _PARTICLES if count <= max(num_particles, _PARTICLES[2])]
-    rows, mask, covariates = run.data.test.batch(slice(_PROPOSAL_ROWS))
+    most = max(10, _PROPOSAL_VALUES // run.vae.event_shape.numel())
+    rows, mask, covariates = run.data.test.batch(slice(min(_PROPOSAL_ROWS, most)))
     estimates = {}
     for proposal in ("posterior", "prior"):
         found = evidence_by_particles(

@@ -41,7 +41,7 @@ def test_each_command_of_a_tutorial_runs(page, runs, conditions, tmp_path, monke
         if language == "python":
             run_code(code, names)
             continue
-        for line in code.splitlines():
+        for line in code.replace("\\\n", "").splitlines():
             program, *words = shlex.split(line)
             quick = QUICK if program == "pyro-vae" else []
             outcome = call(program, *words, *quick, cwd=tmp_path)
