@@ -39,8 +39,9 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     All methods take ``covariates``, one row for each row of ``X``: a pandas table, a mapping from
     names to columns, or an array. Words, booleans and up to 10 distinct integers are categories,
-    other numbers are standardized. With ``sklearn.set_config(enable_metadata_routing=True)`` and
-    ``set_fit_request(covariates=True)`` a pipeline or a grid search passes them on.
+    other numbers are standardized. With ``sklearn.set_config(enable_metadata_routing=True)`` a
+    pipeline or a grid search passes a table or an array on to the methods that request it, as by
+    ``set_fit_request(covariates=True)``, ``set_transform_request`` and ``set_score_request``.
 
     It computes in double precision on the CPU. All randomness comes from ``random_state``.
 
@@ -267,9 +268,17 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return None
         if covariates is None:
             raise ValueError(f"Expected the covariates {own.names} of fit, got none")
-        encoded = own.encode(_to_table(covariates)).double()
+        table = _to_table(covariates)
+        if table is not covariates and len(table) > len(own.names):
+            raise ValueError(
+                f"Expected the covariates {own.names} of fit, got an array of {len(table)} columns"
+            )
+        encoded = own.encode(table).double()
         if len(encoded) != size:
-            raise ValueError(f"Expected covariates of {size} rows, got {len(encoded)}")
+            raise ValueError(
+                f"Expected covariates of {size} rows, got {len(encoded)} (scikit-learn selects "
+                f"rows of tables and arrays, not of mappings)"
+            )
         return encoded
 
     def _standardize(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -282,6 +291,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
 def _to_table(covariates: Any) -> Mapping[str, Any]:
     """Returns columns of covariates by name; those of an array are numbered."""
+    if hasattr(covariates, "to_pandas"):
+        covariates = covariates.to_pandas()
     if isinstance(covariates, Mapping) or hasattr(covariates, "columns"):
         return covariates
     if hasattr(covariates, "to_frame"):

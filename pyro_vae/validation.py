@@ -151,9 +151,8 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     value = to_plain_python(value)
     if not any(value is c or (isinstance(c, str) and _is_text(value, c)) for c in choices):
         alternatives = ", ".join(map(repr, choices[:-1]))
-        raise ValueError(
-            f"Expected {name} to be {alternatives} or {choices[-1]!r}, got {describe_value(value)}"
-        )
+        expected = f"{alternatives} or {choices[-1]!r}" if alternatives else repr(choices[-1])
+        raise ValueError(f"Expected {name} to be {expected}, got {describe_value(value)}")
     return value
 
 

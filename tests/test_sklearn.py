@@ -230,6 +230,10 @@ def test_covariates_that_do_not_fit_are_refused():
         made.transform(x, covariates={"batch": ["c"] * 80})
     with pytest.raises(ValueError, match="Expected covariates of 80 rows, got 3"):
         made.transform(x, covariates={"batch": ["a"] * 3})
+    with pytest.raises(ValueError, match=r"of fit, got an array of 2 columns"):
+        made.transform(x, covariates=np.stack([batch, batch], 1))
+    with pytest.raises(ValueError, match="covariates to have columns, got none"):
+        made.fit(x, covariates={})
     with pytest.raises(ValueError, match=r"an array of shape \(N,\) or \(N, covariates\)"):
         made.fit(x, covariates=np.zeros((80, 1, 1)))
 

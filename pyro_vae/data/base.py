@@ -63,7 +63,8 @@ class Rows(NamedTuple):
     """Rows, with a mask of observed values, a flag for dynamic binarization, and covariates.
 
     Attributes:
-        x: Data of shape ``(N, *event_shape)``; a matrix may be sparse (``torch.sparse_csr``).
+        x: Data of shape ``(N, *event_shape)``; a matrix may be sparse (``torch.sparse_csr``),
+            without mask.
         mask: True where a value is observed, of the shape of ``x``, or ``None``.
         dynamic: Whether ``x`` holds probabilities, from which zeros and ones are sampled at each
             presentation.

@@ -12,7 +12,7 @@ from pyro_vae.data.base import Data, split_row_numbers
 from pyro_vae.data.covariates import list_names
 from pyro_vae.data.matrices import Matrix, is_scipy, read_matrix, read_row_table, to_tensor
 from pyro_vae.data.preparation import Preparation
-from pyro_vae.data.table_files import leave_out, number_labels
+from pyro_vae.data.table_files import check_header, check_label, leave_out, number_labels
 from pyro_vae.data.tables import (
     check_drop,
     choose_encoding,
@@ -84,9 +84,8 @@ def counts(
         (torch.sparse_csr, torch.Size([2, 2]))
     """
     transpose, like = check_flag("transpose", transpose), load_preparation(like)
-    matrix = read_matrix(path, layer=layer, key=key, separator=separator)
-    if transpose:
-        matrix = _transpose(matrix)
+    label = check_label(label)
+    matrix = read_matrix(path, layer=layer, key=key, separator=separator, transpose=transpose)
     matrix = _add_row_table(matrix, obs, separator)
     kinds = choose_kinds(covariates, size_factor, like)
     reserved = list(dict.fromkeys([*([label] if label is not None else []), *kinds]))
@@ -114,14 +113,6 @@ def counts(
 
 def _is_path(source: Any) -> bool:
     return isinstance(source, (str, Path))
-
-
-def _transpose(matrix: Matrix) -> Matrix:
-    if matrix.is_table or matrix.columns is not None:
-        raise ValueError(
-            "Expected transpose=false for data with names, whose rows are the data, got true"
-        )
-    return matrix._replace(values=matrix.values.T, rows=None)
 
 
 def _add_row_table(matrix: Matrix, obs: Any, separator: str) -> Matrix:
@@ -175,21 +166,12 @@ def _select_columns(
     if matrix.columns is None:
         if columns is not None or drop is not None:
             raise ValueError("Expected columns and drop only for data with names, got a matrix")
+        width = matrix.values.shape[1]
+        if like is not None and (width,) != like.event_shape:
+            raise ValueError(f"Expected {like.event_shape[0]:,} columns, as in like, got {width:,}")
         return matrix
-    names = [n for n in matrix.columns if not (matrix.is_table and n in reserved)]
-    left_out = check_drop(names, columns, drop)
-    wanted = [name for name in names if name not in left_out]
-    if columns is not None:
-        wanted = _check_names("columns", columns, names)
-    if like is not None and like.columns is not None:
-        wanted = _check_names("columns of the training data", like.columns, names)
-    frequency = Counter(names)
-    twice = {name for name in wanted if frequency[name] > 1}
-    if twice:
-        raise ValueError(
-            f"Expected each column once, got duplicates of {list_names(sorted(twice))}: rename "
-            f"them (adata.var_names_make_unique()), or {leave_out(sorted(twice))}"
-        )
+    names = list(matrix.columns)
+    wanted = _choose_names(matrix, names, columns, drop, reserved, like)
     if matrix.is_table:
         return matrix._replace(values=_to_numbers(matrix.values[wanted]), columns=tuple(wanted))
     if tuple(wanted) == matrix.columns:
@@ -198,6 +180,43 @@ def _select_columns(
     index = np.array([number[name] for name in wanted])
     values = matrix.values.tocsr() if is_scipy(matrix.values) else matrix.values
     return matrix._replace(values=values[:, index], columns=tuple(wanted))
+
+
+def _choose_names(
+    matrix: Matrix,
+    names: list[str],
+    columns: Sequence[str] | None,
+    drop: Sequence[str] | None,
+    reserved: list[str],
+    like: Preparation | None,
+) -> list[str]:
+    """Returns the names of the columns to use, each once."""
+    left_out = check_drop(names, columns, drop)
+    if matrix.is_table:
+        left_out |= set(reserved)
+    wanted = [name for name in names if name not in left_out]
+    if columns is not None:
+        wanted = _check_names("columns", columns, names)
+    elif matrix.file is not None:
+        check_header(matrix.file, wanted, names)
+    if like is not None and like.columns is not None:
+        own = _check_names("the columns of the training data", like.columns, names)
+        if (columns is not None and set(wanted) != set(own)) or not set(own) <= set(wanted):
+            raise ValueError(
+                f"Expected columns and drop to leave the columns of like, {list_names(own)}, got "
+                f"{list_names(wanted)}"
+            )
+        wanted = own
+    if not wanted:
+        raise ValueError(f"Expected columns of counts, got none of {list_names(names)}")
+    frequency, chosen = Counter(names), Counter(wanted)
+    twice = sorted(name for name in chosen if frequency[name] + chosen[name] > 2)
+    if twice:
+        raise ValueError(
+            f"Expected each column once, got duplicates of {list_names(twice)}: rename them, as "
+            f"adata.var_names_make_unique() does, or {leave_out(twice)}"
+        )
+    return wanted
 
 
 def _check_names(what: str, wanted: Any, names: list[str]) -> list[str]:
@@ -213,9 +232,12 @@ def _check_names(what: str, wanted: Any, names: list[str]) -> list[str]:
 
 
 def _to_numbers(frame: Any) -> Any:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+    from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
-    text = [n for n in frame.columns if not is_numeric_dtype(frame[n]) or is_bool_dtype(frame[n])]
+    def numeric(column: Any) -> bool:
+        return is_numeric_dtype(column) and not is_complex_dtype(column)
+
+    text = [name for name in frame.columns if not numeric(frame[name])]
     if text:
         first = f"{text[0]!r} (as {frame[text[0]].iloc[0]!s:.20})"
         raise ValueError(
@@ -229,38 +251,43 @@ def _to_numbers(frame: Any) -> Any:
 def _check_counts(matrix: Matrix) -> Any:
     """Returns the values with compressed rows, or raises a ``ValueError`` if one is no count."""
     values = matrix.values
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"Expected a matrix of numbers, got dtype {values.dtype}")
     if is_scipy(values):
-        values = values.tocsr()
-        if not values.has_canonical_format:
-            values = values.copy()
-            values.sum_duplicates()
-        numbers = values.data
-    else:
-        numbers = values
-    if numbers.dtype.kind not in "buif":
-        raise ValueError(f"Expected a matrix of numbers, got dtype {numbers.dtype}")
+        values = _compress(values)
+    numbers = values.data if is_scipy(values) else values
+    limit = 2 / torch.finfo(torch.get_default_dtype()).eps
     valid = (numbers >= 0) & (numbers == np.floor(numbers)) & np.isfinite(numbers)
-    if valid.all():
-        _check_precision(numbers)
+    exact = valid & (numbers.astype(np.float64) <= limit)
+    if exact.all():
         return values
-    first = np.unravel_index(int(np.argmin(valid)), valid.shape)
+    first = np.unravel_index(int(np.argmin(exact)), exact.shape)
+    place = _describe_place(matrix, values, first)
+    if valid[first]:
+        raise ValueError(
+            f"Expected counts up to {limit:.0f}, which are exact in {torch.get_default_dtype()}, "
+            f"got {numbers[first]:.0f} {place}"
+        )
+    raise ValueError(
+        f"Expected counts (non-negative integers), got {numbers[first]:g} {place}: normalized "
+        f"values and logarithms are not counts; the raw ones may be another layer (data.layer)"
+    )
+
+
+def _compress(values: Any) -> Any:
+    """Returns a SciPy matrix with compressed rows and one value for each entry."""
+    if values.format != "csr" or not values.has_canonical_format:
+        # The sum of several small integers for one entry would wrap around.
+        values = values.astype(np.float64).tocsr()
+        values.sum_duplicates()
+    return values
+
+
+def _describe_place(matrix: Matrix, values: Any, first: Any) -> str:
     if is_scipy(values):
         row = np.searchsorted(values.indptr, first[0], side="right") - 1
         column = values.indices[first[0]]
     else:
         row, column = first
     name = column if matrix.columns is None else repr(matrix.columns[column])
-    raise ValueError(
-        f"Expected counts (non-negative integers), got {numbers[first]:g} in row {row}, column "
-        f"{name}: normalized values and logarithms are not counts; the raw ones may be another "
-        f"layer (data.layer)"
-    )
-
-
-def _check_precision(numbers: Any) -> None:
-    dtype = torch.get_default_dtype()
-    limit = 2 / torch.finfo(dtype).eps
-    if numbers.size and numbers.max() > limit:
-        raise ValueError(
-            f"Expected counts up to {limit:.0f}, which are exact in {dtype}, got {numbers.max():g}"
-        )
+    return f"in row {row}, column {name}"

@@ -62,9 +62,15 @@ class Covariate(NamedTuple):
             index = torch.tensor([numbers[name] for name in names], dtype=torch.long)
             return torch.nn.functional.one_hot(index, len(self.levels)).double()
         numbers_ = _to_numbers(self.name, values)
-        if self.kind == "size_factor" and not bool((numbers_ > 0).all()):
-            low = numbers_.min().item()
-            raise ValueError(f"Expected size factor {self.name!r} to be positive, got {low:g}")
+        if self.kind == "size_factor":
+            # A tiny or huge factor is zero or infinite in the precision of the data.
+            stored = numbers_.to(torch.get_default_dtype())
+            valid = (stored > 0) & stored.isfinite()
+            if not bool(valid.all()):
+                raise ValueError(
+                    f"Expected size factor {self.name!r} to be positive and finite in "
+                    f"{stored.dtype}, got {numbers_[~valid][0].item():g}"
+                )
         return ((numbers_ - self.loc) / self.scale).unsqueeze(1)
 
 
@@ -101,6 +107,8 @@ class Covariates(NamedTuple):
             ValueError: If a covariate is unknown, has missing values, or is constant.
         """
         kinds = dict.fromkeys(table.keys()) if kinds is None else kinds
+        if not kinds:
+            raise ValueError("Expected covariates to have columns, got none")
         missing = [name for name in kinds if name not in table]
         if missing:
             raise ValueError(
@@ -304,6 +312,11 @@ def _to_array(values: Any) -> Any:
         # NumPy would turn a missing value beside words into the word nan.
         values = np.array(values, dtype=object)
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype == object:
+        # Numbers of Python in a table of objects are numbers too.
+        converted = np.array(array.tolist())
+        if converted.dtype.kind in "biuf" and converted.shape == array.shape:
+            array = converted
     return array.reshape(1) if array.ndim == 0 else array
 
 
@@ -312,13 +325,17 @@ def _to_names(name: str, values: Any) -> list[str]:
     array = _to_array(values)
     if array.ndim != 1:
         raise ValueError(f"Expected covariate {name!r} to be a column, got shape {array.shape}")
-    items = array.tolist()
-    missing = sum(value is None or value != value or str(value) == "<NA>" for value in items)
+    import pandas
+
+    missing = int(pandas.isna(array).sum())
     if missing:
         raise ValueError(
             f"Expected covariate {name!r} in each row, got {missing} missing values: fill them, or "
             f"leave out the covariate"
         )
+    if array.dtype.kind == "M":
+        return [str(value) for value in np.datetime_as_string(array, unit="auto")]
+    items = [v.decode() if isinstance(v, bytes) else v for v in array.tolist()]
     is_integral = array.dtype.kind == "f" and bool((array == np.floor(array)).all())
     return [str(int(value)) if is_integral else str(value) for value in items]
 
@@ -333,6 +350,8 @@ def _level_order(level: str) -> tuple[bool, float, str]:
 def _to_numbers(name: str, values: Any) -> Tensor:
     array = _to_array(values)
     try:
+        if array.dtype.kind in "cmM":
+            raise TypeError
         numbers = torch.from_numpy(np.array(array, dtype=np.float64))
     except (TypeError, ValueError):
         first = array.reshape(-1)[:1].tolist()[0]

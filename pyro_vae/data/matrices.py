@@ -33,6 +33,7 @@ class Matrix(NamedTuple):
         rows: A pandas table with one line per row, or ``None``.
         name: The name of the data set.
         is_table: Whether columns of the values may be covariates, which are not counts.
+        file: The csv file of a table, whose first line may not be names; or ``None``.
     """
 
     values: Any
@@ -40,9 +41,12 @@ class Matrix(NamedTuple):
     rows: Any
     name: str
     is_table: bool = False
+    file: Path | None = None
 
 
-def read_matrix(source: Any, *, layer: str | None, key: str | None, separator: str) -> Matrix:
+def read_matrix(
+    source: Any, *, layer: str | None, key: str | None, separator: str, transpose: bool
+) -> Matrix:
     """Returns the matrix in a file, or one in memory.
 
     Arguments:
@@ -50,6 +54,7 @@ def read_matrix(source: Any, *, layer: str | None, key: str | None, separator: s
         layer: The layer of an AnnData; ``None`` for its ``X``.
         key: The array of an npz file, if there are several matrices.
         separator: The separator of a csv file.
+        transpose: Whether rows and columns are exchanged.
 
     Raises:
         ValueError: If the source cannot be read, or has no such layer or array.
@@ -61,14 +66,23 @@ def read_matrix(source: Any, *, layer: str | None, key: str | None, separator: s
         raise ValueError(f"Expected layer for an h5ad file or an AnnData only, got {layer!r}")
     if key is not None and suffix != ".npz":
         raise ValueError(f"Expected key for an npz file only, got {key!r}")
+    if transpose and (is_anndata or _is_frame(source) or suffix in (".csv", ".parquet")):
+        raise ValueError(
+            "Expected transpose=false for data with names, whose rows are the data, got true"
+        )
     if is_anndata:
         name = "counts" if file is None else file.stem
         return _read_anndata(source if file is None else _read_h5ad(file), layer, name)
     if file is None:
-        return _wrap(source)
-    if suffix in (".csv", ".parquet"):
-        return Matrix(read_table(file, separator), None, None, file.stem, is_table=True)
-    return _read_npz(file, key) if suffix == ".npz" else _read_matrix_market(file)
+        matrix = _wrap(source)
+    elif suffix in (".csv", ".parquet"):
+        header = file if suffix == ".csv" else None
+        return Matrix(read_table(file, separator), None, None, file.stem, True, header)
+    elif suffix == ".npz":
+        return _read_npz(file, key, transpose)
+    else:
+        matrix = _read_matrix_market(file)
+    return matrix._replace(values=matrix.values.T) if transpose else matrix
 
 
 def _is_in_memory(source: Any) -> bool:
@@ -82,20 +96,28 @@ def _check_path(source: Any) -> Path:
     return file
 
 
+def _is_frame(source: Any) -> bool:
+    return hasattr(source, "columns") and hasattr(source, "iloc")
+
+
 def _wrap(source: Any) -> Matrix:
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
+    if _is_frame(source):
         frame = source.copy(deep=False).reset_index(drop=True)
         frame.columns = [str(name) for name in frame.columns]
         return Matrix(frame, None, None, "counts", is_table=True)
     if isinstance(source, Tensor):
-        source = _to_scipy(source) if source.layout != torch.strided else source.cpu().numpy()
+        source = source.detach().cpu().double()
+        source = _to_scipy(source) if source.layout != torch.strided else source.numpy()
+    if isinstance(source, np.ma.MaskedArray) and np.ma.is_masked(source):
+        raise ValueError(f"Expected counts without masked values, got {np.ma.count_masked(source)}")
     values = source if is_scipy(source) else np.asarray(source)
     return Matrix(values, None, None, "counts")
 
 
 def is_scipy(values: Any) -> bool:
     """Whether values are a sparse matrix of SciPy, whose import takes a while."""
-    return type(values).__module__.startswith("scipy.sparse")
+    # A view of an AnnData is of a class derived from SciPy's.
+    return any(kind.__module__.startswith("scipy.sparse") for kind in type(values).__mro__)
 
 
 def _to_scipy(tensor: Tensor) -> Any:
@@ -132,8 +154,9 @@ def _read_anndata(source: Any, layer: str | None, name: str) -> Matrix:
         check_choice("layer", layer, layers) if layers else _refuse_layer(layer)
     values = source.X if layer is None else source.layers[layer]
     if values is None:
+        names = list_names(sorted(source.layers))
         raise ValueError(
-            f"Expected X, got none: choose a layer, one of {list_names(sorted(source.layers))}"
+            f"Expected X, got none{f': choose a layer, one of {names}' if names else ''}"
         )
     if not is_scipy(values) and not isinstance(values, np.ndarray):
         raise ValueError(
@@ -147,23 +170,25 @@ def _refuse_layer(layer: str) -> None:
     raise ValueError(f"Expected layer to be null, because there are no layers, got {layer!r}")
 
 
-def _read_npz(file: Path, key: str | None) -> Matrix:
+def _read_npz(file: Path, key: str | None, transpose: bool) -> Matrix:
     import pandas
 
     arrays = read_arrays(file)
     if set(arrays) >= _PARTS_OF_SPARSE:
         if key is not None:
             raise ValueError(f"Expected key=null for the sparse matrix in '{file}', got {key!r}")
-        return Matrix(_load_sparse(file), None, None, file.stem)
+        values = _load_sparse(file)
+        return Matrix(values.T if transpose else values, None, None, file.stem)
     names = sorted(name for name, array in arrays.items() if array.ndim == 2)
     if key is None and len(names) == 1:
         key = names[0]
+    if not names:
+        raise ValueError(f"Expected '{file}' to hold a matrix, got none")
     if key not in names:
         raise ValueError(
-            f"Expected key to be one of {list_names(names) or 'no'}, the matrices of '{file}', got "
-            f"{key!r}"
+            f"Expected key to be one of {list_names(names)}, the matrices of '{file}', got {key!r}"
         )
-    values = arrays.pop(key)
+    values = arrays.pop(key).T if transpose else arrays.pop(key)
     rows = {name: a for name, a in arrays.items() if a.shape == (len(values),)}
     return Matrix(values, None, pandas.DataFrame(rows) if rows else None, file.stem)
 
@@ -221,12 +246,12 @@ def read_row_table(obs: Any, separator: str) -> Any:
 
 def to_tensor(values: Any) -> Tensor:
     """Returns an array or a SciPy matrix as a tensor of the default dtype, sparse if it was."""
-    dtype = torch.get_default_dtype()
+    dtype = np.dtype(str(torch.get_default_dtype()).removeprefix("torch."))
     if not is_scipy(values):
-        return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+        return torch.from_numpy(np.array(values, dtype=dtype, order="C"))
     csr = values.tocsr()
     starts, columns = (torch.from_numpy(p.copy()) for p in (csr.indptr, csr.indices))
-    numbers = torch.from_numpy(csr.data.copy()).to(dtype)
+    numbers = torch.from_numpy(csr.data.astype(dtype))
     with warnings.catch_warnings():
         # Only the constructor and the selection of rows are used here, which are stable.
         warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)

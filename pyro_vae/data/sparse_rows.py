@@ -41,8 +41,8 @@ def take_rows(x: Tensor, index: Tensor | slice) -> Tensor:
 
 
 def _take_sparse(x: Tensor, index: Tensor | slice) -> Tensor:
-    if isinstance(index, slice) or index.dtype == torch.bool:
-        index = torch.arange(len(x), device=x.device)[index]
+    # Indexing checks the bounds, and resolves slices, booleans and negative numbers.
+    index = torch.arange(len(x), device=x.device)[index].reshape(-1)
     starts = x.crow_indices()
     first, count = starts[index], starts[index + 1] - starts[index]
     row = torch.arange(len(index), device=x.device).repeat_interleave(count)

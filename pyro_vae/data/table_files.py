@@ -14,7 +14,7 @@ from pyro_vae.files.csv_cells import NUMBER, restore
 from pyro_vae.validation import describe_value
 
 __all__ = [
-    "check_header", "leave_out", "number_labels", "read_csv", "read_table",
+    "check_header", "check_label", "leave_out", "number_labels", "read_csv", "read_table",
 ]  # fmt: skip
 
 _MAX_SUGGESTED = 20
@@ -113,6 +113,13 @@ def check_header(file: Path, names: list[str], all_names: list[str]) -> None:
             f"{numeric[0]}: write a line of names above it, or list the columns if these are names "
             f"({_suggest('data.columns', names)})"
         )
+
+
+def check_label(label: Any) -> str | None:
+    """Returns the name of a label, or raises a ``ValueError`` for something else."""
+    if label is not None and not isinstance(label, (str, int)):
+        raise ValueError(f"Expected label to be the name of a column, got {describe_value(label)}")
+    return None if label is None else str(label)
 
 
 def number_labels(

@@ -14,6 +14,7 @@ from pyro_vae.data.covariates import Covariates, list_names, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling
 from pyro_vae.data.table_files import (
     check_header,
+    check_label,
     leave_out,
     number_labels,
     read_csv,
@@ -89,7 +90,7 @@ def table(
         missing = "nan"
     missing = check_choice("missing", missing, _MISSING)
     standardize = check_flag("standardize", standardize)
-    like = load_preparation(like)
+    like, label = load_preparation(like), check_label(label)
     file = check_data_file(path, (".csv", ".parquet"))
     frame = read_table(file, separator)
     kinds = choose_kinds(covariates, size_factor, like)

@@ -91,7 +91,9 @@ class NegativeBinomial(TorchDistribution):
         difference = (x - mu) * (theta / (theta + x))
         far = x.log() - mu.log() + torch.where(positive, log_ratio, 0.0)
         deviance = deviance + value * log_quotient(difference, mu, far)
-        normalizer = stirling_error(total) - stirling_error(self._shared) - 0.5 * (value / theta).log1p()
+        normalizer = (
+            stirling_error(total) - stirling_error(self._shared) - 0.5 * (value / theta).log1p()
+        )
         return normalizer - deviance - log_factorial_excess(value)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:

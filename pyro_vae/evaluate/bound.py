@@ -125,7 +125,7 @@ def estimate_elbo(
     arguments are those of :func:`elbo`, and a scorer that is used again from call to call.
     """
     scorer = scorer or make_bound_scorer(vae, x, num_particles, max_elements, False)
-    results, is_closed = RowResults(len(x)), False
+    results, is_closed = RowResults(count_rows(x)), False
     with eval_mode(vae):
         rows = scorer.full_size[0]
         for chunk in encode_chunks(vae, x, covariates, mask, rows, equal=True):

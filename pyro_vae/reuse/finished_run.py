@@ -301,14 +301,14 @@ def _check_form(run: Path | str, dataset: Data, like: Preparation, vae: VAE) -> 
         raise ValueError(
             f"Expected data with the scaling of the training data of run '{run}'"
             f"{', which is none' if like.scaling is None else ''}, got '{dataset.name}' {state}: "
-            f"data.table(..., like=reuse.preparation(run)) applies the scaling"
+            f"like=reuse.preparation(run) of data.table applies the scaling"
         )
     if dataset.covariate_columns != like.covariates:
         theirs, own = map(_describe_covariates, (dataset.covariate_columns, like.covariates))
         raise ValueError(
             f"Expected data with the covariates of run '{run}', {own}, got '{dataset.name}' with "
-            f"{theirs}{' of another scale' if theirs == own else ''}: data.table(..., "
-            f"like=reuse.preparation(run)) encodes them in the same way"
+            f"{theirs}{' of another scale' if theirs == own else ''}: like=reuse.preparation(run) "
+            f"of data.table and data.counts encodes them in the same way"
         )
     same_binarize = (dataset.binarize == "none") == (like.binarize == "none")
     protocol = describe_protocol(dataset, vae)

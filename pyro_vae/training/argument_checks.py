@@ -15,6 +15,7 @@ from pyro_vae.compiled import worth_compiling
 from pyro_vae.compiled.heuristic import check_compile
 from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.data import Data, Rows
+from pyro_vae.data.sparse_rows import is_sparse
 from pyro_vae.networks.conv import check_channels_first
 from pyro_vae.objectives import Schedule
 from pyro_vae.progress import check_progress
@@ -54,6 +55,8 @@ def as_rows(name: str, x: Tensor | Rows) -> Rows:
         raise ValueError(f"Expected {name} to be one tensor of all rows, got {type(x).__name__}")
     rows = x if isinstance(x, Rows) else Rows(x)
     check_tensor(name, rows.x)
+    if is_sparse(rows.x) and rows.dynamic:
+        raise ValueError(f"Expected {name} to be dense, because rows are redrawn, got sparse rows")
     if not rows.x.dim():
         raise ValueError(f"Expected {name} to have rows, got a tensor of shape ()")
     return rows

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.data.sparse_rows import is_sparse, spread_rows, take_rows
 from pyro_vae.masking import expand_mask, fill_missing
+from pyro_vae.vae.input_checks import check_sparse_rows
 from pyro_vae.vae.model_guide import transform_input
 from pyro_vae.validation import check_tensor
 
@@ -19,6 +21,9 @@ def initialize_parts(vae: Any, x: Tensor, mask: Tensor | None) -> None:
         raise ValueError(
             f"Expected x of shape (N, {', '.join(map(str, vae.event_shape))}), got {tuple(x.shape)}"
         )
+    if is_sparse(x):
+        check_sparse_rows(x, mask, vae.model.check)
+        x = take_rows(x, spread_rows(x))
     if mask is None and bool(x.isnan().any()):
         mask = ~x.isnan()
     vae.model.check(x, mask)

@@ -1,10 +1,12 @@
 """Checks of the tensors that a VAE is called with."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.data.sparse_rows import iterate_rows
 from pyro_vae.validation import check_tensor
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "check_layout_and_device",
     "check_rows_of_covariates",
     "check_size_factor",
+    "check_sparse_rows",
     "check_trailing",
 ]
 
@@ -113,6 +116,22 @@ def check_rows_of_covariates(
         raise ValueError("Expected covariates to be finite, got NaN or infinite values")
     if has_size_factor:
         check_size_factor(covariates[:, -1])
+
+
+def check_sparse_rows(x: Tensor, mask: Tensor | None, check: Callable[[Tensor], None]) -> None:
+    """Checks a sparse matrix some rows at a time.
+
+    Arguments:
+        x: The matrix.
+        mask: The mask, which is not supported.
+        check: The check of dense rows.
+    """
+    if mask is not None:
+        raise ValueError("Expected dense x with a mask, got sparse x: convert it, x.to_dense()")
+    if not x.numel() or x.dim() != 2:
+        raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
+    for _, rows in iterate_rows(x):
+        check(rows)
 
 
 def check_size_factor(size: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae import likelihoods, networks, posteriors, priors, transforms
 from pyro_vae.conditional import Likelihood, Posterior, Prior
-from pyro_vae.data.sparse_rows import is_sparse, iterate_rows, take_rows
+from pyro_vae.data.sparse_rows import is_sparse, take_rows
 from pyro_vae.finite import explain_invalid_parameters
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masking import expand_mask, fill_missing
@@ -17,7 +17,11 @@ from pyro_vae.networks import eval_mode
 from pyro_vae.param_store import Scope
 from pyro_vae.vae.build import Part, build_part, describe_part
 from pyro_vae.vae.initialization import initialize_parts
-from pyro_vae.vae.input_checks import check_input, check_rows_of_covariates
+from pyro_vae.vae.input_checks import (
+    check_input,
+    check_rows_of_covariates,
+    check_sparse_rows,
+)
 from pyro_vae.vae.model_guide import (
     Guide,
     Model,
@@ -346,18 +350,12 @@ class VAE(nn.Module):
                 row for each row of ``x``.
         """
         if isinstance(x, Tensor) and is_sparse(x):
-            self._check_sparse(x, mask)
+            check_sparse_rows(x, mask, self.model.check)
         else:
             self.model.check(x, mask)
         self.model.check_covariates(covariates)
         has_size_factor = self.model.uses_size_factor
         check_rows_of_covariates(covariates, len(x), has_size_factor=has_size_factor)
-
-    def _check_sparse(self, x: Tensor, mask: Tensor | None) -> None:
-        if mask is not None:
-            raise ValueError("Expected dense x with a mask, got sparse x: convert it, x.to_dense()")
-        for _, rows in iterate_rows(x):
-            self.model.check(rows)
 
     @guard_process_state
     @torch.no_grad()

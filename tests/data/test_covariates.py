@@ -96,14 +96,14 @@ REFUSED = {
                    "'c' to repeat its levels, got 90 levels in 90 training rows"),
     "unknown": (lambda _: Covariates.fit(TABLE, {"sex": None}), "got 'sex'"),
     "size": (lambda _: Covariates.fit(TABLE, {"library": "size_factor"}).encode({"library": [0]}),
-             "'library' to be positive, got 0"),
+             "'library' to be positive .*, got 0"),
     "nan beside words": (lambda _: Covariates.fit({"c": ["x", math.nan, "y"]}),
                          "'c' in each row, got 1 missing"),
     "two size factors": (lambda _: Covariates.fit(TABLE, {"age": "size_factor",
                                                           "library": "size_factor"}),
                          "one size factor, got 'age', 'library'"),
     "negative size": (lambda _: Covariates.fit({"s": [1.0, -2.0]}, {"s": "size_factor"}),
-                      "'s' to be positive, got -2"),
+                      "'s' to be positive .*, got -2"),
     "overflow": (lambda _: Covariates.fit({"n": [1e300, 2e300, 5e300]}), "'n' to have finite"),
     "width": (lambda e: e.replace(torch.ones(2, 7), {"batch": "a"}), r"shape \(N, 4\), got"),
     "array": (lambda e: e.replace([[1.0]], {"batch": "a"}), "encoded to be a torch.Tensor"),
@@ -174,7 +174,7 @@ def test_the_preparation_has_covariates_and_its_file_keeps_them(file):
         ({"covariates": ["sex"]}, "covariates among the columns .*, got 'sex'"),
         ({"covariates": {"age": "number"}}, "covariates to be 'categorical', .*, got 'number'"),
         ({"covariates": 3}, "covariates to be names"),
-        ({"size_factor": "u", "columns": ["v"]}, "'u' to be positive, got -"),
+        ({"size_factor": "u", "columns": ["v"]}, "'u' to be positive .*, got -"),
         ({"covariates": ["batch"], "columns": ["u"], "label": "gone"}, "label to be one of"),
         (
             {"covariates": ["v"], "columns": ["u", "v"]},
@@ -210,3 +210,36 @@ def test_a_batch_has_the_covariates_of_its_rows():
     assert mask is None
     assert torch.equal(x, rows.x[index])
     assert torch.equal(covariates, rows.covariates[index])
+
+
+def test_numbers_in_a_table_of_objects_are_numbers():
+    dose = np.array([0.5, 1.0, 2.0] * 4, dtype=object)
+    words = np.array(["a", "b", "a"] * 4, dtype=object)
+    encoding = Covariates.fit(
+        {"dose": dose, "word": words, "count": dose.astype(int).astype(object)}
+    )
+    assert [c.kind for c in encoding.columns] == ["continuous", "categorical", "categorical"]
+
+
+def test_dates_are_levels_and_no_numbers():
+    days = np.array(["2020-01-01", "2020-02-01"] * 3, dtype="datetime64[ns]")
+    encoding = Covariates.fit({"day": days})
+    assert encoding.columns[0].levels == ("2020-01-01", "2020-02-01")
+    assert encoding.replace(encoding.encode({"day": days}), {"day": "2020-01-01"})[1].tolist() == [
+        1,
+        0,
+    ]
+    number = Covariates.fit({"day": np.linspace(0, 1, 6)})
+    with pytest.raises(ValueError, match="covariate 'day' to be numbers"):
+        number.encode({"day": days})
+    with pytest.raises(ValueError, match="covariate 'day' to be numbers"):
+        number.encode({"day": np.full(6, 1j)})
+
+
+def test_no_columns_are_no_covariates():
+    with pytest.raises(ValueError, match="covariates to have columns, got none"):
+        Covariates.fit({})
+
+
+def test_bytes_are_words():
+    assert Covariates.fit({"c": np.array([b"x", b"y"])}).columns[0].levels == ("x", "y")

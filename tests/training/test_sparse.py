@@ -138,6 +138,40 @@ def test_a_mask_needs_dense_rows():
         fit(make(), rows)
 
 
+@pytest.mark.parametrize("likelihood", [likelihoods.Poisson, likelihoods.Normal])
+def test_parts_are_initialized_as_by_dense_rows(likelihood):
+    x = make_data(sparse=True).train.x
+    one, other = make(likelihood=likelihood), make(likelihood=likelihood)
+    one.initialize(x)
+    other.initialize(x.to_dense())
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_no_rows_are_refused():
+    empty, given = torch.zeros(0, 12).to_sparse_csr(), torch.zeros(0, 3)
+    vae = make()
+    for use in (
+        lambda: evaluate.elbo(vae, empty, covariates=given),
+        lambda: evaluate.log_evidence(vae, empty, covariates=given),
+        lambda: evaluate.posterior_means(vae, empty, covariates=given),
+        lambda: fit(vae, Rows(empty, covariates=given)),
+        lambda: vae.check(empty, None, given),
+        lambda: vae.initialize(empty),
+    ):
+        with pytest.raises(ValueError, match=r"x to have rows, got a tensor of shape \(0, 12\)"):
+            use()
+
+
+def test_rows_that_are_redrawn_have_to_be_dense():
+    with pytest.raises(ValueError, match="Expected train to be dense, because rows are redrawn"):
+        fit(make(), Rows(torch.eye(12).to_sparse_csr(), dynamic=True))
+
+
+def test_other_matrices_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"Expected x to be a torch.Tensor, got csr_array"):
+        evaluate.elbo(make(), scipy.sparse.csr_array(draw()))
+
+
 def test_values_that_are_no_counts_are_refused():
     x = torch.eye(12).to_sparse_csr() * 0.5
     with pytest.raises(ValueError, match=r"to be counts .*, got 0.5"):
