@@ -12,7 +12,13 @@ from pyro_vae.data.base import Data, split_row_numbers
 from pyro_vae.data.covariates import list_names
 from pyro_vae.data.matrices import Matrix, is_scipy, read_matrix, read_row_table, to_tensor
 from pyro_vae.data.preparation import Preparation
-from pyro_vae.data.table_files import check_header, check_label, leave_out, number_labels
+from pyro_vae.data.table_files import (
+    check_header,
+    check_label,
+    check_separator,
+    leave_out,
+    number_labels,
+)
 from pyro_vae.data.tables import (
     check_drop,
     choose_encoding,
@@ -84,7 +90,7 @@ def counts(
         (torch.sparse_csr, torch.Size([2, 2]))
     """
     transpose, like = check_flag("transpose", transpose), load_preparation(like)
-    label = check_label(label)
+    label, separator = check_label(label), check_separator(separator)
     matrix = read_matrix(path, layer=layer, key=key, separator=separator, transpose=transpose)
     matrix = _add_row_table(matrix, obs, separator)
     kinds = choose_kinds(covariates, size_factor, like)

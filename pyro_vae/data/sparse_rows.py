@@ -1,6 +1,7 @@
 """Rows of dense tensors and of sparse ones, which are made dense some rows at a time."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ _MAX_ELEMENTS = 2**25
 """The most values of sparse rows that initialize a VAE: 128 MiB in single precision."""
 
 
-def is_sparse(x: Tensor) -> bool:
-    """Whether a tensor is sparse, with compressed rows."""
-    return x.layout == torch.sparse_csr
+def is_sparse(x: Any) -> bool:
+    """Whether data are a sparse tensor with compressed rows."""
+    return isinstance(x, Tensor) and x.layout == torch.sparse_csr
 
 
 def take_rows(x: Tensor, index: Tensor | slice) -> Tensor:

@@ -14,8 +14,14 @@ from pyro_vae.files.csv_cells import NUMBER, restore
 from pyro_vae.validation import describe_value
 
 __all__ = [
-    "check_header", "check_label", "leave_out", "number_labels", "read_csv", "read_table",
-]  # fmt: skip
+    "check_header",
+    "check_label",
+    "check_separator",
+    "leave_out",
+    "number_labels",
+    "read_csv",
+    "read_table",
+]
 
 _MAX_SUGGESTED = 20
 """The most names in a suggested setting."""
@@ -28,8 +34,6 @@ def read_table(file: Path, separator: str) -> Any:
     """Reads the table in a file, or raises a ``ValueError`` with the reason of a failure."""
     import pandas
 
-    if not isinstance(separator, str) or not separator:
-        raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
     try:
         if file.suffix.lower() == ".parquet":
             frame = pandas.read_parquet(file)
@@ -113,6 +117,13 @@ def check_header(file: Path, names: list[str], all_names: list[str]) -> None:
             f"{numeric[0]}: write a line of names above it, or list the columns if these are names "
             f"({_suggest('data.columns', names)})"
         )
+
+
+def check_separator(separator: Any) -> str:
+    """Returns the separator of a csv file, or raises a ``ValueError``."""
+    if not isinstance(separator, str) or not separator:
+        raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
+    return separator
 
 
 def check_label(label: Any) -> str | None:

@@ -15,6 +15,7 @@ from pyro_vae.data.preparation import Preparation, Scaling
 from pyro_vae.data.table_files import (
     check_header,
     check_label,
+    check_separator,
     leave_out,
     number_labels,
     read_csv,
@@ -90,7 +91,7 @@ def table(
         missing = "nan"
     missing = check_choice("missing", missing, _MISSING)
     standardize = check_flag("standardize", standardize)
-    like, label = load_preparation(like), check_label(label)
+    like, label, separator = load_preparation(like), check_label(label), check_separator(separator)
     file = check_data_file(path, (".csv", ".parquet"))
     frame = read_table(file, separator)
     kinds = choose_kinds(covariates, size_factor, like)

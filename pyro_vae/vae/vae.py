@@ -349,7 +349,7 @@ class VAE(nn.Module):
                 the likelihood's support, or covariates are missing, not finite, or do not have one
                 row for each row of ``x``.
         """
-        if isinstance(x, Tensor) and is_sparse(x):
+        if is_sparse(x):
             check_sparse_rows(x, mask, self.model.check)
         else:
             self.model.check(x, mask)

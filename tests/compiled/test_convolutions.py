@@ -56,7 +56,7 @@ def test_other_convolutions_are_left(channels, settings):
     torch.testing.assert_close(graph(x), expected)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_convolutions_are_compiled_in_each_precision(precision):
     torch.manual_seed(0)
     vae = VAE((1, 8, 8), 2, encoder=networks.ConvEncoder, decoder=networks.ConvDecoder)

@@ -38,7 +38,7 @@ def train(likelihood, x):
         return vae, vae.decode(torch.zeros(1, 2))
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_dispersions_are_recovered(shared):
     theta = torch.full((COLUMNS,), 2.0) if shared else torch.logspace(-0.3, 0.9, COLUMNS)
     kind = "shared" if shared else "element"
@@ -51,6 +51,7 @@ def test_dispersions_are_recovered(shared):
     assert error.mean() < 0.1
 
 
+@pytest.mark.long
 def test_a_poisson_is_the_limit():
     x = draw(torch.full((COLUMNS,), 1e6), torch.zeros(()), None)
     _, p = train(likelihoods.NegativeBinomial, x)
@@ -71,6 +72,7 @@ def test_zero_inflation_is_recovered():
     assert (theta.log() - math.log(4.0)).abs().mean() < 0.25
 
 
+@pytest.mark.long
 def test_dispersions_are_recovered_given_the_row_sum():
     theta = torch.logspace(-0.3, 0.6, COLUMNS)
     x = draw(theta, torch.zeros(()), "row_sum")

@@ -498,12 +498,12 @@ def test_values_of_another_protocol_are_refused_unless_they_are_the_same(tmp_pat
     [
         (
             lambda f: f.drop(columns="age"), {},
-            r"have the columns \['height', 'weight', 'age'\] of the training data, got "
-            r"\['height', 'weight', 'city'\], without \['age'\]",
+            "have the columns of the training data, 'height', 'weight', 'age', got "
+            "'height', 'weight', 'city', without 'age'",
         ),
         (
             lambda f: f, {"columns": ["height", "weight"]},
-            r"Expected columns to be those of the training data, .*got \['height', 'weight'\]",
+            r"Expected columns to be those of the training data, .*got 'height', 'weight'",
         ),
         (lambda f: f.astype({"age": str}).assign(age="old"), {}, "categorical values in 'age'"),
         (lambda f: f, {"missing": "raise"}, r"Expected no missing values, got 15 in 15 of 60 rows"),

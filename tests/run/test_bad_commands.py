@@ -30,7 +30,7 @@ pyro-vae vae/encoder=conv vae/decoder=cnn | Expected vae/decoder to be one of
 pyro-vae objective=ewae | Expected objective to be one of
 pyro-vae objective= | , got ''
 pyro-vae data=cifar | Expected data to be one of
-pyro-vae experiment=missing | Expected experiment to be one of grey_digits
+pyro-vae experiment=missing | Expected experiment to be one of cells, grey_digits
 pyro-vae sweep=missing | Expected sweep to be one of betas, grid
 pyro-vae optimizer=rmsprop | Expected optimizer to be one of adam, adamw, sgd, got 'rmsprop'
 pyro-vae hydra/launcher=slurm | Expected hydra/launcher to be one of basic
@@ -87,7 +87,7 @@ pyro-vae out=null | Expected out to name a folder, as in out=FOLDER, got None
 pyro-vae out=text.txt/run | Not a directory
 pyro-vae out=done | with the finished run of another configuration
 pyro-vae data=table data.path=folder.csv vae/likelihood=normal | Expected data.path to name a file
-pyro-vae data=table data.path=words.csv vae/likelihood=normal | 'data.columns=[a,"c d"]'
+pyro-vae data=table data.path=words.csv vae/likelihood=normal | 'data.drop=["b d"]'
 # Sweeps
 pyro-vae -m 'seed=range(3,0)' | Expected a sweep of one job or more, got none
 pyro-vae -m 'seed=choise(0,1)' | Unknown function 'choise' Available: bool,choice
@@ -174,7 +174,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("bad")
     with contextlib.redirect_stdout(io.StringIO()):
         run(config.compose([*QUICK, f"out={config.quote_value(str(place / 'done'))}"]))
-    (place / "words.csv").write_text("a,b,c d\n1,x,2\n3,y,4\n5,z,5\n")
+    (place / "words.csv").write_text("a,b d,c\n1,x,2\n3,y,4\n5,z,5\n")
     (place / "empty.csv").write_text("")
     (place / "binary.csv").write_bytes(bytes(range(256)))
     (place / "bad.npy").write_bytes(b"not an array")
@@ -262,9 +262,9 @@ def test_a_quoted_value_is_read_as_it_is(value):
 
 def test_a_hint_can_be_pasted(folder):
     line = "pyro-vae data=table data.path=words.csv vae/likelihood=normal"
-    hint = call(*line.split(), cwd=folder).err.partition("use other columns (")[2].partition(")")[0]
+    hint = call(*line.split(), cwd=folder).err.partition("leave it out (")[2].partition(")")[0]
     words = shlex.split(f"{line} {hint} data.path={folder}/words.csv out=x")[1:]
-    assert list(config.compose(words).data.columns) == ["a", "c d"]
+    assert list(config.compose(words).data.drop) == ["b d"]
 
 
 # Within a program that uses Hydra

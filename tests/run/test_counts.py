@@ -59,9 +59,9 @@ def test_each_figure_decodes_its_samples_once(decoded):
     # One chunk holds all rows.
     assert counts["elbo"] == 359 * 3
     assert counts["objective"] == 359
-    # Two proposals for 100 rows up to 30 samples, the next of the figure's counts below 50; then
+    # Two proposals for 50 rows up to 30 samples, the next of the figure's counts below 50; then
     # 10 reconstructions, 40 samples, and 11 places on a traversal of each of 5 dimensions.
-    assert counts["report"] == 2 * 100 * 30 + 10 + 40 + 5 * 8 + 5 * 11
+    assert counts["report"] == 2 * 50 * 30 + 10 + 40 + 5 * 8 + 5 * 11
     # The report of the KL runs model and guide once on two rows.
     assert counts["other"] == 2
 

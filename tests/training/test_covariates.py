@@ -45,7 +45,7 @@ def weights(vae):
     return torch.cat([p.detach().flatten() for p in vae.parameters()])
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("with_mask", [pytest.param(False, marks=pytest.mark.long), True])
 def test_all_engines_train_to_the_same_weights(rows, with_mask):
     if with_mask:
         rows = rows._replace(mask=torch.rand(96, 4) > 0.2)
