@@ -18,8 +18,8 @@ class Cells(nn.Module):
     """The networks, and the distributions that they give.
 
     ``upper`` is a VAE of the lower code, z1: p(z2), p(z1 given z2 and the type), q(z2 given z1 and
-    the type). The counts of genes are no likelihood of the package's, so that p(x given z1) is a
-    plain site.
+    the type). The likelihood of the counts is a part of no VAE, so that p(x given z1) is a plain
+    site.
 
     Arguments:
         genes: The number of genes.
@@ -47,10 +47,10 @@ class Cells(nn.Module):
             {
                 "encoder": nn.Sequential(mlp((genes,), posterior.feature_shape), posterior),
                 "classifier": mlp((lower,), (types,)),
-                "decoder": mlp((lower,), (genes,)),
+                "decoder": mlp((lower,), (1, genes)),
+                "counts": likelihoods.NegativeBinomial((genes,), size_factor="covariate"),
             }
         )
-        self.rest.register_parameter("log_concentration", nn.Parameter(torch.zeros(genes)))
 
     def q_code(self, x: Tensor) -> dist.TorchDistribution:
         """Returns q(z1 given x)."""
@@ -62,9 +62,8 @@ class Cells(nn.Module):
 
     def p_counts(self, z1: Tensor, total: Tensor) -> dist.TorchDistribution:
         """Returns p(x given z1), whose means add up to the total of the cell."""
-        share = networks.apply_network(self.rest["decoder"], z1, 1).softmax(-1)
-        concentration = self.rest.log_concentration.exp()
-        return dist.GammaPoisson(concentration, concentration / (share * total + 1e-6)).to_event(1)
+        features = networks.apply_network(self.rest["decoder"], z1, 1)
+        return self.rest["counts"](features, total)
 
 
 def program(cells: Cells, *, weight: float = 1.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -84,7 +83,7 @@ def program(cells: Cells, *, weight: float = 1.0) -> tuple[Callable[..., Any], C
         code = poutine.block(cells.upper.model, hide=[f"upper.x_{group}"])
         z2 = code(covariates=given, suffix=group)
         z1 = pyro.sample(f"z1_{group}", cells.upper.decode(z2, given))
-        pyro.sample(f"counts_{group}", cells.p_counts(z1, x.sum(-1, keepdim=True)), obs=x)
+        pyro.sample(f"counts_{group}", cells.p_counts(z1, x.sum(-1)), obs=x)
         if y is not None:
             with poutine.scale(scale=weight):
                 pyro.sample(f"told_{group}", cells.q_type(z1), obs=y)

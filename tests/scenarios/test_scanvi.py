@@ -29,6 +29,7 @@ def counts() -> tuple[Tensor, Tensor]:
 def trained(x: Tensor, y: Tensor, unlabelled: Tensor) -> Cells:
     """Returns the networks after some steps of Adam."""
     cells = Cells(GENES, TYPES, lower=6, upper=3, width=64)
+    cells.rest["counts"].initialize(unlabelled)
     model, guide = program(cells, weight=20.0)
     loss = TraceEnum_ELBO(max_plate_nesting=1)(model, config_enumerate(guide))
     optimizer = torch.optim.Adam(cells.parameters(), lr=1e-2)
