@@ -184,7 +184,7 @@ def _select_columns(
         return matrix
     number = {name: i for i, name in enumerate(matrix.columns)}
     index = np.array([number[name] for name in wanted])
-    values = matrix.values.tocsr() if is_scipy(matrix.values) else matrix.values
+    values = _compress(matrix.values) if is_scipy(matrix.values) else matrix.values
     return matrix._replace(values=values[:, index], columns=tuple(wanted))
 
 
