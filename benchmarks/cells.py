@@ -144,7 +144,7 @@ def count_lines(function: Any) -> int:
 
 
 def main() -> None:
-    """Trains what is missing, and prints the table."""
+    """Trains each library on each seed, unless its result exists, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scvi-python", default=sys.executable)

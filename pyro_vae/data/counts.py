@@ -255,7 +255,7 @@ def _to_numbers(frame: Any) -> Any:
 
 
 def _check_counts(matrix: Matrix) -> Any:
-    """Returns the values with compressed rows, or raises a ``ValueError`` if one is no count."""
+    """Returns the values with compressed rows, or raises a ``ValueError`` for other numbers."""
     values = matrix.values
     if values.dtype.kind not in "buif":
         raise ValueError(f"Expected a matrix of numbers, got dtype {values.dtype}")
