@@ -54,9 +54,10 @@ class Covariate(NamedTuple):
             names = _to_names(self.name, values)
             unknown = sorted(set(names) - set(self.levels))
             if unknown:
+                first = next(i for i, name in enumerate(names) if name in unknown)
                 raise ValueError(
                     f"Expected covariate {self.name!r} to have levels of the training rows, "
-                    f"{list_names(self.levels)}, got {list_names(unknown)}"
+                    f"{list_names(self.levels)}, got {list_names(unknown)}, first in row {first}"
                 )
             numbers = {level: i for i, level in enumerate(self.levels)}
             index = torch.tensor([numbers[name] for name in names], dtype=torch.long)
@@ -327,11 +328,11 @@ def _to_names(name: str, values: Any) -> list[str]:
         raise ValueError(f"Expected covariate {name!r} to be a column, got shape {array.shape}")
     import pandas
 
-    missing = int(pandas.isna(array).sum())
-    if missing:
+    is_missing = pandas.isna(array)
+    if is_missing.any():
         raise ValueError(
-            f"Expected covariate {name!r} in each row, got {missing} missing values: fill them, or "
-            f"leave out the covariate"
+            f"Expected covariate {name!r} in each row, got {is_missing.sum()} missing values: fill "
+            f"them, or leave out the covariate"
         )
     if array.dtype.kind == "M":
         return [str(value) for value in np.datetime_as_string(array, unit="auto")]

@@ -20,6 +20,9 @@ __all__ = ["images"]
 _FITS = ("crop", "stretch")
 _COLORS = ("auto", "grey", "rgb")
 
+_MOST_PIXELS = 2**14
+"""The largest height and width."""
+
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 """Pillow's modes without colour."""
 
@@ -103,6 +106,10 @@ def _check_shape(size: Any) -> tuple[int, int] | None:
             f"Expected size to be a number of pixels or [height, width], got {describe_value(size)}"
         )
     height, width = (check_size("size", value, least=1) for value in values)
+    if max(height, width) > _MOST_PIXELS:
+        raise ValueError(
+            f"Expected size to be at most {_MOST_PIXELS} pixels, got {describe_value(size)}"
+        )
     return height, width
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 
-__all__ = ["check_kind", "check_part", "count_network_covariates"]
+__all__ = ["check_kind", "check_levels", "check_part", "count_network_covariates"]
 
 _KINDS: dict[type, str] = {Prior: "prior", Posterior: "posterior", Likelihood: "likelihood"}
 
@@ -31,6 +31,15 @@ def check_part(role: str, part: nn.Module, **sizes: object) -> None:
         raise ValueError(
             f"Expected {role} to have a feature_shape, the output shape of its network, got "
             f"{type(part).__name__} without one"
+        )
+
+
+def check_levels(likelihood: nn.Module, transform: nn.Module) -> None:
+    """Raises a ``ValueError`` if likelihood and input transform have different levels."""
+    own, other = (getattr(part, "levels", None) for part in (likelihood, transform))
+    if None not in (own, other) and own != other:
+        raise ValueError(
+            f"Expected input_transform to have the levels of the likelihood, {own}, got {other}"
         )
 
 

@@ -29,7 +29,7 @@ from pyro_vae.vae.model_guide import (
     Sizes,
     get_state_without_store,
 )
-from pyro_vae.vae.part_checks import check_kind, check_part, count_network_covariates
+from pyro_vae.vae.part_checks import check_kind, check_levels, check_part, count_network_covariates
 from pyro_vae.validation import check_choice, check_shape, check_size
 
 __all__ = ["VAE"]
@@ -193,6 +193,7 @@ class VAE(nn.Module):
         check_part("likelihood", self.likelihood, event_shape=self.event_shape)
         if "input_transform" in self._modules:
             check_part("input_transform", self.input_transform, event_shape=self.event_shape)
+            check_levels(self.likelihood, self.input_transform)
         for role in ("encoder", "decoder"):
             if role in self._modules:
                 check_kind(role, self._modules[role])

@@ -236,6 +236,12 @@ def test_dates_are_levels_and_no_numbers():
         number.encode({"day": np.full(6, 1j)})
 
 
+def test_the_first_row_of_an_unseen_level_is_named():
+    encoding = Covariates.fit(TABLE, {"batch": None})
+    with pytest.raises(ValueError, match="got 'x', 'y', first in row 1"):
+        encoding.encode({"batch": ["a", "y", "x"]})
+
+
 def test_no_columns_are_no_covariates():
     with pytest.raises(ValueError, match="covariates to have columns, got none"):
         Covariates.fit({})

@@ -122,6 +122,7 @@ def test_other_faults(folder, tmp_path):
         ({"path": tmp_path / "gone"}, "which does not exist"),
         ({"path": folder / "cats" / "0.png"}, "which is a file"),
         ({"path": folder, "size": 0}, "size to be"),
+        ({"path": folder, "size": 10**9}, "size to be at most 16384 pixels, got 1000000000"),
         ({"path": folder, "size": [8, 8, 3]}, r"size to be a number of pixels or \[height, width"),
         ({"path": folder, "size": "8"}, "size to be"),
         ({"path": folder, "fit": "pad"}, "fit to be 'crop' or 'stretch', got 'pad'"),

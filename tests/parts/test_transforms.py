@@ -324,3 +324,9 @@ def test_a_size_factor_of_zero_is_named_wherever_it_enters():
     for size in (0.0, -1.0, NAN):
         with pytest.raises(ValueError, match="size factor, the last covariate, to be positive"):
             vae.decode(torch.zeros(3, 2), torch.full((3, 1), size))
+
+
+def test_levels_of_likelihood_and_input_transform_are_the_same():
+    with pytest.raises(ValueError, match="the levels of the likelihood, 256, got 5"):
+        VAE((2, 4, 4), 2, likelihood=likelihoods.Categorical,
+            input_transform=partial(transforms.OneHot, levels=5))  # fmt: skip
