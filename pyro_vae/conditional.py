@@ -69,7 +69,7 @@ class Likelihood(Conditional):
         uses_size_factor: Whether ``forward`` takes a size factor of shape ``batch`` as its second
             argument. It is the last covariate of the VAE.
         is_count: Whether the data are counts, for which reports compare variances, zeros and sums.
-        condition: The function of the datum that its evidence is conditional on, such as
+        condition: The function of the datum that its evidence takes as given, such as
             ``"row sum"``; or ``None``.
     """
 

@@ -54,8 +54,8 @@ def log_factorial_excess(count: Tensor) -> Tensor:
     r"""Returns :math:`\log x! - x \log x + x` for counts, which is 0 for a count of 0.
 
     Example:
-        >>> log_factorial_excess(torch.tensor([0.0, 1.0]))
-        tensor([0., 1.])
+        >>> log_factorial_excess(torch.tensor([0.0, 4.0]))
+        tensor([0.0000, 1.6329])
     """
     positive = count > 0
     safe = torch.where(positive, count, 1.0)

@@ -36,6 +36,8 @@ class Multinomial(CountLikelihood):
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__(event_shape, "row_sum")
+        # Unlike counts with the row sum as size factor, it is normalized over rows of one sum.
+        self.condition = "row sum"
 
     def forward(self, features: Tensor) -> TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, 1, *event_shape)``."""

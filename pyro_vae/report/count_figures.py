@@ -41,7 +41,7 @@ def _get_observed(run: TrainedRun) -> Tensor:
 
 
 def _is_given_sum(run: TrainedRun) -> bool:
-    return getattr(run.vae.likelihood, "condition", None) == "row sum"
+    return getattr(run.vae.likelihood, "condition", None) is not None
 
 
 def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:

@@ -29,7 +29,7 @@ def run_code(code, names):
 @pytest.mark.parametrize(
     ("page", "runs", "conditions"),
     [
-        ("cells.md", {"cells": ["row sum", "lab"]}, "given row sum, lab"),
+        ("cells.md", {"cells": ["row-sum size factor", "lab"]}, "given row-sum size factor, lab"),
         ("conditional.md", {"given": ["label"], "plain": []}, "given label"),
         ("image_folder.md", {"shapes": []}, ""),
     ],

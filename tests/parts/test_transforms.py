@@ -211,7 +211,7 @@ def test_a_single_size_factor_leaves_networks_without_covariates():
 def test_evidence_given_the_row_sum_is_marked():
     for part, condition in (
         (likelihoods.Poisson((2,)), None),
-        (likelihoods.Poisson((2,), size_factor="row_sum"), "row sum"),
+        (likelihoods.Poisson((2,), size_factor="row_sum"), "row-sum size factor"),
         (likelihoods.Multinomial((2,)), "row sum"),
     ):
         assert part.condition == condition

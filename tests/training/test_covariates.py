@@ -216,7 +216,7 @@ def test_counts_with_a_size_factor_run(tmp_path):
                   "data.covariates=[depth]")  # fmt: skip
     metrics = run_quick(tmp_path / "c", *options[:-1], "vae.likelihood.size_factor=row_sum",
                         "data.columns=[u,v,w]")  # fmt: skip
-    assert metrics["conditional_on"] == ["row sum"]
+    assert metrics["conditional_on"] == ["row-sum size factor"]
 
 
 def test_a_folder_of_images_runs(tmp_path):

@@ -44,7 +44,7 @@ class CountLikelihood(Likelihood):
         self.event_shape = check_shape("event_shape", event_shape)
         self.size_factor = check_choice("size_factor", size_factor, SIZE_FACTORS)
         self.uses_size_factor = self.size_factor == "covariate"
-        self.condition = "row sum" if self.size_factor == "row_sum" else None
+        self.condition = "row-sum size factor" if self.size_factor == "row_sum" else None
         self.feature_shape = torch.Size((num_features, *self.event_shape))
         self.register_buffer("log_mean", torch.zeros(self.event_shape))
         self.register_buffer("reference_size", torch.tensor(float(self.event_shape.numel())))
