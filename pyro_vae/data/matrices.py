@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.data.arrays import read_arrays
 from pyro_vae.data.base import check_data_file
 from pyro_vae.data.covariates import list_names
+from pyro_vae.data.sparse_rows import build_sparse
 from pyro_vae.data.table_files import read_table
 from pyro_vae.validation import check_choice, describe_value
 
@@ -252,9 +253,4 @@ def to_tensor(values: Any) -> Tensor:
     csr = values.tocsr()
     starts, columns = (torch.from_numpy(p.copy()) for p in (csr.indptr, csr.indices))
     numbers = torch.from_numpy(csr.data.astype(dtype))
-    with warnings.catch_warnings():
-        # Only the constructor and the selection of rows are used here, which are stable.
-        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
-        return torch.sparse_csr_tensor(
-            starts, columns, numbers, size=csr.shape, check_invariants=False
-        )
+    return build_sparse(starts, columns, numbers, csr.shape)

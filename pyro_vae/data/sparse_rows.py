@@ -1,12 +1,21 @@
 """Rows of dense tensors and of sparse ones, which are made dense some rows at a time."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ROWS_AT_ONCE", "is_sparse", "iterate_rows", "spread_rows", "take_rows"]
+__all__ = [
+    "ROWS_AT_ONCE",
+    "build_sparse",
+    "is_sparse",
+    "iterate_rows",
+    "select_sparse_rows",
+    "spread_rows",
+    "take_rows",
+]
 
 ROWS_AT_ONCE = 1000
 """The number of sparse rows that are made dense together."""
@@ -42,17 +51,48 @@ def take_rows(x: Tensor, index: Tensor | slice) -> Tensor:
 
 
 def _take_sparse(x: Tensor, index: Tensor | slice) -> Tensor:
+    count, position = _locate_rows(x, index)
+    row = torch.arange(len(count), device=x.device).repeat_interleave(count)
+    dense = x.values().new_zeros(len(count), x.shape[1])
+    dense[row, x.col_indices()[position].long()] = x.values()[position]
+    return dense
+
+
+def _locate_rows(x: Tensor, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+    """Returns the number of values of each row, and their positions, one row after the other."""
     # Indexing checks the bounds, and resolves slices, booleans and negative numbers.
     index = torch.arange(len(x), device=x.device)[index].reshape(-1)
     starts = x.crow_indices()
     first, count = starts[index], starts[index + 1] - starts[index]
-    row = torch.arange(len(index), device=x.device).repeat_interleave(count)
-    # The positions of the values of each row, one row after the other.
-    position = torch.arange(len(row), device=x.device)
-    position = position + (first - count.cumsum(0) + count).repeat_interleave(count)
-    dense = x.values().new_zeros(len(index), x.shape[1])
-    dense[row, x.col_indices()[position].long()] = x.values()[position]
-    return dense
+    position = torch.arange(int(count.sum()), device=x.device)
+    return count, position + (first - count.cumsum(0) + count).repeat_interleave(count)
+
+
+def select_sparse_rows(parts: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Returns some rows of sparse matrices, which follow each other, as a sparse matrix."""
+    sizes = [0, *(len(part.values()) for part in parts)]
+    offsets = torch.tensor(sizes).cumsum(0)[:-1].tolist()
+    starts = [
+        part.crow_indices()[:-1] + offset for part, offset in zip(parts, offsets, strict=True)
+    ]
+    end = starts[0].new_tensor([sum(sizes)])
+    columns = torch.cat([part.col_indices() for part in parts])
+    values = torch.cat([part.values() for part in parts])
+    rows = sum(map(len, parts))
+    joined = build_sparse(torch.cat([*starts, end]), columns, values, (rows, parts[0].shape[1]))
+    count, position = _locate_rows(joined, index)
+    counts = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return build_sparse(counts, columns[position], values[position], (len(count), joined.shape[1]))
+
+
+def build_sparse(starts: Tensor, columns: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Returns a sparse matrix with compressed rows, from valid parts."""
+    with warnings.catch_warnings():
+        # Only the constructor and the selection of rows are used here, which are stable.
+        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
+        return torch.sparse_csr_tensor(
+            starts, columns.to(starts.dtype), values, size=tuple(shape), check_invariants=False
+        )
 
 
 def iterate_rows(x: Tensor) -> Iterator[tuple[slice, Tensor]]:

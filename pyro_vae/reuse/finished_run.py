@@ -13,7 +13,7 @@ from pyro_vae import config, data
 from pyro_vae.data import Batch, Covariates, Data, Preparation, Split
 from pyro_vae.data.base import encode_labels
 from pyro_vae.data.covariates import list_names
-from pyro_vae.data.sparse_rows import is_sparse, take_rows
+from pyro_vae.data.sparse_rows import is_sparse, select_sparse_rows, take_rows
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.seeding import fork_and_seed_rng
@@ -66,11 +66,18 @@ class SelectedRows(NamedTuple):
             values[in_part] = take_rows(rows, row[in_part])
         return values
 
+    def _take_x(self, index: slice) -> Tensor:
+        """Returns a slice of the rows of x; all rows of sparse data stay sparse."""
+        if index != slice(None) or not is_sparse(self.data.x.train):
+            return self.take(self.data.x, index)
+        firsts = torch.tensor([0, *map(len, self.data.x)]).cumsum(0)
+        return select_sparse_rows(self.data.x, firsts[self.part] + self.row)
+
     def get_rows(self, index: slice, like: Tensor) -> Batch:
         """Returns a slice of the rows, with the device and dtype of a tensor."""
         mask, covariates = self.data.mask, self.data.covariates
         return Batch(
-            self.take(self.data.x, index).to(like),
+            self._take_x(index).to(like.device, like.dtype),
             None if mask is None else self.take(mask, index).to(like.device),
             None if covariates is None else self.take(covariates, index).to(like),
         )

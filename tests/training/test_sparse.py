@@ -111,6 +111,18 @@ def test_rows_are_never_dense_all_at_once(monkeypatch):
     assert max(sizes) <= 4096 < len(mine.train.x) / 2
 
 
+def test_rows_of_all_parts_stay_sparse_in_the_order_of_the_source():
+    from pyro_vae.reuse.finished_run import select_rows
+
+    dense, mine = make_data(sparse=False), make_data(sparse=True)
+    for part in ("all", "valid"):
+        expected = select_rows(make(), dense, part).get_rows(slice(None), torch.zeros(()))
+        found = select_rows(make(), mine, part).get_rows(slice(None), torch.zeros(()))
+        assert found.x.layout == torch.sparse_csr
+        assert torch.equal(found.x.to_dense(), expected.x)
+        assert torch.equal(found.covariates, expected.covariates)
+
+
 def test_a_resumed_training_refuses_other_sparse_counts(tmp_path):
     mine = make_data(sparse=True)
     options = {"batch_size": 50, "out": tmp_path}
