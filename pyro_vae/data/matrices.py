@@ -151,11 +151,11 @@ def _read_h5ad(file: Path) -> Any:
 
 def _read_anndata(source: Any, layer: str | None, name: str) -> Matrix:
     if layer is not None:
-        layers = tuple(sorted(source.layers))
+        layers = _list_layers(source)
         check_choice("layer", layer, layers) if layers else _refuse_layer(layer)
     values = source.X if layer is None else source.layers[layer]
     if values is None:
-        names = list_names(sorted(source.layers))
+        names = list_names(_list_layers(source))
         raise ValueError(
             f"Expected X, got none{f': choose a layer, one of {names}' if names else ''}"
         )
@@ -165,6 +165,11 @@ def _read_anndata(source: Any, layer: str | None, name: str) -> Matrix:
         )
     columns = tuple(map(str, source.var_names))
     return Matrix(values, columns, source.obs.reset_index(drop=True), name)
+
+
+def _list_layers(source: Any) -> tuple[str, ...]:
+    # Some versions list X as the layer None.
+    return tuple(sorted(name for name in source.layers if name is not None))
 
 
 def _refuse_layer(layer: str) -> None:
@@ -211,7 +216,9 @@ def _read_matrix_market(file: Path) -> Matrix:
 
     opened = gzip.open if file.suffix.lower() == ".gz" else open
     try:
-        with opened(file, "rb") as stream:
+        with opened(file, "rb") as stream, warnings.catch_warnings():
+            # Both of SciPy's kinds of sparse matrices are read.
+            warnings.simplefilter("ignore", DeprecationWarning)
             values = mmread(stream)
     except Exception as error:
         # The parser and the decompressor raise different errors.

@@ -89,7 +89,7 @@ def build_sparse(starts: Tensor, columns: Tensor, values: Tensor, shape: Sequenc
     """Returns a sparse matrix with compressed rows, from valid parts."""
     with warnings.catch_warnings():
         # Only the constructor and the selection of rows are used here, which are stable.
-        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
+        warnings.filterwarnings("ignore", "Sparse (CSR|invariant)", UserWarning)
         return torch.sparse_csr_tensor(
             starts, columns.to(starts.dtype), values, size=tuple(shape), check_invariants=False
         )

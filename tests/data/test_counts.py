@@ -21,6 +21,10 @@ OBS = pandas.DataFrame({
 SPLIT = {"valid": 5, "test": 7, "seed": 3}
 
 
+# AnnData of some versions uses options of pandas that others will remove.
+pytestmark = pytest.mark.filterwarnings("ignore:.*option is deprecated")
+
+
 def write_h5ad(folder, layer=None, form=scipy.sparse.csr_matrix, names=GENES):
     var = pandas.DataFrame(index=names)
     obs = OBS.set_index(pandas.Index([f"cell{i}" for i in range(40)]))
