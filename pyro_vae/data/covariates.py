@@ -323,11 +323,11 @@ def _to_array(values: Any) -> Any:
 
 def _to_names(name: str, values: Any) -> list[str]:
     """Returns the names of levels; integers in floating-point columns get no decimal point."""
+    import pandas
+
     array = _to_array(values)
     if array.ndim != 1:
         raise ValueError(f"Expected covariate {name!r} to be a column, got shape {array.shape}")
-    import pandas
-
     is_missing = pandas.isna(array)
     if is_missing.any():
         raise ValueError(

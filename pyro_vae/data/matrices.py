@@ -15,7 +15,7 @@ from pyro_vae.data.base import check_data_file
 from pyro_vae.data.covariates import list_names
 from pyro_vae.data.sparse_rows import build_sparse
 from pyro_vae.data.table_files import read_table
-from pyro_vae.validation import check_choice, describe_value
+from pyro_vae.validation import describe_value
 
 __all__ = ["Matrix", "is_scipy", "read_matrix", "read_row_table", "to_tensor"]
 
@@ -124,9 +124,9 @@ def is_scipy(values: Any) -> bool:
 def _to_scipy(tensor: Tensor) -> Any:
     import scipy.sparse
 
-    coo = tensor.cpu().to_sparse_coo().coalesce()
-    shape = (coo.values().numpy(), coo.indices().numpy())
-    return scipy.sparse.csr_matrix(shape, shape=tuple(coo.shape))
+    coo = tensor.to_sparse_coo().coalesce()
+    entries = (coo.values().numpy(), coo.indices().numpy())
+    return scipy.sparse.csr_matrix(entries, shape=tuple(coo.shape))
 
 
 def _read_h5ad(file: Path) -> Any:
@@ -150,15 +150,14 @@ def _read_h5ad(file: Path) -> Any:
 
 
 def _read_anndata(source: Any, layer: str | None, name: str) -> Matrix:
-    if layer is not None:
-        layers = _list_layers(source)
-        check_choice("layer", layer, layers) if layers else _refuse_layer(layer)
+    layers = _list_layers(source)
+    if layer is not None and layer not in layers:
+        expected = f"one of {list_names(layers)}" if layers else "null, because there are no layers"
+        raise ValueError(f"Expected layer to be {expected}, got {layer!r}")
     values = source.X if layer is None else source.layers[layer]
     if values is None:
-        names = list_names(_list_layers(source))
-        raise ValueError(
-            f"Expected X, got none{f': choose a layer, one of {names}' if names else ''}"
-        )
+        advice = f": choose a layer, one of {list_names(layers)}" if layers else ""
+        raise ValueError(f"Expected X, got none{advice}")
     if not is_scipy(values) and not isinstance(values, np.ndarray):
         raise ValueError(
             f"Expected X in memory, got {type(values).__name__}: adata.to_memory() reads it"
@@ -170,10 +169,6 @@ def _read_anndata(source: Any, layer: str | None, name: str) -> Matrix:
 def _list_layers(source: Any) -> tuple[str, ...]:
     # Some versions list X as the layer None.
     return tuple(sorted(name for name in source.layers if name is not None))
-
-
-def _refuse_layer(layer: str) -> None:
-    raise ValueError(f"Expected layer to be null, because there are no layers, got {layer!r}")
 
 
 def _read_npz(file: Path, key: str | None, transpose: bool) -> Matrix:

@@ -95,11 +95,10 @@ def build_sparse(starts: Tensor, columns: Tensor, values: Tensor, shape: Sequenc
         )
 
 
-def iterate_rows(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields all rows of a sparse matrix, some at a time, dense and with their index."""
+def iterate_rows(x: Tensor) -> Iterator[Tensor]:
+    """Yields all rows of a sparse matrix, some at a time and dense."""
     for start in range(0, len(x), ROWS_AT_ONCE):
-        index = slice(start, start + ROWS_AT_ONCE)
-        yield index, take_rows(x, index)
+        yield take_rows(x, slice(start, start + ROWS_AT_ONCE))
 
 
 def spread_rows(x: Tensor) -> slice:

@@ -130,7 +130,7 @@ def check_sparse_rows(x: Tensor, mask: Tensor | None, check: Callable[[Tensor], 
         raise ValueError("Expected dense x with a mask, got sparse x: convert it, x.to_dense()")
     if not x.numel() or x.dim() != 2:
         raise ValueError(f"Expected x to have rows, got a tensor of shape {tuple(x.shape)}")
-    for _, rows in iterate_rows(x):
+    for rows in iterate_rows(x):
         check(rows)
 
 
