@@ -324,7 +324,8 @@ def check_data_file(
     Raises:
         ValueError: If the file is missing or has another suffix.
     """
-    kinds = " or ".join(suffixes)
+    *others, last = suffixes
+    kinds = f"{', '.join(others)} or {last}" if others else last
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(
             f"Expected {name} to name a {kinds} file, as in {name}=my{suffixes[0]}, got "
