@@ -166,8 +166,8 @@ MISTAKES = {
     "vector": ({"path": X[0]}, r"a matrix of counts, rows by columns, got shape \(6,\)"),
     "empty": ({"path": X[:0]}, r"got shape \(0, 6\)"),
     "objects": ({"path": X.astype(object)}, "a matrix of numbers, got dtype object"),
-    "no path": ({}, r"data.path to name a \.h5ad, \.mtx, \.gz, \.npz, \.csv or \.parquet file, as in "
-                r"data.path=my\.h5ad, got None"),
+    "no path": ({}, r"data.path to name a \.h5ad, \.mtx, \.gz, \.npz, \.csv or \.parquet file, as "
+                r"in data.path=my\.h5ad, got None"),
     "no file": ({"path": "cells.h5ad"}, "which is not a file"),
     "suffix": ({"path": "cells.loom"}, "Expected data.path to name a .h5ad"),
     "layer": ({"path": X, "layer": "raw"}, "layer for an h5ad file or an AnnData only, got 'raw'"),

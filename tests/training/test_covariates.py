@@ -6,6 +6,8 @@ from functools import partial
 
 import numpy as np
 import pandas
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from pyro_vae import (
     fit_many,
     likelihoods,
     networks,
+    objectives,
     priors,
     reuse,
 )
@@ -56,6 +59,30 @@ def test_all_engines_train_to_the_same_weights(rows, with_mask):
         trained[result.engine] = weights(vae)
     assert set(trained) == {"eager", "compiled"}
     torch.testing.assert_close(trained["eager"], trained["compiled"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_vae_within_a_program_has_the_loss_and_gradients_of_the_vae_alone(rows):
+    vae = make()
+
+    def within(side):
+        def run(x, covariates):
+            side(x, covariates=covariates)
+            # A latent variable whose posterior is its prior adds nothing.
+            pyro.sample("other", dist.Normal(0.0, 1.0))
+
+        return run
+
+    def measure(model, guide, *args, **kwargs):
+        torch.manual_seed(3)
+        vae.zero_grad()
+        loss = objectives.ELBO().differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.detach(), torch.cat([p.grad.flatten() for p in vae.parameters()])
+
+    alone = measure(vae.model, vae.guide, rows.x, covariates=rows.covariates)
+    embedded = measure(within(vae.model), within(vae.guide), rows.x, rows.covariates)
+    for one, other in zip(alone, embedded, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_covariates_explain_the_groups(rows):
