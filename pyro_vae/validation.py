@@ -28,6 +28,7 @@ __all__ = [
     "check_sizes",
     "check_tensor",
     "describe_value",
+    "list_names",
     "to_plain_python",
 ]
 
@@ -35,6 +36,9 @@ _INFINITY = float("inf")
 
 _MAX_CHARACTERS = 100
 """The maximum length of a value in an error message."""
+
+_MAX_NAMES = 8
+"""The most names in an error message."""
 
 
 def describe_value(value: Any) -> str:
@@ -47,6 +51,13 @@ def describe_value(value: Any) -> str:
         return f"an instance of {type(value).__name__}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Returns names as text, the first few of many."""
+    shown = ", ".join(repr(str(name)) for name in list(names)[:_MAX_NAMES])
+    more = len(names) - _MAX_NAMES
+    return f"{shown} and {more:,} others" if more > 0 else shown
 
 
 def to_plain_python(value: Any) -> Any:

@@ -22,7 +22,7 @@ LAYERS = [
         "seeding",
         "validation",
     },
-    {"conditional", "console", "distributions", "masking", "networks", "param_store"},
+    {"conditional", "console", "distributions", "masking", "networks", "param_store", "tables"},
     {"data", "kl", "likelihoods", "posteriors", "priors", "transforms"},
     {"objectives", "vae"},
     {"compiled", "plots"},

@@ -19,16 +19,19 @@ from pyro_vae.data.vision import (
     omniglot,
     svhn,
 )
+from pyro_vae.tables.schema import Column, Schema
 
 __all__ = [
     "PROTOCOLS",
     "Batch",
+    "Column",
     "Covariate",
     "Covariates",
     "Data",
     "Preparation",
     "Rows",
     "Scaling",
+    "Schema",
     "Split",
     "array",
     "checkerboard",

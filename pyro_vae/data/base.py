@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling, check_protocol
 from pyro_vae.data.sparse_rows import take_rows
+from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import (
     check_device,
     check_seed,
@@ -103,6 +104,8 @@ class Data(NamedTuple):
             ``(rows,)``; or ``None``.
         covariates: Encoded covariates, each part of shape ``(rows, covariate_dim)``; or ``None``.
         covariate_columns: How they are encoded; or ``None``.
+        schema: The kinds and the code book of the columns, for a table of mixed columns; or
+            ``None``.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Data(NamedTuple):
     row_numbers: Split | None = None
     covariates: Split | None = None
     covariate_columns: Covariates | None = None
+    schema: Schema | None = None
 
     @property
     def event_shape(self) -> torch.Size:
@@ -165,6 +169,7 @@ class Data(NamedTuple):
             self.columns,
             self.scaling,
             self.covariate_columns,
+            self.schema,
         )
 
     @property

@@ -1,6 +1,5 @@
 """Tables of counts, such as cells by genes, dense or sparse."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,23 +8,23 @@ import numpy as np
 import torch
 
 from pyro_vae.data.base import Data, split_row_numbers
-from pyro_vae.data.covariates import list_names
 from pyro_vae.data.matrices import Matrix, is_scipy, read_matrix, read_row_table, to_tensor
 from pyro_vae.data.preparation import Preparation
 from pyro_vae.data.table_files import (
     check_header,
     check_label,
-    check_separator,
-    leave_out,
+    check_read_options,
     number_labels,
 )
 from pyro_vae.data.tables import (
-    check_drop,
     choose_encoding,
     choose_kinds,
     load_preparation,
 )
-from pyro_vae.validation import check_flag, describe_value
+from pyro_vae.tables.cells import leave_out
+from pyro_vae.tables.selection import check_once, match_name, select_columns
+from pyro_vae.tables.text_file import ReadOptions
+from pyro_vae.validation import check_flag, describe_value, list_names
 
 __all__ = ["counts"]
 
@@ -43,7 +42,7 @@ def counts(
     covariates: Sequence[str] | Mapping[str, str] | str | None = None,
     size_factor: str | None = None,
     like: Preparation | Path | str | None = None,
-    separator: str = ",",
+    separator: str | None = None,
     valid: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
@@ -72,7 +71,7 @@ def counts(
             ``size_factor="covariate"``. The row sum needs no column: ``size_factor="row_sum"``.
         like: The preparation of other counts, its ``Data.preparation`` or the folder of a run:
             columns, their order and covariates are those of that data set.
-        separator: The separator of csv files.
+        separator: The separator of csv files; ``None`` to detect it.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
         test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split.
@@ -90,18 +89,21 @@ def counts(
         (torch.sparse_csr, torch.Size([2, 2]))
     """
     transpose, like = check_flag("transpose", transpose), load_preparation(like)
-    label, separator = check_label(label), check_separator(separator)
-    matrix = read_matrix(path, layer=layer, key=key, separator=separator, transpose=transpose)
-    matrix = _add_row_table(matrix, obs, separator)
+    label, options = check_label(label), check_read_options(separator)
+    matrix = read_matrix(path, layer=layer, key=key, options=options, transpose=transpose)
+    matrix = _add_row_table(matrix, obs, options)
     kinds = choose_kinds(covariates, size_factor, like)
+    if matrix.rows is not None:
+        available = list(matrix.rows.columns)
+        label = None if label is None else match_name(label, available)
+        kinds = {match_name(name, available): kind for name, kind in kinds.items()}
     reserved = list(dict.fromkeys([*([label] if label is not None else []), *kinds]))
     _check_reserved(matrix, reserved)
     matrix = _select_columns(matrix, columns, drop, reserved, like)
     values = _check_counts(matrix)
     rows = split_row_numbers(values.shape[0], valid=valid, test=test, seed=seed)
     encoding = choose_encoding(matrix.rows, rows, kinds, like)
-    quoted = any(str(file).lower().endswith(".csv") for file in (path, obs) if _is_path(file))
-    labels, label_names = number_labels(matrix.rows, label, quoted=quoted)
+    labels, label_names = (None, None) if label is None else number_labels(matrix.rows[label])
     kind = "sparse" if is_scipy(values) else "dense"
     return Data(
         name=matrix.name,
@@ -117,11 +119,7 @@ def counts(
     )
 
 
-def _is_path(source: Any) -> bool:
-    return isinstance(source, (str, Path))
-
-
-def _add_row_table(matrix: Matrix, obs: Any, separator: str) -> Matrix:
+def _add_row_table(matrix: Matrix, obs: Any, options: ReadOptions) -> Matrix:
     """Returns the matrix with the table of its rows."""
     shape = matrix.values.shape
     if len(shape) != 2 or 0 in shape:
@@ -136,7 +134,7 @@ def _add_row_table(matrix: Matrix, obs: Any, separator: str) -> Matrix:
             f"Expected obs only for a matrix without own columns, got {describe_value(obs)} beside "
             f"{list_names(list(matrix.rows.columns))}"
         )
-    table = read_row_table(obs, separator)
+    table = read_row_table(obs, options)
     if len(table) != shape[0]:
         hint = ": transpose=true (data.transpose=true) swaps rows and columns"
         raise ValueError(
@@ -197,44 +195,21 @@ def _choose_names(
     like: Preparation | None,
 ) -> list[str]:
     """Returns the names of the columns to use, each once."""
-    left_out = check_drop(names, columns, drop)
-    if matrix.is_table:
-        left_out |= set(reserved)
-    wanted = [name for name in names if name not in left_out]
-    if columns is not None:
-        wanted = _check_names("columns", columns, names)
-    elif matrix.file is not None:
-        check_header(matrix.file, wanted, names)
-    if like is not None and like.columns is not None:
-        own = _check_names("the columns of the training data", like.columns, names)
-        if (columns is not None and set(wanted) != set(own)) or not set(own) <= set(wanted):
-            raise ValueError(
-                f"Expected columns and drop to leave the columns of like, {list_names(own)}, got "
-                f"{list_names(wanted)}"
-            )
-        wanted = own
+    wanted = select_columns(
+        names,
+        columns=columns,
+        drop=drop,
+        left_out=reserved if matrix.is_table else (),
+        like=None if like is None else like.columns,
+        source="the matrix",
+    )
+    if columns is None and like is None and matrix.source is not None:
+        wanted = [name for name in wanted if name not in matrix.source.index_names]
+        check_header(matrix.source, wanted)
     if not wanted:
         raise ValueError(f"Expected columns of counts, got none of {list_names(names)}")
-    frequency, chosen = Counter(names), Counter(wanted)
-    twice = sorted(name for name in chosen if frequency[name] + chosen[name] > 2)
-    if twice:
-        raise ValueError(
-            f"Expected each column once, got duplicates of {list_names(twice)}: rename them, as "
-            f"adata.var_names_make_unique() does, or {leave_out(twice)}"
-        )
+    check_once(names, wanted)
     return wanted
-
-
-def _check_names(what: str, wanted: Any, names: list[str]) -> list[str]:
-    if isinstance(wanted, str) or not isinstance(wanted, Sequence):
-        raise ValueError(f"Expected {what} to be a list of names, got {describe_value(wanted)}")
-    found = set(names)
-    unknown = [str(name) for name in wanted if str(name) not in found]
-    if unknown or not wanted:
-        raise ValueError(
-            f"Expected {what} among {list_names(names)}, got {list_names(unknown) or 'none'}"
-        )
-    return list(map(str, wanted))
 
 
 def _to_numbers(frame: Any) -> Any:

@@ -8,16 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.validation import check_choice, check_tensor, describe_value
+from pyro_vae.validation import check_choice, check_tensor, describe_value, list_names
 
-__all__ = ["Covariate", "Covariates", "list_names", "parse_kinds"]
+__all__ = ["Covariate", "Covariates", "parse_kinds"]
 
 KINDS = ("categorical", "continuous", "size_factor")
 
 _MAX_LEVELS = 10
 """The most distinct integers that are taken as categories."""
-
-_MAX_SHOWN = 8
 
 
 class Covariate(NamedTuple):
@@ -256,13 +254,6 @@ def parse_kinds(
             f"Expected size_factor to be another column than {name}, got {size_factor!r} in both"
         )
     return {**kinds, str(size_factor): "size_factor"}
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Returns names as text, the first few of many."""
-    shown = ", ".join(repr(str(name)) for name in list(names)[:_MAX_SHOWN])
-    more = len(names) - _MAX_SHOWN
-    return f"{shown} and {more:,} others" if more > 0 else shown
 
 
 def _fit_column(name: str, values: Any, kind: str | None) -> Covariate:

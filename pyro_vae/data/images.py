@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, build_data, split_row_numbers
-from pyro_vae.data.covariates import list_names
 from pyro_vae.data.preparation import check_protocol
 from pyro_vae.progress import Progress
-from pyro_vae.validation import check_choice, check_size, describe_value
+from pyro_vae.validation import check_choice, check_size, describe_value, list_names
 
 __all__ = ["images"]
 

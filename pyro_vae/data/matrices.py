@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import read_arrays
 from pyro_vae.data.base import check_data_file
-from pyro_vae.data.covariates import list_names
 from pyro_vae.data.sparse_rows import build_sparse
-from pyro_vae.data.table_files import read_table
-from pyro_vae.validation import describe_value
+from pyro_vae.data.table_files import SUFFIXES, TableSource, load_table
+from pyro_vae.tables.text_file import ReadOptions, is_text_file
+from pyro_vae.validation import describe_value, list_names
 
 __all__ = ["Matrix", "is_scipy", "read_matrix", "read_row_table", "to_tensor"]
 
-_SUFFIXES = (".h5ad", ".mtx", ".gz", ".npz", ".csv", ".parquet")
+_SUFFIXES = (".h5ad", ".mtx", ".npz", *SUFFIXES)
 
 _PARTS_OF_SPARSE = {"format", "shape", "data"}
 """Arrays that every file of ``scipy.sparse.save_npz`` has."""
@@ -34,7 +34,7 @@ class Matrix(NamedTuple):
         rows: A pandas table with one line per row, or ``None``.
         name: The name of the data set.
         is_table: Whether columns of the values may be covariates, which are not counts.
-        file: The csv file of a table, whose first line may not be names; or ``None``.
+        source: The file of a table, or ``None``.
     """
 
     values: Any
@@ -42,11 +42,11 @@ class Matrix(NamedTuple):
     rows: Any
     name: str
     is_table: bool = False
-    file: Path | None = None
+    source: TableSource | None = None
 
 
 def read_matrix(
-    source: Any, *, layer: str | None, key: str | None, separator: str, transpose: bool
+    source: Any, *, layer: str | None, key: str | None, options: ReadOptions, transpose: bool
 ) -> Matrix:
     """Returns the matrix in a file, or one in memory.
 
@@ -54,7 +54,7 @@ def read_matrix(
         source: A path, or an AnnData, pandas table, SciPy matrix, array or tensor.
         layer: The layer of an AnnData; ``None`` for its ``X``.
         key: The array of an npz file, if there are several matrices.
-        separator: The separator of a csv file.
+        options: How a text file is written.
         transpose: Whether rows and columns are exchanged.
 
     Raises:
@@ -67,7 +67,8 @@ def read_matrix(
         raise ValueError(f"Expected layer for an h5ad file or an AnnData only, got {layer!r}")
     if key is not None and suffix != ".npz":
         raise ValueError(f"Expected key for an npz file only, got {key!r}")
-    if transpose and (is_anndata or _is_frame(source) or suffix in (".csv", ".parquet")):
+    is_table = file is not None and (suffix == ".parquet" or is_text_file(file))
+    if transpose and (is_anndata or _is_frame(source) or is_table):
         raise ValueError(
             "Expected transpose=false for data with names, whose rows are the data, got true"
         )
@@ -76,9 +77,9 @@ def read_matrix(
         return _read_anndata(source if file is None else _read_h5ad(file), layer, name)
     if file is None:
         matrix = _wrap(source)
-    elif suffix in (".csv", ".parquet"):
-        header = file if suffix == ".csv" else None
-        return Matrix(read_table(file, separator), None, None, file.stem, True, header)
+    elif is_table:
+        table = load_table(file, options)
+        return Matrix(table.to_frame(), None, None, table.name, True, table)
     elif suffix == ".npz":
         return _read_npz(file, key, transpose)
     else:
@@ -224,7 +225,7 @@ def _read_matrix_market(file: Path) -> Matrix:
     return Matrix(values, None, None, file.name.split(".")[0])
 
 
-def read_row_table(obs: Any, separator: str) -> Any:
+def read_row_table(obs: Any, options: ReadOptions) -> Any:
     """Returns a table of rows from a csv or parquet file, or from columns in memory.
 
     Raises:
@@ -233,7 +234,7 @@ def read_row_table(obs: Any, separator: str) -> Any:
     import pandas
 
     if isinstance(obs, (str, Path)):
-        return read_table(check_data_file(obs, (".csv", ".parquet"), "data.obs"), separator)
+        return load_table(obs, options, argument="data.obs").to_frame()
     if isinstance(obs, pandas.DataFrame):
         return obs.reset_index(drop=True)
     if not isinstance(obs, Mapping):

@@ -12,16 +12,19 @@ from torch import Tensor
 from pyro_vae.data.covariates import Covariates
 from pyro_vae.files.untrusted import read_json
 from pyro_vae.masking import compute_moments
+from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import check_choice, check_path, check_tensor
 
 __all__ = ["PROTOCOLS", "Preparation", "Scaling", "check_protocol"]
 
 _FORMAT = "pyro_vae data 2"
 _WITH_COVARIATES = "pyro_vae data 3"
+_WITH_SCHEMA = "pyro_vae data 4"
 _UNSIGNED = "pyro_vae data 1"
 """The first format, which has no checksum."""
 
 _KEYS = ("format", "event_shape", "binarize", "columns", "scaling")
+_MORE_KEYS = {_WITH_COVARIATES: ("covariates",), _WITH_SCHEMA: ("covariates", "schema")}
 _LARGEST = 2**28
 """The largest ``data.json`` that is read, in bytes: a table may have a million columns."""
 
@@ -75,6 +78,7 @@ class Preparation(NamedTuple):
         columns: The names of the values of a datum, for tables; or ``None``.
         scaling: How the values were standardized; or ``None``.
         covariates: How covariates are encoded; or ``None``.
+        schema: The kinds of the columns of a mixed table; or ``None``.
     """
 
     event_shape: tuple[int, ...]
@@ -82,6 +86,7 @@ class Preparation(NamedTuple):
     columns: tuple[str, ...] | None = None
     scaling: Scaling | None = None
     covariates: Covariates | None = None
+    schema: Schema | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, which preserves each number exactly."""
@@ -95,6 +100,9 @@ class Preparation(NamedTuple):
         }
         if self.covariates is not None:
             values |= {"format": _WITH_COVARIATES, "covariates": self.covariates.to_list()}
+        if self.schema is not None:
+            values |= {"format": _WITH_SCHEMA, "schema": self.schema.to_list()}
+            values.setdefault("covariates", None)
         return {**values, "sha256": _checksum(values)}
 
     @classmethod
@@ -127,10 +135,10 @@ class Preparation(NamedTuple):
             ValueError: If the values are not those of a preparation.
         """
         form = values.get("format") if isinstance(values, dict) else values
-        if form not in (_FORMAT, _WITH_COVARIATES, _UNSIGNED):
+        if form not in (_FORMAT, _WITH_COVARIATES, _WITH_SCHEMA, _UNSIGNED):
             raise ValueError(f"Expected the format {_FORMAT!r}, got {form!r:.50}")
         signature = set() if form == _UNSIGNED else {"sha256"}
-        keys = (*_KEYS, "covariates") if form == _WITH_COVARIATES else _KEYS
+        keys = (*_KEYS, *_MORE_KEYS.get(form, ()))
         if set(values) != set(keys) | signature:
             raise ValueError(f"Expected the keys {keys}, got {sorted(values)}")
         if signature and values["sha256"] != _checksum({key: values[key] for key in keys}):
@@ -150,7 +158,10 @@ class Preparation(NamedTuple):
             check_protocol(values["binarize"]),
             None if columns is None else tuple(columns),
             None if values["scaling"] is None else _parse_scaling(values["scaling"], tuple(shape)),
-            Covariates.from_list(values["covariates"]) if "covariates" in keys else None,
+            None
+            if values.get("covariates") is None and form != _WITH_COVARIATES
+            else Covariates.from_list(values["covariates"]),
+            _parse_schema(values["schema"], columns) if form == _WITH_SCHEMA else None,
         )
 
 
@@ -177,6 +188,13 @@ def _parse_scaling(values: Any, shape: tuple[int, ...]) -> Scaling:
     if not bool((tensors["scale"] > 0).all()):
         raise ValueError("Expected scale to be positive, got zero or less")
     return Scaling(**tensors)
+
+
+def _parse_schema(values: Any, columns: Any) -> Schema:
+    schema = Schema.from_list(values)
+    if columns is None or list(schema.names) != list(columns):
+        raise ValueError(f"Expected a schema of the columns {columns!r:.50}, got other names")
+    return schema
 
 
 def check_protocol(binarize: str) -> str:

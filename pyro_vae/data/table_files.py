@@ -1,158 +1,343 @@
-"""Tables in csv and parquet files: their columns and labels."""
+"""Tables from files and from memory, with parsed columns."""
 
+import codecs
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.config import format_override
-from pyro_vae.files.csv_cells import NUMBER, restore
-from pyro_vae.validation import describe_value
+from pyro_vae.data.base import check_data_file
+from pyro_vae.files.csv_cells import NUMBER
+from pyro_vae.tables.cells import EXACT, INEXACT, Cells, is_grouped, leave_out, parse_cells
+from pyro_vae.tables.schema import format_levels, order_levels
+from pyro_vae.tables.text_file import RawTable, ReadOptions, is_text_file, read_text_file
+from pyro_vae.validation import check_choice, check_flag, check_size, describe_value
 
 __all__ = [
+    "SUFFIXES",
+    "TableSource",
     "check_header",
     "check_label",
-    "check_separator",
-    "leave_out",
+    "check_read_options",
+    "load_table",
     "number_labels",
-    "read_csv",
-    "read_table",
 ]
 
-_MAX_SUGGESTED = 20
-"""The most names in a suggested setting."""
+SUFFIXES = (".csv", ".tsv", ".txt", ".data", ".gz", ".bz2", ".xz", ".zip", ".parquet")
 
 _UNNAMED = re.compile(r"Unnamed: \d+")
 """The name that pandas gives to a column without one."""
 
+_MAX_SUGGESTED = 20
+"""The most names in a suggested setting."""
 
-def read_table(file: Path, separator: str) -> Any:
-    """Reads the table in a file, or raises a ``ValueError`` with the reason of a failure."""
+
+class TableSource:
+    """A table whose columns are parsed when they are needed.
+
+    Arguments:
+        raw: The table as it is in its source.
+        name: The name of the data.
+        place: The name of the source in errors.
+        marks: Further marks of missing values.
+
+    Attributes:
+        names: The names of the columns; those without a name get one, as pandas does it.
+        index_names: The names of columns without a name that only number or name the rows.
+        notes: What was detected in the source.
+    """
+
+    def __init__(self, raw: RawTable, name: str, place: str, marks: Sequence[str] = ()) -> None:
+        self.raw, self.name, self.place, self.marks = raw, name, place, tuple(marks)
+        self.names = [
+            given or f"Unnamed: {index}" for index, given in enumerate(map(str.strip, raw.names))
+        ]
+        self.index_names = self._find_index_names()
+        self.notes = list(raw.notes)
+        if self.index_names:
+            self.notes.append(f"{len(self.index_names)} unnamed columns of row names left out")
+
+    def __len__(self) -> int:
+        return len(self.raw.frame)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the source is a text file."""
+        return self.raw.read_texts is not None
+
+    def _find_index_names(self) -> list[str]:
+        """Returns the names of empty columns and of those that number or name the rows."""
+        found = []
+        for index, name in enumerate(self.names):
+            if not _UNNAMED.fullmatch(name):
+                continue
+            column = self.raw.frame.iloc[:, index]
+            is_empty = bool(column.isna().all())
+            if is_empty or (index == 0 and _identifies_rows(column)):
+                found.append(name)
+        return found
+
+    def parse(self, names: Sequence[str], words: Collection[str] = ()) -> dict[str, Cells]:
+        """Returns the cells of columns by name.
+
+        A decimal mark that follows from one column also holds for the others.
+
+        Arguments:
+            names: The names of the columns.
+            words: The names of those whose texts are words.
+        """
+        cells = {name: self._parse(name, name in words) for name in names}
+        marks = {c.decimal for c in cells.values()} - {None}
+        if len(marks) != 1 or self.raw.options.decimal is not None:
+            return cells
+        mark = marks.pop()
+        for name in names:
+            if cells[name].fault is not None and cells[name].decimal is None:
+                cells[name] = self._parse(name, name in words, mark)
+            elif mark == "," and self._is_grouped(name, cells[name]):
+                cells[name] = cells[name]._replace(
+                    fault=f"points before three digits, which may be decimals or thousands beside "
+                    f"decimal commas: set the decimal mark "
+                    f"({format_override('data.decimal', ',')})"
+                )
+        self._add_notes(cells)
+        return cells
+
+    def read_described(self, names: Sequence[str]) -> Any:
+        """Returns labels and covariates as a pandas DataFrame; texts that are not all numbers stay.
+
+        Arguments:
+            names: The names of the columns.
+        """
+        import pandas
+
+        columns = {}
+        for name in names:
+            cells = self._parse(name, as_words=False)
+            columns[name] = (self._parse(name, True) if cells.fault else cells).values
+        return pandas.DataFrame(columns, index=self.raw.frame.index)
+
+    def to_frame(self) -> Any:
+        """Returns all columns, parsed, as a pandas DataFrame; names may be repeated."""
+        frame = self.raw.frame.copy(deep=False)
+        for index in frame.columns:
+            if frame[index].dtype == object:
+                frame[index] = parse_cells(frame[index], quoted=self.is_text).values
+        frame.columns = self.names
+        return frame
+
+    def _parse(self, name: str, as_words: bool, decimal: str | None = None) -> Cells:
+        index = self.names.index(name)
+        column = self.raw.frame.iloc[:, index].rename(name)
+        cells = parse_cells(
+            column,
+            marks=self.marks,
+            decimal=decimal or self.raw.options.decimal,
+            quoted=self.is_text,
+            as_words=as_words,
+        )
+        return self._find_large_integers(index, cells)
+
+    def _find_large_integers(self, index: int, cells: Cells) -> Cells:
+        """Returns cells with the fault of integers that pandas rounded because of gaps."""
+        from pandas.api.types import is_float_dtype, is_integer_dtype
+
+        column = self.raw.frame.iloc[:, index]
+        if cells.kind != "number" or cells.fault is not None:
+            return cells
+        if is_integer_dtype(column.dtype):
+            large = ((column > EXACT) | (column < -EXACT)).fillna(False).any()
+            return cells._replace(fault=INEXACT) if large else cells
+        if not is_float_dtype(column.dtype) or self.raw.read_texts is None:
+            return cells
+        large = (column.abs() > EXACT).to_numpy()
+        if not large.any():
+            return cells
+        texts = self.raw.read_texts(index)
+        return parse_cells(texts[large].rename(self.names[index]))._replace(values=cells.values)
+
+    def _is_grouped(self, name: str, cells: Cells) -> bool:
+        """Whether a column of plain numbers may have points between thousands."""
+        column = self.raw.frame.iloc[:, self.names.index(name)]
+        if self.raw.read_texts is None or cells.kind != "number" or column.dtype.kind != "f":
+            return False
+        texts = self.raw.read_texts(self.names.index(name)).dropna()
+        reals = texts[texts.str.contains(".", regex=False)]
+        return len(reals) > 0 and bool(reals.map(is_grouped).all())
+
+    def _add_notes(self, cells: dict[str, Cells]) -> None:
+        if any(c.decimal == "," for c in cells.values()):
+            self.notes.append("decimal commas")
+
+
+def load_table(
+    source: Any,
+    options: ReadOptions = ReadOptions(),  # noqa: B008
+    marks: Sequence[str] = (),
+    argument: str = "data.path",
+) -> TableSource:
+    """Returns a table from a file or from memory.
+
+    Arguments:
+        source: A path, or a pandas table, or one that converts to it (``to_pandas``).
+        options: How a text file is written.
+        marks: Further marks of missing values.
+        argument: The name of the setting, for errors.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    import pandas
+
+    if hasattr(source, "to_pandas"):
+        source = source.to_pandas()
+    if isinstance(source, pandas.DataFrame):
+        raw = _wrap_frame(source, "the table")
+        return TableSource(raw, "table", "the table", marks)
+    file = check_data_file(source, SUFFIXES, argument)
+    if file.suffix.lower() == ".parquet":
+        raw = _wrap_frame(_read_parquet(file), f"'{file}'")
+    elif is_text_file(file):
+        raw = read_text_file(file, options)
+    else:
+        raise ValueError(
+            f"Expected {argument} to name a compressed csv file, such as table.csv.gz, got '{file}'"
+        )
+    return TableSource(raw, file.name.partition(".")[0] or file.stem, f"'{file}'", marks)
+
+
+def _wrap_frame(frame: Any, place: str) -> RawTable:
+    import pandas
+
+    if isinstance(frame.columns, pandas.MultiIndex):
+        raise ValueError(f"Expected {place} to have one name for each column, got several")
+    if not len(frame.columns):
+        raise ValueError(f"Expected {place} to have columns, got none")
+    if not len(frame):
+        raise ValueError(f"Expected {place} to have rows, got none")
+    names = ["" if name is None else str(name).strip() for name in frame.columns]
+    frame = frame.reset_index(drop=True)
+    frame.columns = range(len(names))
+    return RawTable(frame, names)
+
+
+def _read_parquet(file: Path) -> Any:
     import pandas
 
     try:
-        if file.suffix.lower() == ".parquet":
-            frame = pandas.read_parquet(file)
-        else:
-            with warnings.catch_warnings():
-                # Otherwise pandas drops values of a row with more values than names.
-                warnings.simplefilter("error", pandas.errors.ParserWarning)
-                frame = read_csv(file, separator)
-                frame.columns = _read_header(file, separator, list(frame.columns))
+        return pandas.read_parquet(file)
     except ImportError as error:
         raise ValueError(
             f"Expected the extra parquet for '{file}', got none: pip install 'pyro_vae[parquet]'"
         ) from error
-    except (pandas.errors.ParserWarning, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"Expected '{file}' to be a table, got {type(error).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    frame.columns = [str(name).strip() for name in frame.columns]
-    if not len(frame.columns):
-        raise ValueError(f"Expected '{file}' to have columns, got none")
-    other = next((mark for mark in ";\t|," if mark in frame.columns[0]), None)
-    if len(frame.columns) == 1 and other:
-        raise ValueError(
-            f"Expected values in '{file}' to be separated by {separator!r}, got one column "
-            f"{frame.columns[0]!r}: set the separator ({format_override('data.separator', other)})"
-        )
-    if not len(frame):
-        raise ValueError(f"Expected '{file}' to have rows, got none")
-    return frame
 
 
-def read_csv(file: Path, separator: str, **options: Any) -> Any:
-    """Reads a csv file, with options of ``pandas.read_csv``."""
-    import pandas
+def _identifies_rows(column: Any) -> bool:
+    """Whether a column numbers the rows from 0 or 1, or names each of them by another word."""
+    from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
-    return pandas.read_csv(file, sep=separator, index_col=False, encoding="utf-8-sig", **options)
-
-
-def _read_header(file: Path, separator: str, pandas_names: list[Any]) -> list[str]:
-    """Returns the names in the first line of a csv file; pandas renames duplicates.
-
-    Arguments:
-        file: The file.
-        separator: The separator between values.
-        pandas_names: The names given by pandas, which a column without a name keeps.
-    """
-    options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
-    line = read_csv(file, separator, **options).iloc[0]
-    names = [restore(str(name).strip()) for name in line]
-    if len(names) != len(pandas_names):
-        raise ValueError(f"{len(names)} names for {len(pandas_names)} columns")
-    return [name or str(other) for name, other in zip(names, pandas_names, strict=True)]
+    if column.isna().any():
+        return False
+    if is_integer_dtype(column.dtype):
+        return bool(column.iloc[0] in (0, 1) and (column.diff().dropna() == 1).all())
+    return not is_numeric_dtype(column.dtype) and column.is_unique
 
 
-def leave_out(names: Sequence[str]) -> str:
-    """Returns the advice to leave columns out, with the setting that does it."""
-    return f"leave {'it' if len(names) == 1 else 'them'} out ({_suggest('data.drop', names)})"
-
-
-def _suggest(setting: str, names: Sequence[str]) -> str:
-    # Nobody copies a thousand names.
-    return setting if len(names) > _MAX_SUGGESTED else format_override(setting, list(names))
-
-
-def check_header(file: Path, names: list[str], all_names: list[str]) -> None:
-    """Raises a ``ValueError`` for a pandas index, and for a first line of numbers."""
+def check_header(source: TableSource, names: Sequence[str]) -> None:
+    """Raises a ``ValueError`` for a used column without a name, and for a first line of numbers."""
     unnamed = [name for name in names if _UNNAMED.fullmatch(name)]
     if unnamed:
         raise ValueError(
-            f"Expected a name for each column of '{file}', got {unnamed[0]!r}, which may be an "
-            f"index: {leave_out(unnamed)}, or write the file without an index "
-            f"(to_csv(..., index=False))"
+            f"Expected a name for each column of {source.place}, got {unnamed[0]!r}, which may be "
+            f"an index: {leave_out(unnamed)}, or name it"
         )
     numeric = [name for name in names if NUMBER.fullmatch(name)]
-    counted = all_names == [str(index) for index in range(len(all_names))]
+    counted = source.names == [str(index) for index in range(len(source.names))]
     plain = all(name.isdigit() for name in numeric)
-    if numeric and not counted and not (plain and len(numeric) < len(all_names)):
+    if (
+        source.is_text
+        and numeric
+        and not counted
+        and not (plain and len(numeric) < len(source.names))
+    ):
+        listed = list(names) if len(names) <= _MAX_SUGGESTED else None
+        hint = "" if listed is None else f" ({format_override('data.columns', listed)})"
         raise ValueError(
-            f"Expected the first line of '{file}' to name the columns, got the number "
-            f"{numeric[0]}: write a line of names above it, or list the columns if these are names "
-            f"({_suggest('data.columns', names)})"
+            f"Expected the first line of {source.place} to name the columns, got the number "
+            f"{numeric[0]}: write a line of names above it, number the columns "
+            f"(data.header=false), or list the columns if these are names{hint}"
         )
 
 
-def check_separator(separator: Any) -> str:
-    """Returns the separator of a csv file, or raises a ``ValueError``."""
-    if not isinstance(separator, str) or not separator:
-        raise ValueError(f"Expected separator to be a string, got {describe_value(separator)}")
-    return separator
+def check_read_options(
+    separator: Any = None,
+    encoding: Any = None,
+    decimal: Any = None,
+    thousands: Any = None,
+    header: Any = True,
+    skip_last: Any = 0,
+) -> ReadOptions:
+    """Returns the options of a text file, or raises a ``ValueError``."""
+    for name, value in (("separator", separator), ("thousands", thousands)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise ValueError(f"Expected {name} to be a string, got {describe_value(value)}")
+    if thousands is not None and len(thousands) > 1:
+        raise ValueError(f"Expected thousands to be one character, got {thousands!r}")
+    check_choice("decimal", decimal, (None, ".", ","))
+    if thousands is not None and thousands == (decimal or "."):
+        raise ValueError(f"Expected thousands to differ from the decimal mark, got {thousands!r}")
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except (LookupError, TypeError):
+            raise ValueError(
+                f"Expected encoding to be the name of an encoding, such as latin-1, got "
+                f"{describe_value(encoding)}"
+            ) from None
+    skip_last = check_size("skip_last", skip_last, least=0)
+    return ReadOptions(
+        separator, encoding, decimal, thousands, check_flag("header", header), skip_last
+    )
 
 
 def check_label(label: Any) -> str | None:
     """Returns the name of a label, or raises a ``ValueError`` for something else."""
-    if label is not None and not isinstance(label, (str, int)):
+    if label is not None and not isinstance(label, (str, int, float)):
         raise ValueError(f"Expected label to be the name of a column, got {describe_value(label)}")
     return None if label is None else str(label)
 
 
-def number_labels(
-    frame: Any, name: str | None, *, quoted: bool = False
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
+def number_labels(column: Any) -> tuple[Tensor, tuple[str, ...] | None]:
     """Returns integer labels unchanged, and other values as ranks with their names.
 
+    Missing labels get the last rank and the name ``missing``.
+
     Arguments:
-        frame: The table.
-        name: The name of the column, or ``None``.
-        quoted: Whether formulas are preceded by a quote, as in a csv file.
+        column: A pandas series.
     """
     import pandas
 
-    if name is None:
-        return None, None
-    column = frame[name]
-    if column.isna().any():
-        raise ValueError(f"Expected label {name!r} in each row, got {column.isna().sum()} missing")
-    if pandas.api.types.is_integer_dtype(column.dtype) and column.max() < 2**63:
+    has_gaps = bool(column.isna().any())
+    if not has_gaps and pandas.api.types.is_integer_dtype(column.dtype) and column.max() < 2**63:
         return torch.from_numpy(column.to_numpy(dtype="int64", copy=True)), None
-    if quoted and not pandas.api.types.is_numeric_dtype(column.dtype):
-        column = column.map(lambda value: restore(value) if isinstance(value, str) else value)
-    labels, values = pandas.factorize(column, sort=True)
-    return torch.from_numpy(labels.astype("int64")), tuple(map(str, values))
+    if pandas.api.types.is_numeric_dtype(column.dtype) and has_gaps:
+        column = format_levels(column)
+        names = list(order_levels(sorted(set(column.dropna()))))
+        labels = pandas.Categorical(column, categories=names).codes
+    else:
+        labels, values = pandas.factorize(column, sort=True)
+        names = list(map(str, values))
+    if has_gaps:
+        labels = np.where(labels < 0, len(names), labels)
+        names.append("missing" if "missing" not in names else "(missing)")
+    return torch.from_numpy(labels.astype("int64")), tuple(names)

@@ -1,40 +1,43 @@
-"""Tables in csv and parquet files."""
+"""Tables in text and parquet files, and in memory."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from pyro_vae.config import format_override
-from pyro_vae.data.base import Data, Split, check_data_file, split_row_numbers
-from pyro_vae.data.covariates import Covariates, list_names, parse_kinds
+from pyro_vae.data.base import Data, Split, split_row_numbers
+from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling
 from pyro_vae.data.table_files import (
+    TableSource,
     check_header,
     check_label,
-    check_separator,
-    leave_out,
+    check_read_options,
+    load_table,
     number_labels,
-    read_csv,
-    read_table,
 )
-from pyro_vae.validation import check_choice, check_flag, describe_value
+from pyro_vae.data.table_values import (
+    Problems,
+    check_range,
+    check_resolution,
+    describe_source,
+    fit_scaling,
+    fit_schema,
+    read_numbers,
+)
+from pyro_vae.tables.kinds import parse_declared
+from pyro_vae.tables.schema import CODED, Schema
+from pyro_vae.tables.selection import check_once, match_name, select_columns
+from pyro_vae.validation import check_choice, check_flag, describe_value, list_names
 
-__all__ = ["check_drop", "choose_encoding", "choose_kinds", "load_preparation", "table"]
+__all__ = ["choose_encoding", "choose_kinds", "load_preparation", "match_reserved", "table"]
 
 _MISSING = ("raise", "nan")
 
-_MAX_SHOWN = 8
-
-_EXACT = 2**53
-"""Double precision represents every integer up to this one."""
-
 
 def table(
-    path: str | Path | None = None,
+    path: Any = None,
     *,
     columns: Sequence[str] | None = None,
     drop: Sequence[str] | None = None,
@@ -42,88 +45,302 @@ def table(
     covariates: Sequence[str] | Mapping[str, str] | str | None = None,
     size_factor: str | None = None,
     like: Preparation | Path | str | None = None,
+    mixed: bool | None = None,
+    real: Sequence[str] | None = None,
+    positive: Sequence[str] | None = None,
+    count: Sequence[str] | None = None,
+    binary: Sequence[str] | None = None,
+    categorical: Sequence[str] | None = None,
+    ordinal: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     standardize: bool = True,
     missing: str = "raise",
-    separator: str = ",",
+    na: Sequence[str] = (),
+    separator: str | None = None,
+    decimal: str | None = None,
+    thousands: str | None = None,
+    encoding: str | None = None,
+    header: bool = True,
+    skip_last: int = 0,
     valid: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
 ) -> Data:
     r"""Returns the rows of a table, one datum of shape ``(columns,)`` each.
 
-    With ``standardize`` each column is :math:`(x - m) / s`, with the mean and standard deviation
-    of its observed training values; ``Data.scaling`` undoes it. The log evidence of
-    standardized values exceeds that of the original values by
+    By default all columns are numbers. With ``standardize`` each is :math:`(x - m) / s`, with the
+    mean and standard deviation of its observed training values; ``Data.scaling`` undoes it. The log
+    evidence of standardized values exceeds that of the original values by
     :math:`\sum_j \log s_j` nats per datum.
 
+    With ``mixed``, for :class:`pyro_vae.likelihoods.Columns`, columns may be of different kinds:
+    numbers in their own units, and words as codes. ``Data.schema`` lists the kinds. A kind that is
+    not declared is inferred from the values:
+
+    - two values: ``binary``;
+    - other words, and at most 10 distinct integers: ``categorical``;
+    - an ordered pandas ``Categorical``: ``ordinal``;
+    - non-negative integers with a variance of at least their mean: ``count``;
+    - positive numbers with a skewness above 1, which the logarithm reduces: ``positive``;
+    - other numbers: ``real``.
+
+    Encoding, separator, decimal commas, units such as ``$`` and ``%``, and common marks of missing
+    values are detected. Columns without a name that are empty or identify the rows are left out.
+
     Arguments:
-        path: A csv file, whose first line names the columns, or a parquet file (needs the extra
-            ``parquet``). In a csv file, the quote before a name or a label that a spreadsheet
-            would calculate, as in ``'=1+1``, is removed.
-        columns: The names of the columns to use, which must be numeric; by default all but the
-            label, covariates and size factor.
+        path: A csv, tsv, txt or data file, also with the suffix gz, bz2, xz or zip, whose first
+            line names the columns; a parquet file (needs the extra ``parquet``); or a pandas table,
+            or one with the method ``to_pandas``. In a text file, the quote before a name or a word
+            that a spreadsheet would calculate, as in ``'=1+1``, is removed.
+        columns: The names of the columns to use; by default all but the label, covariates and size
+            factor.
         drop: The names of columns to leave out instead.
         label: The name of a column that colours figures: integers, or any values, which are then
-            numbered in sorted order and listed in ``Data.label_names``.
+            numbered in sorted order and listed in ``Data.label_names``. It may have gaps.
         covariates: The names of columns that describe the rows: words, booleans and up to 10
             distinct integers are categories, other numbers are standardized. A mapping from names
             to ``"categorical"`` or ``"continuous"`` sets the kinds.
         size_factor: The name of a column of size factors, the last covariate, for a likelihood with
             ``size_factor="covariate"``.
         like: The preparation of another table, its ``Data.preparation`` or the folder of a run:
-            columns, their order, scaling and covariates are those of that table, and
+            columns, their order, kinds, scaling and covariates are those of that table, and
             ``standardize`` is ignored.
-        standardize: Whether columns are standardized.
+        mixed: As above; ``None``: whether a kind is declared.
+        real: The names of columns of real numbers.
+        positive: The names of columns of positive numbers.
+        count: The names of columns of counts.
+        binary: The names of columns with two values.
+        categorical: The names of columns with categories.
+        ordinal: The names of columns with ordered numbers, or a mapping from names to their levels
+            in order.
+        standardize: Whether columns are standardized, unless ``mixed``.
         missing: ``"raise"``: missing values are an error; ``"nan"``: they become zeros after
             the standardization, and ``Data.mask`` is True where a value was observed.
-        separator: The separator between the values of a csv file.
+        na: Further marks of missing values, such as ``-999``.
+        separator: The separator between the values of a text file; ``None`` to detect it.
+        decimal: The decimal mark, ``"."`` or ``","``; ``None`` to detect it.
+        thousands: The mark between thousands; ``None`` to detect it.
+        encoding: The encoding of a text file; ``None`` to detect it.
+        header: Whether the first line names the columns; False: they are called ``column_0`` etc.
+        skip_last: The number of last rows to leave out, such as a row of totals.
         valid: The rows kept for validation: a number, or a fraction if it is a float.
         test: The rows kept for the test, likewise; both 0: no split, all are training rows.
         seed: The seed of the split.
 
     Raises:
-        ValueError: If the file is missing, damaged or not a table, a column is unknown, unnamed,
-            duplicated, categorical, constant or has integers above 2**53, the first line has
-            numbers, values are missing or infinite, or an argument is out of range.
+        ValueError: If the source is missing, damaged or not a table, a column is unknown, unnamed,
+            duplicated, of another kind, constant, identifies the rows or has integers above 2**53,
+            the first line has numbers, values are missing, ambiguous or infinite, or an argument is
+            out of range. The message lists all problems of the columns.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"age": [31.5, 40.2, 25.1], "city": ["Bern", "Rome", "Rome"]})
+        >>> people = table(frame, mixed=True, valid=0, test=0)
+        >>> people.x.train
+        tensor([[31.5000,  0.0000],
+                [40.2000,  1.0000],
+                [25.1000,  1.0000]])
+        >>> print(people.schema.describe())
+        real: 'age'
+        binary: 'city'
     """
+    kinds = {
+        "real": real, "positive": positive, "count": count, "binary": binary,
+        "categorical": categorical, "ordinal": ordinal,
+    }  # fmt: skip
+    settings = _check_settings(missing, standardize, like, mixed, kinds)
+    options = check_read_options(separator, encoding, decimal, thousands, header, skip_last)
+    source = load_table(path, options, _check_marks(na))
+    roles = choose_kinds(covariates, size_factor, settings.like)
+    label, roles = match_reserved(source.names, check_label(label), roles)
+    names = select_columns(
+        source.names, columns=columns, drop=drop, label=label, reserved=roles,
+        left_out=source.index_names, like=settings.like and settings.like.columns,
+        source=source.place,
+    )  # fmt: skip
+    problems = _check_names(source, names, is_listed=columns is not None)
+    with problems.collect():
+        rows = split_row_numbers(len(source), valid=valid, test=test, seed=seed)
+    if problems.texts:
+        # The problems of the values belong to the same message.
+        rows = split_row_numbers(len(source), valid=0, test=0, seed=0)
+    values = _read_values(source, names, rows, settings, problems)
+    return _describe_rows(values, source, label, roles, settings.like)
+
+
+class _Settings(NamedTuple):
+    """Checked arguments of :func:`table`."""
+
+    missing: str
+    standardize: bool
+    like: Preparation | None
+    mixed: bool
+    declared: Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+def _check_settings(
+    missing: Any, standardize: Any, like: Any, mixed: Any, kinds: Mapping[str, Any]
+) -> _Settings:
     if isinstance(missing, float) and missing != missing:
         # Hydra reads nan on a command line as a number.
         missing = "nan"
     missing = check_choice("missing", missing, _MISSING)
-    standardize = check_flag("standardize", standardize)
-    like, label, separator = load_preparation(like), check_label(label), check_separator(separator)
-    file = check_data_file(path, (".csv", ".parquet"))
-    frame = read_table(file, separator)
-    kinds = choose_kinds(covariates, size_factor, like)
-    reserved = list(dict.fromkeys([*([label] if label is not None else []), *kinds]))
-    frame = frame.loc[:, ~frame.columns.isin(check_drop(list(frame.columns), columns, drop))]
-    names = _choose_names(file, frame, _match_columns(file, frame, columns, like), label, reserved)
-    values = _to_tensor(frame, names)
-    _check_integers(file, frame, names, separator)
-    observed = _check_missing(values, names, missing)
-    rows = split_row_numbers(len(values), valid=valid, test=test, seed=seed)
-    parts, masks = rows.select(values), rows.select(observed)
-    scaling = None if like is None else like.scaling
-    if like is None and standardize:
-        scaling = _fit_scaling(parts.train, masks.train, names)
-    x = _rescale(parts, masks, scaling)
-    _check_range(x, names)
-    encoding = choose_encoding(frame, rows, kinds, like)
-    labels, label_names = number_labels(frame, label, quoted=file.suffix.lower() != ".parquet")
+    declared = parse_declared(kinds)
+    like = load_preparation(like)
+    return _Settings(
+        missing,
+        check_flag("standardize", standardize),
+        like,
+        _check_mixed(mixed, list(declared), like),
+        declared,
+    )
+
+
+def _check_mixed(mixed: Any, declared: Sequence[str], like: Preparation | None) -> bool:
+    """Returns whether columns are of different kinds, or raises a ``ValueError``."""
+    if like is not None:
+        own = like.schema is not None
+        if mixed is not None and check_flag("mixed", mixed) != own:
+            raise ValueError(f"Expected mixed={own} as in like, got {mixed}")
+        return own
+    if mixed is None:
+        return bool(declared)
+    if not check_flag("mixed", mixed) and declared:
+        raise ValueError(
+            f"Expected mixed=True (vae/likelihood=columns) with the kinds of columns, got "
+            f"mixed={mixed} and the kinds of {list_names(declared)}"
+        )
+    return bool(mixed)
+
+
+def _check_marks(na: Any) -> tuple[str, ...]:
+    marks = [na] if isinstance(na, (str, int, float)) else na
+    if not isinstance(marks, Sequence) or not all(isinstance(m, (str, int, float)) for m in marks):
+        raise ValueError(
+            f"Expected na to be marks of missing values, such as [-999], got {describe_value(na)}"
+        )
+    return tuple(map(str, marks))
+
+
+def _check_names(source: TableSource, names: list[str], *, is_listed: bool) -> Problems:
+    """Returns the problems of the names of the used columns."""
+    if not is_listed:
+        # Values below a missing header are not checked.
+        check_header(source, names)
+    problems = Problems(source.place)
+    with problems.collect(*sorted({n for n in names if source.names.count(n) > 1})):
+        check_once(source.names, names)
+    return problems
+
+
+def _read_values(
+    source: TableSource,
+    names: list[str],
+    rows: Split,
+    settings: _Settings,
+    problems: Problems,
+) -> Data:
+    """Returns the data without labels and covariates."""
+    read = _read_mixed if settings.mixed else _read_numbers
+    x, mask, scaling, schema = read(source, names, rows, settings, problems)
     return Data(
-        name=file.stem,
+        name=source.name,
         binarize="none",
         x=x,
-        labels=None if labels is None else rows.select(labels),
-        source=f"{file.name}, {len(names)} columns" + (", standardized" if scaling else ""),
-        mask=masks if missing == "nan" else None,
+        labels=None,
+        source=describe_source(source, names, "standardized" if scaling else None),
+        mask=mask if settings.missing == "nan" else None,
         scaling=scaling,
         columns=tuple(names),
-        label_names=label_names,
         row_numbers=rows,
-        covariates=None if encoding is None else rows.select(encoding.encode(frame)),
-        covariate_columns=encoding,
+        schema=schema,
     )
+
+
+_Values = tuple[Split, Split, Scaling | None, Schema | None]
+"""Values, the mask of observed ones, their scaling and the kinds of columns."""
+
+
+def _describe_rows(
+    data: Data,
+    source: TableSource,
+    label: str | None,
+    kinds: Mapping[str, str | None],
+    like: Preparation | None,
+) -> Data:
+    """Returns the data with its labels and covariates."""
+    rows = data.row_numbers
+    assert rows is not None
+    if label is not None:
+        check_once(source.names, [label])
+    described = source.read_described([*kinds, *([] if label is None else [label])])
+    encoding = choose_encoding(described, rows, kinds, like)
+    if label is not None:
+        labels, label_names = number_labels(described[label])
+        data = data._replace(labels=rows.select(labels), label_names=label_names)
+    if encoding is None:
+        return data
+    return data._replace(
+        covariates=rows.select(encoding.encode(described)), covariate_columns=encoding
+    )
+
+
+def _read_numbers(
+    source: TableSource,
+    names: list[str],
+    rows: Split,
+    settings: _Settings,
+    problems: Problems,
+) -> _Values:
+    """Returns numbers, standardized if that is chosen."""
+    numbers = read_numbers(source.parse(names), settings.missing, problems)
+    parts, masks = rows.select(numbers.values), rows.select(numbers.observed)
+    scaling = None if settings.like is None else settings.like.scaling
+    if settings.like is None and settings.standardize:
+        scaling = fit_scaling(parts.train, masks.train, numbers.names, problems)
+    problems.raise_any()
+    x = _rescale(parts, masks, scaling)
+    check_range(torch.cat(x), names, problems)
+    problems.raise_any()
+    return x, masks, scaling, None
+
+
+def _rescale(parts: Split, masks: Split, scaling: Scaling | None) -> Split:
+    if scaling is not None:
+        parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
+    dtype = torch.get_default_dtype()
+    return Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
+
+
+def _read_mixed(
+    source: TableSource,
+    names: list[str],
+    rows: Split,
+    settings: _Settings,
+    problems: Problems,
+) -> _Values:
+    """Returns numbers and codes, with the kinds of the columns."""
+    own = None if settings.like is None else settings.like.schema
+    declared = dict(settings.declared)
+    if own is not None:
+        declared = {c.name: (c.kind, c.levels) for c in own.columns}
+    declared = {match_name(name, source.names): kind for name, kind in declared.items()}
+    unknown = [name for name in declared if name not in names]
+    if unknown:
+        raise ValueError(
+            f"Expected the kinds of columns among {list_names(names)}, got {list_names(unknown)}"
+        )
+    words = {name for name, (kind, _) in declared.items() if kind in CODED}
+    cells = source.parse(names, words)
+    schema = fit_schema(cells, declared, settings.missing, problems, own)
+    problems.raise_any()
+    numbers = schema.encode({name: c.values for name, c in cells.items()})
+    x = numbers.to(torch.get_default_dtype())
+    check_range(x, names, problems)
+    if own is None:
+        check_resolution(x, numbers, schema, problems)
+    problems.raise_any()
+    return rows.select(x.nan_to_num()), rows.select(~x.isnan()), None, schema
 
 
 def load_preparation(like: Any) -> Preparation | None:
@@ -161,199 +378,18 @@ def choose_encoding(
     return Covariates.fit(frame.iloc[rows.train.numpy()], kinds) if kinds else None
 
 
-def check_drop(available: Sequence[str], columns: Sequence[str] | None, drop: Any) -> set[str]:
-    """Returns the names of columns to leave out.
-
-    Raises:
-        ValueError: If one is unknown, or the columns to use are listed too.
-    """
-    if drop is None:
-        return set()
-    if isinstance(drop, str) or not isinstance(drop, Sequence):
-        raise ValueError(f"Expected drop to be a list of names, got {describe_value(drop)}")
-    if columns is not None:
-        raise ValueError("Expected either columns or drop, got both")
-    names = set(map(str, drop))
-    unknown = sorted(names - set(available))
-    if unknown:
-        raise ValueError(
-            f"Expected drop to be some of {list_names(available)}, got {list_names(unknown)}"
-        )
-    return names
-
-
-def _choose_names(
-    file: Path, frame: Any, wanted: Any, label: str | None, reserved: list[str]
-) -> list[str]:
-    names = _choose_columns(list(frame.columns), wanted, label, reserved)
-    if wanted is None:
-        check_header(file, names, list(frame.columns))
-    _check_once(list(frame.columns), names, label)
-    return names
-
-
-def _rescale(parts: Split, masks: Split, scaling: Scaling | None) -> Split:
-    if scaling is not None:
-        parts = parts.map(lambda part: (part - scaling.loc) / scaling.scale)
-    dtype = torch.get_default_dtype()
-    return Split(*(p.where(m, 0.0).to(dtype) for p, m in zip(parts, masks, strict=True)))
-
-
-def _match_columns(
-    file: Path, frame: Any, columns: Sequence[str] | None, like: Preparation | None
-) -> Sequence[str] | None:
-    """Returns the columns of another table, or raises a ``ValueError`` if one is missing here."""
-    if like is None or like.columns is None:
-        return columns
-    wanted, available = list(like.columns), list(frame.columns)
-    missing = [name for name in wanted if name not in available]
-    if missing:
-        raise ValueError(
-            f"Expected '{file}' to have the columns of the training data, {list_names(wanted)}, "
-            f"got {list_names(available)}, without {list_names(missing)}"
-        )
-    if columns is not None and sorted(map(str, columns)) != sorted(wanted):
-        raise ValueError(
-            f"Expected columns to be those of the training data, {list_names(wanted)}, got "
-            f"{list_names(list(map(str, columns)))}"
-        )
-    return wanted
-
-
-def _choose_columns(
-    available: list[str], columns: Sequence[str] | None, label: str | None, reserved: list[str]
-) -> list[str]:
-    """Returns the names of the columns to use, or raises a ``ValueError`` for unknown ones."""
+def match_reserved(
+    available: Sequence[str], label: str | None, kinds: Mapping[str, str | None]
+) -> tuple[str | None, dict[str, str | None]]:
+    """Returns the names of label and covariates, or raises a ``ValueError`` for unknown ones."""
+    label = None if label is None else match_name(label, available)
     if label is not None and label not in available:
         raise ValueError(f"Expected label to be one of {list_names(available)}, got {label!r}")
-    absent = [name for name in reserved if name not in available]
+    kinds = {match_name(name, available): kind for name, kind in kinds.items()}
+    absent = [name for name in kinds if name not in available]
     if absent:
         raise ValueError(
             f"Expected covariates among the columns {list_names(available)}, got "
             f"{list_names(absent)}"
         )
-    if columns is None:
-        names = [name for name in available if name not in reserved]
-    elif isinstance(columns, str) or not isinstance(columns, Sequence):
-        raise ValueError(f"Expected columns to be a list of names, got {describe_value(columns)}")
-    else:
-        names = [str(name) for name in columns]
-    both = [name for name in names if name in reserved and name != label]
-    if both:
-        raise ValueError(
-            f"Expected columns without the covariates and the size factor, got "
-            f"{list_names(both)} in both"
-        )
-    unknown = [name for name in names if name not in available]
-    if unknown or not names:
-        raise ValueError(
-            f"Expected columns to be some of {list_names(available)}, got "
-            f"{list_names(unknown) or 'none'}"
-        )
-    return names
-
-
-def _check_once(available: list[str], names: list[str], label: str | None) -> None:
-    """Raises a ``ValueError`` for a column that is used and duplicated."""
-    twice = {name for name in names if names.count(name) + available.count(name) > 2}
-    twice |= {label} if label is not None and available.count(label) > 1 else set()
-    if twice:
-        raise ValueError(
-            f"Expected each column once, got duplicates of {list_names(sorted(twice))}: rename "
-            f"them in the file, or {leave_out(sorted(twice))}"
-        )
-
-
-def _to_tensor(frame: Any, names: list[str]) -> Tensor:
-    """Returns columns as a tensor, or raises a ``ValueError`` naming those without numbers."""
-    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
-
-    def numeric(dtype: Any) -> bool:
-        return (is_numeric_dtype(dtype) or is_bool_dtype(dtype)) and not is_complex_dtype(dtype)
-
-    # A column without any value has no type; _check_missing reports its missing values.
-    text = [n for n in names if not numeric(frame[n].dtype) and frame[n].notna().any()]
-    if text:
-        shown = [f"{n!r} (as {frame[n].dropna().iloc[0]!s:.20})" for n in text[:_MAX_SHOWN]]
-        more = f" and {len(text) - len(shown):,} others" if len(text) > len(shown) else ""
-        label = format_override("data.label", text[0])
-        covariate = format_override("data.covariates", [text[0]])
-        raise ValueError(
-            f"Expected columns of numbers, got categorical values in {', '.join(shown)}{more}: "
-            f"{leave_out(text)}, use one as the label that colours figures ({label}) or as a "
-            f"covariate ({covariate}), or convert them to numbers first"
-        )
-    return torch.from_numpy(
-        frame[names].astype("float64").to_numpy(copy=True, na_value=float("nan"))
-    )
-
-
-def _check_integers(file: Path, frame: Any, names: list[str], separator: str) -> None:
-    """Raises a ``ValueError`` for integers that double precision would change."""
-    large = [n for n in names if ((frame[n] > _EXACT) | (frame[n] < -_EXACT)).any()]
-    bad = [name for name in large if _has_integers(file, frame, name, separator)]
-    if bad:
-        raise ValueError(
-            f"Expected numbers that are exact in double precision, got integers above 2**53 in "
-            f"columns {list_names(bad)}, which may be identifiers: {leave_out(bad)}, or write them "
-            f"with a decimal point to accept rounding"
-        )
-
-
-def _has_integers(file: Path, frame: Any, name: str, separator: str) -> bool:
-    """Whether a column holds integers, also where a missing value makes pandas read reals."""
-    from pandas.api.types import is_integer_dtype
-
-    if is_integer_dtype(frame[name].dtype) or file.suffix.lower() == ".parquet":
-        return is_integer_dtype(frame[name].dtype)
-    index = list(frame.columns).index(name)
-    column = read_csv(file, separator, usecols=[index], dtype=str).iloc[:, 0]
-    large = (frame[name].abs() > _EXACT).to_numpy()
-    return bool(column[large].str.fullmatch(r"\s*[-+]?\d+\s*").any())
-
-
-def _check_range(x: Split, names: list[str]) -> None:
-    """Raises a ``ValueError`` for values that overflow in the precision of the data."""
-    finite = torch.stack([part.isfinite().all(0) for part in x]).all(0).tolist()
-    bad = [name for name, ok in zip(names, finite, strict=True) if not ok]
-    if bad:
-        raise ValueError(
-            f"Expected values within the range of {x.train.dtype}, got larger ones in columns "
-            f"{list_names(bad)}: {leave_out(bad)}, or rescale them"
-        )
-
-
-def _check_missing(values: Tensor, names: list[str], missing: str) -> Tensor:
-    """Returns the mask of observed values; refuses infinite and disallowed missing values."""
-    if bool(values.isinf().any()):
-        bad = [n for n, column in zip(names, values.unbind(1), strict=True) if column.isinf().any()]
-        raise ValueError(f"Expected finite values, got infinite ones in columns {list_names(bad)}")
-    observed = ~values.isnan()
-    if missing == "raise" and not bool(observed.all()):
-        rows = int((~observed).any(1).sum())
-        bad = [n for n, mask in zip(names, observed.unbind(1), strict=True) if not mask.all()]
-        raise ValueError(
-            f"Expected no missing values, got {int((~observed).sum())} in {rows} of {len(values)} "
-            f"rows, in columns {list_names(bad)}: missing='nan' (data.missing=nan) leaves them "
-            f"out of the likelihood"
-        )
-    return observed
-
-
-def _fit_scaling(train: Tensor, observed: Tensor, names: list[str]) -> Scaling:
-    """Returns mean and standard deviation of the observed values of each column."""
-    scaling = Scaling.fit(train, observed)
-    scales = dict(zip(names, scaling.scale.tolist(), strict=True))
-    huge = [name for name, scale in scales.items() if not math.isfinite(scale)]
-    if huge:
-        raise ValueError(
-            f"Expected values whose squares are finite, got larger ones in columns "
-            f"{list_names(huge)}: {leave_out(huge)}, or rescale them"
-        )
-    constant = [name for name, scale in scales.items() if not scale]
-    if constant:
-        raise ValueError(
-            f"Expected columns that vary over the training rows, got constant or empty "
-            f"{list_names(constant)}: {leave_out(constant)}"
-        )
-    return scaling
+    return label, kinds

@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_vae import config, data
 from pyro_vae.data import Batch, Covariates, Data, Preparation, Split
 from pyro_vae.data.base import encode_labels
-from pyro_vae.data.covariates import list_names
 from pyro_vae.data.sparse_rows import is_sparse, select_sparse_rows, take_rows
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
@@ -20,7 +19,7 @@ from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.recipe import check_allow
 from pyro_vae.vae.serialization import load
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import check_choice, check_device
+from pyro_vae.validation import check_choice, check_device, list_names
 
 __all__ = [
     "SelectedRows",

@@ -166,8 +166,8 @@ MISTAKES = {
     "vector": ({"path": X[0]}, r"a matrix of counts, rows by columns, got shape \(6,\)"),
     "empty": ({"path": X[:0]}, r"got shape \(0, 6\)"),
     "objects": ({"path": X.astype(object)}, "a matrix of numbers, got dtype object"),
-    "no path": ({}, r"data.path to name a \.h5ad, \.mtx, \.gz, \.npz, \.csv or \.parquet file, as "
-                r"in data.path=my\.h5ad, got None"),
+    "no path": ({}, r"data.path to name a \.h5ad, \.mtx, .* or \.parquet file, as in "
+                r"data.path=my\.h5ad, got None"),
     "no file": ({"path": "cells.h5ad"}, "which is not a file"),
     "suffix": ({"path": "cells.loom"}, "Expected data.path to name a .h5ad"),
     "layer": ({"path": X, "layer": "raw"}, "layer for an h5ad file or an AnnData only, got 'raw'"),
@@ -183,11 +183,11 @@ MISTAKES = {
     "drop": ({"path": WIDE, "drop": ["h1"]},
              "drop to be some of 'g0', .* and 2,992 others, got 'h1'"),
     "columns": ({"path": WIDE, "columns": ["h1"]},
-                "columns among 'g0', .* 2,992 others, got 'h1'"),
+                "columns to be some of 'g0', .* 2,992 others, got 'h1'"),
     "both": ({"path": WIDE, "columns": ["g1"], "drop": ["g2"]}, "either columns or drop, got both"),
     "no names": ({"path": X, "drop": ["g2"]}, "columns and drop only for data with names"),
     "twice": ({"path": pandas.DataFrame(X, columns=["a", "b", "a", "c", "d", "e"])},
-              r"duplicates of 'a': rename them, .*, or leave it out \('data.drop=\[a\]'\)"),
+              r"duplicates of 'a': rename them, or leave it out \('data.drop=\[a\]'\)"),
     "transpose": ({"path": WIDE, "transpose": True}, "transpose=false for data with names"),
     "flag": ({"path": X, "transpose": 1}, "Expected transpose to be True or False"),
 }  # fmt: skip
@@ -222,14 +222,12 @@ def test_layers_and_arrays_are_listed(tmp_path):
         data.counts(tmp_path / "two.npz")
 
 
-def test_the_index_of_a_table_is_refused_by_name(tmp_path):
+def test_the_index_of_a_table_is_left_out(tmp_path):
     pandas.DataFrame(X, columns=GENES, index=[f"cell{i}" for i in range(40)]).to_csv(
         tmp_path / "cells.csv"
     )
-    with pytest.raises(ValueError, match=r"'Unnamed: 0'.*'data.drop=\[\"Unnamed: 0\"\]'"):
-        data.counts(tmp_path / "cells.csv")
-    mine = data.counts(tmp_path / "cells.csv", drop=["Unnamed: 0"])
-    assert mine.columns == tuple(GENES)
+    for options in ({}, {"drop": ["Unnamed: 0"]}):
+        assert data.counts(tmp_path / "cells.csv", **options).columns == tuple(GENES)
 
 
 def test_views_of_an_anndata_are_read(tmp_path):
@@ -287,8 +285,7 @@ def test_rows_of_booleans_are_counts():
 
 def test_a_first_line_that_is_no_header_is_refused(tmp_path):
     pandas.DataFrame(X, columns=GENES).to_csv(tmp_path / "index.csv")
-    with pytest.raises(ValueError, match=r"got 'Unnamed: 0', which may be an index"):
-        data.counts(tmp_path / "index.csv")
+    assert data.counts(tmp_path / "index.csv").columns == tuple(GENES)
     np.savetxt(tmp_path / "bare.csv", np.vstack([np.arange(6) + 5, X]), fmt="%d", delimiter=",")
     with pytest.raises(ValueError, match="to name the columns, got the number 5"):
         data.counts(tmp_path / "bare.csv")

@@ -188,13 +188,12 @@ def test_a_numbered_label_stays_as_it_is(tmp_path):
 GOOD = "a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(20))
 TABLES = {
     "text": ("a,b\n1,Rome\n2,\n", {}, r"'b' \(as Rome\): leave it out .'data.drop=\[b\]'"),
-    "semicolons": ("a;b\n1;2\n", {}, r"separated by ',', got one column 'a;b': .*separator=\";\""),
+    "semicolons": ("a;b\n1;2\n", {"separator": ","}, r"separated by ',', got one column 'a;b': .*separator=\";\""),
     "unknown": (GOOD, {"columns": ["c"]}, r"columns to be some of 'a', 'b', got 'c'"),
     "none": (GOOD, {"columns": []}, r"columns to be some of 'a', 'b', got none"),
     "word": (GOOD, {"columns": "a"}, "columns to be a list of names, got 'a'"),
     "twice": (GOOD, {"columns": ["a", "a"]}, r"each column once, got duplicates of 'a'"),
     "label": (GOOD, {"label": "c"}, r"label to be one of 'a', 'b', got 'c'"),
-    "label_missing": (GOOD + "20,\n", {"label": "b"}, "label 'b' in each row, got 1 m"),
     "missing_word": (GOOD, {"missing": "drop"}, "missing to be 'raise' or 'nan', got 'drop'"),
     "constant": ("a,b\n" + "0.1,1\n" * 20, {}, r"columns that vary .* 'a', 'b': .*drop=\[a,b\]"),
     "empty_column": (
@@ -214,12 +213,11 @@ TABLES = {
 
 ROWS = "".join(f"{i},{i % 3},{i % 5}\n" for i in range(20))
 TABLES |= {
-    "index": (
-        ",a,b\n" + ROWS,
+    "unnamed": (
+        "a,,b\n" + ROWS,
         {},
-        r"name for each column .* 'Unnamed: 0', .*drop=\[\"Unnamed: 0\"\]'\), or",
+        r"name for each column .* 'Unnamed: 1', .*drop=\[\"Unnamed: 1\"\]'\), or",
     ),
-    "read_twice": ("Unnamed: 0,a,b\n" + ROWS, {}, "name for each column .* got 'Unnamed: 0'"),
     "trailing": ("a,b,\n" + ROWS, {}, "name for each column .* got 'Unnamed: 2'"),
     "no_header": (
         ROWS,

@@ -1,0 +1,1 @@
+"""Tables: text files, their cells, and the kinds of their columns."""
