@@ -71,6 +71,8 @@ class Likelihood(Conditional):
         is_count: Whether the data are counts, for which reports compare variances, zeros and sums.
         condition: The function of the datum that its evidence takes as given, such as
             ``"row sum"``; or ``None``.
+        default_transform: The member of :mod:`pyro_vae.transforms` that prepares its data for the
+            encoder, unless another is given.
     """
 
     measure: str
@@ -79,6 +81,7 @@ class Likelihood(Conditional):
     uses_size_factor: bool = False
     is_count: bool = False
     condition: str | None = None
+    default_transform: str = "Identity"
 
     event_shape: torch.Size
     feature_shape: torch.Size

@@ -113,9 +113,10 @@ def _find_parameter_checks(fn: Distribution, masked: bool) -> Iterator[tuple[Dis
         derived = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
         if not derived and _may_fail(constraint, masked):
             yield fn, partial(constraint.check, getattr(fn, name))
-    for part in vars(fn).values():
-        if isinstance(part, Distribution):
-            yield from _find_parameter_checks(part, masked)
+    for value in vars(fn).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Distribution):
+                yield from _find_parameter_checks(part, masked)
 
 
 def _get_constraints(fn: Distribution) -> dict[str, constraints.Constraint]:

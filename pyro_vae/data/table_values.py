@@ -158,6 +158,8 @@ def _fit_column(
         own.encode(cells.values)
         return own
     kind, levels = (None, ()) if declared is None else declared
+    if cells.order and kind in (None, "ordinal"):
+        kind, levels = "ordinal", levels or cells.order
     return fit_column(name, cells.values, kind, levels)
 
 

@@ -6,6 +6,7 @@ from pyro_vae.distributions.full_normal import FullNormal
 from pyro_vae.distributions.gamma import Gamma
 from pyro_vae.distributions.given_row_sum import GivenRowSum
 from pyro_vae.distributions.levels import Levels
+from pyro_vae.distributions.mixed import Mixed
 from pyro_vae.distributions.multinomial import Multinomial
 from pyro_vae.distributions.negative_binomial import NegativeBinomial
 from pyro_vae.distributions.poisson import Poisson
@@ -19,6 +20,7 @@ __all__ = [
     "Gamma",
     "GivenRowSum",
     "Levels",
+    "Mixed",
     "Multinomial",
     "NegativeBinomial",
     "Poisson",

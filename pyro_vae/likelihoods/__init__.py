@@ -3,6 +3,7 @@
 from pyro_vae.likelihoods.bernoulli import Bernoulli
 from pyro_vae.likelihoods.beta import Beta
 from pyro_vae.likelihoods.categorical import Categorical
+from pyro_vae.likelihoods.columns import Columns
 from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.likelihoods.gamma import Gamma
 from pyro_vae.likelihoods.laplace import Laplace
@@ -18,6 +19,7 @@ __all__ = [
     "Bernoulli",
     "Beta",
     "Categorical",
+    "Columns",
     "ContinuousBernoulli",
     "Gamma",
     "Laplace",

@@ -1,5 +1,6 @@
 """Builds, trains and evaluates a VAE from a configuration, and writes the results."""
 
+import textwrap
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
-from pyro_vae.data import Batch
+from pyro_vae.data import Batch, Data
 from pyro_vae.data.sparse_rows import is_sparse
 from pyro_vae.evaluate import baseline
 from pyro_vae.evaluate.metrics import (
@@ -22,7 +23,7 @@ from pyro_vae.evaluate.metrics import (
 )
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
-from pyro_vae.progress import Progress, show_always
+from pyro_vae.progress import Progress, announce, show_always
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.run.checks import (
     PreparedRun,
@@ -37,6 +38,7 @@ from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.sweeps.job_id import run_id
 from pyro_vae.training.checkpointer import write_history
 from pyro_vae.vae.serialization import save_weights
+from pyro_vae.vae.vae import VAE
 
 __all__ = ["run"]
 
@@ -65,6 +67,7 @@ def run(
     """
     check_settings(cfg)
     name = run_id(cfg) if name is None else name
+    cfg = _choose_mixed(cfg)
     folder = RunFolder(
         check_out(cfg), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
     )
@@ -100,13 +103,48 @@ def _prepare(cfg: DictConfig) -> PreparedRun:
     data = config.build(cfg.data)
     if not len(data.x.test):
         raise ValueError(f"Expected '{data.name}' to have test rows, got none: set data.test")
-    encoding = data.covariate_columns
-    sizes = {} if encoding is None else {"covariate_dim": encoding.dim}
-    vae = config.build(cfg.vae, event_shape=tuple(data.event_shape), **sizes)
+    vae = _build_vae(cfg, data)
     check_size_factor(data, vae)
     objective, optimizer = config.build(cfg.objective), config.build(cfg.optimizer)
     vae, data = vae.to(cfg.device), data.to(cfg.device)
     return PreparedRun(cfg, data, vae, objective, optimizer, config.build(cfg.train))
+
+
+def _choose_mixed(cfg: DictConfig) -> DictConfig:
+    """Returns the configuration with ``data.mixed`` set by the likelihood, if it is not given."""
+    if "mixed" not in cfg.data or cfg.data.mixed is not None or not _has_columns(cfg):
+        return cfg
+    cfg = cfg.copy()
+    cfg.data.mixed = True
+    return cfg
+
+
+def _has_columns(cfg: DictConfig) -> bool:
+    """Whether the likelihood takes the columns of the data, because none are given."""
+    likelihood = cfg.vae.get("likelihood")
+    return isinstance(likelihood, DictConfig) and likelihood.get("columns", 0) is None
+
+
+def _build_vae(cfg: DictConfig, data: Data) -> VAE:
+    """Builds the VAE for the shape, covariates and columns of the data."""
+    sizes: dict[str, Any] = {"event_shape": tuple(data.event_shape)}
+    if data.covariate_columns is not None:
+        sizes["covariate_dim"] = data.covariate_columns.dim
+    if not _has_columns(cfg):
+        if data.schema is not None:
+            raise ValueError(
+                f"Expected vae/likelihood=columns for a table of mixed columns, got "
+                f"{cfg.vae.likelihood.get('_target_')}"
+            )
+        return config.build(cfg.vae, **sizes)
+    if data.schema is None:
+        raise ValueError(
+            f"Expected a table (data=table) for vae/likelihood=columns, got '{data.name}' without "
+            f"kinds of columns"
+        )
+    cfg = cfg.copy()
+    cfg.vae.likelihood.columns = data.schema.to_list()
+    return config.build(cfg.vae, **sizes)
 
 
 def _first_files(ready: PreparedRun) -> dict[str, str]:
@@ -120,6 +158,8 @@ def _first_files(ready: PreparedRun) -> dict[str, str]:
 def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     """Trains and evaluates, writes all results to a folder, and returns the metrics."""
     cfg, data, vae, objective, optimizer, train = ready
+    if data.schema is not None:
+        announce(f"{data.source}\n{textwrap.indent(data.schema.describe(), '  ')}")
     if is_fit(train):
         settings = train.keywords
         tracker = CostTracker(

@@ -32,6 +32,8 @@ UNRELATED = (
 """Settings that do not affect the result of a job, except for rounding."""
 
 
+_IDENTITY = {"_target_": "pyro_vae.transforms.Identity", "_partial_": True}
+
 NAME = ".job"
 """The file with the name of a job, which its resolved configuration no longer determines."""
 
@@ -77,6 +79,10 @@ def _select_settings(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     if isinstance(evaluate, dict) and evaluate.get("tolerance") in ("auto", None):
         # A job of a sweep has the name it had before this setting existed.
         evaluate.pop("tolerance", None)
+    vae = values.get("vae")
+    if isinstance(vae, dict) and vae.get("_target_") == "pyro_vae.VAE":
+        # This was the default, and still is for all likelihoods that existed then.
+        vae.setdefault("input_transform", dict(_IDENTITY))
     for path in UNRELATED:
         parent_path, _, name = path.rpartition(".")
         parent = values.get(parent_path) if parent_path else values

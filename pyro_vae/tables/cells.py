@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pyro_vae.config import format_override
 from pyro_vae.files.csv_cells import restore
+from pyro_vae.tables.schema import format_levels
 
 __all__ = ["EXACT", "INEXACT", "Cells", "is_grouped", "leave_out", "parse_cells"]
 
@@ -24,11 +25,11 @@ _MAX_SUGGESTED = 20
 
 _MISSING = {
     "", "#n/a", "#n/a n/a", "#na", "-nan", "<na>", "?", "n/a", "na", "nan", "none", "null",
-    "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
+    "-", "--", "---", ".", "..", "*", "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
 }  # fmt: skip
 """Marks of missing values, in lower case."""
 
-_MISSING_NUMBERS = {"-", "--", "---", ".", "..", "*", "missing", "unknown"}
+_MISSING_NUMBERS = {"missing", "unknown"}
 """Further marks between numbers; between words they may be words."""
 
 _DATE = re.compile(
@@ -69,6 +70,7 @@ class Cells(NamedTuple):
         note: The currency or unit that was removed from numbers, or ``None``.
         fault: Why numbers cannot be read, with the remedy; or ``None``.
         decimal: The decimal mark that follows from the numbers, or ``None``.
+        order: The levels of an ordered pandas ``Categorical`` in their order, or none.
     """
 
     kind: Literal["number", "truth", "word", "date", "empty"]
@@ -77,6 +79,7 @@ class Cells(NamedTuple):
     note: str | None = None
     fault: str | None = None
     decimal: str | None = None
+    order: tuple[str, ...] = ()
 
 
 def leave_out(names: Sequence[str]) -> str:
@@ -109,10 +112,10 @@ def parse_cells(
 
     dtype = column.dtype
     if isinstance(dtype, pandas.CategoricalDtype):
-        if not types.is_numeric_dtype(dtype.categories.dtype):
-            return _parse_texts(column.astype(object), marks, decimal, quoted, as_words)
-        column = column.astype(dtype.categories.dtype if column.notna().all() else "float64")
-        dtype = column.dtype
+        plain = column.astype(object).infer_objects()
+        cells = parse_cells(plain, marks=marks, decimal=decimal, quoted=quoted, as_words=as_words)
+        order = format_levels(pandas.Series(dtype.categories)) if dtype.ordered else ()
+        return cells._replace(order=tuple(order))
     if types.is_bool_dtype(dtype):
         return Cells("truth", column.astype("boolean"))
     if types.is_complex_dtype(dtype):
@@ -145,7 +148,9 @@ def _parse_texts(
     texts = present.map(lambda value: str(value).strip())
     own = {mark.strip().lower() for mark in marks}
     lowered = texts.str.lower()
-    is_missing = lowered.isin(_MISSING | own)
+    # Beside a plus, as for blood groups, a minus is a word.
+    known = _MISSING - {"-"} if (texts == "+").any() else _MISSING
+    is_missing = lowered.isin(known | own)
     words, used = texts[~is_missing], texts[is_missing]
     if not len(words):
         return Cells("empty", pandas.Series(index=column.index, dtype="float64"), _list_marks(used))

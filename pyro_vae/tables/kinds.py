@@ -166,9 +166,6 @@ def _fit_levels(
                 f"{list_names(unknown)}"
             )
         return Column(name, kind, tuple(levels))
-    order = getattr(values.dtype, "categories", None)
-    if order is not None and values.dtype.ordered:
-        return Column(name, kind, tuple(map(str, order)))
     if kind == "ordinal" and not is_number:
         listed = ",".join(sorted(found)[:5])
         raise ValueError(

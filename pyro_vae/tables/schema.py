@@ -45,6 +45,23 @@ class Column(NamedTuple):
         """Whether values have probabilities, not densities."""
         return self.is_coded or self.kind == "count"
 
+    def contains(self, numbers: Tensor) -> Tensor:
+        """Whether numbers are possible values of the column, or codes of its levels."""
+        if self.is_coded:
+            return (numbers >= 0) & (numbers < len(self.levels)) & (numbers == numbers.floor())
+        valid = numbers.isfinite()
+        if self.kind == "positive":
+            return valid & (numbers > 0)
+        if self.kind == "count":
+            return valid & (numbers >= 0) & (numbers == numbers.floor())
+        return valid
+
+    def describe_support(self) -> str:
+        """Returns the possible values in words."""
+        if self.is_coded:
+            return f"codes of {len(self.levels)} levels"
+        return _MEANING[self.kind]
+
     def encode(self, values: Any) -> Tensor:
         """Returns values as numbers in double precision, with NaN for missing ones.
 
@@ -62,7 +79,7 @@ class Column(NamedTuple):
             raise ValueError(
                 f"Expected column {self.name!r} to be numbers ({self.kind}), got {str(first)!r:.30}"
             )
-        valid = numbers.isnan() | _is_valid(self.kind, numbers)
+        valid = numbers.isnan() | self.contains(numbers)
         if not bool(valid.all()):
             row = int((~valid).nonzero()[0])
             raise ValueError(
@@ -215,15 +232,6 @@ _MEANING = {
     "positive": "positive",
     "count": "non-negative integers (counts)",
 }
-
-
-def _is_valid(kind: str, numbers: Tensor) -> Tensor:
-    valid = numbers.isfinite()
-    if kind == "positive":
-        valid &= numbers > 0
-    if kind == "count":
-        valid &= (numbers >= 0) & (numbers == numbers.floor())
-    return valid
 
 
 def format_levels(values: Any) -> Any:

@@ -12,6 +12,7 @@ class Identity(InputTransform):
 
     Arguments:
         event_shape: The shape of one datum.
+        append_mask: Whether the encoder also sees which values are observed.
 
     Example:
         >>> import torch

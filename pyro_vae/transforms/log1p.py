@@ -23,6 +23,7 @@ class Log1p(Standardize):
             that are almost always zero then get very large values elsewhere.
         loc: The mean of the logarithms, to give it without training rows; or ``None``.
         scale: Their standard deviation, likewise.
+        append_mask: Whether the encoder also sees which values are observed.
 
     Raises:
         ValueError: If only one of ``loc`` and ``scale`` is given, or they do not fit.
@@ -39,6 +40,7 @@ class Log1p(Standardize):
         standardize: bool = False,
         loc: Any = None,
         scale: Any = None,
+        append_mask: bool = False,
     ) -> None:
         if not check_flag("standardize", standardize):
             if loc is not None or scale is not None:
@@ -46,7 +48,7 @@ class Log1p(Standardize):
                     f"Expected standardize=True with loc and scale, got {loc=}, {scale=}"
                 )
             loc, scale = 0.0, 1.0
-        super().__init__(event_shape, loc=loc, scale=scale)
+        super().__init__(event_shape, loc=loc, scale=scale, append_mask=append_mask)
 
     def to_real(self, x: Tensor) -> Tensor:
         """Returns the logarithms."""

@@ -23,6 +23,7 @@ class Standardize(InputTransform):
         event_shape: The shape of one datum.
         loc: :math:`a`, a number or numbers that broadcast to the event shape; or ``None``.
         scale: :math:`b`, positive, likewise.
+        append_mask: Whether the encoder also sees which values are observed.
 
     Raises:
         ValueError: If only one of both is given, or they do not fit.
@@ -36,8 +37,15 @@ class Standardize(InputTransform):
     scale: Tensor
     started: Tensor
 
-    def __init__(self, event_shape: Sequence[int], *, loc: Any = None, scale: Any = None) -> None:
-        super().__init__(event_shape)
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        loc: Any = None,
+        scale: Any = None,
+        append_mask: bool = False,
+    ) -> None:
+        super().__init__(event_shape, append_mask=append_mask)
         if (loc is None) != (scale is None):
             raise ValueError(f"Expected both loc and scale or none of them, got {loc=}, {scale=}")
         self.register_buffer("loc", _expand("loc", 0.0 if loc is None else loc, self.event_shape))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import describe_value, to_plain_python
 
 __all__ = ["Part", "build_part", "describe_part"]
@@ -85,7 +86,10 @@ def describe_part(part: Part) -> dict[str, Any] | None:
     # A nested class cannot be imported by its name.
     if not isinstance(factory, type) or "." in factory.__qualname__:
         return None
-    arguments = to_plain_python(arguments)
+    arguments = to_plain_python({
+        name: value.to_list() if isinstance(value, Schema) else value
+        for name, value in arguments.items()
+    })  # fmt: skip
     try:
         json.dumps(arguments)
     except TypeError:

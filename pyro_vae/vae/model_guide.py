@@ -22,6 +22,7 @@ from pyro_vae.masking import (
 )
 from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.param_store import Scope
+from pyro_vae.transforms import InputTransform
 from pyro_vae.vae.input_checks import (
     check_covariates,
     check_dtype,
@@ -368,6 +369,8 @@ def transform_input(
     transform: Callable[[Tensor], Tensor], x: Tensor, observed: Tensor | None
 ) -> Tensor:
     """Returns encoder inputs, with zeros where a value is not observed."""
+    if isinstance(transform, InputTransform):
+        return transform.encode(x, observed)
     inputs = transform(x)
     if observed is None:
         return inputs

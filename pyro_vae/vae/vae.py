@@ -80,7 +80,8 @@ class VAE(nn.Module):
         covariate_dim: The number of covariates. A likelihood with ``size_factor="covariate"`` takes
             the last one, which prior and networks do not see.
         input_transform: A fixed function of the data, applied before the encoder; a member of
-            :mod:`pyro_vae.transforms`.
+            :mod:`pyro_vae.transforms`. ``None``: the default of the likelihood, which is the
+            identity for all but :class:`pyro_vae.likelihoods.Columns`.
 
     Raises:
         ValueError: If a size is not positive, or a part does not fit.
@@ -119,14 +120,14 @@ class VAE(nn.Module):
         name: str = "vae",
         plate: bool | None = True,
         covariate_dim: int = 0,
-        input_transform: Part = transforms.Identity,
+        input_transform: Part | None = None,
     ) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         plate = check_choice("plate", plate, (True, None))
-        parts: dict[str, Part] = {
+        parts: dict[str, Any] = {
             "prior": prior,
             "posterior": posterior,
             "likelihood": likelihood,
@@ -139,14 +140,10 @@ class VAE(nn.Module):
             "latent_dim": self.latent_dim,
             "plate": plate,
             "covariate_dim": self.covariate_dim,
-            "parts": {role: describe_part(part) for role, part in parts.items()},
         }
-        sizes = {
-            "event_shape": self.event_shape,
-            "latent_dim": self.latent_dim,
-            "covariate_dim": self.covariate_dim,
-        }
+        sizes = {name: getattr(self, name) for name in Sizes._fields}
         self._build_parts(parts, sizes)
+        self.recipe["parts"] = {role: describe_part(part) for role, part in parts.items()}
         scope = Scope(name)
         # As children they would triple the keys of the state dict, and train() would not end.
         shared = Sizes(self.event_shape, self.latent_dim, self.covariate_dim)
@@ -156,12 +153,15 @@ class VAE(nn.Module):
     def _get_parts(self) -> Parts:
         return Parts(*(getattr(self, role) for role in PARTS))
 
-    def _build_parts(self, parts: dict[str, Part], sizes: dict[str, Any]) -> None:
+    def _build_parts(self, parts: dict[str, Any], sizes: dict[str, Any]) -> None:
         """Builds the families first, because the sizes of the networks follow from them."""
         # Assigned in the order of their roles, which is that of the parameters.
-        likelihood, transform = (
-            build_part(parts[role], role, **sizes) for role in ("likelihood", "input_transform")
-        )
+        likelihood = build_part(parts["likelihood"], "likelihood", **sizes)
+        if parts["input_transform"] is None:
+            name = getattr(likelihood, "default_transform", "Identity")
+            parts["input_transform"] = getattr(transforms, name)
+        columns = {"columns": likelihood.columns} if hasattr(likelihood, "columns") else {}
+        transform = build_part(parts["input_transform"], "input_transform", **sizes, **columns)
         in_shape = getattr(transform, "out_shape", self.event_shape)
         count = count_network_covariates(self.covariate_dim, likelihood)
         # A prior that uses the encoder has pseudo-inputs as the encoder sees them.

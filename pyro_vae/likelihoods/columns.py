@@ -1,0 +1,246 @@
+"""The likelihood of a table whose columns are of different kinds."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Likelihood
+from pyro_vae.distributions import Mixed
+from pyro_vae.likelihoods.bernoulli import Bernoulli
+from pyro_vae.likelihoods.core.codes import CategoricalCodes, OrdinalCodes
+from pyro_vae.likelihoods.gamma import Gamma
+from pyro_vae.likelihoods.laplace import Laplace
+from pyro_vae.likelihoods.log_normal import LogNormal
+from pyro_vae.likelihoods.negative_binomial import NegativeBinomial
+from pyro_vae.likelihoods.normal import Normal
+from pyro_vae.likelihoods.poisson import Poisson
+from pyro_vae.likelihoods.student_t import StudentT
+from pyro_vae.likelihoods.zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
+from pyro_vae.tables.schema import Schema
+from pyro_vae.validation import check_choice, check_shape, describe_value, list_names
+
+__all__ = ["Columns"]
+
+_SOURCES = ("shared", "element", "network")
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "real": ("normal", "student_t", "laplace"),
+    "positive": ("log_normal", "gamma"),
+    "count": ("negative_binomial", "poisson", "zero_inflated_negative_binomial"),
+    "binary": ("bernoulli",),
+    "categorical": ("categorical",),
+    "ordinal": ("ordinal",),
+}
+"""The families of each kind of column."""
+
+
+class _Part(NamedTuple):
+    """Columns of one family."""
+
+    name: str
+    family: str
+    levels: int
+    index: list[int]
+
+
+class Columns(Likelihood):
+    r"""A likelihood of tables: each column has a likelihood of its own kind.
+
+    .. math:: \log p(x \mid z) = \sum_i \log p_i(x_i \mid z)
+
+    A datum has one number for each column, in the units of the table; words are codes, as in
+    :class:`pyro_vae.data.Schema`. Columns of one family share a likelihood of this package:
+
+    - ``real``: ``"normal"``, ``"student_t"`` or ``"laplace"``;
+    - ``positive``: ``"log_normal"`` or ``"gamma"``;
+    - ``count``: ``"negative_binomial"``, ``"poisson"`` or ``"zero_inflated_negative_binomial"``;
+    - ``binary``: a Bernoulli;
+    - ``categorical``: a categorical distribution;
+    - ``ordinal``: cumulative logits.
+
+    The decoder's features are in standardized units and relative to the frequencies of levels.
+    Each column is scored if its value is observed. The evidence adds probabilities of binary,
+    categorical, ordinal and count columns to densities of the others, in the units of the table.
+
+    References:
+        | Handling incomplete heterogeneous data using VAEs (Nazábal et al., 2020),
+          https://arxiv.org/abs/1807.03653
+
+    Arguments:
+        event_shape: The shape of one datum, ``(columns,)``.
+        columns: The columns, as ``Data.schema`` has them: a list of
+            :class:`pyro_vae.data.Column`, or of mappings with ``name``, ``kind`` and ``levels``.
+        real: The family of real columns, as above.
+        positive: The family of positive columns.
+        count: The family of counts.
+        families: The families of single columns by name, where they differ from these.
+        dispersion: The source of scales and other dispersions: ``"shared"`` (learned, one for all
+            columns of a family), ``"element"`` (learned, one for each column) or ``"network"`` (an
+            output of the decoder).
+        min_scale: The lower bound of learned scales, in units of the standard deviation.
+
+    Raises:
+        ValueError: If the columns are missing or do not fit, or a family is not one of these.
+
+    Example:
+        >>> columns = [
+        ...     Column("mass", "real"), Column("island", "categorical", ("Biscoe", "Dream", "Tor"))
+        ... ]
+        >>> likelihood = Columns((2,), columns=columns)
+        >>> p = likelihood(torch.zeros(5, *likelihood.feature_shape))
+        >>> p.log_prob(torch.tensor([0.5, 2.0])).shape
+        torch.Size([5])
+    """
+
+    fill_value = 1.0
+    default_transform = "Columns"
+
+    order: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        columns: Any = None,
+        real: str = "normal",
+        positive: str = "log_normal",
+        count: str = "negative_binomial",
+        families: Mapping[str, str] | None = None,
+        dispersion: str = "element",
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.event_shape = check_shape("event_shape", event_shape)
+        self.columns = _check_columns(columns, self.event_shape)
+        check_choice("dispersion", dispersion, _SOURCES)
+        defaults = {"real": real, "positive": positive, "count": count}
+        for kind, family in defaults.items():
+            check_choice(kind, family, FAMILIES[kind])
+        groups = _group_columns(self.columns, defaults, _check_families(families, self.columns))
+        self.parts = nn.ModuleDict({
+            part.name: _build_part(part, dispersion, min_scale) for part in groups
+        })  # fmt: skip
+        self.sizes = [part.feature_shape.numel() for part in self._parts]
+        self.feature_shape = torch.Size((sum(self.sizes),))
+        position = torch.tensor([i for part in groups for i in part.index])
+        self.register_buffer("position", position, persistent=False)
+        self.register_buffer("order", position.argsort(), persistent=False)
+        self.measure = _choose_measure(self.columns)
+
+    @property
+    def _parts(self) -> list[Any]:
+        return list(self.parts.values())
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Returns the columns of each part."""
+        widths = [part.event_shape.numel() for part in self._parts]
+        return x.index_select(-1, self.position).split(widths, -1)
+
+    def initialize(self, x: Tensor) -> None:
+        """Initializes units and frequencies from training rows, once; NaN marks missing values."""
+        for part, values in zip(self._parts, self._split(x), strict=True):
+            if hasattr(part, "initialize"):
+                part.initialize(values)
+
+    def forward(self, features: Tensor) -> Any:
+        """Returns the likelihood for features of shape ``(*batch, *feature_shape)``."""
+        pieces = features.split(self.sizes, -1)
+        elements = [
+            part(piece.unflatten(-1, part.feature_shape)).base_dist
+            for part, piece in zip(self._parts, pieces, strict=True)
+        ]
+        return Mixed(elements, self.order).to_event(1)
+
+    def check(self, x: Tensor) -> None:
+        """Raises a ``ValueError`` that names a column with values outside of its kind."""
+        for index, column in enumerate(self.columns.columns):
+            values = x[..., index]
+            valid = column.contains(values)
+            if not bool(valid.all()):
+                raise ValueError(
+                    f"Expected column {column.name!r} of x to be {column.describe_support()}, got "
+                    f"{values[~valid][0].item():.6g}"
+                )
+
+    def extra_repr(self) -> str:
+        """Shows the kinds of the columns."""
+        return ", ".join(f"{column.name}: {column.kind}" for column in self.columns.columns)
+
+
+def _check_columns(columns: Any, event_shape: torch.Size) -> Schema:
+    if columns is None:
+        raise ValueError(
+            "Expected columns, the kinds of the columns of the data, as in partial(Columns, "
+            "columns=data.schema) with data.table(..., mixed=True), got None"
+        )
+    schema = Schema.from_list(columns)
+    if event_shape != (len(schema.columns),):
+        raise ValueError(
+            f"Expected event_shape ({len(schema.columns)},), the number of columns, got "
+            f"{tuple(event_shape)}"
+        )
+    return schema
+
+
+def _check_families(families: Any, schema: Schema) -> dict[str, str]:
+    """Returns the families of single columns."""
+    if families is None:
+        return {}
+    if not isinstance(families, Mapping):
+        raise ValueError(
+            f"Expected families to be a mapping from columns to families, got "
+            f"{describe_value(families)}"
+        )
+    kinds = {column.name: column.kind for column in schema.columns}
+    unknown = [str(name) for name in families if str(name) not in kinds]
+    if unknown:
+        raise ValueError(
+            f"Expected families of columns among {list_names(schema.names)}, got "
+            f"{list_names(unknown)}"
+        )
+    return {
+        str(name): check_choice(f"the family of {name!r}", family, FAMILIES[kinds[str(name)]])
+        for name, family in families.items()
+    }
+
+
+def _group_columns(
+    schema: Schema, defaults: Mapping[str, str], families: Mapping[str, str]
+) -> list[_Part]:
+    """Returns the columns of each family, and of each number of levels."""
+    groups: dict[str, _Part] = {}
+    for index, column in enumerate(schema.columns):
+        family = families.get(column.name, defaults.get(column.kind, FAMILIES[column.kind][0]))
+        levels = len(column.levels) if column.kind in ("categorical", "ordinal") else 0
+        name = f"{family}_{levels}" if levels else family
+        groups.setdefault(name, _Part(name, family, levels, [])).index.append(index)
+    return list(groups.values())
+
+
+def _build_part(part: _Part, dispersion: str, min_scale: float) -> Likelihood:
+    scaled: dict[str, Any] = {"scale": dispersion, "min_scale": min_scale, "standardize": True}
+    builders: dict[str, Any] = {
+        "normal": partial(Normal, **scaled),
+        "student_t": partial(StudentT, df=dispersion, **scaled),
+        "laplace": partial(Laplace, **scaled),
+        "log_normal": partial(LogNormal, **scaled),
+        "gamma": partial(Gamma, concentration=dispersion),
+        "negative_binomial": partial(NegativeBinomial, inverse_dispersion=dispersion),
+        "poisson": Poisson,
+        "zero_inflated_negative_binomial": partial(
+            ZeroInflatedNegativeBinomial, inverse_dispersion=dispersion
+        ),
+        "bernoulli": Bernoulli,
+        "categorical": partial(CategoricalCodes, levels=part.levels),
+        "ordinal": partial(OrdinalCodes, levels=part.levels),
+    }
+    return builders[part.family]((len(part.index),))
+
+
+def _choose_measure(schema: Schema) -> str:
+    discrete = [column.is_discrete for column in schema.columns]
+    return "mass" if all(discrete) else "mixed" if any(discrete) else "density"
