@@ -188,7 +188,11 @@ def test_a_numbered_label_stays_as_it_is(tmp_path):
 GOOD = "a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(20))
 TABLES = {
     "text": ("a,b\n1,Rome\n2,\n", {}, r"'b' \(as Rome\): leave it out .'data.drop=\[b\]'"),
-    "semicolons": ("a;b\n1;2\n", {"separator": ","}, r"separated by ',', got one column 'a;b': .*separator=\";\""),
+    "semicolons": (
+        "a;b\n1;2\n",
+        {"separator": ","},
+        r"separated by ',', got one column 'a;b': .*separator=\";\"",
+    ),
     "unknown": (GOOD, {"columns": ["c"]}, r"columns to be some of 'a', 'b', got 'c'"),
     "none": (GOOD, {"columns": []}, r"columns to be some of 'a', 'b', got none"),
     "word": (GOOD, {"columns": "a"}, "columns to be a list of names, got 'a'"),
