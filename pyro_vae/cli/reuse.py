@@ -1,4 +1,4 @@
-"""The commands ``pyro-vae-evaluate`` and ``pyro-vae-embed``.
+"""The commands for finished runs, such as ``pyro-vae-evaluate`` and ``pyro-vae-embed``.
 
 PyTorch is imported late, so help is quick.
 """
@@ -19,7 +19,7 @@ from pyro_vae.console.commands import EXPECTED, check_options, pass_errors, run_
 from pyro_vae.files.atomic import check_new_file
 from pyro_vae.progress import show_always
 
-__all__ = ["run_embed", "run_evaluate"]
+__all__ = ["run_embed", "run_evaluate", "run_impute", "run_sample", "run_score"]
 
 _MARGIN = " " * 19
 
@@ -56,6 +56,21 @@ def run_embed() -> None:
     _run_application("pyro-vae-embed", _embed)
 
 
+def run_impute() -> None:
+    """Runs the command ``pyro-vae-impute``."""
+    _run_application("pyro-vae-impute", _impute)
+
+
+def run_sample() -> None:
+    """Runs the command ``pyro-vae-sample``."""
+    _run_application("pyro-vae-sample", _sample)
+
+
+def run_score() -> None:
+    """Runs the command ``pyro-vae-score``."""
+    _run_application("pyro-vae-score", _score)
+
+
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="evaluate")
 @pass_errors
 def _evaluate(cfg: DictConfig) -> float:
@@ -65,7 +80,25 @@ def _evaluate(cfg: DictConfig) -> float:
 @hydra.main(version_base="1.3", config_path=str(APP), config_name="embed")
 @pass_errors
 def _embed(cfg: DictConfig) -> None:
-    _embed_and_print(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    _write_table(cfg, "embed", "embedding", ("rows_at_once",))
+
+
+@hydra.main(version_base="1.3", config_path=str(APP), config_name="impute")
+@pass_errors
+def _impute(cfg: DictConfig) -> None:
+    _write_table(cfg, "impute", "imputed", ("draws", "num_particles", "seed", "rows_at_once"))
+
+
+@hydra.main(version_base="1.3", config_path=str(APP), config_name="score")
+@pass_errors
+def _score(cfg: DictConfig) -> None:
+    _write_table(cfg, "score", "scores", ("num_particles", "seed", "rows_at_once"))
+
+
+@hydra.main(version_base="1.3", config_path=str(APP), config_name="sample")
+@pass_errors
+def _sample(cfg: DictConfig) -> None:
+    _write_table(cfg, "sample", "samples", ("n", "covariates", "seed", "rows_at_once"))
 
 
 def _run_application(program: str, application: Callable[[], Any]) -> NoReturn:
@@ -89,15 +122,23 @@ def _evaluate_and_print(cfg: Any) -> float:
     return metrics["log_evidence"]
 
 
-def _embed_and_print(cfg: Any) -> None:
+def _write_table(cfg: DictConfig, function: str, title: str, names: tuple[str, ...]) -> None:
+    """Calls a function of :mod:`pyro_vae.reuse` that writes a table, and prints its path.
+
+    Arguments:
+        cfg: The settings of the command.
+        function: The name of the function.
+        title: The name of the result.
+        names: The settings that are its arguments, besides the common ones.
+    """
     from pyro_vae import reuse
 
     _check_out_file(cfg.out)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    arguments = {name: settings[name] for name in names} | _common_arguments(cfg)
     with show_always():
-        path = reuse.embed(
-            cfg.run, out=cfg.out, rows_at_once=cfg.rows_at_once, **_common_arguments(cfg)
-        )
-    print(f"embedding  {path}")
+        path = getattr(reuse, function)(cfg.run, out=cfg.out, **arguments)
+    print(f"{title:<9}  {path}")
 
 
 def _check_out_file(out: str | None) -> None:
@@ -113,7 +154,7 @@ def _check_out_file(out: str | None) -> None:
 
 
 def _common_arguments(cfg: DictConfig) -> dict[str, Any]:
-    """Sets the number of threads, and returns the arguments that both commands share."""
+    """Sets the number of threads, and returns the arguments that the commands share."""
     import torch
 
     from pyro_vae.validation import check_size
@@ -125,7 +166,10 @@ def _common_arguments(cfg: DictConfig) -> dict[str, Any]:
             f"Expected allow to be a list of dotted names, as in 'allow=[my_package.MyPrior]', got "
             f"{cfg.allow!r}"
         )
+    common = {"device": cfg.device, "allow": list(cfg.allow)}
+    if "data" not in cfg:
+        return common
     if not isinstance(cfg.data, DictConfig | None):
         raise ValueError(f"Expected data to be a data set, as in data=table, got {cfg.data!r}")
     data = None if cfg.data is None else OmegaConf.to_container(cfg.data)
-    return {"data": data, "part": cfg.part, "device": cfg.device, "allow": list(cfg.allow)}
+    return {"data": data, "part": cfg.part, **common}

@@ -2,6 +2,7 @@
 
 from pyro_vae.evaluate.bound import Bound, elbo
 from pyro_vae.evaluate.evidence import Evidence, log_evidence
+from pyro_vae.evaluate.held_out import compute_p_values
 from pyro_vae.evaluate.imputation import Imputation, impute
 from pyro_vae.evaluate.latents import active_units, kl_per_dimension, posterior_means
 from pyro_vae.evaluate.transfer import transfer
@@ -11,6 +12,7 @@ __all__ = [
     "Evidence",
     "Imputation",
     "active_units",
+    "compute_p_values",
     "elbo",
     "impute",
     "kl_per_dimension",

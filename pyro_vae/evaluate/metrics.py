@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_vae import evaluate
 from pyro_vae.data import Data
 from pyro_vae.data.sparse_rows import take_rows
+from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.scoring import Engine, Precision
 from pyro_vae.progress import Progress
 from pyro_vae.vae.vae import VAE
@@ -20,6 +21,7 @@ __all__ = [
     "compute_metrics",
     "describe_protocol",
     "mean_over_rows",
+    "score_rows",
 ]
 
 AUTO_TOLERANCE = 0.01
@@ -51,6 +53,7 @@ def compute_metrics(
     tolerance: float | Literal["auto"] | None = None,
     compile: Engine = "auto",
     precision: Precision = "float32",
+    evidence: Evidence | None = None,
     **_: Any,
 ) -> dict[str, Any]:
     """Returns the metrics of a VAE on data, in nats per datum.
@@ -68,25 +71,26 @@ def compute_metrics(
         tolerance: As of :func:`log_evidence`; ``"auto"`` for :data:`AUTO_TOLERANCE`.
         compile: As of :func:`log_evidence`.
         precision: As of :func:`log_evidence`.
+        evidence: The result of :func:`score_rows` for the same rows and settings, if it is known.
 
     Raises:
         ValueError: If the mask excludes every row.
         FloatingPointError: If a metric is not finite.
     """
+    engine: dict[str, Any] = {"compile": compile, "precision": precision}
+    if evidence is None:
+        evidence = score_rows(
+            vae,
+            x,
+            mask,
+            covariates,
+            num_particles=num_particles,
+            evidence_rows=evidence_rows,
+            tolerance=tolerance,
+            **engine,
+        )
     x, mask, covariates = _drop_unobserved_rows(x, mask, covariates)
     first = slice(evidence_rows)
-    engine: dict[str, Any] = {"compile": compile, "precision": precision}
-    evidence = evaluate.log_evidence(
-        vae,
-        x if evidence_rows is None else take_rows(x, first),
-        num_particles,
-        tolerance=AUTO_TOLERANCE if tolerance == "auto" else tolerance,
-        covariates=None if covariates is None else covariates[first],
-        mask=None if mask is None else mask[first],
-        diagnostics=True,
-        **engine,
-    )
-    assert isinstance(evidence, evaluate.Evidence)
     bound = evaluate.elbo(
         vae, x, num_particles=elbo_particles, covariates=covariates, mask=mask, **engine
     )
@@ -110,6 +114,40 @@ def compute_metrics(
         "active_units": units,
         "kl_per_dimension": kl,
     })  # fmt: skip
+
+
+def score_rows(
+    vae: VAE,
+    x: Tensor,
+    mask: Tensor | None,
+    covariates: Tensor | None = None,
+    *,
+    num_particles: int,
+    evidence_rows: int | None,
+    tolerance: float | Literal["auto"] | None = None,
+    compile: Engine = "auto",
+    precision: Precision = "float32",
+    **_: Any,
+) -> Evidence:
+    """Returns the log evidence of the first rows that have observed values.
+
+    The arguments are those of :func:`compute_metrics`.
+    """
+    x, mask, covariates = _drop_unobserved_rows(x, mask, covariates)
+    first = slice(evidence_rows)
+    evidence = evaluate.log_evidence(
+        vae,
+        x if evidence_rows is None else take_rows(x, first),
+        num_particles,
+        tolerance=AUTO_TOLERANCE if tolerance == "auto" else tolerance,
+        covariates=None if covariates is None else covariates[first],
+        mask=None if mask is None else mask[first],
+        diagnostics=True,
+        compile=compile,
+        precision=precision,
+    )
+    assert isinstance(evidence, Evidence)
+    return evidence
 
 
 def _drop_unobserved_rows(

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import pyro_vae
-from pyro_vae.data import Data, Split
+from pyro_vae.data import Data
 from pyro_vae.guard import guard_process_state
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.reuse import embedding_table
 from pyro_vae.reuse.evaluate_run import build_run_path
-from pyro_vae.reuse.finished_run import SelectedRows, is_unsplit, open_run, select_rows
+from pyro_vae.reuse.finished_run import SelectedRows, describe_rows, open_run, select_rows
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_size
 
@@ -105,7 +105,7 @@ def encode_rows(vae: VAE, selected: SelectedRows, index: slice) -> dict[str, Any
     x, mask, covariates = selected.get_rows(index, next(vae.parameters()))
     with eval_mode(vae):
         q = vae.encode(x, covariates, mask)
-    columns = {**_build_origin_columns(selected, index), **_build_label_column(selected, index)}
+    columns = describe_rows(selected, index)
     for kind, values in (("mean", q.mean), ("scale", _get_standard_deviation(q))):
         numbers = values.cpu().numpy()
         columns |= {f"z_{kind}_{d}": numbers[:, d] for d in range(vae.latent_dim)}
@@ -115,22 +115,3 @@ def encode_rows(vae: VAE, selected: SelectedRows, index: slice) -> dict[str, Any
 def _get_standard_deviation(q: Any) -> Tensor:
     # The scale of an independent normal is exact, unlike the square root of its variance.
     return q.base_dist.stddev if isinstance(q, torch.distributions.Independent) else q.stddev
-
-
-def _build_origin_columns(selected: SelectedRows, index: slice) -> dict[str, Any]:
-    """Returns the columns of the part and the row number."""
-    numbers, split = selected.data.row_numbers, not is_unsplit(selected.data)
-    names = Split._fields if split else ("all",) * 3
-    row = selected.row[index] if numbers is None else selected.take(numbers, index)
-    return {"part": [names[part] for part in selected.part[index].tolist()], "row": row.numpy()}
-
-
-def _build_label_column(selected: SelectedRows, index: slice) -> dict[str, Any]:
-    """Returns the column of labels, or no column for data without labels."""
-    labels, names = selected.data.labels, selected.data.label_names
-    if labels is None:
-        return {}
-    values = selected.take(labels, index)
-    if names is None:
-        return {"label": values.numpy()}
-    return {"label": [names[value] for value in values.tolist()]}

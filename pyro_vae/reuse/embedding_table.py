@@ -13,7 +13,7 @@ from pyro_vae.files.csv_cells import choose_quoting, protect
 __all__ = ["check_table_path", "open_table"]
 
 _Piece = Mapping[str, Any]
-"""Maps column names to arrays or lists of equal length."""
+"""Maps column names to arrays, lists or pandas series of equal length."""
 
 _Write = Callable[[_Piece], None]
 
@@ -51,7 +51,8 @@ def _open_parquet(path: Path, facts: Mapping[str, str]) -> Iterator[_Write]:
     writers: list[Any] = []
 
     def write(piece: _Piece) -> None:
-        table = pyarrow.table(dict(piece)).replace_schema_metadata(dict(facts))
+        table = pyarrow.table({name: _to_arrow(values) for name, values in piece.items()})
+        table = table.replace_schema_metadata(dict(facts))
         if not writers:
             writers.append(parquet.ParquetWriter(partial, table.schema))
         writers[0].write_table(table)
@@ -73,7 +74,7 @@ def _open_csv(path: Path) -> Iterator[_Write]:
         table = pandas.DataFrame(
             {protect(name): _protect_cells(values) for name, values in piece.items()}
         )
-        texts = {text for values in piece.values() if isinstance(values, list) for text in values}
+        texts = {text for values in piece.values() for text in _list_texts(values)}
         table.to_csv(file, index=False, header=not file.tell(), quoting=choose_quoting(texts))
 
     with _replace_at_end(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -81,7 +82,26 @@ def _open_csv(path: Path) -> Iterator[_Write]:
 
 
 def _protect_cells(values: Any) -> Any:
-    return [protect(text) for text in values] if isinstance(values, list) else values
+    if not _list_texts(values):
+        return values
+    return [protect(value) if isinstance(value, str) else value for value in values]
+
+
+def _list_texts(values: Any) -> list[str]:
+    return [] if _is_numeric(values) else [value for value in values if isinstance(value, str)]
+
+
+def _is_numeric(values: Any) -> bool:
+    from pandas.api.types import is_numeric_dtype
+
+    return hasattr(values, "dtype") and is_numeric_dtype(values.dtype)
+
+
+def _to_arrow(values: Any) -> Any:
+    """Returns words that may be missing as a list, which Arrow reads as texts."""
+    if _is_numeric(values):
+        return values
+    return [value if value == value else None for value in values]
 
 
 @contextmanager

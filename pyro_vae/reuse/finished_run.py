@@ -23,8 +23,9 @@ from pyro_vae.validation import check_choice, check_device, list_names
 
 __all__ = [
     "SelectedRows",
-    "is_unsplit",
+    "describe_rows",
     "open_run",
+    "open_vae",
     "preparation",
     "read_stored_integer",
     "select_rows",
@@ -100,6 +101,19 @@ def preparation(run: Path | str, *, allow: Sequence[str] = ()) -> Preparation:
     return build_own_data(folder, allow).preparation
 
 
+def open_vae(
+    run: Path | str, device: torch.device | str, allow: Sequence[str]
+) -> tuple[VAE, Preparation, dict[str, Any]]:
+    """Returns the VAE of a run, the preparation of its data, and its configuration."""
+    torch_device = check_device(device)
+    folder = _find_run_folder(run)
+    cfg = read_configuration(folder)
+    # The constructor of a VAE draws initial weights, which changes the random state.
+    with fork_and_seed_rng(torch.device("cpu"), 0):
+        vae = load(folder, allow=allow).to(torch_device)
+    return vae, preparation(folder, allow=allow), cfg
+
+
 def open_run(
     run: Path | str,
     source: Data | Mapping[str, Any] | None,
@@ -109,13 +123,8 @@ def open_run(
 ) -> tuple[SelectedRows, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
     check_choice("part", part, _PARTS)
-    torch_device = check_device(device)
+    vae, like, cfg = open_vae(run, device, allow)
     folder = _find_run_folder(run)
-    cfg = read_configuration(folder)
-    # The constructor of a VAE draws initial weights, which changes the random state.
-    with fork_and_seed_rng(torch.device("cpu"), 0):
-        vae = load(folder, allow=allow).to(torch_device)
-    like = preparation(folder, allow=allow)
     if source is None:
         dataset, seed = build_own_data(folder, allow, like), _get_seed(cfg["data"])
     elif isinstance(source, Data):
@@ -366,7 +375,7 @@ def _binarize_once(dataset: Data, seed: int) -> Data:
     )
 
 
-def is_unsplit(dataset: Data) -> bool:
+def _is_unsplit(dataset: Data) -> bool:
     """Whether data have training rows only."""
     return not len(dataset.x.valid) and not len(dataset.x.test)
 
@@ -392,3 +401,27 @@ def _select_part(dataset: Data, part: str) -> SelectedRows:
         return selected
     order = numbers.argsort()
     return SelectedRows(dataset, parts[order], selected.row[order])
+
+
+def describe_rows(selected: SelectedRows, index: slice) -> dict[str, Any]:
+    """Returns the columns of the part, the row number in the source, and the label if any."""
+    return {**_build_origin(selected, index), **_build_label(selected, index)}
+
+
+def _build_origin(selected: SelectedRows, index: slice) -> dict[str, Any]:
+    """Returns the columns of the part and the row number."""
+    numbers, split = selected.data.row_numbers, not _is_unsplit(selected.data)
+    names = Split._fields if split else ("all",) * 3
+    row = selected.row[index] if numbers is None else selected.take(numbers, index)
+    return {"part": [names[part] for part in selected.part[index].tolist()], "row": row.numpy()}
+
+
+def _build_label(selected: SelectedRows, index: slice) -> dict[str, Any]:
+    """Returns the column of labels, or no column for data without labels."""
+    labels, names = selected.data.labels, selected.data.label_names
+    if labels is None:
+        return {}
+    values = selected.take(labels, index)
+    if names is None:
+        return {"label": values.numpy()}
+    return {"label": [names[value] for value in values.tolist()]}

@@ -14,12 +14,14 @@ from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
 from pyro_vae.data import Batch, Data
 from pyro_vae.data.sparse_rows import is_sparse
-from pyro_vae.evaluate import baseline
+from pyro_vae.evaluate import Evidence, baseline
+from pyro_vae.evaluate.held_out import write_held_out
 from pyro_vae.evaluate.metrics import (
     check_finite_metrics,
     compute_metrics,
     describe_protocol,
     mean_over_rows,
+    score_rows,
 )
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
@@ -182,8 +184,9 @@ def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     save_weights(vae, vae.state_dict(), folder / "model.safetensors")
     write_history(result.history, folder / "history.csv")
     run = TrainedRun(cfg, data, vae, objective, result)
-    metrics = evaluate_trained_run(run)
+    metrics, evidence = evaluate_trained_run(run)
     # Written before the report, whose failure must not lose the metrics.
+    write_held_out(folder, data, evidence)
     _write(folder / "metrics.json", strict_json(metrics))
     # Imported late, because Matplotlib is not needed before.
     from pyro_vae.report.content import build_report
@@ -193,16 +196,17 @@ def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def evaluate_trained_run(run: TrainedRun) -> dict[str, Any]:
-    """Returns the final metrics on held-out data, in nats per datum."""
+def evaluate_trained_run(run: TrainedRun) -> tuple[dict[str, Any], Evidence]:
+    """Returns the final metrics on held-out data in nats per datum, and the evidence by row."""
     cfg, vae, (x, mask, _, covariates) = run.cfg, run.vae, run.data.test
     # Seeded, so a later evaluation of the run can draw the same samples.
     with fork_and_seed_rng(x.device, cfg.seed):
-        metrics = compute_metrics(vae, x, mask, covariates, **cfg.evaluate)
+        evidence = score_rows(vae, x, mask, covariates, **cfg.evaluate)
+        metrics = compute_metrics(vae, x, mask, covariates, evidence=evidence, **cfg.evaluate)
     kl = objectives.kl_report(
         vae.model, vae.guide, **_name_arguments(run.data.test.batch(slice(2)))
     )
-    return check_finite_metrics({
+    metrics = check_finite_metrics({
         **metrics,
         "objective": _held_out_objective(run),
         "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
@@ -212,6 +216,7 @@ def evaluate_trained_run(run: TrainedRun) -> dict[str, Any]:
         "mixture_rows": min(len(run.data.x.train), cfg.evaluate.baseline_rows),
         **_protocol(run),
     })  # fmt: skip
+    return metrics, evidence
 
 
 def _protocol(run: TrainedRun) -> dict[str, Any]:

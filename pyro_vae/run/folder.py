@@ -30,6 +30,7 @@ _CONTENT = (
     "report.html",
     "figures",
     "history.csv",
+    "held_out.csv",
     "config.yaml",
     "data.json",
     "failure.json",

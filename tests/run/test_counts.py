@@ -52,7 +52,7 @@ def test_each_figure_decodes_its_samples_once(decoded):
     history = [{"epoch": 1, "train_objective": -20.0, "valid_elbo": -20.0}]
     result = FitResult(history, 1, 1, 0.1, "eager")
     run = TrainedRun(cfg, digits, vae, objectives.ELBO(), result)
-    metrics = experiment.evaluate_trained_run(run)
+    metrics, _ = experiment.evaluate_trained_run(run)
     figures.draw_figures(run, metrics)
     # Four chunks of 90 rows hold the 359, so one row is decoded twice.
     assert counts["evidence"] == 360 * 50
