@@ -126,7 +126,7 @@ def _choose_writer(
 
 def _fill(column: Any, imputed: Any, observed: Any) -> Any:
     """Returns a column with imputed values where it has none; others keep their type."""
-    if observed.all():
+    if observed.all() and str(imputed.dtype) != "Int64":
         return column
     filled = column.astype(object).where(observed, imputed.astype(object)).infer_objects()
     # Gaps make floating-point numbers of integers.

@@ -153,9 +153,7 @@ def test_an_error_of_the_program_keeps_its_traceback(capsys):
 COMMANDS = {
     "pyro-vae-compare": "from pyro_vae.cli import compare as c; c._compare = stop; "
     "sys.exit(c.main(['.']))",
-    "pyro-vae-embed": (
-        "from pyro_vae.cli import reuse as c; c._embed_and_print = stop; c.run_embed()"
-    ),
+    "pyro-vae-embed": ("from pyro_vae.cli import reuse as c; c._write_table = stop; c.run_embed()"),
     "pyro-vae-evaluate": "from pyro_vae.cli import reuse as c; c._evaluate_and_print = stop; "
     "c.run_evaluate()",
 }
