@@ -317,7 +317,10 @@ def find_data_folder(root: str | Path | None) -> Path:
 
 
 def check_data_file(
-    path: str | Path | None, suffixes: tuple[str, ...], name: str = "data.path"
+    path: str | Path | None,
+    suffixes: tuple[str, ...],
+    name: str = "data.path",
+    shown: tuple[str, ...] = (),
 ) -> Path:
     """Returns the path of a file that exists.
 
@@ -325,11 +328,12 @@ def check_data_file(
         path: The path.
         suffixes: Those that are allowed.
         name: The name of the setting.
+        shown: The most common suffixes, for errors; by default all.
 
     Raises:
         ValueError: If the file is missing or has another suffix.
     """
-    *others, last = suffixes
+    *others, last = shown or suffixes
     kinds = f"{', '.join(others)} or {last}" if others else last
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(

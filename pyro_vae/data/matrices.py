@@ -20,6 +20,7 @@ from pyro_vae.validation import describe_value, list_names
 __all__ = ["Matrix", "is_scipy", "read_matrix", "read_row_table", "to_tensor"]
 
 _SUFFIXES = (".h5ad", ".mtx", ".npz", *SUFFIXES)
+_SHOWN = (".h5ad", ".mtx", ".gz", ".npz", ".csv", ".parquet")
 
 _PARTS_OF_SPARSE = {"format", "shape", "data"}
 """Arrays that every file of ``scipy.sparse.save_npz`` has."""
@@ -92,7 +93,7 @@ def _is_in_memory(source: Any) -> bool:
 
 
 def _check_path(source: Any) -> Path:
-    file = check_data_file(source, _SUFFIXES)
+    file = check_data_file(source, _SUFFIXES, shown=_SHOWN)
     if file.suffix.lower() == ".gz" and not file.name.lower().endswith(".mtx.gz"):
         raise ValueError(f"Expected data.path to name a .mtx.gz file, got '{source}'")
     return file

@@ -199,7 +199,7 @@ def load_table(
     if isinstance(source, pandas.DataFrame):
         raw = _wrap_frame(source, "the table")
         return TableSource(raw, "table", "the table", marks)
-    file = check_data_file(source, SUFFIXES, argument)
+    file = check_data_file(source, SUFFIXES, argument, (".csv", ".parquet"))
     if file.suffix.lower() == ".parquet":
         raw = _wrap_frame(_read_parquet(file), f"'{file}'")
     elif is_text_file(file):

@@ -29,6 +29,9 @@ __all__ = [
 
 _MAX_SHOWN = 8
 
+_LEAST_ROWS = 4
+"""The least rows of which the last can be recognized as their sum."""
+
 _LEAST_STEPS = 1000.0
 """The least ratio of a column's standard deviation to the rounding error of its values."""
 
@@ -38,11 +41,17 @@ class Problems:
 
     Arguments:
         place: The name of the table.
+
+    Attributes:
+        texts: The problems of columns.
+        last: Further problems, which are listed last.
+        names: The columns with problems.
     """
 
     def __init__(self, place: str) -> None:
         self.place = place
         self.texts: list[str] = []
+        self.last: list[str] = []
         self.names: list[str] = []
 
     def add(self, text: str, names: Sequence[str] = ()) -> None:
@@ -60,15 +69,16 @@ class Problems:
 
     def raise_any(self) -> None:
         """Raises a ``ValueError`` with all problems, if there are any."""
-        if not self.texts:
+        texts = self.texts + self.last
+        if not texts:
             return
-        if len(self.texts) == 1:
-            raise ValueError(self.texts[0])
-        lines = [f"  {number}. {text}" for number, text in enumerate(self.texts, 1)]
+        if len(texts) == 1:
+            raise ValueError(texts[0])
+        lines = [f"  {number}. {text}" for number, text in enumerate(texts, 1)]
         if self.names:
-            lines.append(f"  To continue without all of these columns, {leave_out(self.names)}.")
+            lines.append(f"  To go on without the columns with problems, {leave_out(self.names)}.")
         raise ValueError(
-            f"Expected {self.place} to be a table without problems, got {len(self.texts)}:\n"
+            f"Expected {self.place} to be a table without problems, got {len(texts)}:\n"
             + "\n".join(lines)
         )
 
@@ -179,9 +189,11 @@ def _report_faults(cells: Mapping[str, Cells], problems: Problems) -> None:
 
 def _report_totals(names: Sequence[str], numbers: Tensor, problems: Problems) -> None:
     """Adds a problem if the last row holds the sums of all others."""
+    if len(numbers) < _LEAST_ROWS or len(names) < 2:
+        return
     sums, last = numbers[:-1].nansum(0), numbers[-1]
     alike = (last - sums).abs() <= 1e-9 * sums.abs()
-    if len(numbers) > 3 and len(names) > 1 and bool((alike & (sums != 0)).all()):
+    if bool((alike & (sums != 0)).all()):
         problems.add(
             "Expected rows of one kind, got the sums of the others in the last one: leave it out "
             "(data.skip_last=1)"

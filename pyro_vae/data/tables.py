@@ -159,10 +159,11 @@ def table(
         source=source.place,
     )  # fmt: skip
     problems = _check_names(source, names, is_listed=columns is not None)
-    with problems.collect():
+    try:
         rows = split_row_numbers(len(source), valid=valid, test=test, seed=seed)
-    if problems.texts:
+    except ValueError as error:
         # The problems of the values belong to the same message.
+        problems.last.append(str(error))
         rows = split_row_numbers(len(source), valid=0, test=0, seed=0)
     values = _read_values(source, names, rows, settings, problems)
     return _describe_rows(values, source, label, roles, settings.like)

@@ -79,16 +79,24 @@ def _select_settings(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     if isinstance(evaluate, dict) and evaluate.get("tolerance") in ("auto", None):
         # A job of a sweep has the name it had before this setting existed.
         evaluate.pop("tolerance", None)
-    vae = values.get("vae")
-    if isinstance(vae, dict) and vae.get("_target_") == "pyro_vae.VAE":
-        # This was the default, and still is for all likelihoods that existed then.
-        vae.setdefault("input_transform", dict(_IDENTITY))
+    _restore_input_transform(values.get("vae"))
     for path in UNRELATED:
         parent_path, _, name = path.rpartition(".")
         parent = values.get(parent_path) if parent_path else values
         if isinstance(parent, dict):
             parent.pop(name, None)
     return {str(key): value for key, value in values.items()}
+
+
+def _restore_input_transform(vae: Any) -> None:
+    """Restores the form of a setting in earlier versions, so jobs keep their names."""
+    if not isinstance(vae, dict):
+        return
+    if vae.get("input_transform", 0) is None:
+        vae["input_transform"] = dict(_IDENTITY)
+    transform = vae.get("input_transform")
+    if isinstance(transform, dict) and transform.get("append_mask") is False:
+        del transform["append_mask"]
 
 
 def read_run_id(folder: Path) -> str | None:

@@ -110,7 +110,7 @@ def select_columns(
     contradicts = columns is not None and set(names) != set(like)
     if contradicts or dropped & set(like):
         raise ValueError(
-            f"Expected columns and drop to leave the columns of like, {list_names(like)}, got "
+            f"Expected columns and drop to leave the columns of the training data, {list_names(like)}, got "
             f"{list_names(names)}"
         )
     return list(like)

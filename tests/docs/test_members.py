@@ -34,7 +34,7 @@ BASES = {
 ROWS = {
     "priors": tables.PRIORS.values(),
     "posteriors": tables.POSTERIORS.values(),
-    "likelihoods": tables.LIKELIHOODS.values(),
+    "likelihoods": [*tables.LIKELIHOODS.values(), *tables.TABLE_LIKELIHOODS.values()],
     "networks": [part for pair in tables.NETWORKS.values() for part in pair],
     "objectives": tables.OBJECTIVES.values(),
 }

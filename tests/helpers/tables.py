@@ -329,6 +329,14 @@ LIKELIHOOD_ROWS |= {
 }
 LIKELIHOODS = {name: row.make for name, row in LIKELIHOOD_ROWS.items()}
 
+TABLE_LIKELIHOODS = {
+    "columns": partial(
+        likelihoods.Columns,
+        columns=[("length", "real"), ("colour", "categorical", ("red", "green", "blue"))],
+    )
+}
+"""Likelihoods whose data have a fixed shape, which tests/parts/test_columns.py tests."""
+
 FEW_LIKELIHOODS = (
     "bernoulli", "categorical", "continuous_bernoulli", "gamma", "negative_binomial",
     "normal_optimal", "normal_shared", "zero_inflated_row_sum",

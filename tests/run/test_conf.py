@@ -65,10 +65,16 @@ def test_option_builds_and_takes_a_step(group, option):
     overrides = [f"{group}={option}", "out=."]
     if option == "conv":
         overrides.append(f"{group.replace('/', '.')}.channels=[4]")
+    event = EVENT
+    if option == "columns":
+        # Only a table has columns.
+        columns = "[{name: a, kind: real}, {name: b, kind: count}]"
+        overrides += ["vae/likelihood=columns", f"vae.likelihood.columns={columns}"]
+        event = (2,)
     cfg = config.compose(overrides)
-    vae = config.build(cfg.vae, event_shape=EVENT)
+    vae = config.build(cfg.vae, event_shape=event)
     objective = config.build(cfg.objective)
-    x = torch.full((4, *EVENT), 0.5 if option == "beta" else 1.0)
+    x = torch.full((4, *event), 0.5 if option == "beta" else 1.0)
     loss = objective.differentiable_loss(vae.model, vae.guide, x)
     loss.backward()
     assert torch.isfinite(loss)
