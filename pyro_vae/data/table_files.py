@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class TableSource:
 
     def __init__(self, raw: RawTable, name: str, place: str, marks: Sequence[str] = ()) -> None:
         self.raw, self.name, self.place, self.marks = raw, name, place, tuple(marks)
+        self._decimal: str | None = None
         self.names = [
             given or f"Unnamed: {index}" for index, given in enumerate(map(str.strip, raw.names))
         ]
@@ -93,33 +94,47 @@ class TableSource:
         """
         cells = {name: self._parse(name, name in words) for name in names}
         marks = {c.decimal for c in cells.values()} - {None}
-        if len(marks) != 1 or self.raw.options.decimal is not None:
-            return cells
-        mark = marks.pop()
-        for name in names:
-            if cells[name].fault is not None and cells[name].decimal is None:
-                cells[name] = self._parse(name, name in words, mark)
-            elif mark == "," and self._is_grouped(name, cells[name]):
-                cells[name] = cells[name]._replace(
-                    fault=f"points before three digits, which may be decimals or thousands beside "
-                    f"decimal commas: set the decimal mark "
-                    f"({format_override('data.decimal', ',')})"
-                )
-        self._add_notes(cells)
+        if len(marks) == 1 and self.raw.options.decimal is None:
+            self._decimal = marks.pop()
+            for name in names:
+                cells[name] = self._parse_again(name, cells[name], as_words=name in words)
+        if any(c.decimal == "," for c in cells.values()):
+            self.notes.append("decimal commas")
+        self.notes += [f"{name} {c.note}" for name, c in cells.items() if c.note is not None]
         return cells
 
-    def read_described(self, names: Sequence[str]) -> Any:
-        """Returns labels and covariates as a pandas DataFrame; texts that are not all numbers stay.
+    def _parse_again(self, name: str, cells: Cells, *, as_words: bool) -> Cells:
+        """Returns the cells of a column, given the decimal mark of others."""
+        if cells.is_ambiguous:
+            return self._parse(name, as_words)
+        if self._decimal == "," and self._is_grouped(name, cells):
+            return cells._replace(
+                is_ambiguous=True,
+                fault=f"points before three digits, which may be decimals or thousands beside "
+                f"decimal commas: set the decimal mark ({format_override('data.decimal', ',')})",
+            )
+        return cells
+
+    def read_described(self, label: str | None, kinds: Mapping[str, str | None]) -> Any:
+        """Returns label and covariates as a pandas DataFrame.
+
+        Texts of which only some are numbers are words.
 
         Arguments:
-            names: The names of the columns.
+            label: The name of the label, or ``None``.
+            kinds: The kinds of covariates by name.
+
+        Raises:
+            ValueError: If the numbers of a covariate are ambiguous.
         """
         import pandas
 
         columns = {}
-        for name in names:
-            cells = self._parse(name, as_words=False)
-            columns[name] = (self._parse(name, True) if cells.fault else cells).values
+        for name in dict.fromkeys([*kinds, *([] if label is None else [label])]):
+            cells = self._parse(name, as_words=kinds.get(name) == "categorical")
+            if cells.fault is not None and name in kinds and cells.is_ambiguous:
+                raise ValueError(f"Expected numbers in covariate {name!r}, got {cells.fault}")
+            columns[name] = (self._parse(name, as_words=True) if cells.fault else cells).values
         return pandas.DataFrame(columns, index=self.raw.frame.index)
 
     def to_frame(self) -> Any:
@@ -131,15 +146,24 @@ class TableSource:
         frame.columns = self.names
         return frame
 
-    def _parse(self, name: str, as_words: bool, decimal: str | None = None) -> Cells:
-        index = self.names.index(name)
+    def _parse(self, name: str, as_words: bool) -> Cells:
+        index, decimal = self.names.index(name), self.raw.options.decimal or self._decimal
         column = self.raw.frame.iloc[:, index].rename(name)
+        is_plain = column.dtype.kind in "iuf"
+        if (
+            self.raw.read_texts is not None
+            and is_plain
+            and (as_words or (self.raw.options.decimal == "," and column.dtype.kind == "f"))
+        ):
+            # The texts of words are levels, and a point may be a mark between thousands.
+            column = self.raw.read_texts(index).rename(name)
         cells = parse_cells(
             column,
             marks=self.marks,
-            decimal=decimal or self.raw.options.decimal,
+            decimal=decimal,
             quoted=self.is_text,
             as_words=as_words,
+            skipped=self.raw.options.skip_last,
         )
         return self._find_large_integers(index, cells)
 
@@ -155,11 +179,11 @@ class TableSource:
             return cells._replace(fault=INEXACT) if large else cells
         if not is_float_dtype(column.dtype) or self.raw.read_texts is None:
             return cells
-        large = (column.abs() > EXACT).to_numpy()
+        large = (column.abs() >= EXACT).to_numpy()
         if not large.any():
             return cells
         texts = self.raw.read_texts(index)
-        return parse_cells(texts[large].rename(self.names[index]))._replace(values=cells.values)
+        return cells._replace(fault=parse_cells(texts[large].rename(self.names[index])).fault)
 
     def _is_grouped(self, name: str, cells: Cells) -> bool:
         """Whether a column of plain numbers may have points between thousands."""
@@ -169,10 +193,6 @@ class TableSource:
         texts = self.raw.read_texts(self.names.index(name)).dropna()
         reals = texts[texts.str.contains(".", regex=False)]
         return len(reals) > 0 and bool(reals.map(is_grouped).all())
-
-    def _add_notes(self, cells: dict[str, Cells]) -> None:
-        if any(c.decimal == "," for c in cells.values()):
-            self.notes.append("decimal commas")
 
 
 def load_table(
@@ -195,7 +215,13 @@ def load_table(
     import pandas
 
     if hasattr(source, "to_pandas"):
-        source = source.to_pandas()
+        try:
+            source = source.to_pandas()
+        except ImportError as error:
+            raise ValueError(
+                f"Expected a table that converts to pandas, got {describe_value(source)}, which "
+                f"needs another package: {error}"
+            ) from error
     if isinstance(source, pandas.DataFrame):
         raw = _wrap_frame(source, "the table")
         return TableSource(raw, "table", "the table", marks)
@@ -243,59 +269,72 @@ def _read_parquet(file: Path) -> Any:
 
 
 def _identifies_rows(column: Any) -> bool:
-    """Whether a column numbers the rows from 0 or 1, or names each of them by another word."""
+    """Whether a column numbers or names each row differently."""
     from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
-    if column.isna().any():
-        return False
-    if is_integer_dtype(column.dtype):
-        return bool(column.iloc[0] in (0, 1) and (column.diff().dropna() == 1).all())
-    return not is_numeric_dtype(column.dtype) and column.is_unique
+    is_index = is_integer_dtype(column.dtype) or not is_numeric_dtype(column.dtype)
+    return bool(is_index and column.notna().all() and column.is_unique)
 
 
 def check_header(source: TableSource, names: Sequence[str]) -> None:
-    """Raises a ``ValueError`` for a used column without a name, and for a first line of numbers."""
+    """Raises a ``ValueError`` for a used column without a name, and for a first line of values."""
     unnamed = [name for name in names if _UNNAMED.fullmatch(name)]
+    if len(unnamed) > 1 and len(unnamed) > len(names) // 2:
+        raise ValueError(
+            f"Expected the first line of {source.place} to name the columns, got "
+            f"{source.names[0]!r} alone, which may be a title: remove it from the file"
+        )
     if unnamed:
         raise ValueError(
             f"Expected a name for each column of {source.place}, got {unnamed[0]!r}, which may be "
             f"an index: {leave_out(unnamed)}, or name it"
         )
+    value = _find_value(source, names) if source.is_text else None
+    if value is None:
+        return
+    listed = list(names) if len(names) <= _MAX_SUGGESTED else None
+    hint = "" if listed is None else f" ({format_override('data.columns', listed)})"
+    raise ValueError(
+        f"Expected the first line of {source.place} to name the columns, got {value}: write a line "
+        f"of names above it, number the columns (data.header=false), or list the columns if these "
+        f"are names{hint}"
+    )
+
+
+def _find_value(source: TableSource, names: Sequence[str]) -> str | None:
+    """Returns a name that may be a value, in words; ``None`` if the names may be names."""
     numeric = [name for name in names if NUMBER.fullmatch(name)]
     counted = source.names == [str(index) for index in range(len(source.names))]
     plain = all(name.isdigit() for name in numeric)
-    if (
-        source.is_text
-        and numeric
-        and not counted
-        and not (plain and len(numeric) < len(source.names))
-    ):
-        listed = list(names) if len(names) <= _MAX_SUGGESTED else None
-        hint = "" if listed is None else f" ({format_override('data.columns', listed)})"
-        raise ValueError(
-            f"Expected the first line of {source.place} to name the columns, got the number "
-            f"{numeric[0]}: write a line of names above it, number the columns "
-            f"(data.header=false), or list the columns if these are names{hint}"
-        )
+    if numeric and not counted and not (plain and len(numeric) < len(source.names)):
+        return f"the number {numeric[0]}"
+    for name in names:
+        cells = parse_cells(_make_cell(name))
+        if cells.kind == "truth" or (cells.kind == "number" and not NUMBER.fullmatch(name)):
+            return f"the value {name!r}"
+        column = source.raw.frame.iloc[:, source.names.index(name)]
+        if column.dtype == object and (column == name).any():
+            return f"{name!r}, which is a value of this column too"
+    return None
+
+
+def _make_cell(text: str) -> Any:
+    import pandas
+
+    return pandas.Series([text], dtype=object)
 
 
 def check_read_options(
     separator: Any = None,
     encoding: Any = None,
     decimal: Any = None,
-    thousands: Any = None,
     header: Any = True,
     skip_last: Any = 0,
 ) -> ReadOptions:
     """Returns the options of a text file, or raises a ``ValueError``."""
-    for name, value in (("separator", separator), ("thousands", thousands)):
-        if value is not None and (not isinstance(value, str) or not value):
-            raise ValueError(f"Expected {name} to be a string, got {describe_value(value)}")
-    if thousands is not None and len(thousands) > 1:
-        raise ValueError(f"Expected thousands to be one character, got {thousands!r}")
+    if separator is not None and not (isinstance(separator, str) and len(separator) == 1):
+        raise ValueError(f"Expected separator to be one character, got {describe_value(separator)}")
     check_choice("decimal", decimal, (None, ".", ","))
-    if thousands is not None and thousands == (decimal or "."):
-        raise ValueError(f"Expected thousands to differ from the decimal mark, got {thousands!r}")
     if encoding is not None:
         try:
             codecs.lookup(encoding)
@@ -305,9 +344,7 @@ def check_read_options(
                 f"{describe_value(encoding)}"
             ) from None
     skip_last = check_size("skip_last", skip_last, least=0)
-    return ReadOptions(
-        separator, encoding, decimal, thousands, check_flag("header", header), skip_last
-    )
+    return ReadOptions(separator, encoding, decimal, check_flag("header", header), skip_last)
 
 
 def check_label(label: Any) -> str | None:

@@ -19,6 +19,7 @@ from pyro_vae.validation import list_names
 
 __all__ = [
     "Problems",
+    "check_kinds",
     "check_range",
     "check_resolution",
     "describe_source",
@@ -41,6 +42,7 @@ class Problems:
 
     Arguments:
         place: The name of the table.
+        must_keep: Whether columns cannot be left out, because they are those of the training data.
 
     Attributes:
         texts: The problems of columns.
@@ -48,8 +50,8 @@ class Problems:
         names: The columns with problems.
     """
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, *, must_keep: bool = False) -> None:
+        self.place, self.must_keep = place, must_keep
         self.texts: list[str] = []
         self.last: list[str] = []
         self.names: list[str] = []
@@ -75,7 +77,7 @@ class Problems:
         if len(texts) == 1:
             raise ValueError(texts[0])
         lines = [f"  {number}. {text}" for number, text in enumerate(texts, 1)]
-        if self.names:
+        if self.names and not self.must_keep:
             lines.append(f"  To go on without the columns with problems, {leave_out(self.names)}.")
         raise ValueError(
             f"Expected {self.place} to be a table without problems, got {len(texts)}:\n"
@@ -109,7 +111,8 @@ def read_numbers(cells: Mapping[str, Cells], missing: str, problems: Problems) -
     names = [n for n, c in cells.items() if c.kind in ("number", "truth", "empty") and not c.fault]
     values = [_to_float(cells[name].values) for name in names]
     if not values:
-        return Numbers([], torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
+        size = len(next(iter(cells.values())).values)
+        return Numbers([], torch.zeros(size, 0), torch.ones(size, 0, dtype=torch.bool))
     numbers = torch.from_numpy(np.stack(values, 1))
     infinite = _select(names, numbers.isinf().any(0))
     if infinite:
@@ -274,17 +277,36 @@ def fit_scaling(
     return scaling
 
 
-def check_resolution(x: Tensor, numbers: Tensor, schema: Schema, problems: Problems) -> None:
+def check_resolution(x: Tensor, numbers: Tensor, names: Sequence[str], problems: Problems) -> None:
     """Adds a problem for numbers whose differences the precision of the data loses."""
-    rounding = torch.finfo(x.dtype).eps * numbers.nan_to_num().abs().amax(0)
     _, scale = Scaling.fit(numbers, ~numbers.isnan())
-    bad = _select(schema.names, (scale > 0) & (scale < _LEAST_STEPS * rounding))
+    error = (x.double() - numbers).nan_to_num().abs().amax(0)
+    info = torch.finfo(x.dtype)
+    is_lost = (scale > 0) & (_LEAST_STEPS * error > scale)
+    # Densities need the squares of standardized values.
+    is_extreme = (scale > 0) & ((scale < 1e3 * info.tiny**0.5) | (scale > 1e-3 * info.max**0.5))
+    bad = _select(names, is_lost | is_extreme)
     if bad:
         problems.add(
-            f"Expected columns whose differences {x.dtype} represents, got a small spread of large "
-            f"numbers in {list_names(bad)}: subtract a constant, or {leave_out(bad)}",
+            f"Expected columns whose differences {x.dtype} represents, got too small or too large "
+            f"ones in {list_names(bad)}: subtract a constant or rescale them, or {leave_out(bad)}",
             bad,
         )
+
+
+def check_kinds(x: Tensor, schema: Schema, problems: Problems) -> None:
+    """Adds a problem for values that leave their kind in the precision of the data."""
+    limit = 2 / torch.finfo(x.dtype).eps
+    for index, column in enumerate(schema.columns):
+        values = x[:, index][~x[:, index].isnan()]
+        is_exact = column.kind != "count" or bool((values <= limit).all())
+        if not is_exact or not bool(column.contains(values).all()):
+            problems.add(
+                f"Expected column {column.name!r} to be {column.describe_support()} in {x.dtype}, "
+                f"got values that are rounded to others: rescale it, declare another kind, or "
+                f"{leave_out([column.name])}",
+                [column.name],
+            )
 
 
 def describe_source(source: TableSource, names: Sequence[str], state: str | None) -> str:

@@ -19,6 +19,7 @@ from pyro_vae.data.table_files import (
 )
 from pyro_vae.data.table_values import (
     Problems,
+    check_kinds,
     check_range,
     check_resolution,
     describe_source,
@@ -26,6 +27,7 @@ from pyro_vae.data.table_values import (
     fit_schema,
     read_numbers,
 )
+from pyro_vae.files.csv_cells import NUMBER
 from pyro_vae.tables.kinds import parse_declared
 from pyro_vae.tables.schema import CODED, Schema
 from pyro_vae.tables.selection import check_once, match_name, select_columns
@@ -57,7 +59,6 @@ def table(
     na: Sequence[str] = (),
     separator: str | None = None,
     decimal: str | None = None,
-    thousands: str | None = None,
     encoding: str | None = None,
     header: bool = True,
     skip_last: int = 0,
@@ -87,8 +88,8 @@ def table(
     values are detected. Columns without a name that are empty or identify the rows are left out.
 
     Arguments:
-        path: A csv, tsv, txt or data file, also with the suffix gz, bz2, xz or zip, whose first
-            line names the columns; a parquet file (needs the extra ``parquet``); or a pandas table,
+        path: A csv, tsv, txt or data file, also compressed (gz, bz2, xz or zip), whose first line
+            names the columns; a parquet file (needs the extra ``parquet``); or a pandas table,
             or one with the method ``to_pandas``. In a text file, the quote before a name or a word
             that a spreadsheet would calculate, as in ``'=1+1``, is removed.
         columns: The names of the columns to use; by default all but the label, covariates and size
@@ -117,8 +118,8 @@ def table(
             the standardization, and ``Data.mask`` is True where a value was observed.
         na: Further marks of missing values, such as ``-999``.
         separator: The separator between the values of a text file; ``None`` to detect it.
-        decimal: The decimal mark, ``"."`` or ``","``; ``None`` to detect it.
-        thousands: The mark between thousands; ``None`` to detect it.
+        decimal: The decimal mark, ``"."`` or ``","``; the other one, a space or an apostrophe is
+            between thousands. ``None`` to detect it.
         encoding: The encoding of a text file; ``None`` to detect it.
         header: Whether the first line names the columns; False: they are called ``column_0`` etc.
         skip_last: The number of last rows to leave out, such as a row of totals.
@@ -128,9 +129,10 @@ def table(
 
     Raises:
         ValueError: If the source is missing, damaged or not a table, a column is unknown, unnamed,
-            duplicated, of another kind, constant, identifies the rows or has integers above 2**53,
-            the first line has numbers, values are missing, ambiguous or infinite, or an argument is
-            out of range. The message lists all problems of the columns.
+            duplicated or of another kind, constant if it is standardized or ``mixed``, identifies
+            the rows if ``mixed``, or has integers above 2**53, the first line has values, values
+            are missing, ambiguous or infinite, or an argument is out of range. The message lists
+            all problems of the columns.
 
     Example:
         >>> import pandas
@@ -149,7 +151,7 @@ def table(
         "categorical": categorical, "ordinal": ordinal,
     }  # fmt: skip
     settings = _check_settings(missing, standardize, like, mixed, kinds)
-    options = check_read_options(separator, encoding, decimal, thousands, header, skip_last)
+    options = check_read_options(separator, encoding, decimal, header, skip_last)
     source = load_table(path, options, _check_marks(na))
     roles = choose_kinds(covariates, size_factor, settings.like)
     label, roles = match_reserved(source.names, check_label(label), roles)
@@ -158,15 +160,19 @@ def table(
         left_out=source.index_names, like=settings.like and settings.like.columns,
         source=source.place,
     )  # fmt: skip
-    problems = _check_names(source, names, is_listed=columns is not None)
+    problems = _check_names(
+        source, names, is_listed=columns is not None, must_keep=settings.like is not None
+    )
     try:
         rows = split_row_numbers(len(source), valid=valid, test=test, seed=seed)
     except ValueError as error:
         # The problems of the values belong to the same message.
         problems.last.append(str(error))
         rows = split_row_numbers(len(source), valid=0, test=0, seed=0)
-    values = _read_values(source, names, rows, settings, problems)
-    return _describe_rows(values, source, label, roles, settings.like)
+    fields: dict[str, Any] = {}
+    with problems.collect():
+        fields = _describe_rows(source, rows, label, roles, settings.like)
+    return _read_values(source, names, rows, settings, problems)._replace(**fields)
 
 
 class _Settings(NamedTuple):
@@ -223,12 +229,14 @@ def _check_marks(na: Any) -> tuple[str, ...]:
     return tuple(map(str, marks))
 
 
-def _check_names(source: TableSource, names: list[str], *, is_listed: bool) -> Problems:
+def _check_names(
+    source: TableSource, names: list[str], *, is_listed: bool, must_keep: bool
+) -> Problems:
     """Returns the problems of the names of the used columns."""
     if not is_listed:
         # Values below a missing header are not checked.
         check_header(source, names)
-    problems = Problems(source.place)
+    problems = Problems(source.place, must_keep=must_keep)
     with problems.collect(*sorted({n for n in names if source.names.count(n) > 1})):
         check_once(source.names, names)
     return problems
@@ -263,27 +271,24 @@ _Values = tuple[Split, Split, Scaling | None, Schema | None]
 
 
 def _describe_rows(
-    data: Data,
     source: TableSource,
+    rows: Split,
     label: str | None,
     kinds: Mapping[str, str | None],
     like: Preparation | None,
-) -> Data:
-    """Returns the data with its labels and covariates."""
-    rows = data.row_numbers
-    assert rows is not None
+) -> dict[str, Any]:
+    """Returns labels and covariates, as fields of :class:`Data`."""
+    check_once(source.names, [*kinds, *([] if label is None else [label])])
+    described = source.read_described(label, kinds)
+    fields: dict[str, Any] = {}
     if label is not None:
-        check_once(source.names, [label])
-    described = source.read_described([*kinds, *([] if label is None else [label])])
+        labels, fields["label_names"] = number_labels(described[label])
+        fields["labels"] = rows.select(labels)
     encoding = choose_encoding(described, rows, kinds, like)
-    if label is not None:
-        labels, label_names = number_labels(described[label])
-        data = data._replace(labels=rows.select(labels), label_names=label_names)
-    if encoding is None:
-        return data
-    return data._replace(
-        covariates=rows.select(encoding.encode(described)), covariate_columns=encoding
-    )
+    if encoding is not None:
+        fields["covariates"] = rows.select(encoding.encode(described))
+        fields["covariate_columns"] = encoding
+    return fields
 
 
 def _read_numbers(
@@ -302,6 +307,8 @@ def _read_numbers(
     problems.raise_any()
     x = _rescale(parts, masks, scaling)
     check_range(torch.cat(x), names, problems)
+    if scaling is None:
+        check_resolution(x.train, parts.train.where(masks.train, torch.nan), names, problems)
     problems.raise_any()
     return x, masks, scaling, None
 
@@ -322,26 +329,44 @@ def _read_mixed(
 ) -> _Values:
     """Returns numbers and codes, with the kinds of the columns."""
     own = None if settings.like is None else settings.like.schema
-    declared = dict(settings.declared)
-    if own is not None:
-        declared = {c.name: (c.kind, c.levels) for c in own.columns}
-    declared = {match_name(name, source.names): kind for name, kind in declared.items()}
+    declared = {match_name(n, source.names): kind for n, kind in settings.declared.items()}
     unknown = [name for name in declared if name not in names]
     if unknown:
         raise ValueError(
             f"Expected the kinds of columns among {list_names(names)}, got {list_names(unknown)}"
         )
-    words = {name for name, (kind, _) in declared.items() if kind in CODED}
+    if own is not None:
+        _check_declared(declared, own)
+        declared = {c.name: (c.kind, c.levels) for c in own.columns}
+    words = {
+        n for n, (kind, levels) in declared.items() if kind in CODED and not _are_numbers(levels)
+    }
     cells = source.parse(names, words)
     schema = fit_schema(cells, declared, settings.missing, problems, own)
     problems.raise_any()
     numbers = schema.encode({name: c.values for name, c in cells.items()})
     x = numbers.to(torch.get_default_dtype())
     check_range(x, names, problems)
+    check_kinds(x, schema, problems)
     if own is None:
-        check_resolution(x, numbers, schema, problems)
+        check_resolution(x, numbers, schema.names, problems)
     problems.raise_any()
     return rows.select(x.nan_to_num()), rows.select(~x.isnan()), None, schema
+
+
+def _check_declared(declared: Mapping[str, tuple[str, tuple[str, ...]]], own: Schema) -> None:
+    """Raises a ``ValueError`` for a kind that contradicts the training data."""
+    kinds = {column.name: column.kind for column in own.columns}
+    other = [name for name, (kind, _) in declared.items() if kinds[name] != kind]
+    if other:
+        raise ValueError(
+            f"Expected the kinds of the training data, {kinds[other[0]]} for {other[0]!r}, got "
+            f"{declared[other[0]][0]}"
+        )
+
+
+def _are_numbers(levels: Sequence[str]) -> bool:
+    return bool(levels) and all(NUMBER.fullmatch(level) for level in levels)
 
 
 def load_preparation(like: Any) -> Preparation | None:

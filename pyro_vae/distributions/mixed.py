@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.types import _size
+
+from pyro_vae.validation import describe_value
 
 __all__ = ["Mixed"]
 
@@ -31,14 +32,15 @@ class Mixed(TorchDistribution):
     .. math:: p(x) = \prod_i p_i(x_i)
 
     The elements are batch dimensions, as those of a normal: ``.to_event(1)`` makes a row of them.
-    :attr:`mean` is the mean of each element; for a categorical one, whose codes have no mean, it is
-    the most probable code.
+    :attr:`mean` is the mean of each element. For codes of categories or ordered levels, which have
+    no mean, it is the most probable code.
 
     Arguments:
         parts: Distributions of batch shape ``(*batch, n)`` without event dimensions.
         order: The position of each element among those of all parts, a permutation.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> parts = [dist.Normal(torch.zeros(2), 1.0), dist.Categorical(logits=torch.zeros(1, 3))]
         >>> d = Mixed(parts, torch.tensor([0, 2, 1]))
         >>> d.log_prob(torch.tensor([0.0, 1.0, 0.0]))
@@ -55,17 +57,21 @@ class Mixed(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        batches = {part.batch_shape[:-1] for part in parts}
+        _check_parts(parts)
         size = sum(part.batch_shape[-1] for part in parts)
-        if any(part.event_shape for part in parts) or len(batches) != 1 or order.shape != (size,):
-            shapes = [(tuple(part.batch_shape), tuple(part.event_shape)) for part in parts]
+        # Values are not compared, because that would wait for a device.
+        if not isinstance(order, Tensor) or order.shape != (size,) or order.dtype != torch.long:
             raise ValueError(
-                f"Expected parts of one batch shape and no event shape, and order of all their "
-                f"elements, got {shapes} and {tuple(order.shape)}"
+                f"Expected order to be a permutation of the {size} elements, integers of shape "
+                f"({size},), got {describe_value(order)}"
             )
         self.parts: tuple[Any, ...] = tuple(parts)
         self.order = order
-        super().__init__(torch.Size((*batches.pop(), size)), validate_args=validate_args)
+        batch = parts[0].batch_shape[:-1]
+        super().__init__(torch.Size((*batch, size)), validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        return f"Mixed({', '.join(type(part).__name__ for part in self.parts)})"
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -76,6 +82,11 @@ class Mixed(TorchDistribution):
         """Returns the distribution broadcast to ``batch_shape``."""
         new: Any = self._get_checked_instance(Mixed, _instance)
         batch_shape = torch.Size(batch_shape)
+        if batch_shape[-1:] != self.batch_shape[-1:]:
+            raise ValueError(
+                f"Expected batch_shape to end in {tuple(self.batch_shape[-1:])}, the number of "
+                f"elements, got {tuple(batch_shape)}"
+            )
         new.parts = tuple(
             part.expand(torch.Size((*batch_shape[:-1], part.batch_shape[-1])))
             for part in self.parts
@@ -88,16 +99,11 @@ class Mixed(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The mean of each element, or its most probable code."""
-        return self.summarize(self.expectations)
-
-    @property
-    def mode(self) -> Tensor:
-        """The mode of each element, or its mean where the mode has no closed form."""
-        return _join([_compute_mode(part) for part in self.parts], self.order)
+        return _join([_compute_mean(part) for part in self.parts], self.order)
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each element; NaN for categorical ones."""
+        """The variance of each element; NaN for those with codes."""
         return _join([part.variance for part in self.parts], self.order)
 
     @property
@@ -111,13 +117,18 @@ class Mixed(TorchDistribution):
         )
 
     def summarize(self, expectations: Tensor) -> Tensor:
-        """Returns the mean of each element or its most probable code, for averaged expectations."""
+        """Returns one value for each element from averaged expectations.
+
+        It is the mean of a number, and the most probable code of a binary or other coded element.
+        """
         sizes = [_count_expectations(part) for part in self.parts]
         pieces = []
         for part, piece in zip(self.parts, expectations.split(sizes, -1), strict=True):
             if _is_categorical(part):
                 probs = piece.unflatten(-1, (part.batch_shape[-1], -1))
                 piece = probs.argmax(-1).to(expectations.dtype)
+            elif isinstance(part, torch.distributions.Bernoulli):
+                piece = (piece > 0.5).to(expectations.dtype)
             pieces.append(piece)
         return _join(pieces, self.order)
 
@@ -149,18 +160,27 @@ def _count_expectations(part: Any) -> int:
     return size * part.probs.shape[-1] if _is_categorical(part) else size
 
 
-def _compute_mode(part: Any) -> Tensor:
-    if isinstance(part, dist.Bernoulli):
-        # PyTorch's mode is NaN for a probability of one half.
-        return (part.logits > 0).to(part.logits.dtype)
-    try:
-        return (
-            part.mode.to(part.mean.dtype)
-            if not _is_categorical(part)
-            else (part.logits.argmax(-1).to(part.logits.dtype))
+def _compute_mean(part: Any) -> Tensor:
+    if _is_categorical(part):
+        return part.logits.argmax(-1).to(part.logits.dtype)
+    return part.mean
+
+
+def _check_parts(parts: Any) -> None:
+    """Raises a ``ValueError`` unless distributions have one batch shape but for its last size."""
+    valid = isinstance(parts, Sequence) and len(parts) > 0
+    valid = valid and all(
+        isinstance(part, torch.distributions.Distribution)
+        and part.batch_shape
+        and not part.event_shape
+        and part.batch_shape[:-1] == parts[0].batch_shape[:-1]
+        for part in parts
+    )
+    if not valid:
+        raise ValueError(
+            f"Expected parts to be distributions of batch shape (*batch, n) with one batch and "
+            f"without event dimensions, got {describe_value(parts)}"
         )
-    except NotImplementedError:
-        return part.mean
 
 
 def _split(value: Tensor, parts: Sequence[Any], order: Tensor) -> tuple[Tensor, ...]:

@@ -162,7 +162,8 @@ def log_evidence(
         proposal: ``"posterior"``, or ``"prior"`` for z from p(z) with weights p(x given z).
         covariates: Covariates, ``(N, covariate_dim)``.
         mask: True where a value is observed, of the shape of ``x`` or ``(N,)``. The evidence is
-            that of the observed values, and zero for an excluded row.
+            that of the observed values. It is zero for a row that a mask of rows excludes, and an
+            estimate of zero for a row of which all elements are missing.
         diagnostics: Whether to return the standard error and effective sample size too.
         max_elements: The most decoder outputs in memory at once.
         compile: Whether a compiled graph draws, decodes and scores; figures are the same up to

@@ -62,10 +62,12 @@ def impute(
         \mathbb{E}[x_m \mid x_o] \approx \sum_{k=1}^K w_k\, \mathbb{E}[x_m \mid z_k], \qquad
         w_k \propto \frac{p(x_o \mid z_k)\, p(z_k)}{q(z_k \mid x_o)}
 
-    A single imputation is this mean; of a column of categories it is the most probable one, by the
-    same weights. A multiple imputation draws :math:`z` among the samples by their weights, and the
-    missing values from :math:`p(x_m \mid z)`. Analyse each of the ``draws`` data sets, and combine
-    the results by Rubin's rules. This treats the parameters of the VAE as known.
+    A single imputation is this mean; of a coded column of :class:`pyro_vae.likelihoods.Columns` it
+    is the most probable code, by the same weights. The mean of a count is not an integer.
+
+    A multiple imputation draws :math:`z` among the samples by their weights, and the missing values
+    from :math:`p(x_m \mid z)`. Analyse each of the ``draws`` data sets, and combine the results by
+    Rubin's rules. This treats the parameters of the VAE as known.
 
     This is the imputation of Mattei and Frellsen, whose model MIWAE is trained by
     :class:`pyro_vae.objectives.IWAE` on masked data. The objective
@@ -124,7 +126,9 @@ def impute(
     return result
 
 
-def _expand(mask: Tensor, x: Any, vae: VAE) -> Any:
+def _expand(mask: Any, x: Any, vae: VAE) -> Any:
+    if mask is None:
+        raise ValueError("Expected mask, which is True where a value is observed, got None")
     # A mask of rows means that all values of a row are missing, not that the row is left out.
     is_known = isinstance(x, Tensor) and isinstance(mask, Tensor) and mask.dtype == torch.bool
     return expand_mask(mask, x, vae.event_shape) if is_known else mask

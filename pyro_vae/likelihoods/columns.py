@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import Mixed
-from pyro_vae.likelihoods.bernoulli import Bernoulli
-from pyro_vae.likelihoods.core.codes import CategoricalCodes, OrdinalCodes
+from pyro_vae.likelihoods.core.codes import BinaryCodes, CategoricalCodes, OrdinalCodes
 from pyro_vae.likelihoods.gamma import Gamma
 from pyro_vae.likelihoods.laplace import Laplace
 from pyro_vae.likelihoods.log_normal import LogNormal
@@ -61,9 +60,11 @@ class Columns(Likelihood):
     - ``categorical``: a categorical distribution;
     - ``ordinal``: cumulative logits.
 
-    The decoder's features are in standardized units and relative to the frequencies of levels.
-    Each column is scored if its value is observed. The evidence adds probabilities of binary,
-    categorical, ordinal and count columns to densities of the others, in the units of the table.
+    The decoder's features are one vector, with those of each part of :attr:`parts` in turn. They
+    are in standardized units, and relative to the frequencies of levels in the training rows, with
+    half a count for each level. Each column is scored if its value is observed. The evidence adds
+    probabilities of binary, categorical, ordinal and count columns to densities of the others, in
+    the units of the table.
 
     References:
         | Handling incomplete heterogeneous data using VAEs (Nazábal et al., 2020),
@@ -79,8 +80,9 @@ class Columns(Likelihood):
         families: The families of single columns by name, where they differ from these.
         dispersion: The source of scales and other dispersions: ``"shared"`` (learned, one for all
             columns of a family), ``"element"`` (learned, one for each column) or ``"network"`` (an
-            output of the decoder).
-        min_scale: The lower bound of learned scales, in units of the standard deviation.
+            output of the decoder). A zero inflation is always an output of the decoder.
+        min_scale: The lower bound of scales, in units of the standard deviation of the column, or
+            of its logarithm for ``"log_normal"``. ``"gamma"`` has no such bound.
 
     Raises:
         ValueError: If the columns are missing or do not fit, or a family is not one of these.
@@ -115,7 +117,7 @@ class Columns(Likelihood):
     ) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape)
-        self.columns = _check_columns(columns, self.event_shape)
+        self.columns = Schema.for_shape(columns, self.event_shape)
         check_choice("dispersion", dispersion, _SOURCES)
         defaults = {"real": real, "positive": positive, "count": count}
         for kind, family in defaults.items():
@@ -137,6 +139,10 @@ class Columns(Likelihood):
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Returns the columns of each part."""
+        if x.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"Expected x of shape (*batch, {len(self.columns.columns)}), got {tuple(x.shape)}"
+            )
         widths = [part.event_shape.numel() for part in self._parts]
         return x.index_select(-1, self.position).split(widths, -1)
 
@@ -148,6 +154,11 @@ class Columns(Likelihood):
 
     def forward(self, features: Tensor) -> Any:
         """Returns the likelihood for features of shape ``(*batch, *feature_shape)``."""
+        if features.shape[-1:] != self.feature_shape:
+            raise ValueError(
+                f"Expected features of shape (*batch, {self.feature_shape[0]}), got "
+                f"{tuple(features.shape)}"
+            )
         pieces = features.split(self.sizes, -1)
         elements = [
             part(piece.unflatten(-1, part.feature_shape)).base_dist
@@ -157,6 +168,7 @@ class Columns(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` that names a column with values outside of its kind."""
+        self._split(x)
         for index, column in enumerate(self.columns.columns):
             values = x[..., index]
             valid = column.contains(values)
@@ -169,21 +181,6 @@ class Columns(Likelihood):
     def extra_repr(self) -> str:
         """Shows the kinds of the columns."""
         return ", ".join(f"{column.name}: {column.kind}" for column in self.columns.columns)
-
-
-def _check_columns(columns: Any, event_shape: torch.Size) -> Schema:
-    if columns is None:
-        raise ValueError(
-            "Expected columns, the kinds of the columns of the data, as in partial(Columns, "
-            "columns=data.schema) with data.table(..., mixed=True), got None"
-        )
-    schema = Schema.from_list(columns)
-    if event_shape != (len(schema.columns),):
-        raise ValueError(
-            f"Expected event_shape ({len(schema.columns)},), the number of columns, got "
-            f"{tuple(event_shape)}"
-        )
-    return schema
 
 
 def _check_families(families: Any, schema: Schema) -> dict[str, str]:
@@ -234,7 +231,7 @@ def _build_part(part: _Part, dispersion: str, min_scale: float) -> Likelihood:
         "zero_inflated_negative_binomial": partial(
             ZeroInflatedNegativeBinomial, inverse_dispersion=dispersion
         ),
-        "bernoulli": Bernoulli,
+        "bernoulli": BinaryCodes,
         "categorical": partial(CategoricalCodes, levels=part.levels),
         "ordinal": partial(OrdinalCodes, levels=part.levels),
     }

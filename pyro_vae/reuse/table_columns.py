@@ -10,7 +10,7 @@ from pyro_vae.data.table_files import check_read_options, load_table
 
 __all__ = ["check_table", "decode_rows", "read_source"]
 
-_READ_OPTIONS = ("separator", "encoding", "decimal", "thousands", "header", "skip_last")
+_READ_OPTIONS = ("separator", "encoding", "decimal", "header", "skip_last")
 
 
 def check_table(run: Any, like: Preparation) -> None:

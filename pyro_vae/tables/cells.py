@@ -24,8 +24,8 @@ _MAX_SUGGESTED = 20
 """The most names in a suggested setting."""
 
 _MISSING = {
-    "", "#n/a", "#n/a n/a", "#na", "-nan", "<na>", "?", "n/a", "na", "nan", "none", "null",
-    "-", "--", "---", ".", "..", "*", "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
+    "", "#n/a", "#n/a n/a", "#na", "-nan", "<na>", "?", "n.a", "n.a.", "n/a", "na", "nan", "none",
+    "null", "-", "--", "---", ".", "..", "*", "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
 }  # fmt: skip
 """Marks of missing values, in lower case."""
 
@@ -38,26 +38,34 @@ _DATE = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 
-_POINT = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
+_POINT = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
 """A number with commas between thousands."""
 
-_COMMA = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][-+]?\d+)?", re.ASCII)
-"""A number with a decimal comma."""
-
-_GROUPED = re.compile(r"[-+]?\d{1,3}(\.\d{3})+", re.ASCII)
-"""A number with a point before each three digits, which may be thousands or decimals."""
-
-_WITH_UNIT = re.compile(
-    r"(?P<prefix>[^\w\s.,+-]{0,3})\s*(?P<number>[-+]?[\d.,' \u00a0\u202f]*\d)\s*"
-    r"(?P<suffix>[^\d\s.,+-]\S{0,9})?",
+_COMMA = re.compile(
+    r"[-+]?(\d+|[1-9]\d{0,2}(\.\d{3})+),\d+([eE][-+]?\d+)?|[-+]?[1-9]\d{0,2}(\.\d{3}){2,}",
     re.ASCII,
 )
-"""A number between the signs of a currency or a unit."""
+"""A number with a decimal comma, or with points between thousands."""
+
+_GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}", re.ASCII)
+"""A number with a point before its last three digits, which may be thousands or decimals."""
+
+_CURRENCY = "$\u00a2\u00a3\u00a5\u0e3f\u20a9\u20aa\u20ac\u20b9\u20bd"
+
+_WITH_UNIT = (
+    rf"^(?P<sign>[-+]?)\s*(?P<prefix>[{_CURRENCY}]?)\s*"
+    rf"(?P<number>[-+]?\d[\d.,' \u00a0\u202f]*(?:[eE][-+]?\d+)?|[-+]?\.\d+)"
+    rf"(?P<suffix>\s*[{_CURRENCY}%\u2030\u00b0]|\s+[^\W\d]\S{{0,9}})?$"
+)
+"""A number with a currency, a percent sign, or the name of a unit after a space."""
 
 _SPACED = re.compile(r"(?<=\d)[ '\u00a0\u202f](?=\d{3})")
 """The mark between thousands that is neither a point nor a comma."""
 
 _INTEGER = re.compile(r"\s*[-+]?\d+\s*", re.ASCII)
+
+_CODE = re.compile(r"\s*[-+]?0\d+\s*", re.ASCII)
+"""Digits with a leading zero, such as a postal code, which a number would lose."""
 
 
 class Cells(NamedTuple):
@@ -69,6 +77,7 @@ class Cells(NamedTuple):
         missing: The marks of missing values that occur.
         note: The currency or unit that was removed from numbers, or ``None``.
         fault: Why numbers cannot be read, with the remedy; or ``None``.
+        is_ambiguous: Whether the fault is that numbers have several meanings.
         decimal: The decimal mark that follows from the numbers, or ``None``.
         order: The levels of an ordered pandas ``Categorical`` in their order, or none.
     """
@@ -78,6 +87,7 @@ class Cells(NamedTuple):
     missing: tuple[str, ...] = ()
     note: str | None = None
     fault: str | None = None
+    is_ambiguous: bool = False
     decimal: str | None = None
     order: tuple[str, ...] = ()
 
@@ -97,6 +107,7 @@ def parse_cells(
     decimal: str | None = None,
     quoted: bool = False,
     as_words: bool = False,
+    skipped: int = 0,
 ) -> Cells:
     """Returns the values of a column.
 
@@ -106,6 +117,7 @@ def parse_cells(
         decimal: The decimal mark of numbers that are ambiguous, ``"."`` or ``","``; or ``None``.
         quoted: Whether a quote before a formula is removed, as in a csv file.
         as_words: Whether texts are words even if most of them are numbers.
+        skipped: The number of last rows that are left out already.
     """
     import pandas
     from pandas.api import types
@@ -113,7 +125,9 @@ def parse_cells(
     dtype = column.dtype
     if isinstance(dtype, pandas.CategoricalDtype):
         plain = column.astype(object).infer_objects()
-        cells = parse_cells(plain, marks=marks, decimal=decimal, quoted=quoted, as_words=as_words)
+        cells = parse_cells(
+            plain, marks=marks, decimal=decimal, quoted=quoted, as_words=as_words, skipped=skipped
+        )
         order = format_levels(pandas.Series(dtype.categories)) if dtype.ordered else ()
         return cells._replace(order=tuple(order))
     if types.is_bool_dtype(dtype):
@@ -124,23 +138,38 @@ def parse_cells(
         return _mask_marks(column, marks)
     if types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype):
         return Cells("date", column)
-    return _parse_texts(column.astype(object), marks, decimal, quoted, as_words)
+    return _parse_texts(
+        column.astype(object), marks, decimal, quoted=quoted, as_words=as_words, skipped=skipped
+    )
 
 
 def _mask_marks(column: Any, marks: Sequence[str]) -> Cells:
     """Returns numbers, of which some may be declared as marks of missing values, such as -999."""
-    import pandas
-
-    numbers = pandas.to_numeric(pandas.Series(marks, dtype=object), errors="coerce").dropna()
-    is_mark = column.isin(numbers.tolist())
+    is_mark = column.isin(_list_numbers(marks))
     if not is_mark.any():
         return Cells("number" if column.notna().any() else "empty", column)
     values = column.astype("float64").mask(is_mark)
     return Cells("number" if values.notna().any() else "empty", values, tuple(marks))
 
 
+def _list_numbers(marks: Sequence[str]) -> list[float]:
+    return _to_numeric(_make_series(marks)).dropna().tolist()
+
+
+def _make_series(values: Sequence[str]) -> Any:
+    import pandas
+
+    return pandas.Series(list(values), dtype=object)
+
+
 def _parse_texts(
-    column: Any, marks: Sequence[str], decimal: str | None, quoted: bool, as_words: bool
+    column: Any,
+    marks: Sequence[str],
+    decimal: str | None,
+    *,
+    quoted: bool,
+    as_words: bool,
+    skipped: int,
 ) -> Cells:
     import pandas
 
@@ -159,12 +188,12 @@ def _parse_texts(
         return Cells("truth", truth, _list_marks(used))
     if not as_words:
         is_mark = lowered[~is_missing].isin(_MISSING_NUMBERS)
-        cells = _parse_numbers(words[~is_mark], decimal, column.index[-1])
+        cells = _parse_numbers(words[~is_mark], decimal, (column.index[-1], skipped))
         if cells is not None:
-            values = cells.values.reindex(column.index)
-            return cells._replace(
-                values=values, missing=_list_marks(pandas.concat([used, words[is_mark]]))
-            )
+            is_declared = cells.values.isin(_list_numbers(marks))
+            values = cells.values.mask(is_declared).reindex(column.index)
+            used = pandas.concat([used, words[is_mark], words[~is_mark][is_declared]])
+            return cells._replace(values=values, missing=_list_marks(used))
     if quoted:
         words = words.map(restore)
     kind: Literal["word", "date"] = "date" if words.map(_is_date).mean() > 0.9 else "word"
@@ -179,10 +208,17 @@ def _list_marks(texts: Any) -> tuple[str, ...]:
     return tuple(sorted(set(texts) - {""}))
 
 
-def _parse_numbers(texts: Any, decimal: str | None, last_row: int) -> Cells | None:
-    """Returns texts as numbers, with a fault if they are ambiguous; ``None`` for words."""
-    if not len(texts):
+def _parse_numbers(texts: Any, decimal: str | None, last: tuple[int, int]) -> Cells | None:
+    """Returns texts as numbers, with a fault if they are ambiguous; ``None`` for words.
+
+    Arguments:
+        texts: The texts, at least one.
+        decimal: The decimal mark, if it is known.
+        last: The number of the last row, and of rows after it that are left out.
+    """
+    if not len(texts) or texts.map(partial(_matches, _CODE)).any():
         return None
+    texts = texts.str.replace("\u2212", "-", regex=False)
     plain = _to_numeric(texts)
     if decimal != "," and plain.notna().all():
         return Cells("number", plain, fault=_find_inexact(texts, plain))
@@ -194,20 +230,35 @@ def _parse_numbers(texts: Any, decimal: str | None, last_row: int) -> Cells | No
     if readable.mean() < _LEAST_NUMBERS:
         return None
     if not readable.all():
-        return Cells("number", plain, fault=_describe_words(texts[~readable], last_row))
-    mark = decimal or _find_decimal(is_point, is_comma)
-    # A point that is not before three digits is a decimal point.
-    is_decimal = plain.notna() & bare.str.contains(".", regex=False)
-    is_decimal &= ~bare.map(partial(_matches, _GROUPED))
-    against = (is_comma & ~is_point) if mark == "." else (is_decimal | (is_point & ~is_comma))
-    if mark is None and not (is_point | is_comma).any():
-        return Cells("number", plain, note=note)
-    if mark is None or against.any():
-        first = texts[is_point & is_comma if mark is None else against].iloc[0]
-        return Cells("number", plain, fault=_describe_ambiguity(first, mark))
-    group = "," if mark == "." else "."
-    values = bare.str.replace(group, "", regex=False).str.replace(",", ".", regex=False)
-    return Cells("number", _to_numeric(values), note=note, decimal=mark)
+        return Cells("number", plain, fault=_describe_words(texts[~readable], last))
+    mark, wrong = _choose_decimal(bare, plain, is_point, is_comma, decimal, has_unit=bool(note))
+    if wrong.any():
+        fault = _describe_ambiguity(texts[wrong].iloc[0], decimal)
+        return Cells("number", plain, fault=fault, is_ambiguous=True)
+    if mark is not None:
+        bare = bare.str.replace("," if mark == "." else ".", "", regex=False)
+        bare = bare.str.replace(",", ".", regex=False)
+        plain = _to_numeric(bare)
+    # Plain numbers say nothing about those of other columns.
+    own = mark if (is_point | is_comma).any() else None
+    return Cells("number", plain, note=note, decimal=own, fault=_find_inexact(bare, plain))
+
+
+def _choose_decimal(
+    texts: Any, plain: Any, is_point: Any, is_comma: Any, decimal: str | None, *, has_unit: bool
+) -> tuple[str | None, Any]:
+    """Returns the decimal mark, if it matters, and which numbers are unclear or contradict it."""
+    is_grouped = texts.map(partial(_matches, _GROUPED))
+    is_real = plain.notna() & texts.str.contains(".", regex=False)
+    needs_point = (is_point & ~is_comma) | (is_real & ~is_grouped)
+    needs_comma = is_comma & ~is_point
+    # A price with three decimals is more likely to be in thousands.
+    unclear = (is_point & is_comma) | (is_grouped & has_unit)
+    if decimal is not None:
+        return decimal, needs_comma if decimal == "." else needs_point
+    if needs_point.any() or needs_comma.any():
+        return ("." if needs_point.any() else ","), needs_point & needs_comma.any()
+    return None, unclear
 
 
 def _to_numeric(texts: Any) -> Any:
@@ -220,46 +271,44 @@ def _matches(pattern: re.Pattern, text: str) -> bool:
     return pattern.fullmatch(text) is not None
 
 
-def _find_decimal(is_point: Any, is_comma: Any) -> str | None:
-    """Returns the decimal mark of numbers, or ``None`` if they are ambiguous or contradictory."""
-    points, commas = (is_point & ~is_comma).any(), (is_comma & ~is_point).any()
-    return None if points == commas else "." if points else ","
-
-
 def _remove_units(texts: Any) -> tuple[Any, str | None]:
     """Returns numbers without the currency or unit that all have, and a note about it."""
-    parts = texts.str.extract(_WITH_UNIT.pattern + "$", flags=re.ASCII)
-    signs = parts[["prefix", "suffix"]].fillna("")
-    if parts["number"].isna().any() or len(signs.drop_duplicates()) > 1:
+    parts = texts.str.extract(_WITH_UNIT, flags=re.ASCII)
+    units = (parts["prefix"].fillna("") + " " + parts["suffix"].fillna("").str.strip()).str.strip()
+    if parts["number"].isna().any() or units.nunique() > 1 or not units.iloc[0]:
         return texts, None
-    unit = "".join(signs.iloc[0])
-    return (parts["number"], f"in {unit}") if unit else (texts, None)
+    return parts["sign"] + parts["number"].str.strip(), f"in {units.iloc[0]}"
 
 
 def _find_inexact(texts: Any, values: Any) -> str | None:
     """Returns the fault of integers that double precision would change."""
-    large = texts[values.abs() > EXACT]
+    large = texts[values.abs() >= EXACT]
     integers = large[large.map(partial(_matches, _INTEGER))]
-    return INEXACT if len(integers) else None
+    return INEXACT if any(abs(int(text)) > EXACT for text in integers) else None
 
 
-def _describe_words(words: Any, last_row: int) -> str:
+def _describe_words(words: Any, last: tuple[int, int]) -> str:
     row, text = words.index[0], words.iloc[0]
-    mark = format_override("data.na", sorted(set(words))[:3])
+    remedies = []
+    if row + len(words) - 1 == last[0]:
+        count = last[1] + len(words)
+        remedies.append(f"leave out the last rows (data.skip_last={count})")
+    marks = sorted({word for word in words if not any(map(str.isdigit, word))})
+    if len(marks) == words.nunique():
+        mark = format_override("data.na", marks[:_MAX_SUGGESTED])
+        remedies.append(f"declare words that mean missing ({mark})")
+    else:
+        remedies.append("write them as numbers")
     categorical = format_override("data.categorical", [str(words.name)])
-    last = "leave out the last row (data.skip_last=1), " if row == last_row else ""
-    return (
-        f"numbers and words, such as {text!r:.30} in row {row}: {last}declare words that mean "
-        f"missing ({mark}), or that the column has words ({categorical})"
-    )
+    remedies.append(f"declare that the column has words ({categorical})")
+    return f"numbers and words, such as {text!r:.30} in row {row}: {', or '.join(remedies)}"
 
 
-def _describe_ambiguity(text: str, mark: str | None) -> str:
-    options = [format_override("data.decimal", choice) for choice in (".", ",")]
-    meaning = (
-        "is ambiguous" if mark is None else f"does not fit the decimal mark {mark!r} of others"
-    )
-    return f"{text!r}, which {meaning}: set the decimal mark ({options[0]} or {options[1]})"
+def _describe_ambiguity(text: str, decimal: str | None) -> str:
+    if decimal is not None:
+        return f"{text!r}, which is not a number with the decimal mark {decimal!r}"
+    point, comma = (format_override("data.decimal", mark) for mark in (".", ","))
+    return f"{text!r}, which is ambiguous: set the decimal mark ({point} or {comma})"
 
 
 def is_grouped(text: str) -> bool:

@@ -60,12 +60,14 @@ def parse_declared(declared: Mapping[str, Any]) -> dict[str, tuple[str, tuple[st
 
 
 def _check_levels(name: Any, levels: Any) -> tuple[str, ...]:
-    if isinstance(levels, str) or not isinstance(levels, Sequence) or len(set(levels)) < 2:
+    is_list = isinstance(levels, Sequence) and not isinstance(levels, str)
+    texts = [level if isinstance(level, str) else f"{level}" for level in levels] if is_list else []
+    if len(set(texts)) < max(2, len(texts)) or any(level is None for level in levels):
         raise ValueError(
-            f"Expected ordinal to give the levels of {str(name)!r} in order, got "
+            f"Expected ordinal to give different levels of {str(name)!r} in order, got "
             f"{describe_value(levels)}"
         )
-    return tuple(level if isinstance(level, str) else f"{level:g}" for level in levels)
+    return tuple(texts)
 
 
 def fit_column(name: str, values: Any, kind: str | None, levels: Sequence[str] = ()) -> Column:
@@ -179,6 +181,6 @@ def _count_decimals(numbers: Tensor) -> int | None:
     """Returns the decimals of numbers, or ``None`` if they are many."""
     for decimals in range(_MAX_DECIMALS + 1):
         scaled = numbers * 10**decimals
-        if bool(((scaled - scaled.round()).abs() <= 1e-9 * scaled.abs().clamp(min=1)).all()):
+        if bool(((scaled - scaled.round()).abs() <= 1e-12 * scaled.abs()).all()):
             return decimals
     return None

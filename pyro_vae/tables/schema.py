@@ -91,7 +91,8 @@ class Column(NamedTuple):
     def _encode_levels(self, values: Any) -> Tensor:
         texts = format_levels(values)
         numbers = {level: float(code) for code, level in enumerate(self.levels)}
-        codes = texts.map(numbers)
+        # A text such as 1.0 is the level 1, unless it is one itself.
+        codes = texts.map(lambda text: numbers.get(text, numbers.get(_normalize(text))), "ignore")
         unknown = texts[texts.notna() & codes.isna()]
         if len(unknown):
             raise ValueError(
@@ -105,26 +106,42 @@ class Column(NamedTuple):
 
         Arguments:
             numbers: A NumPy array of numbers, with NaN for missing values.
+
+        Raises:
+            ValueError: If a number is not a code of a level.
         """
+        if self.is_coded:
+            return self._decode_levels(numbers)
+        import pandas
+
+        if self.kind == "count":
+            return _to_integers(pandas.Series(np.round(numbers)))
+        if self.decimals is None:
+            return pandas.Series(numbers)
+        # Single precision would show more decimals than there are.
+        rounded = np.round(numbers.astype(np.float64), self.decimals)
+        if self.kind == "positive":
+            rounded = np.where(rounded > 0, rounded, 10.0**-self.decimals + 0 * numbers)
+        values = pandas.Series(rounded)
+        return _to_integers(values) if self.decimals == 0 else values
+
+    def _decode_levels(self, numbers: Any) -> Any:
         import pandas
 
         missing = np.isnan(numbers)
-        if not self.is_coded:
-            if self.kind == "count":
-                return pandas.Series(np.where(missing, np.nan, np.round(numbers))).astype("Int64")
-            digits = 15 if self.decimals is None else self.decimals
-            rounded = np.round(numbers, digits) if digits < 15 else numbers
-            if self.kind == "positive":
-                # Rounding must not give zero, which the kind excludes.
-                rounded = np.where(rounded > 0, rounded, numbers)
-            values = pandas.Series(rounded)
-            return values.round().astype("Int64") if self.decimals == 0 else values
         codes = np.where(missing, 0, numbers).round().astype(int)
-        levels = np.array(self.levels, dtype=object)[codes]
-        levels[missing] = None
-        values = pandas.Series(levels)
+        wrong = (codes < 0) | (codes >= len(self.levels))
+        if wrong.any():
+            raise ValueError(
+                f"Expected column {self.name!r} to be {self.describe_support()}, got "
+                f"{numbers[wrong][0]:g}"
+            )
+        values = pandas.Series(np.array(self.levels, dtype=object)[codes])
+        values[missing] = None
         if all(map(_is_integer, self.levels)):
             return values.astype("Int64")
+        if self.levels == ("False", "True"):
+            return values.map({"False": False, "True": True}).astype("boolean")
         return values
 
     def describe(self) -> str:
@@ -163,11 +180,15 @@ class Schema(NamedTuple):
         """Returns a table as numbers in double precision, ``(N, columns)``, NaN where missing.
 
         Arguments:
-            table: Pandas series by their names, such as a DataFrame.
+            table: A pandas DataFrame, or columns of equal length by their names.
 
         Raises:
-            ValueError: If a column is missing or has other values.
+            ValueError: If a column is missing, repeated, or has other values.
         """
+        table = _to_frame(table)
+        twice = [name for name in self.names if list(table.columns).count(name) > 1]
+        if twice:
+            raise ValueError(f"Expected each column once, got duplicates of {list_names(twice)}")
         absent = [name for name in self.names if name not in table]
         if absent:
             raise ValueError(
@@ -215,7 +236,7 @@ class Schema(NamedTuple):
             ValueError: If these are not columns, or two have one name.
         """
         if isinstance(values, cls):
-            return values
+            values = values.columns
         is_list = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
         if not is_list or not values:
             raise ValueError(f"Expected columns to be a list of columns, got {values!r:.50}")
@@ -225,6 +246,26 @@ class Schema(NamedTuple):
         if twice:
             raise ValueError(f"Expected columns of different names, got {list_names(twice)} twice")
         return cls(columns)
+
+    @classmethod
+    def for_shape(cls, values: Any, event_shape: Sequence[int]) -> "Schema":
+        """Returns the schema of :meth:`from_list` for data of a shape.
+
+        Raises:
+            ValueError: If there is none, or it has another number of columns.
+        """
+        if values is None:
+            raise ValueError(
+                "Expected columns, the kinds of the columns of the data, as in partial(Columns, "
+                "columns=data.schema) with data.table(..., mixed=True), got None"
+            )
+        schema = cls.from_list(values)
+        if tuple(event_shape) != (len(schema.columns),):
+            raise ValueError(
+                f"Expected event_shape ({len(schema.columns)},), the number of columns, got "
+                f"{tuple(event_shape)}"
+            )
+        return schema
 
 
 _MEANING = {
@@ -258,13 +299,43 @@ def _get_order(level: str) -> tuple[bool, float, str]:
 
 def _format_level(value: Any) -> str:
     if isinstance(value, (bool, np.bool_, str)):
+        return str(value).strip()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
         return str(value)
-    number = float(value)
     return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
+
+
+def _normalize(text: str) -> str:
+    """Returns the level of a number that is written in another form."""
+    try:
+        return _format_level(float(text))
+    except ValueError:
+        return text
 
 
 def _is_integer(level: str) -> bool:
     return level.lstrip("-").isascii() and level.lstrip("-").isdigit() and str(int(level)) == level
+
+
+def _to_integers(values: Any) -> Any:
+    """Returns a pandas series of integers, or unchanged if they exceed 64 bits."""
+    return values if (values.abs() >= 2**63).any() else values.astype("Int64")
+
+
+def _to_frame(table: Any) -> Any:
+    """Returns a table with texts as names."""
+    import pandas
+
+    if not isinstance(table, pandas.DataFrame):
+        table = {name: pandas.Series(values) for name, values in table.items()}
+        sizes = {len(column) for column in table.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"Expected columns of equal length, got {sorted(sizes)}")
+    frame = pandas.DataFrame(table)
+    frame.columns = [str(name) for name in frame.columns]
+    return frame.reset_index(drop=True)
 
 
 def _to_numbers(values: Any) -> Tensor | None:

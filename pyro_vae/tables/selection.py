@@ -100,6 +100,11 @@ def select_columns(
             f"{list_names(both)} in both"
         )
     if like is None:
+        if not names:
+            raise ValueError(
+                f"Expected columns of {source} besides label and covariates, got none of "
+                f"{list_names(available)}"
+            )
         return names
     missing = [name for name in like if name not in available]
     if missing:
@@ -110,8 +115,8 @@ def select_columns(
     contradicts = columns is not None and set(names) != set(like)
     if contradicts or dropped & set(like):
         raise ValueError(
-            f"Expected columns and drop to leave the columns of the training data, {list_names(like)}, got "
-            f"{list_names(names)}"
+            f"Expected columns and drop to leave the columns of the training data, "
+            f"{list_names(like)}, got {list_names(names)}"
         )
     return list(like)
 

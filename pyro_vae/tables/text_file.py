@@ -41,6 +41,9 @@ _BINARY = {
     b"PK\x03\x04": "an Excel or zip file",
     b"\xd0\xcf\x11\xe0": "an Excel file",
     b"PAR1": "a parquet file",
+    b"\x1f\x8b": "a gzip file, whose name does not end in .gz",
+    b"BZh": "a bzip2 file, whose name does not end in .bz2",
+    b"\xfd7zXZ": "an xz file, whose name does not end in .xz",
 }
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
@@ -49,6 +52,12 @@ _DAMAGE = (
     OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """The errors of readers for a file that is damaged or not a table."""
+
+_EXCEL_SEPARATOR = re.compile(r"\ufeff?sep=(.)")
+"""The first line with which Excel names the separator."""
+
+_CODE = re.compile(r"\s*0\d+\s*", re.ASCII)
+"""Digits with a leading zero, which a number would lose."""
 
 _HEAD = 2**16
 """The number of characters from which the format is detected."""
@@ -61,7 +70,6 @@ class ReadOptions(NamedTuple):
         separator: The separator between values.
         encoding: The name of the encoding.
         decimal: The decimal mark, ``"."`` or ``","``.
-        thousands: The mark between thousands.
         header: Whether the first line names the columns.
         skip_last: The number of last rows to leave out.
     """
@@ -69,7 +77,6 @@ class ReadOptions(NamedTuple):
     separator: str | None = None
     encoding: str | None = None
     decimal: str | None = None
-    thousands: str | None = None
     header: bool = True
     skip_last: int = 0
 
@@ -98,14 +105,15 @@ class _Layout(NamedTuple):
     skipped: int
     names: list[str]
     notes: tuple[str, ...]
+    codes: tuple[int, ...]
 
 
 def is_text_file(file: Path) -> bool:
     """Whether a file has the suffix of a text file, perhaps compressed."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in _OPENERS:
+    if suffixes and suffixes[-1] in _OPENERS and (len(suffixes) > 1 or suffixes[-1] != ".zip"):
         suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in _SUFFIXES
+    return bool(suffixes) and suffixes[-1] in (*_SUFFIXES, ".zip")
 
 
 def read_text_file(file: Path, options: ReadOptions) -> RawTable:
@@ -122,10 +130,7 @@ def read_text_file(file: Path, options: ReadOptions) -> RawTable:
     except (*_DAMAGE, pandas.errors.ParserWarning) as error:
         if isinstance(error, ValueError) and str(error).startswith("Expected '"):
             raise
-        raise ValueError(
-            f"Expected '{file}' to be a table, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"Expected '{file}' to be a table, got {_explain(error)}") from error
     if not len(frame):
         raise ValueError(f"Expected '{file}' to have rows, got none")
 
@@ -140,14 +145,12 @@ def _read(file: Path, options: ReadOptions, layout: _Layout, **settings: Any) ->
     """Returns the columns, numbered; cells without text are missing."""
     import pandas
 
-    numbers = {"decimal": options.decimal or ".", "thousands": options.thousands}
-    if layout.separator == numbers["decimal"]:
-        raise ValueError(f"the separator is the decimal mark {layout.separator!r}")
-    with warnings.catch_warnings():
+    dtype = settings.pop("dtype", dict.fromkeys(layout.codes, str))
+    with warnings.catch_warnings(), _open_bytes(file) as stream:
         # Otherwise pandas drops values of a row with more values than names.
         warnings.simplefilter("error", pandas.errors.ParserWarning)
         frame = pandas.read_csv(
-            file,
+            stream,
             sep=r"\s+" if layout.separator == " " else layout.separator,
             encoding=layout.encoding,
             skiprows=layout.skipped,
@@ -158,25 +161,50 @@ def _read(file: Path, options: ReadOptions, layout: _Layout, **settings: Any) ->
             na_values=[""],
             skipinitialspace=True,
             low_memory=False,
-            **numbers,
+            dtype=dtype,
             **settings,
         )
     return frame.iloc[: len(frame) - options.skip_last]
 
 
+_TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
+
+
+def _explain(error: BaseException) -> str:
+    """Returns the reason of a failure in words."""
+    text = " ".join(str(error).split())
+    row = _TOO_LONG.search(text)
+    if row is not None:
+        return (
+            f"{row[3]} values in line {row[2]} for {row[1]} columns: put values with a separator "
+            f"between quotes, or set data.separator"
+        )
+    if "Length of header or names" in text:
+        return (
+            "more values than names in each row: name each column, and put values with a separator "
+            "between quotes"
+        )
+    if isinstance(error, EOFError):
+        return "the beginning of a compressed file only"
+    return f"{type(error).__name__}: {text}"
+
+
 def _detect_layout(file: Path, options: ReadOptions) -> _Layout:
     """Returns the layout of a file, from its first lines."""
-    encoding = options.encoding or _detect_encoding(file)
+    encoding = _detect_encoding(file) if options.encoding is None else options.encoding
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"
     with io.TextIOWrapper(_open_bytes(file), encoding=encoding, newline="") as stream:
         text = stream.read(_HEAD)
     lines = re.split(r"\r\n|\n|\r", text)
     if len(text) == _HEAD:
         lines = lines[:-1] or lines
-    separator = options.separator or _detect_separator(lines)
-    skipped = _count_comments(lines, separator)
+    first = _EXCEL_SEPARATOR.fullmatch(lines[0])
+    separator = options.separator or (first and first[1]) or _detect_separator(lines)
+    skipped = 1 if first else _count_comments(lines, separator)
     rows = _split(lines[skipped:], separator)
     if not rows:
-        raise ValueError(f"Expected '{file}' to be a table, got EmptyDataError: no lines")
+        raise ValueError(f"Expected '{file}' to be a table, got a file without lines")
     names = [restore(cell.strip()) for cell in rows[0]]
     if not options.header:
         names = [f"column_{index}" for index in range(len(names))]
@@ -184,29 +212,32 @@ def _detect_layout(file: Path, options: ReadOptions) -> _Layout:
     notes = [] if options.separator or separator == "," else [f"separated by {_name(separator)}"]
     if not options.encoding and not encoding.startswith("utf-8"):
         notes.append(f"encoding {encoding}")
-    if skipped:
+    if skipped and not first:
         notes.append(f"{skipped} lines of comments left out")
-    names, extra = _complete_names(names, rows[1:])
-    return _Layout(encoding, separator, skipped, names, tuple(notes + extra))
+    body = rows[1:] if options.header else rows
+    names = _complete_names(names, body)
+    codes = {i for row in body for i, cell in enumerate(row) if _CODE.fullmatch(cell)}
+    codes = tuple(sorted(i for i in codes if i < len(names)))
+    return _Layout(encoding, separator, skipped, names, tuple(notes), codes)
 
 
 def _name(separator: str) -> str:
     return _SEPARATORS.get(separator, repr(separator))
 
 
-def _complete_names(names: list[str], rows: list[list[str]]) -> tuple[list[str], list[str]]:
+def _complete_names(names: list[str], rows: list[list[str]]) -> list[str]:
     """Returns names with one for a column that all rows have beyond the names."""
     if not rows or any(len(row) != len(names) + 1 for row in rows):
-        return names, []
+        return names
     if not any(row[-1].strip() for row in rows):
-        return [*names, ""], []
+        return [*names, ""]
     first = [row[0].strip() for row in rows]
     are_words = not any(NUMBER.fullmatch(cell) for cell in first)
     are_numbered = first == [str(number) for number in range(1, len(first) + 1)]
     if len(set(first)) == len(first) and (are_words or are_numbered):
         # R writes the names of rows without a name for their column.
-        return ["", *names], []
-    return names, []
+        return ["", *names]
+    return names
 
 
 def _check_separator(file: Path, names: list[str], separator: str) -> None:
@@ -221,31 +252,41 @@ def _check_separator(file: Path, names: list[str], separator: str) -> None:
 
 def _detect_encoding(file: Path) -> str:
     with _open_bytes(file) as stream:
-        head = stream.read(4)
+        head = stream.read(6)
         for mark, content in _BINARY.items():
             if head.startswith(mark):
-                raise ValueError(
-                    f"Expected '{file}' to be a text file, got {content}: export the table as csv"
-                )
+                raise ValueError(f"Expected '{file}' to hold a table as text, got {content}")
         for mark, name in _BYTE_ORDER_MARKS.items():
             if head.startswith(mark):
                 return name
         if b"\0" in head[:2]:
             return "utf-16-be" if head[:1] == b"\0" else "utf-16-le"
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        piece, is_windows = head, True
-        try:
-            while piece:
-                decoder.decode(piece)
-                piece = stream.read(2**20)
-            decoder.decode(b"", final=True)
-            return "utf-8"
-        except UnicodeDecodeError:
-            while piece and is_windows:
-                # Windows' encoding is Latin-1 with letters and signs for control characters.
-                is_windows = not any(byte in piece for byte in b"\x81\x8d\x8f\x90\x9d")
-                piece = stream.read(2**20)
-    return "cp1252" if is_windows else "latin-1"
+        return _detect_ascii_extension(file, head, stream)
+
+
+def _detect_ascii_extension(file: Path, head: bytes, stream: IO[bytes]) -> str:
+    """Returns UTF-8, or a single-byte encoding for a file that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    valid = invalid = 0
+    undefined, piece = False, head
+    while piece:
+        text = decoder.decode(piece)
+        bad = text.count("\ufffd")
+        invalid += bad
+        valid += sum(not character.isascii() for character in text) - bad if bad or invalid else 0
+        # Windows' encoding is Latin-1 with letters and signs for most control characters.
+        undefined |= any(byte in piece for byte in b"\x81\x8d\x8f\x90\x9d")
+        piece = stream.read(2**20)
+    invalid += decoder.decode(b"", final=True).count("\ufffd")
+    if not invalid:
+        return "utf-8"
+    if valid > invalid:
+        raise ValueError(
+            f"Expected '{file}' to be text in one encoding, got {invalid} bytes that are not UTF-8 "
+            f"beside {valid} letters that are: correct the file, or name its encoding "
+            f"(data.encoding=latin-1)"
+        )
+    return "latin-1" if undefined else "cp1252"
 
 
 def _detect_separator(lines: list[str]) -> str:
@@ -289,7 +330,11 @@ def _open_bytes(file: Path) -> IO[bytes]:
 
 def _open_zip(file: Path) -> IO[bytes]:
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
+        names = [
+            name
+            for name in archive.namelist()
+            if not name.endswith("/") and not name.startswith("__MACOSX/")
+        ]
         if len(names) != 1:
             raise ValueError(f"Expected '{file}' to hold one file, got {len(names)}")
         return archive.open(names[0])

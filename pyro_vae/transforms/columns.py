@@ -45,15 +45,11 @@ class Columns(InputTransform):
     is_count: Tensor
 
     def __init__(
-        self, event_shape: Sequence[int], *, columns: Any, append_mask: bool = False
+        self, event_shape: Sequence[int], *, columns: Any = None, append_mask: bool = False
     ) -> None:
         super().__init__(event_shape, append_mask=append_mask)
-        schema = Schema.from_list(columns)
-        if self.event_shape != (len(schema.columns),):
-            raise ValueError(
-                f"Expected event_shape ({len(schema.columns)},), the number of columns, got "
-                f"{tuple(self.event_shape)}"
-            )
+        schema = Schema.for_shape(columns, self.event_shape)
+        self.columns = schema
         kinds = [column.kind for column in schema.columns]
         one_hot = [kind in ("categorical", "ordinal") for kind in kinds]
         pairs = [

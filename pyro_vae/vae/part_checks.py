@@ -35,7 +35,12 @@ def check_part(role: str, part: nn.Module, **sizes: object) -> None:
 
 
 def check_levels(likelihood: nn.Module, transform: nn.Module) -> None:
-    """Raises a ``ValueError`` if likelihood and input transform have different levels."""
+    """Raises a ``ValueError`` if likelihood and input transform differ in levels or columns."""
+    columns, others = (getattr(part, "columns", None) for part in (likelihood, transform))
+    if None not in (columns, others) and columns != others:
+        raise ValueError(
+            "Expected input_transform to have the columns of the likelihood, got others"
+        )
     own, other = (getattr(part, "levels", None) for part in (likelihood, transform))
     if None not in (own, other) and own != other:
         raise ValueError(

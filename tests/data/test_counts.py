@@ -156,7 +156,7 @@ MISTAKES = {
     "complex": ({"path": pandas.DataFrame(X + 0j, columns=GENES)}, "got other values in 'gene0'"),
     "label": ({"path": X, "obs": OBS, "label": ["kind"]}, "label to be the name of a column, got"),
     "nothing left": ({"path": pandas.DataFrame(X, columns=GENES), "drop": GENES},
-                     "Expected columns of counts, got none of 'gene0'"),
+                     "besides label and covariates, got none of 'gene0'"),
     "chosen twice": ({"path": pandas.DataFrame(X, columns=GENES), "columns": ["gene1"] * 2},
                      "each column once, got duplicates of 'gene1'"),
     "missing word": ({"path": X, "obs": {"b": pandas.array([True, None] * 20, dtype="boolean")},

@@ -144,7 +144,8 @@ def score_column(name, child, h, j, x):
         gate = sigmoid(h[1] - 2)
         return np.log(gate * (x == 0) + (1 - gate) * counted)
     if name == "bernoulli":
-        return np.log(np.where(x == 1, sigmoid(h[0]), sigmoid(-h[0])))
+        logit = h[0] + child.logit[j].item()
+        return np.log(np.where(x == 1, sigmoid(logit), sigmoid(-logit)))
     if name.startswith("categorical"):
         logits = h + child.log_frequency[j].numpy()
         return (logits - np.log(np.exp(logits).sum()))[x.astype(int)]
@@ -296,7 +297,8 @@ def test_features_of_zero_give_the_frequencies_of_the_training_rows():
     part = likelihoods.Columns((8,), columns=COLUMNS).double()
     part.initialize(x)
     p = part(torch.zeros(1, *part.feature_shape).double())
-    for index, column in ((1, COLUMNS[1]), (5, COLUMNS[5])):
+    for index in (1, 4, 5, 7):
+        column = COLUMNS[index]
         rows = make_rows(1).repeat(len(column.levels), 1)
         rows[:, index] = torch.arange(len(column.levels))
         own = p.base_dist.log_prob(rows)[:, index].exp()
@@ -337,11 +339,18 @@ def test_a_mixed_distribution_broadcasts_and_checks():
     assert d.expand((5, 4, 3)).sample((7,)).shape == (7, 5, 4, 3)
     assert d.expand((5, 4, 3)).log_prob(torch.ones(3)).shape == (5, 4, 3)
     assert torch.equal(d.mean[0], torch.tensor([0.3, 0.0, 0.0]))
-    assert torch.equal(d.mode[0], torch.tensor([0.0, 0.0, 0.0]))
+    assert torch.equal(d.summarize(d.expectations)[0], torch.tensor([0.0, 0.0, 0.0]))
+    assert repr(d) == "Mixed(Normal, Bernoulli)"
     with pytest.raises(ValueError, match="support"):
         d.log_prob(torch.tensor([0.5, 0.0, 0.0]))
-    with pytest.raises(ValueError, match="Expected parts of one batch shape"):
-        Mixed(parts, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="Expected batch_shape to end in"):
+        d.expand((4, 5))
+    for wrong in (torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0]), [0, 1, 2]):
+        with pytest.raises(ValueError, match="Expected order to be a permutation of the 3 elem"):
+            Mixed(parts, wrong)
+    for wrong in ([], [parts[0], 3], [parts[0].to_event(1)], [pyro.distributions.Normal(0.0, 1.0)]):
+        with pytest.raises(ValueError, match="Expected parts to be distributions"):
+            Mixed(wrong, torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param("strict", marks=pytest.mark.long)])
@@ -476,3 +485,40 @@ def test_values_outside_of_a_column_are_refused_by_name(index):
     x[3, index] = VALUES[index]
     with pytest.raises(ValueError, match=f"Expected column '{COLUMNS[index].name}' of x to be"):
         part.check(x)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    part = likelihoods.Columns((8,), columns=COLUMNS)
+    with pytest.raises(ValueError, match=r"features of shape \(\*batch, 14\), got \(5, 7\)"):
+        part(torch.zeros(5, 7))
+    for call in (part.check, part.initialize):
+        with pytest.raises(ValueError, match=r"Expected x of shape \(\*batch, 8\), got \(3, 5\)"):
+            call(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match=r"Expected columns, the kinds .* got None"):
+        transforms.Columns((8,))
+    other = [*COLUMNS[:7], Column("pet", "categorical", ("cat", "dog", "cow"))]
+    with pytest.raises(ValueError, match="input_transform to have the columns of the likelihood"):
+        VAE((8,), 2, likelihood=partial(likelihoods.Columns, columns=COLUMNS),
+            input_transform=partial(transforms.Columns, columns=other))  # fmt: skip
+
+
+@pytest.mark.parametrize("count", ["negative_binomial", "poisson"])
+def test_a_column_without_any_value_leaves_finite_weights(count):
+    columns = [Column("a", "real"), Column("n", "count")]
+    x = torch.stack([torch.randn(50), torch.full((50,), torch.nan)], 1)
+    vae = VAE((2,), 1, likelihood=partial(likelihoods.Columns, columns=columns, count=count))
+    fit(vae, data.Rows(x, ~x.isnan()), epochs=1, batch_size=25)
+    assert evaluate.elbo(vae, x, mask=~x.isnan()).elbo.isfinite().all()
+
+
+def test_imputed_binary_columns_are_codes():
+    vae = VAE((8,), 2, likelihood=partial(likelihoods.Columns, columns=COLUMNS)).double()
+    x = make_rows()
+    vae.initialize(x)
+    result = evaluate.impute(vae, x, make_mask(x), 20, draws=2)
+    for column, values in zip(COLUMNS, result.x.T, strict=True):
+        if column.levels:
+            assert column.contains(values).all()
+    vae.check(result.draws[1])
+    with pytest.raises(ValueError, match="Expected mask, which is True where"):
+        evaluate.impute(vae, x, None)

@@ -11,7 +11,7 @@ from pyro_vae.conditional import Likelihood
 from pyro_vae.likelihoods.core.positive import format_part
 from pyro_vae.validation import check_shape, check_size
 
-__all__ = ["CategoricalCodes", "OrdinalCodes"]
+__all__ = ["BinaryCodes", "CategoricalCodes", "OrdinalCodes"]
 
 _MIN_STEP = 1e-3
 """The least distance of two thresholds, which keeps each level possible."""
@@ -55,6 +55,33 @@ class _Codes(Likelihood):
     def extra_repr(self) -> str:
         """Shows the sizes."""
         return f"event_shape={tuple(self.event_shape)}, levels={self.levels}"
+
+
+class BinaryCodes(_Codes):
+    r"""A Bernoulli likelihood of codes 0 and 1.
+
+    .. math:: P(x_i = 1 \mid z) = \sigma(h_i(z) + \operatorname{logit} f_i)
+
+    The frequencies :math:`f` are those of the training rows.
+
+    Arguments:
+        event_shape: The shape of one datum, ``(n,)``.
+    """
+
+    logit: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape, 2)
+        self.feature_shape = torch.Size((1, *self.event_shape))
+        self.register_buffer("logit", torch.zeros(self.event_shape))
+
+    def start_from(self, frequencies: Tensor) -> None:
+        """Sets the frequencies of ones."""
+        self.logit.copy_(frequencies[..., 1].logit())
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        """Returns the likelihood for features of shape ``(*batch, 1, n)``."""
+        return dist.Bernoulli(logits=features.squeeze(-2) + self.logit).to_event(1)
 
 
 class CategoricalCodes(_Codes):

@@ -70,7 +70,8 @@ class CountLikelihood(Likelihood):
         # Half a count keeps the logarithm finite for elements without any count.
         mean = (rows.nansum(0) + 0.5) / (rows.isfinite().sum(0) + 0.5)
         self.log_mean.copy_(mean.log().reshape(self.event_shape))
-        self.reference_size.copy_(rows.nansum(1).median().clamp(min=1.0))
+        if len(rows):
+            self.reference_size.copy_(rows.nansum(1).median().clamp(min=1.0))
         self.started.fill_(True)
 
     def compute_mean(self, features: Tensor, size: Tensor | None) -> Tensor:
