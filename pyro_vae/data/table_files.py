@@ -347,11 +347,11 @@ def check_read_options(
     return ReadOptions(separator, encoding, decimal, check_flag("header", header), skip_last)
 
 
-def check_label(label: Any) -> str | None:
-    """Returns the name of a label, or raises a ``ValueError`` for something else."""
+def check_label(label: Any) -> Any:
+    """Returns the name of a label, perhaps as YAML reads it, or raises a ``ValueError``."""
     if label is not None and not isinstance(label, (str, int, float)):
         raise ValueError(f"Expected label to be the name of a column, got {describe_value(label)}")
-    return None if label is None else str(label)
+    return label
 
 
 def number_labels(column: Any) -> tuple[Tensor, tuple[str, ...] | None]:

@@ -294,12 +294,14 @@ def check_resolution(x: Tensor, numbers: Tensor, names: Sequence[str], problems:
         )
 
 
-def check_kinds(x: Tensor, schema: Schema, problems: Problems) -> None:
+def check_kinds(x: Tensor, numbers: Tensor, schema: Schema, problems: Problems) -> None:
     """Adds a problem for values that leave their kind in the precision of the data."""
-    limit = 2 / torch.finfo(x.dtype).eps
     for index, column in enumerate(schema.columns):
-        values = x[:, index][~x[:, index].isnan()]
-        is_exact = column.kind != "count" or bool((values <= limit).all())
+        observed = ~numbers[:, index].isnan()
+        values = x[:, index][observed]
+        is_exact = column.kind != "count" or torch.equal(
+            values.double(), numbers[:, index][observed]
+        )
         if not is_exact or not bool(column.contains(values).all()):
             problems.add(
                 f"Expected column {column.name!r} to be {column.describe_support()} in {x.dtype}, "

@@ -160,9 +160,9 @@ def table(
         left_out=source.index_names, like=settings.like and settings.like.columns,
         source=source.place,
     )  # fmt: skip
-    problems = _check_names(
-        source, names, is_listed=columns is not None, must_keep=settings.like is not None
-    )
+    declared = {match_name(name, source.names) for name in settings.declared}
+    unsure = [] if columns is not None else [name for name in names if name not in declared]
+    problems = _check_names(source, names, unsure, must_keep=settings.like is not None)
     try:
         rows = split_row_numbers(len(source), valid=valid, test=test, seed=seed)
     except ValueError as error:
@@ -209,6 +209,11 @@ def _check_mixed(mixed: Any, declared: Sequence[str], like: Preparation | None) 
         own = like.schema is not None
         if mixed is not None and check_flag("mixed", mixed) != own:
             raise ValueError(f"Expected mixed={own} as in like, got {mixed}")
+        if declared and not own:
+            raise ValueError(
+                f"Expected no kinds of columns with a like that has none, got those of "
+                f"{list_names(declared)}"
+            )
         return own
     if mixed is None:
         return bool(declared)
@@ -230,12 +235,18 @@ def _check_marks(na: Any) -> tuple[str, ...]:
 
 
 def _check_names(
-    source: TableSource, names: list[str], *, is_listed: bool, must_keep: bool
+    source: TableSource, names: list[str], unsure: list[str], *, must_keep: bool
 ) -> Problems:
-    """Returns the problems of the names of the used columns."""
-    if not is_listed:
-        # Values below a missing header are not checked.
-        check_header(source, names)
+    """Returns the problems of the names of the used columns.
+
+    Arguments:
+        source: The table.
+        names: The names of the used columns.
+        unsure: Those that no argument names.
+        must_keep: As of :class:`Problems`.
+    """
+    # Values below a missing header are not checked.
+    check_header(source, unsure)
     problems = Problems(source.place, must_keep=must_keep)
     with problems.collect(*sorted({n for n in names if source.names.count(n) > 1})):
         check_once(source.names, names)
@@ -338,16 +349,14 @@ def _read_mixed(
     if own is not None:
         _check_declared(declared, own)
         declared = {c.name: (c.kind, c.levels) for c in own.columns}
-    words = {
-        n for n, (kind, levels) in declared.items() if kind in CODED and not _are_numbers(levels)
-    }
+    words = {name for name, (kind, levels) in declared.items() if _has_words(kind, levels)}
     cells = source.parse(names, words)
     schema = fit_schema(cells, declared, settings.missing, problems, own)
     problems.raise_any()
     numbers = schema.encode({name: c.values for name, c in cells.items()})
     x = numbers.to(torch.get_default_dtype())
     check_range(x, names, problems)
-    check_kinds(x, schema, problems)
+    check_kinds(x, numbers, schema, problems)
     if own is None:
         check_resolution(x, numbers, schema.names, problems)
     problems.raise_any()
@@ -365,8 +374,11 @@ def _check_declared(declared: Mapping[str, tuple[str, tuple[str, ...]]], own: Sc
         )
 
 
-def _are_numbers(levels: Sequence[str]) -> bool:
-    return bool(levels) and all(NUMBER.fullmatch(level) for level in levels)
+def _has_words(kind: str, levels: Sequence[str]) -> bool:
+    """Whether the cells of a declared kind are words even if they look like numbers."""
+    if not levels:
+        return kind in ("binary", "categorical")
+    return kind in CODED and not all(NUMBER.fullmatch(level) for level in levels)
 
 
 def load_preparation(like: Any) -> Preparation | None:
@@ -405,7 +417,7 @@ def choose_encoding(
 
 
 def match_reserved(
-    available: Sequence[str], label: str | None, kinds: Mapping[str, str | None]
+    available: Sequence[str], label: Any, kinds: Mapping[str, str | None]
 ) -> tuple[str | None, dict[str, str | None]]:
     """Returns the names of label and covariates, or raises a ``ValueError`` for unknown ones."""
     label = None if label is None else match_name(label, available)

@@ -28,7 +28,7 @@ _SKEWNESS = 1.0
 """The least skewness of positive numbers that are modelled on a logarithmic scale."""
 
 
-def parse_declared(declared: Mapping[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
+def parse_declared(declared: Mapping[str, Any]) -> dict[Any, tuple[str, tuple[str, ...]]]:
     """Returns the kind and the ordered levels of each declared column.
 
     Arguments:
@@ -38,18 +38,19 @@ def parse_declared(declared: Mapping[str, Any]) -> dict[str, tuple[str, tuple[st
     Raises:
         ValueError: If these are not names, or a column has two kinds.
     """
-    result: dict[str, tuple[str, tuple[str, ...]]] = {}
+    # YAML reads some names as numbers, which are matched with the names of the table later.
+    result: dict[Any, tuple[str, tuple[str, ...]]] = {}
     for kind in KINDS:
         names = declared.get(kind)
         if names is None:
             continue
         if isinstance(names, Mapping) and kind == "ordinal":
-            items = {str(name): _check_levels(name, levels) for name, levels in names.items()}
+            items = {name: _check_levels(name, levels) for name, levels in names.items()}
         elif isinstance(names, Sequence) and not isinstance(names, str):
-            items = {str(name): () for name in names}
+            items = dict.fromkeys(names, ())
         else:
             raise ValueError(f"Expected {kind} to be a list of names, got {describe_value(names)}")
-        twice = sorted(items.keys() & result.keys())
+        twice = [name for name in items if name in result]
         if twice:
             raise ValueError(
                 f"Expected one kind for each column, got {result[twice[0]][0]} and {kind} for "

@@ -303,7 +303,9 @@ def test_columns_that_contradict_the_training_data_are_refused(tmp_path):
     like = data.counts(path, drop=["gene5"], **SPLIT).preparation
     assert data.counts(adata, like=like, drop=["gene5"]).columns == tuple(GENES[:5])
     for options in ({"columns": ["gene1"]}, {"drop": ["gene1"]}):
-        with pytest.raises(ValueError, match=r"to leave the columns of the training data, 'gene0', .*, got"):
+        with pytest.raises(
+            ValueError, match=r"to leave the columns of the training data, 'gene0', .*, got"
+        ):
             data.counts(adata, like=like, **options)
     with pytest.raises(ValueError, match="Expected 5 columns, as in like, got 6"):
         data.counts(X, like=like)

@@ -489,7 +489,7 @@ def test_values_outside_of_a_column_are_refused_by_name(index):
 
 def test_shapes_that_do_not_fit_are_named():
     part = likelihoods.Columns((8,), columns=COLUMNS)
-    with pytest.raises(ValueError, match=r"features of shape \(\*batch, 14\), got \(5, 7\)"):
+    with pytest.raises(ValueError, match=r"features of shape \(\*batch, 11\), got \(5, 7\)"):
         part(torch.zeros(5, 7))
     for call in (part.check, part.initialize):
         with pytest.raises(ValueError, match=r"Expected x of shape \(\*batch, 8\), got \(3, 5\)"):

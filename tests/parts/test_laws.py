@@ -13,12 +13,12 @@ from torch import nn
 from helpers.tables import (
     EVENT,
     LIKELIHOOD_ROWS,
-    TABLE_LIKELIHOODS,
     LIKELIHOODS,
     POSTERIOR_ROWS,
     POSTERIORS,
     PRIOR_ROWS,
     PRIORS,
+    TABLE_LIKELIHOODS,
     data_for,
 )
 from helpers.truths import SIGMAS

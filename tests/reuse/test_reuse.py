@@ -503,7 +503,7 @@ def test_values_of_another_protocol_are_refused_unless_they_are_the_same(tmp_pat
         ),
         (
             lambda f: f, {"columns": ["height", "weight"]},
-            r"Expected columns and drop to leave the columns of the training data, .*got 'height', 'weight'",
+            r"Expected columns and drop to leave the columns of .*, got 'height', 'weight'",
         ),
         (lambda f: f.astype({"age": str}).assign(age="old"), {}, "categorical values in 'age'"),
         (lambda f: f, {"missing": "raise"}, r"Expected no missing values, got 15 in 15 of 60 rows"),
