@@ -96,7 +96,7 @@ class Likelihood(Conditional):
 
         Arguments:
             responsibilities: The weight of each row in each component, ``(N, K)``.
-            x: Rows of elements, ``(N, D)``, in double precision.
+            x: Rows of elements, ``(N, D)``, in double precision, with NaN for missing values.
             smoothing: A pseudo-count, which keeps components off the edge of their range.
 
         Returns:

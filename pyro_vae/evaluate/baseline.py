@@ -8,6 +8,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from pyro_vae import transforms
 from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import ContinuousBernoulli, Levels
 from pyro_vae.progress import Progress
@@ -62,7 +63,7 @@ def mixture(
 
     Arguments:
         likelihood: The distribution of each component.
-        train: Rows of shape ``(N, *event_shape)``.
+        train: Rows of shape ``(N, *event_shape)``; NaN is a missing value.
         valid: Rows to select the pseudo-count and for early stopping.
         test: Rows to score.
         components: The number of components.
@@ -88,20 +89,33 @@ def mixture(
     rows = [x.flatten(1).double() for x in (train, valid, test)]
     if likelihood.em_step(torch.ones_like(rows[0][:, :1]), rows[0], 1.0) is None:
         return None
-    # Imported late, because it takes longer than to import the rest of the package.
-    from sklearn.cluster import KMeans
-
-    distinct = len(torch.unique(rows[0], dim=0))
-    clusters = KMeans(min(components, distinct), n_init=4, random_state=seed)
-    with threadpool_limits(torch.get_num_threads()):
-        labels = torch.as_tensor(clusters.fit_predict(rows[0].cpu().numpy()), device=train.device)
-    start = torch.nn.functional.one_hot(labels.long(), clusters.n_clusters).double()
+    start = _cluster(_prepare_clustering(likelihood, rows[0]), components, seed)
     with Progress("mixture baseline", len(SMOOTHING), "fits") as progress:
         fits = []
         for number, smoothing in enumerate(SMOOTHING):
             fits.append(_run_em(likelihood, rows, start, smoothing, iterations, progress))
             progress.reach(number + 1)
     return max(fits, key=lambda fit: fit[0])[1]
+
+
+def _prepare_clustering(likelihood: Likelihood, x: Tensor) -> Tensor:
+    """Returns rows of comparable columns, without missing values."""
+    if hasattr(likelihood, "columns"):
+        transform = transforms.Columns(likelihood.event_shape, columns=likelihood.columns).to(x)
+        transform.initialize(x)
+        return transform.encode(x, ~x.isnan())
+    return x.where(~x.isnan(), x.nanmean(0).nan_to_num())
+
+
+def _cluster(x: Tensor, components: int, seed: int) -> Tensor:
+    """Returns the membership of rows in clusters by k-means, ``(N, K)``."""
+    # Imported late, because it takes longer than to import the rest of the package.
+    from sklearn.cluster import KMeans
+
+    clusters = KMeans(min(components, len(torch.unique(x, dim=0))), n_init=4, random_state=seed)
+    with threadpool_limits(torch.get_num_threads()):
+        labels = torch.as_tensor(clusters.fit_predict(x.cpu().numpy()), device=x.device)
+    return torch.nn.functional.one_hot(labels.long(), clusters.n_clusters).double()
 
 
 def _run_em(
@@ -141,6 +155,11 @@ def _log_joint(densities: dist.TorchDistribution, log_weights: Tensor, x: Tensor
 
 def _score(densities: dist.TorchDistribution, x: Tensor) -> Tensor:
     """Returns log p(x given k), ``(N, K)``, without a tensor of all pairs where possible."""
+    missing = x.isnan()
+    if bool(missing.any()):
+        # One is a value of each kind of data.
+        scores = densities.log_prob(x.where(~missing, 1.0).unsqueeze(1))
+        return torch.where(missing.unsqueeze(1), 0.0, scores).sum(-1)
     if isinstance(densities, dist.Bernoulli):
         logits = densities.logits
         return x @ logits.T - torch.nn.functional.softplus(logits).sum(-1)

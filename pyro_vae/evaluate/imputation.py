@@ -160,8 +160,8 @@ def _impute_chunk(
     drawn = chunk.x.new_zeros((0, *chunk.x.shape))
     if draws:
         drawn = _keep_observed(chunk, vae.decode(z_drawn, chunk.covariates).sample())
-    size = torch.exp(2 * log_sum - log_square_sum).clamp(1, sum(sizes))
-    return Imputation(x, drawn, size.to(x.dtype))
+    effective = torch.exp(2 * log_sum - log_square_sum).clamp(1, sum(sizes))
+    return Imputation(x, drawn, effective.to(x.dtype))
 
 
 def _weigh(vae: VAE, chunk: Chunk, size: int, proposal: str) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.conditional import Likelihood
+from pyro_vae.likelihoods.core.em import sum_rows
 from pyro_vae.validation import check_flag, check_shape
 
 __all__ = ["Bernoulli"]
@@ -53,8 +54,8 @@ class Bernoulli(Likelihood):
         """Computes the M step, with one pseudo-count for zero and one for one."""
         if self.grey_scale:
             return None
-        size = responsibilities.sum(0).unsqueeze(1)
-        means = (responsibilities.T @ x + smoothing) / (size + 2 * smoothing)
+        size, total = sum_rows(responsibilities, x)
+        means = (total + smoothing) / (size + 2 * smoothing)
         return dist.Bernoulli(means, validate_args=False)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import Levels
+from pyro_vae.likelihoods.core.em import count_levels
 from pyro_vae.validation import check_shape, check_size
 
 __all__ = ["Categorical"]
@@ -50,12 +51,10 @@ class Categorical(Likelihood):
         self, responsibilities: Tensor, x: Tensor, smoothing: float
     ) -> dist.TorchDistribution:
         """Computes the M step, shrunk towards the level frequencies of all rows."""
-        index = (x * (self.levels - 1)).round().long()
-        # All levels at once would need rows x elements x levels numbers in memory.
-        masks = ((index == level).double() for level in range(self.levels))
-        pairs = [(responsibilities.T @ mask, mask.sum(0)) for mask in masks]
-        counts, frequencies = (torch.stack(parts, -1) for parts in zip(*pairs, strict=True))
-        overall = (frequencies + 1) / (len(x) + self.levels)
+        counts, frequencies = count_levels(
+            responsibilities, (x * (self.levels - 1)).round(), self.levels
+        )
+        overall = (frequencies + 1) / (frequencies.sum(-1, keepdim=True) + self.levels)
         return Levels((counts + smoothing * overall).log(), validate_args=False)
 
     def check(self, x: Tensor) -> None:

@@ -42,7 +42,7 @@ class _Part(NamedTuple):
     name: str
     family: str
     levels: int
-    index: list[int]
+    members: list[int]
 
 
 class Columns(Likelihood):
@@ -128,7 +128,7 @@ class Columns(Likelihood):
         })  # fmt: skip
         self.sizes = [part.feature_shape.numel() for part in self._parts]
         self.feature_shape = torch.Size((sum(self.sizes),))
-        position = torch.tensor([i for part in groups for i in part.index])
+        position = torch.tensor([i for part in groups for i in part.members])
         self.register_buffer("position", position, persistent=False)
         self.register_buffer("order", position.argsort(), persistent=False)
         self.measure = _choose_measure(self.columns)
@@ -165,6 +165,18 @@ class Columns(Likelihood):
             for part, piece in zip(self._parts, pieces, strict=True)
         ]
         return Mixed(elements, self.order).to_event(1)
+
+    def em_step(self, responsibilities: Tensor, x: Tensor, smoothing: float) -> Any:
+        """Computes the M step of each part; ``None`` if one has no closed M step."""
+        components = [
+            part.em_step(responsibilities, values, smoothing)
+            for part, values in zip(self._parts, self._split(x), strict=True)
+        ]
+        if any(component is None for component in components):
+            return None
+        shape = torch.Size((responsibilities.shape[1],))
+        expanded = [c.expand(shape + c.batch_shape[-1:]) for c in components]
+        return Mixed(expanded, self.order, validate_args=False)
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` that names a column with values outside of its kind."""
@@ -214,7 +226,7 @@ def _group_columns(
         family = families.get(column.name, defaults.get(column.kind, FAMILIES[column.kind][0]))
         levels = len(column.levels) if column.kind in ("categorical", "ordinal") else 0
         name = f"{family}_{levels}" if levels else family
-        groups.setdefault(name, _Part(name, family, levels, [])).index.append(index)
+        groups.setdefault(name, _Part(name, family, levels, [])).members.append(index)
     return list(groups.values())
 
 
@@ -235,7 +247,7 @@ def _build_part(part: _Part, dispersion: str, min_scale: float) -> Likelihood:
         "categorical": partial(CategoricalCodes, levels=part.levels),
         "ordinal": partial(OrdinalCodes, levels=part.levels),
     }
-    return builders[part.family]((len(part.index),))
+    return builders[part.family]((len(part.members),))
 
 
 def _choose_measure(schema: Schema) -> str:

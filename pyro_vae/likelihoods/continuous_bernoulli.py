@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.conditional import Likelihood
+from pyro_vae.likelihoods.core.em import sum_rows
 from pyro_vae.validation import check_positive, check_shape
 
 __all__ = ["ContinuousBernoulli"]
@@ -55,8 +56,8 @@ class ContinuousBernoulli(Likelihood):
         self, responsibilities: Tensor, x: Tensor, smoothing: float
     ) -> dist.TorchDistribution:
         """Computes the M step: finds the logits whose means are those of the rows."""
-        size = responsibilities.sum(0).unsqueeze(1)
-        mean = (responsibilities.T @ x + smoothing / 2) / (size + smoothing)
+        size, total = sum_rows(responsibilities, x)
+        mean = (total + smoothing / 2) / (size + smoothing)
         low, high = torch.full_like(mean, -self.max_logit), torch.full_like(mean, self.max_logit)
         for _ in range(50):
             middle = (low + high) / 2

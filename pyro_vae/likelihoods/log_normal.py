@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_vae.likelihoods.core.positive import Scale
 from pyro_vae.likelihoods.core.support import check_positive_data
 from pyro_vae.likelihoods.core.units import UnitLikelihood
+from pyro_vae.likelihoods.normal import Normal
 from pyro_vae.validation import check_positive
 
 __all__ = ["LogNormal"]
@@ -63,6 +64,19 @@ class LogNormal(UnitLikelihood):
         dim = -1 - len(self.event_shape)
         loc, scale = self.to_units(features.select(dim, 0), self.scale(features, dim))
         return dist.LogNormal(loc, scale).to_event(len(self.event_shape))
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution:
+        """Computes the M step of a normal for the logarithms."""
+        likelihood = Normal(
+            self.event_shape, scale=self.scale.value, min_scale=self.min_scale,
+            standardize=self.standardize,
+        )  # fmt: skip
+        if self.standardize:
+            likelihood.unit_scale.copy_(self.unit_scale)
+        normal = likelihood.em_step(responsibilities, x.log(), smoothing)
+        return dist.LogNormal(*torch.broadcast_tensors(normal.mean, normal.stddev))
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values are positive and finite."""

@@ -1,15 +1,23 @@
 """The negative binomial likelihood."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.likelihoods.core.counts import CountLikelihood
+from pyro_vae.likelihoods.core.em import sum_rows
 from pyro_vae.likelihoods.core.positive import Concentration
 
 __all__ = ["NegativeBinomial"]
+
+_DISPERSIONS = (1e-3, 1e6)
+"""The range of inverse dispersions of a mixture."""
+
+_BISECTIONS = 40
 
 
 class NegativeBinomial(CountLikelihood):
@@ -39,7 +47,6 @@ class NegativeBinomial(CountLikelihood):
         ValueError: If an argument is none of these.
 
     Example:
-        >>> import torch
         >>> part = NegativeBinomial((2,), inverse_dispersion=1.0)
         >>> part(torch.zeros(1, 2)).log_prob(torch.tensor([0.0, 1.0])).exp()
         tensor(0.1250)
@@ -57,6 +64,35 @@ class NegativeBinomial(CountLikelihood):
         )
         super().__init__(event_shape, size_factor, 1 + dispersion.num_features)
         self.inverse_dispersion = dispersion
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> TorchDistribution | None:
+        """Computes the M step; the components share the inverse dispersion of each element.
+
+        The mean does not depend on it. Its derivative of the log likelihood changes sign once.
+        """
+        if self.size_factor is not None:
+            return None
+        mean = self.average_components(responsibilities, x, smoothing)
+        value = self.inverse_dispersion.value
+        if isinstance(value, float):
+            return distributions.NegativeBinomial(mean, mean.new_full((), value))
+        size, total = sum_rows(responsibilities, x)
+        low, high = (torch.full_like(mean[0], math.log(bound)) for bound in _DISPERSIONS)
+        for _ in range(_BISECTIONS):
+            theta = ((low + high) / 2).exp()
+            inner = torch.digamma(x + theta) - torch.digamma(theta)
+            slope = inner.nansum(0) + (
+                size * (torch.log(theta / (theta + mean)) + 1)
+                - (total + size * theta) / (theta + mean)
+            ).sum(0)
+            if value == "shared":
+                slope = slope.sum().expand_as(slope)
+            low, high = (
+                torch.where(slope > 0, theta.log(), low), torch.where(slope > 0, high, theta.log())
+            )  # fmt: skip
+        return distributions.NegativeBinomial(mean, ((low + high) / 2).exp())
 
     def forward(self, features: Tensor, size: Tensor | None = None) -> TorchDistribution:
         """Returns the likelihood for features of shape ``(*batch, *feature_shape)``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.distributions import ProfileNormal
+from pyro_vae.likelihoods.core.em import average_columns, count_columns, sum_rows
 from pyro_vae.likelihoods.core.support import check_finite_data
 from pyro_vae.likelihoods.core.units import UnitLikelihood
 from pyro_vae.validation import check_number, check_positive, describe_value
@@ -133,18 +134,21 @@ class Normal(UnitLikelihood):
         self, responsibilities: Tensor, x: Tensor, smoothing: float
     ) -> dist.TorchDistribution:
         """Computes the M step, means shrunk towards the mean of all rows."""
-        r, size = responsibilities, responsibilities.sum(0).unsqueeze(1)
-        means = (r.T @ x + smoothing * x.mean(0)) / (size + smoothing)
+        size, total = sum_rows(responsibilities, x)
+        overall, count = average_columns(x), count_columns(x)
+        means = (total + smoothing * overall) / (size + smoothing)
         unit = self.unit_scale.double().flatten() if self.standardize else x.new_ones(())
         if isinstance(self.scale, float):
             return dist.Normal(means, self.scale * unit, validate_args=False)
-        error = (r.T @ x**2 - 2 * means * (r.T @ x) + size * means**2).clamp(min=0)
+        squares = sum_rows(responsibilities, x**2)[1]
+        error = (squares - 2 * means * total + size * means**2).clamp(min=0)
         if self.scale in ("shared", "optimal"):
-            variance = (error / unit**2).sum() / x.numel() * unit**2
+            variance = (error / unit**2).sum() / count.sum() * unit**2
         elif self.scale == "element":
-            variance = error.sum(0) / len(x)
+            variance = error.sum(0) / count.clamp(min=1)
         else:
-            variance = (error + smoothing * x.var(0)) / (size + smoothing)
+            spread = ((x - overall) ** 2).nansum(0) / (count - 1).clamp(min=1)
+            variance = (error + smoothing * spread) / (size + smoothing)
         scale = torch.maximum(variance.sqrt(), self.min_scale * unit.to(variance))
         return dist.Normal(means, scale, validate_args=False)
 

@@ -51,8 +51,5 @@ class Poisson(CountLikelihood):
         """Computes the M step, means shrunk towards the mean of all rows."""
         if self.size_factor is not None:
             return None
-        size = responsibilities.sum(0).unsqueeze(1)
-        # A mean of zero would give other rows no density.
-        overall = (x.sum(0) + 0.5) / (len(x) + 0.5)
-        means = (responsibilities.T @ x + smoothing * overall) / (size + smoothing)
+        means = self.average_components(responsibilities, x, smoothing)
         return distributions.Poisson(means, validate_args=False)

@@ -139,7 +139,7 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
         ("Mixture's log evidence", "mixture_log_evidence", None, (
             f"The same for a mixture of {metrics['mixture_components']} such likelihoods fitted "
             f"by EM to {metrics['mixture_rows']:,} training rows: a baseline that a VAE should "
-            f"beat. Not computed if values are missing."
+            f"beat."
         )),
         (f"ELBO{given}", "elbo", "elbo_se", (
             "The lower bound on the log evidence at beta = 1, whatever the training objective."

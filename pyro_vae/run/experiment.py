@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
@@ -25,6 +26,7 @@ from pyro_vae.evaluate.metrics import (
 )
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
+from pyro_vae.masking import fill_missing
 from pyro_vae.progress import Progress, announce, show_always
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.run.checks import (
@@ -255,19 +257,28 @@ def _mixture_log_evidence(run: TrainedRun) -> float | None:
     components = run.cfg.evaluate.baseline_components
     if not components:
         return None
-    if run.data.mask is not None or run.data.covariates is not None or is_sparse(run.data.x.train):
+    if run.data.covariates is not None or is_sparse(run.data.x.train):
         return None
-    evaluation, train, valid = run.cfg.evaluate, run.data.train, run.data.valid
+    evaluation, train = run.cfg.evaluate, run.data.train
+    valid = run.data.valid if len(run.data.valid.x) else train
     rows = slice(evaluation.baseline_rows)
     order = torch.Generator(train.x.device).manual_seed(run.cfg.seed)
+    test = _mark_missing(run.data.test.batch(slice(None)))
+    # The metrics leave out rows of which nothing is observed.
+    test = test[~test.flatten(1).isnan().all(1)]
     fit = baseline.mixture(
         run.vae.likelihood,
-        train.batch(rows, order).x,
-        (valid.x if len(valid.x) else train.x)[rows],
-        run.data.x.test[: evaluation.evidence_rows],
+        _mark_missing(train.batch(rows, order)),
+        _mark_missing(valid.batch(rows)),
+        test[: evaluation.evidence_rows],
         components=components,
     )
     return None if fit is None else mean_over_rows(fit.log_evidence)
+
+
+def _mark_missing(batch: Batch) -> Tensor:
+    """Returns rows with NaN for missing values."""
+    return batch.x if batch.mask is None else fill_missing(batch.x, batch.mask, torch.nan)
 
 
 def _name_arguments(batch: Batch) -> dict[str, Any]:

@@ -185,17 +185,17 @@ class Schema(NamedTuple):
         Raises:
             ValueError: If a column is missing, repeated, or has other values.
         """
-        table = _to_frame(table)
-        twice = [name for name in self.names if list(table.columns).count(name) > 1]
+        frame = _to_frame(table)
+        twice = [name for name in self.names if list(frame.columns).count(name) > 1]
         if twice:
             raise ValueError(f"Expected each column once, got duplicates of {list_names(twice)}")
-        absent = [name for name in self.names if name not in table]
+        absent = [name for name in self.names if name not in frame]
         if absent:
             raise ValueError(
                 f"Expected a table with the columns {list_names(self.names)}, got none named "
                 f"{list_names(absent)}"
             )
-        return torch.stack([column.encode(table[column.name]) for column in self.columns], 1)
+        return torch.stack([column.encode(frame[column.name]) for column in self.columns], 1)
 
     def decode(self, x: Tensor) -> Any:
         """Returns rows of numbers as a pandas DataFrame in the units and words of the source.

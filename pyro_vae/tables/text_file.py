@@ -216,8 +216,8 @@ def _detect_layout(file: Path, options: ReadOptions) -> _Layout:
         notes.append(f"{skipped} lines of comments left out")
     body = rows[1:] if options.header else rows
     names = _complete_names(names, body)
-    codes = {i for row in body for i, cell in enumerate(row) if _CODE.fullmatch(cell)}
-    codes = tuple(sorted(i for i in codes if i < len(names)))
+    coded = {i for row in body for i, cell in enumerate(row) if _CODE.fullmatch(cell)}
+    codes = tuple(sorted(i for i in coded if i < len(names)))
     return _Layout(encoding, separator, skipped, names, tuple(notes), codes)
 
 

@@ -1,9 +1,12 @@
 """The mixture baseline against scikit-learn, closed forms and its own laws."""
 
+import itertools
+
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import optimize, stats
 from sklearn.mixture import GaussianMixture
 
 from helpers.tables import EVENT, LIKELIHOOD_ROWS, data_for
@@ -130,3 +133,96 @@ def test_rows_are_scored_as_by_the_density_of_each_component(name):
     found = baseline._log_joint(densities, torch.zeros(5).double(), x)
     exact = torch.stack([densities.log_prob(row).sum(-1) for row in x])
     torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-7)
+
+
+MIXED = [
+    data.Column("a", "real"), data.Column("k", "categorical", ("x", "y", "z")),
+    data.Column("p", "positive"), data.Column("n", "count"), data.Column("b", "binary", ("0", "1")),
+    data.Column("o", "ordinal", ("l", "m", "h")), data.Column("c", "real"),
+]  # fmt: skip
+
+
+def mixed_rows(n, seed=0, gaps=0.3):
+    """Rows of two kinds in all columns, with gaps."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, n)
+    columns = [
+        rng.normal(170 + 20 * kind, 5), rng.integers(0, 3, n) * kind,
+        np.exp(rng.normal(9 + kind, 0.5)),
+        rng.negative_binomial(3, 0.2 + 0.3 * kind), rng.random(n) < 0.2 + 0.6 * kind,
+        np.minimum(2, rng.integers(0, 2, n) + kind), rng.normal(-3 * kind, 1),
+    ]  # fmt: skip
+    x = torch.tensor(np.stack(columns, 1).astype(float))
+    return x.where(torch.tensor(rng.random(x.shape) >= gaps), torch.nan)
+
+
+def one_column(column, values):
+    """The mean log density of a column under the maximum likelihood fit of one component."""
+    x = values[~np.isnan(values)]
+    if column.levels:
+        share = np.bincount(x.astype(int), minlength=len(column.levels)) / len(x)
+        return np.log(share[x.astype(int)]).sum()
+    if column.kind == "positive":
+        y = np.log(x)
+        return stats.norm.logpdf(y, y.mean(), y.std()).sum() - y.sum()
+    if column.kind == "real":
+        return stats.norm.logpdf(x, x.mean(), x.std()).sum()
+
+    def loss(log_theta):
+        theta = np.exp(log_theta)
+        return -stats.nbinom.logpmf(x, theta, theta / (theta + x.mean())).sum()
+
+    return -optimize.minimize_scalar(loss, bounds=(-7, 14), method="bounded").fun
+
+
+def test_one_component_of_mixed_columns_with_gaps_is_the_fit_of_each_column(monkeypatch):
+    monkeypatch.setattr(baseline, "SMOOTHING", (1e-9,))
+    x = mixed_rows(300)
+    part = likelihoods.Columns((7,), columns=MIXED)
+    fit = baseline.mixture(part, x, x, x, components=1)
+    exact = sum(one_column(c, x[:, i].numpy()) for i, c in enumerate(MIXED))
+    assert fit.log_evidence.sum().item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_each_step_of_em_increases_the_likelihood_of_mixed_columns_with_gaps():
+    x = mixed_rows(200, seed=1)
+    part = likelihoods.Columns((7,), columns=MIXED)
+    r = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)).double().softmax(1)
+    scores = []
+    for _ in range(40):
+        weights = (r.sum(0) / r.sum()).log()
+        joint = baseline._log_joint(part.em_step(r, x, 1e-12), weights, x)
+        scores.append(joint.logsumexp(1).mean().item())
+        r = joint.softmax(1)
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(scores))
+    assert scores[-1] > scores[0] + 0.1
+
+
+def test_a_mixture_of_mixed_columns_finds_the_kinds_of_rows():
+    x = mixed_rows(600, seed=2)
+    part = likelihoods.Columns((7,), columns=MIXED)
+    parts = x[:400], x[400:500], x[500:]
+    one, two = (baseline.mixture(part, *parts, components=k).log_evidence for k in (1, 2))
+    assert (two.mean() - one.mean()).item() > 0.5
+
+
+def test_families_without_an_m_step_have_no_mixture():
+    x = mixed_rows(50)
+    for options in ({"real": "student_t"}, {"count": "zero_inflated_negative_binomial"}):
+        part = likelihoods.Columns((7,), columns=MIXED, **options)
+        assert baseline.mixture(part, x, x, x, components=2) is None
+
+
+@pytest.mark.parametrize("scale", [0.5, "shared", "element", "network"])
+def test_gaps_of_a_normal_are_left_out(scale, monkeypatch):
+    """Rows with only gaps change nothing, and neither does the order of gaps."""
+    monkeypatch.setattr(baseline, "SMOOTHING", (0.1,))
+    x = torch.randn(60, 3).double() * torch.tensor([1.0, 5.0, 0.2])
+    x[::4, 1] = torch.nan
+    more = torch.cat([x, torch.full((20, 3), torch.nan).double()])
+    part = likelihoods.Normal((3,), scale=scale)
+    r = torch.rand(60, 2).double().softmax(1)
+    extra = torch.cat([r, torch.rand(20, 2).double()])
+    one, other = part.em_step(r, x, 0.1), part.em_step(extra, more, 0.1)
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.stddev, other.stddev)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pyro.infer
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.special import roots_legendre
+from scipy.stats import nbinom
 from torch import Tensor
 
 from pyro_vae import likelihoods, networks, objectives, posteriors, priors
@@ -230,6 +232,23 @@ def _fit_poisson(x: Tensor) -> Tensor:
     return torch.distributions.Poisson(x.mean(0)).log_prob(x).sum(1).mean()
 
 
+def _fit_negative_binomial(x: Tensor) -> float:
+    total = 0.0
+    for column in x.double().numpy().T:
+        mean = column.mean()
+
+        def loss(log_theta, column=column, mean=mean):
+            theta = math.exp(log_theta)
+            return -nbinom.logpmf(column, theta, theta / (theta + mean)).mean()
+
+        total -= minimize_scalar(loss, bounds=(-7, 14), method="bounded").fun
+    return total
+
+
+def _fit_log_normal(x: Tensor) -> Tensor:
+    return _fit_normal(_each, x.log()) - x.log().sum(1).mean()
+
+
 def _count_row(make: Callable[..., Any], mixture: Mixture | None = None, **options: Any):
     return LikelihoodRow(make, _counts, COUNTS, NOT_COUNTS, "counts", mixture, **options)
 
@@ -239,9 +258,9 @@ def _real_row(make: Callable[..., Any], **options: Any) -> LikelihoodRow:
     return LikelihoodRow(make, _grey, REALS, refused, "finite", None, **options)
 
 
-def _positive_row(make: Callable[..., Any], **options: Any) -> LikelihoodRow:
+def _positive_row(make: Callable[..., Any], mixture: Mixture | None = None, **options: Any):
     refused = (0.0, -1.0, math.nan, math.inf)
-    return LikelihoodRow(make, _half, POSITIVE, refused, "positive", None, **options)
+    return LikelihoodRow(make, _half, POSITIVE, refused, "positive", mixture, **options)
 
 
 _NB, _ZINB = likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial
@@ -287,8 +306,10 @@ LIKELIHOOD_ROWS = {
 }
 LIKELIHOOD_ROWS |= {
     "poisson": _count_row(likelihoods.Poisson, Mixture(_fit_poisson)),
-    "negative_binomial": _count_row(_NB),
-    "negative_binomial_network": _count_row(partial(_NB, inverse_dispersion="network")),
+    "negative_binomial": _count_row(_NB, Mixture(_fit_negative_binomial)),
+    "negative_binomial_network": _count_row(
+        partial(_NB, inverse_dispersion="network"), Mixture(_fit_negative_binomial)
+    ),
     "zero_inflated_negative_binomial": _count_row(_ZINB),
     "zero_inflated_element": _count_row(
         partial(_ZINB, inverse_dispersion="shared", zero_inflation="element")
@@ -305,7 +326,9 @@ LIKELIHOOD_ROWS |= {
     "student_t_network": _real_row(
         partial(likelihoods.StudentT, scale="element", df="network", standardize=True), heavy=True
     ),
-    "log_normal": _positive_row(partial(likelihoods.LogNormal, scale="network"), heavy=True),
+    "log_normal": _positive_row(
+        partial(likelihoods.LogNormal, scale="network"), Mixture(_fit_log_normal), heavy=True
+    ),
     "gamma": _positive_row(partial(likelihoods.Gamma, concentration="element")),
     "gamma_network": _positive_row(
         partial(likelihoods.Gamma, concentration="network", standardize=False)

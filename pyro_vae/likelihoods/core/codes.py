@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from pyro_vae.conditional import Likelihood
+from pyro_vae.likelihoods.core.em import count_levels
 from pyro_vae.likelihoods.core.positive import format_part
 from pyro_vae.validation import check_shape, check_size
 
@@ -49,6 +50,17 @@ class _Codes(Likelihood):
     def start_from(self, frequencies: Tensor) -> None:
         """Starts from the frequencies of levels, ``(n, levels)``."""
         raise NotImplementedError
+
+    def em_step(
+        self, responsibilities: Tensor, x: Tensor, smoothing: float
+    ) -> dist.TorchDistribution:
+        """Computes the M step, shrunk towards the frequencies of all rows.
+
+        The components of ordered levels are free categorical distributions.
+        """
+        counts, frequencies = count_levels(responsibilities, x, self.levels)
+        overall = (frequencies + 1) / (frequencies.sum(-1, keepdim=True) + self.levels)
+        return dist.Categorical(probs=counts + smoothing * overall)
 
     __repr__ = format_part
 

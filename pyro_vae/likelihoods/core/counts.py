@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import GivenRowSum
+from pyro_vae.likelihoods.core.em import count_columns, sum_rows
 from pyro_vae.likelihoods.core.positive import MAX_LOG, bound_softly, format_part
 from pyro_vae.validation import check_choice, check_shape
 
@@ -84,6 +85,13 @@ class CountLikelihood(Likelihood):
         if size is None:
             return mean
         return mean * size.reshape(*size.shape, *(1 for _ in range(event_dim)))
+
+    def average_components(self, responsibilities: Tensor, x: Tensor, smoothing: float) -> Tensor:
+        """Returns the mean counts of the components of a mixture, shrunk towards those of all."""
+        size, total = sum_rows(responsibilities, x)
+        # A mean of zero would give other rows no density.
+        overall = (x.nansum(0) + 0.5) / (count_columns(x) + 0.5)
+        return (total + smoothing * overall) / (size + smoothing)
 
     def to_rows(self, elements: Any) -> Any:
         """Returns the distribution of rows, from that of their elements."""
