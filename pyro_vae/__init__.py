@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         transforms,
     )
     from pyro_vae.compiled.step import compile
-    from pyro_vae.sklearn import VAETransformer
+    from pyro_vae.sklearn import VAEDetector, VAEImputer, VAETransformer
     from pyro_vae.training.ensemble import fit_many
     from pyro_vae.training.single import FitResult, fit
     from pyro_vae.vae.autoguide import AutoVAEGuide
@@ -40,6 +40,8 @@ __all__ = [
     "VAE",
     "AutoVAEGuide",
     "FitResult",
+    "VAEDetector",
+    "VAEImputer",
     "VAETransformer",
     "compile",
     "compiled",
@@ -67,6 +69,8 @@ HOMES = {
     "VAE": "pyro_vae.vae",
     "AutoVAEGuide": "pyro_vae.vae.autoguide",
     "FitResult": "pyro_vae.training",
+    "VAEDetector": "pyro_vae.sklearn",
+    "VAEImputer": "pyro_vae.sklearn",
     "VAETransformer": "pyro_vae.sklearn",
     "compile": "pyro_vae.compiled.step",
     "fit": "pyro_vae.training",

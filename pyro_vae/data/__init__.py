@@ -6,6 +6,7 @@ from pyro_vae.data.counts import counts
 from pyro_vae.data.covariates import Covariate, Covariates
 from pyro_vae.data.digits import digits
 from pyro_vae.data.images import images
+from pyro_vae.data.incomplete import incomplete
 from pyro_vae.data.pitfalls import collapse, manifold, two_modes
 from pyro_vae.data.preparation import PROTOCOLS, Preparation, Scaling
 from pyro_vae.data.tables import table
@@ -43,6 +44,7 @@ __all__ = [
     "fashion_mnist",
     "frey_faces",
     "images",
+    "incomplete",
     "kmnist",
     "manifold",
     "mnist",

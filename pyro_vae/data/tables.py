@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pyro_vae.data.base import Data, Split, split_row_numbers
 from pyro_vae.data.covariates import Covariates, parse_kinds
@@ -33,7 +34,14 @@ from pyro_vae.tables.schema import CODED, Schema
 from pyro_vae.tables.selection import check_once, match_name, select_columns
 from pyro_vae.validation import check_choice, check_flag, describe_value, list_names
 
-__all__ = ["choose_encoding", "choose_kinds", "load_preparation", "match_reserved", "table"]
+__all__ = [
+    "choose_encoding",
+    "choose_kinds",
+    "encode_frame",
+    "load_preparation",
+    "match_reserved",
+    "table",
+]
 
 _MISSING = ("raise", "nan")
 
@@ -339,6 +347,20 @@ def _read_mixed(
     problems: Problems,
 ) -> _Values:
     """Returns numbers and codes, with the kinds of the columns."""
+    schema, numbers = _encode_columns(source, names, settings, problems)
+    x = numbers.to(torch.get_default_dtype())
+    check_range(x, names, problems)
+    check_kinds(x, numbers, schema, problems)
+    if settings.like is None:
+        check_resolution(x, numbers, schema.names, problems)
+    problems.raise_any()
+    return rows.select(x.nan_to_num()), rows.select(~x.isnan()), None, schema
+
+
+def _encode_columns(
+    source: TableSource, names: list[str], settings: _Settings, problems: Problems
+) -> tuple[Schema, Tensor]:
+    """Returns the kinds of columns, and their numbers in double precision with NaN for gaps."""
     own = None if settings.like is None else settings.like.schema
     declared = {match_name(n, source.names): kind for n, kind in settings.declared.items()}
     unknown = [name for name in declared if name not in names]
@@ -353,14 +375,30 @@ def _read_mixed(
     cells = source.parse(names, words)
     schema = fit_schema(cells, declared, settings.missing, problems, own)
     problems.raise_any()
-    numbers = schema.encode({name: c.values for name, c in cells.items()})
-    x = numbers.to(torch.get_default_dtype())
-    check_range(x, names, problems)
-    check_kinds(x, numbers, schema, problems)
-    if own is None:
-        check_resolution(x, numbers, schema.names, problems)
-    problems.raise_any()
-    return rows.select(x.nan_to_num()), rows.select(~x.isnan()), None, schema
+    return schema, schema.encode({name: c.values for name, c in cells.items()})
+
+
+def encode_frame(
+    frame: Any, kinds: Mapping[str, Any], like: Preparation | None = None
+) -> tuple[Schema, Tensor]:
+    """Returns a pandas table as numbers, for :mod:`pyro_vae.sklearn`.
+
+    Arguments:
+        frame: The table, all of whose columns are used, or those of ``like``.
+        kinds: The names of columns by kind, as arguments of :func:`table`.
+        like: The preparation of the training data, or ``None``.
+
+    Returns:
+        The kinds of the columns, and rows in double precision with NaN for missing values.
+
+    Raises:
+        ValueError: As of :func:`table`.
+    """
+    settings = _check_settings("nan", True, like, like is None or None, kinds)
+    source = load_table(frame)
+    names = select_columns(source.names, like=like and like.columns, source=source.place)
+    problems = _check_names(source, names, [], must_keep=like is not None)
+    return _encode_columns(source, names, settings, problems)
 
 
 def _check_declared(declared: Mapping[str, tuple[str, tuple[str, ...]]], own: Schema) -> None:

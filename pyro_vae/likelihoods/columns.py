@@ -89,7 +89,8 @@ class Columns(Likelihood):
 
     Example:
         >>> columns = [
-        ...     Column("mass", "real"), Column("island", "categorical", ("Biscoe", "Dream", "Tor"))
+        ...     {"name": "mass", "kind": "real"},
+        ...     {"name": "island", "kind": "categorical", "levels": ["Biscoe", "Dream", "Tor"]},
         ... ]
         >>> likelihood = Columns((2,), columns=columns)
         >>> p = likelihood(torch.zeros(5, *likelihood.feature_shape))

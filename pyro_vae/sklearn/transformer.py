@@ -1,8 +1,9 @@
-"""A VAE with scikit-learn's interface and NumPy arrays."""
+"""A VAE as a scikit-learn transformer."""
 
 import copy
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from pyro_vae.data import Covariates, Rows, Scaling
 from pyro_vae.guard import guard_process_state
 from pyro_vae.networks import eval_mode
 from pyro_vae.seeding import fork_and_seed_rng
+from pyro_vae.sklearn.nested import set_argument
+from pyro_vae.sklearn.rows import NumberRows, TableRows, has_columns, name_columns
 from pyro_vae.training.single import fit
 from pyro_vae.vae.build import Part
 from pyro_vae.vae.vae import VAE
@@ -43,7 +46,13 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     pipeline or a grid search passes a table or an array on to the methods that request it, as by
     ``set_fit_request(covariates=True)``, ``set_transform_request`` and ``set_score_request``.
 
-    It computes in double precision on the CPU. All randomness comes from ``random_state``.
+    With ``likelihood=likelihoods.Columns`` the columns of a pandas table may be of different kinds,
+    as for :func:`pyro_vae.data.table` with ``mixed``. ``inverse_transform`` then returns a table
+    with words and units.
+
+    It computes in double precision on the CPU; embeddings of data in single precision have single
+    precision. All randomness comes from ``random_state``. Arguments of parts can be set by nested
+    names, as in ``set_params(prior__components=20)`` for a prior that is a class or a partial.
 
     Arguments:
         latent_dim: The number of latent dimensions.
@@ -62,11 +71,15 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         epochs: The number of passes over the data.
         batch_size: The number of rows of a batch.
         num_particles: The number of samples for each row of ``score_samples``.
+        kinds: For ``likelihoods.Columns``, the kinds of columns by name, which are inferred for
+            others: ``"real"``, ``"positive"``, ``"count"``, ``"binary"``, ``"categorical"``, or the
+            list of the levels of an ordinal column in order.
         random_state: An integer, a ``numpy.random.RandomState`` or ``None``.
 
     Attributes:
         vae_: The VAE.
-        scaling_: The standardization of the columns.
+        scaling_: The standardization of the columns; ``None`` for ``likelihoods.Columns``.
+        schema_: The kinds of the columns for ``likelihoods.Columns``; otherwise ``None``.
         covariates_: The encoding of the covariates, or ``None``.
         result_: The result of :func:`pyro_vae.fit`.
         n_features_in_: The number of columns.
@@ -99,6 +112,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         epochs: int = 100,
         batch_size: int = 100,
         num_particles: int = 100,
+        kinds: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         # Scikit-learn requires that arguments are neither changed nor checked before ``fit``.
@@ -115,20 +129,24 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.epochs = epochs
         self.batch_size = batch_size
         self.num_particles = num_particles
+        self.kinds = kinds
         self.random_state = random_state
 
     def set_params(self, **params: Any) -> "VAETransformer":
-        """Sets arguments of the constructor; nested names with ``__`` are not supported."""
-        nested = [name for name in params if "__" in name]
-        if nested:
-            raise ValueError(
-                f"Expected names of arguments of VAETransformer, got {nested[0]!r}: search over "
-                f"whole objects, as in objective=[ELBO(beta=0.5), ELBO(beta=1.0)]"
-            )
-        return super().set_params(**params)
+        """Sets arguments of the constructor, and arguments of parts by names with ``__``."""
+        nested = {name: params.pop(name) for name in list(params) if "__" in name}
+        super().set_params(**params)
+        for name, value in nested.items():
+            role, _, argument = name.partition("__")
+            if role not in self.get_params(deep=False):
+                raise ValueError(
+                    f"Expected a part of VAETransformer before '__', got {role!r} in {name!r}"
+                )
+            setattr(self, role, set_argument(role, getattr(self, role), argument, value))
+        return self
 
     @guard_process_state
-    def fit(self, X: _Array, y: object = None, *, covariates: object = None) -> "VAETransformer":
+    def fit(self, X: Any, y: object = None, *, covariates: object = None) -> "VAETransformer":
         """Trains a VAE.
 
         Arguments:
@@ -138,15 +156,22 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_size("num_particles", self.num_particles, least=1)
         standardize = check_flag("standardize", self.standardize)
-        x = torch.tensor(self._validate(X, reset=True))
+        self.scaling_, self.schema_ = None, None
+        values = self._validate(X, reset=True)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.scaling_ = _fit_scaling(x) if standardize else _identity_scaling(x)
+        if has_columns(self.likelihood):
+            self._rows: Any = TableRows.fit(values, self.kinds)
+            self.schema_ = self._rows.schema
+        else:
+            x = torch.tensor(values)
+            self.scaling_ = _fit_scaling(x) if standardize else _identity_scaling(x)
+            self._rows = NumberRows(self.scaling_, self._choose_shape(x.shape[1]))
+        x, mask = self._rows.prepare(values)
         table = None if covariates is None else _to_table(covariates)
         self.covariates_ = None if table is None else Covariates.fit(table)
         encoded = self._encode(table, len(x))
         with fork_and_seed_rng(x.device, self._seed):
-            self.vae_ = self._build_vae(x.shape[1])
-        x, mask = self._standardize(x)
+            self.vae_ = self._build_vae()
         self.result_ = fit(
             self.vae_,
             Rows(x, mask, covariates=encoded),
@@ -162,7 +187,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def transform(self, X: _Array, *, covariates: object = None) -> _Array:
         """Returns the means of q(z given x), of shape ``(N, latent_dim)``."""
         x, mask, given = self._prepare_rows(X, covariates)
-        return evaluate.posterior_means(self.vae_, x, covariates=given, mask=mask).numpy()
+        means = evaluate.posterior_means(self.vae_, x, covariates=given, mask=mask).numpy()
+        return means.astype(np.float32) if getattr(X, "dtype", None) == np.float32 else means
 
     def fit_transform(self, X: _Array, y: object = None, *, covariates: object = None) -> _Array:
         """Trains a VAE, and returns the means of q(z given x) of its training rows."""
@@ -170,8 +196,10 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @guard_process_state
     @torch.no_grad()
-    def inverse_transform(self, X: _Array, *, covariates: object = None) -> _Array:
+    def inverse_transform(self, X: _Array, *, covariates: object = None) -> Any:
         """Returns the means of p(x given z), of shape ``(N, columns)``.
+
+        Of coded columns of ``likelihoods.Columns`` it returns the most probable words.
 
         Arguments:
             X: Embeddings of shape ``(N, latent_dim)``.
@@ -182,7 +210,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         given = self._encode(covariates, len(z))
         with eval_mode(self.vae_):
             mean = self.vae_.decode(z, given).mean
-        return self.scaling_.undo(mean.flatten(1)).numpy()
+        return self._rows.undo(mean)
 
     @guard_process_state
     def score_samples(self, X: _Array, *, covariates: object = None) -> _Array:
@@ -197,10 +225,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self.vae_, x, self.num_particles, covariates=given, mask=mask
             )
         # The log determinant of the standardization converts to the units of the data.
-        log_scale = self.scaling_.scale.log().expand(len(x), -1)
-        if mask is not None:
-            log_scale = torch.where(mask.flatten(1), log_scale, 0.0)
-        return (log_evidence - log_scale.sum(1)).numpy()
+        return (log_evidence - self._rows.sum_log_scales(mask, len(x))).numpy()
 
     def score(self, X: _Array, y: object = None, *, covariates: object = None) -> float:
         """Returns the mean of :meth:`score_samples`.
@@ -218,16 +243,23 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.latent_dim
 
     def __sklearn_tags__(self) -> Any:
-        """Declares that NaN is allowed."""
+        """Declares that NaN is allowed, and words for columns of different kinds."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        has_words = has_columns(self.likelihood)
+        tags.input_tags.categorical = tags.input_tags.string = has_words
         return tags
 
-    def _validate(self, X: _Array, *, reset: bool) -> _Array:
+    def _validate(self, X: Any, *, reset: bool) -> Any:
+        if has_columns(self.likelihood):
+            frame = name_columns(X)
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return frame
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
         return validate_data(self, X, reset=reset, **options)
 
-    def _build_vae(self, columns: int) -> VAE:
+    def _choose_shape(self, columns: int) -> tuple[int, ...]:
         event_shape = columns if self.event_shape is None else self.event_shape
         shape = tuple(check_shape("event_shape", event_shape))
         if math.prod(shape) != columns:
@@ -235,12 +267,18 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"Expected X to have {math.prod(shape)} columns for event_shape={shape}, got "
                 f"{columns}"
             )
+        return shape
+
+    def _build_vae(self) -> VAE:
+        likelihood = self.likelihood
+        if self.schema_ is not None:
+            likelihood = partial(likelihood, columns=self.schema_)
         return VAE(
-            shape,
+            self._rows.event_shape,
             self.latent_dim,
             prior=self.prior,
             posterior=self.posterior,
-            likelihood=self.likelihood,
+            likelihood=likelihood,
             encoder=self.encoder,
             decoder=self.decoder,
             covariate_dim=0 if self.covariates_ is None else self.covariates_.dim,
@@ -253,11 +291,11 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.objective() if callable(self.objective) else self.objective
 
     def _prepare_rows(
-        self, X: _Array, covariates: object
+        self, X: Any, covariates: object
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         check_is_fitted(self)
-        x = torch.tensor(self._validate(X, reset=False))
-        return *self._standardize(x), self._encode(covariates, len(x))
+        x, mask = self._rows.prepare(self._validate(X, reset=False))
+        return x, mask, self._encode(covariates, len(x))
 
     def _encode(self, covariates: object, size: int) -> Tensor | None:
         """Returns encoded covariates, or raises a ``ValueError`` if they do not fit."""
@@ -280,13 +318,6 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"rows of tables and arrays, not of mappings)"
             )
         return encoded
-
-    def _standardize(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns standardized rows of the event shape, and a mask if values are missing."""
-        scaled = (x - self.scaling_.loc) / self.scaling_.scale
-        rows = scaled.reshape(-1, *self.vae_.event_shape)
-        mask = ~rows.isnan()
-        return rows, None if bool(mask.all()) else mask
 
 
 def _to_table(covariates: Any) -> Mapping[str, Any]:
