@@ -16,11 +16,7 @@ from pyro_vae.data.table_files import (
     check_read_options,
     number_labels,
 )
-from pyro_vae.data.tables import (
-    choose_encoding,
-    choose_kinds,
-    load_preparation,
-)
+from pyro_vae.data.table_roles import choose_encoding, choose_kinds, load_preparation
 from pyro_vae.tables.cells import leave_out
 from pyro_vae.tables.selection import check_once, match_name, select_columns
 from pyro_vae.tables.text_file import ReadOptions

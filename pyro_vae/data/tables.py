@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.base import Data, Split, split_row_numbers
-from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling
 from pyro_vae.data.table_files import (
     TableSource,
@@ -17,6 +16,12 @@ from pyro_vae.data.table_files import (
     check_read_options,
     load_table,
     number_labels,
+)
+from pyro_vae.data.table_roles import (
+    choose_encoding,
+    choose_kinds,
+    load_preparation,
+    match_reserved,
 )
 from pyro_vae.data.table_values import (
     Problems,
@@ -34,14 +39,7 @@ from pyro_vae.tables.schema import CODED, Schema
 from pyro_vae.tables.selection import check_once, match_name, select_columns
 from pyro_vae.validation import check_choice, check_flag, describe_value, list_names
 
-__all__ = [
-    "choose_encoding",
-    "choose_kinds",
-    "encode_frame",
-    "load_preparation",
-    "match_reserved",
-    "table",
-]
+__all__ = ["encode_frame", "table"]
 
 _MISSING = ("raise", "nan")
 
@@ -417,55 +415,3 @@ def _has_words(kind: str, levels: Sequence[str]) -> bool:
     if not levels:
         return kind in ("binary", "categorical")
     return kind in CODED and not all(NUMBER.fullmatch(level) for level in levels)
-
-
-def load_preparation(like: Any) -> Preparation | None:
-    """Returns the preparation of another data set, given as such or as the folder of a run."""
-    if isinstance(like, (str, Path)):
-        return Preparation.load(like)
-    if isinstance(like, (Preparation, type(None))):
-        return like
-    raise ValueError(
-        f"Expected like to be a Preparation or the folder of a run, got {describe_value(like)}"
-    )
-
-
-def choose_kinds(
-    covariates: Any, size_factor: str | None, like: Preparation | None
-) -> dict[str, str | None]:
-    """Returns the kind of each covariate, which are those of another data set if it is given."""
-    kinds = parse_kinds(covariates, size_factor)
-    if like is None:
-        return kinds
-    own = {} if like.covariates is None else {c.name: c.kind for c in like.covariates.columns}
-    if kinds and set(kinds) != set(own):
-        raise ValueError(
-            f"Expected covariates to be those of the training data, {list(own)}, got {list(kinds)}"
-        )
-    return dict(own)
-
-
-def choose_encoding(
-    frame: Any, rows: Split, kinds: Mapping[str, str | None], like: Preparation | None
-) -> Covariates | None:
-    """Returns the encoding of covariates, from the training rows or another data set."""
-    if like is not None and like.covariates is not None:
-        return like.covariates
-    return Covariates.fit(frame.iloc[rows.train.numpy()], kinds) if kinds else None
-
-
-def match_reserved(
-    available: Sequence[str], label: Any, kinds: Mapping[str, str | None]
-) -> tuple[str | None, dict[str, str | None]]:
-    """Returns the names of label and covariates, or raises a ``ValueError`` for unknown ones."""
-    label = None if label is None else match_name(label, available)
-    if label is not None and label not in available:
-        raise ValueError(f"Expected label to be one of {list_names(available)}, got {label!r}")
-    kinds = {match_name(name, available): kind for name, kind in kinds.items()}
-    absent = [name for name in kinds if name not in available]
-    if absent:
-        raise ValueError(
-            f"Expected covariates among the columns {list_names(available)}, got "
-            f"{list_names(absent)}"
-        )
-    return label, kinds

@@ -135,6 +135,17 @@ class Columns(Likelihood):
         self.measure = _choose_measure(self.columns)
 
     @property
+    def family_names(self) -> dict[str, str]:
+        """The family of each column, by name."""
+        widths = [part.event_shape.numel() for part in self._parts]
+        names = self.columns.names
+        return {
+            names[index]: family.rstrip("_0123456789")
+            for family, members in zip(self.parts, self.position.split(widths), strict=True)
+            for index in members.tolist()
+        }
+
+    @property
     def _parts(self) -> list[Any]:
         return list(self.parts.values())
 

@@ -9,7 +9,9 @@ import torch
 from pyro_vae import report
 from pyro_vae.collapse import ACTIVE_VARIANCE, LEAST_SAMPLE_SIZE, is_collapsed
 from pyro_vae.data import Data
+from pyro_vae.evaluate import Evidence
 from pyro_vae.report import figures
+from pyro_vae.report.table_content import fit_columns, is_table, list_columns, list_outliers
 from pyro_vae.report.trained_run import TrainedRun
 
 __all__ = ["build_report", "find_warnings", "format_condition", "format_run_summary"]
@@ -20,14 +22,27 @@ _MAX_GAP = 0.1
 """The gap between log evidence and ELBO that causes a warning, as a fraction of the former."""
 
 
-def build_report(run: TrainedRun, metrics: dict[str, Any]) -> report.Report:
-    """Returns the report of a run."""
+def build_report(
+    run: TrainedRun, metrics: dict[str, Any], evidence: Evidence | None = None
+) -> report.Report:
+    """Returns the report of a run.
+
+    Arguments:
+        run: The run.
+        metrics: Its metrics.
+        evidence: The log evidence of its held-out rows, to list the least likely ones.
+    """
+    fits = fit_columns(run) if is_table(run) else []
+    tables = [list_columns(run, fits)] if fits else []
+    if fits and evidence is not None:
+        tables.append(list_outliers(run, evidence))
     return report.Report(
+        tables=tables,
         title=_format_title(run),
         settings=_list_settings(run, metrics),
         figures=_list_metrics(metrics),
         warnings=find_warnings(metrics),
-        pictures=figures.draw_figures(run, metrics),
+        pictures=figures.draw_figures(run, metrics, fits),
         history=run.result.history,
     )
 

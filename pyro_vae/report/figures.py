@@ -19,6 +19,7 @@ from pyro_vae.progress import Progress
 from pyro_vae.report.count_figures import draw_counts
 from pyro_vae.report.covariate_figures import draw_levels, draw_transfers, find_categories
 from pyro_vae.report.drawing import create_axes, get_figure, sample_rows, to_numpy
+from pyro_vae.report.table_content import ColumnFit, draw_table
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.vae.vae import VAE
 
@@ -37,8 +38,16 @@ _SMALL_IMAGE = 32
 _PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
 
 
-def draw_figures(run: TrainedRun, metrics: dict[str, Any]) -> list[report.Picture]:
-    """Returns the figures of a run; those of images only if the data are images."""
+def draw_figures(
+    run: TrainedRun, metrics: dict[str, Any], fits: Sequence[ColumnFit] = ()
+) -> list[report.Picture]:
+    """Returns the figures of a run; those of images only if the data are images.
+
+    Arguments:
+        run: The run.
+        metrics: Its metrics.
+        fits: The columns of a table.
+    """
     vae, (x, mask, _, covariates) = run.vae, run.data.test
     labels = get_labels(run.data)
     means = evaluate.posterior_means(vae, x, covariates=covariates, mask=mask)
@@ -57,6 +66,8 @@ def draw_figures(run: TrainedRun, metrics: dict[str, Any]) -> list[report.Pictur
             draws.append(partial(draw_transfers, run, column))
     if getattr(vae.likelihood, "is_count", False) and mask is None:
         draws += draw_counts(run)
+    if fits:
+        draws += draw_table(run, list(fits))
     if vae.event_shape == (2,):
         draws.append(partial(_draw_plane, vae, x, covariates))
     draws.append(partial(_draw_latent, means, labels))

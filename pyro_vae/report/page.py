@@ -17,7 +17,7 @@ from pyro_vae.progress import Progress
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["Figure", "Picture", "Report", "write"]
+__all__ = ["Figure", "Picture", "Report", "Table", "write"]
 
 
 class Figure(NamedTuple):
@@ -54,6 +54,22 @@ class Picture(NamedTuple):
     figure: "matplotlib.figure.Figure"
 
 
+class Table(NamedTuple):
+    """A table of texts.
+
+    Attributes:
+        title: Its title.
+        caption: Its description.
+        header: The titles of the columns.
+        rows: The cells, row by row.
+    """
+
+    title: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 class Report(NamedTuple):
     """The content of a report.
 
@@ -64,6 +80,7 @@ class Report(NamedTuple):
         warnings: Warnings about the validity of the metrics.
         pictures: The plots, in the order in which they are shown.
         history: One row per epoch.
+        tables: Tables, which are shown below the plots.
     """
 
     title: str
@@ -72,6 +89,7 @@ class Report(NamedTuple):
     warnings: Sequence[str]
     pictures: Sequence[Picture]
     history: Sequence[Mapping[str, float]]
+    tables: Sequence[Table] = ()
 
 
 def write(report: Report, folder: Path | str) -> Path:

@@ -194,7 +194,7 @@ def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
     from pyro_vae.report.content import build_report
     from pyro_vae.report.page import write
 
-    write(build_report(run, metrics), folder)
+    write(build_report(run, metrics, evidence), folder)
     return metrics
 
 

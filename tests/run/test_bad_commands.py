@@ -67,7 +67,7 @@ pyro-vae --info nothing | invalid choice: 'nothing'
 pyro-vae --resolve | can only be used in conjunction with --cfg
 pyro-vae --run --multirun | Only one of --run, --multirun
 pyro-vae -sc install=tcsh | No completion plugin for 'tcsh'
-pyro-vae -h vae.nope=1 | got 'vae.nope': vae has prior, posterior
+pyro-vae -h vae.nope=1 | got 'vae.nope': vae has latent_dim, name
 pyro-vae --config-dir nowhere | Additional config directory '
 pyro-vae --config-dir text.txt | text.txt' not found
 pyro-vae --config-dir my_conf experiment=broken | broken.yaml', got an error in line 3, column 1
@@ -111,6 +111,13 @@ pyro-vae-evaluate run=done allow=os.system | Expected allow to be a list of dott
 pyro-vae-embed run=done out=folder.csv | Expected out to name a file, got the folder 'folder.csv'
 pyro-vae-embed run=done rows_at_once=lots | Expected rows_at_once to be an integer
 pyro-vae-embed run=done outt=codes.csv | got 'outt': did you mean out?
+pyro-vae-impute run=done | Expected a run on a table
+pyro-vae-impute run=done draws=-1 | Expected draws to be an integer of at least 0
+pyro-vae-sample run=done | Expected a run on a table
+pyro-vae-sample run=done n=0 | Expected n to be an integer of at least 1
+pyro-vae-sample run=done covariate=a | got 'covariate': did you mean covariates?
+pyro-vae-score run=done out=scores.txt | Expected out to name a .parquet or .csv file
+pyro-vae-score run=nowhere | Expected run to be the folder of a finished run
 # Comparisons
 pyro-vae-compare | the following arguments are required: FOLDER
 pyro-vae-compare missing | Expected FOLDER to be a folder that exists, got 'missing'
