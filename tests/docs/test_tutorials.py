@@ -32,6 +32,8 @@ def run_code(code, names):
         ("cells.md", {"cells": ["row-sum size factor", "lab"]}, "given row-sum size factor, lab"),
         ("conditional.md", {"given": ["label"], "plain": []}, "given label"),
         ("image_folder.md", {"shapes": []}, ""),
+        ("table.md", {"visitors": []}, ""),
+        ("imputation.md", {"iris": []}, ""),
     ],
 )
 def test_each_command_of_a_tutorial_runs(page, runs, conditions, tmp_path, monkeypatch):
