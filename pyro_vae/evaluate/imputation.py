@@ -196,7 +196,7 @@ def _get_elements(p: Any) -> Any:
 
 
 def _get_expectations(p: Any) -> Tensor:
-    """Returns what averages over samples: means, and probabilities of categories."""
+    """Returns quantities that average over samples: means, and probabilities of categories."""
     elements = _get_elements(p)
     return elements.expectations if isinstance(elements, Mixed) else p.mean
 

@@ -46,7 +46,7 @@ class _Part(NamedTuple):
 
 
 class Columns(Likelihood):
-    r"""A likelihood of tables: each column has a likelihood of its own kind.
+    r"""A likelihood of tables, with one likelihood for each kind of column.
 
     .. math:: \log p(x \mid z) = \sum_i \log p_i(x_i \mid z)
 
