@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import Mixed
 from pyro_vae.likelihoods.core.codes import BinaryCodes, CategoricalCodes, OrdinalCodes
+from pyro_vae.likelihoods.core.counts import CountLikelihood
 from pyro_vae.likelihoods.gamma import Gamma
 from pyro_vae.likelihoods.laplace import Laplace
 from pyro_vae.likelihoods.log_normal import LogNormal
@@ -18,10 +19,14 @@ from pyro_vae.likelihoods.normal import Normal
 from pyro_vae.likelihoods.poisson import Poisson
 from pyro_vae.likelihoods.student_t import StudentT
 from pyro_vae.likelihoods.zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
+from pyro_vae.masking import compute_moments
 from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import check_choice, check_shape, describe_value, list_names
 
 __all__ = ["Columns"]
+
+_DISPERSIONS = (0.1, 1e4)
+"""The range of inverse dispersions at the start of training."""
 
 _SOURCES = ("shared", "element", "network")
 
@@ -113,7 +118,7 @@ class Columns(Likelihood):
         positive: str = "log_normal",
         count: str = "negative_binomial",
         families: Mapping[str, str] | None = None,
-        dispersion: str = "element",
+        dispersion: str = "network",
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -161,6 +166,8 @@ class Columns(Likelihood):
     def initialize(self, x: Tensor) -> None:
         """Initializes units and frequencies from training rows, once; NaN marks missing values."""
         for part, values in zip(self._parts, self._split(x), strict=True):
+            if isinstance(part, CountLikelihood) and not part.started:
+                _start_dispersion(part, values)
             if hasattr(part, "initialize"):
                 part.initialize(values)
 
@@ -260,6 +267,25 @@ def _build_part(part: _Part, dispersion: str, min_scale: float) -> Likelihood:
         "ordinal": partial(OrdinalCodes, levels=part.levels),
     }
     return builders[part.family]((len(part.members),))
+
+
+@torch.no_grad()
+def _start_dispersion(part: Any, x: Tensor) -> None:
+    """Starts learned inverse dispersions from the variance of the training rows.
+
+    Optimizers take thousands of steps from 1 to the hundred of narrow counts.
+    """
+    dispersion = getattr(part, "inverse_dispersion", None)
+    if dispersion is None or dispersion.value not in ("shared", "element"):
+        return
+    mean, scale = compute_moments(x.double(), ~x.isnan())
+    theta = (mean.square() / (scale.square() - mean).clamp(min=1e-6 * mean.square() + 1e-6)).clamp(
+        _DISPERSIONS[0], _DISPERSIONS[1]
+    )
+    log_theta = theta.log().nan_to_num()
+    if dispersion.value == "shared":
+        log_theta = log_theta.mean()
+    dispersion.start_from(log_theta)
 
 
 def _choose_measure(schema: Schema) -> str:

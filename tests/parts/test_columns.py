@@ -74,7 +74,7 @@ class Steps(nn.Module):
 def make_mixture(families, components=4, seed=0):
     """A VAE that is a mixture of components of equal weight, started from rows."""
     torch.manual_seed(seed)
-    part = likelihoods.Columns((len(COLUMNS),), columns=COLUMNS, **families)
+    part = likelihoods.Columns((len(COLUMNS),), columns=COLUMNS, dispersion="element", **families)
     vae = VAE(
         (len(COLUMNS),), 1, likelihood=part,
         input_transform=partial(transforms.Columns, columns=COLUMNS),
@@ -198,7 +198,10 @@ def test_a_linear_gaussian_model_with_gaps_has_its_evidence():
     x = torch.randn(200, 2).double() @ torch.randn(2, 4).double() * 20 + 100
     x += torch.randn(200, 4)
     vae = VAE(
-        (4,), 2, likelihood=partial(likelihoods.Columns, columns=columns), decoder=nn.Linear(2, 4)
+        (4,),
+        2,
+        decoder=nn.Linear(2, 4),
+        likelihood=partial(likelihoods.Columns, columns=columns, dispersion="element"),
     ).double()
     vae.initialize(x)
     part = vae.likelihood.parts["normal"]
@@ -228,8 +231,10 @@ def test_an_order_of_columns_changes_nothing_but_their_order():
     """The same parameters, moved along with their columns, give the same densities and inputs."""
     order = [6, 2, 0, 7, 5, 4, 1, 3]
     torch.manual_seed(0)
-    one = likelihoods.Columns((8,), columns=COLUMNS).double()
-    other = likelihoods.Columns((8,), columns=permute(COLUMNS, order)).double()
+    one = likelihoods.Columns((8,), columns=COLUMNS, dispersion="element").double()
+    other = likelihoods.Columns(
+        (8,), columns=permute(COLUMNS, order), dispersion="element"
+    ).double()
     x = make_rows()
     one.initialize(x)
     other.initialize(x[:, order])
@@ -377,7 +382,8 @@ def test_a_table_trains_by_each_engine_and_is_saved(tmp_path, compile):
 def test_a_table_trains_in_pyro(loss, plate):
     pyro.clear_param_store()
     rows, vae = make_rows(50).float(), VAE(
-        (8,), 2, likelihood=partial(likelihoods.Columns, columns=COLUMNS), plate=plate,
+        (8,), 2, plate=plate,
+        likelihood=partial(likelihoods.Columns, columns=COLUMNS, dispersion="element"),
         prior=partial(priors.Mixture, components=2),
     )  # fmt: skip
     vae.initialize(rows)
@@ -489,7 +495,7 @@ def test_values_outside_of_a_column_are_refused_by_name(index):
 
 def test_shapes_that_do_not_fit_are_named():
     part = likelihoods.Columns((8,), columns=COLUMNS)
-    with pytest.raises(ValueError, match=r"features of shape \(\*batch, 11\), got \(5, 7\)"):
+    with pytest.raises(ValueError, match=r"features of shape \(\*batch, 15\), got \(5, 7\)"):
         part(torch.zeros(5, 7))
     for call in (part.check, part.initialize):
         with pytest.raises(ValueError, match=r"Expected x of shape \(\*batch, 8\), got \(3, 5\)"):
@@ -522,3 +528,23 @@ def test_imputed_binary_columns_are_codes():
     vae.check(result.draws[1])
     with pytest.raises(ValueError, match="Expected mask, which is True where"):
         evaluate.impute(vae, x, None)
+
+
+@pytest.mark.parametrize("dispersion", ["shared", "element"])
+def test_counts_start_from_the_dispersion_of_the_training_rows(dispersion):
+    rng = np.random.default_rng(0)
+    theta = np.array([0.5, 5.0, 80.0])
+    mean = np.array([4.0, 20.0, 300.0])
+    x = torch.tensor(
+        rng.negative_binomial(theta, theta / (theta + mean), (20_000, 3)).astype(float)
+    )
+    x[::3, 1] = torch.nan
+    columns = [Column(f"c{i}", "count") for i in range(3)]
+    part = likelihoods.Columns((3,), columns=columns, dispersion=dispersion).double()
+    part.initialize(x)
+    found = part.parts["negative_binomial"].inverse_dispersion(torch.zeros(1, 3), -2).detach()
+    expected = theta if dispersion == "element" else np.exp(np.log(theta).mean())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.1)
+    before = copy.deepcopy(part.state_dict())
+    part.initialize(x * 2)
+    assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())

@@ -103,6 +103,11 @@ class Concentration(_Positive):
     def _to_positive(self, raw: Tensor) -> Tensor:
         return self.initial * bound_softly(raw, self.bound).exp()
 
+    def start_from(self, log_value: Tensor) -> None:
+        """Sets a learned parameter to a value, given as its logarithm."""
+        share = (log_value - math.log(self.initial)) / self.bound
+        self.raw.copy_(self.bound * torch.atanh(share))
+
 
 def _check_value(name: str, value: Any) -> float | str:
     if isinstance(value, str) and value in SOURCES:
