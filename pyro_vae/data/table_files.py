@@ -141,7 +141,7 @@ class TableSource:
         """Returns all columns, parsed, as a pandas DataFrame; names may be repeated."""
         frame = self.raw.frame.copy(deep=False)
         for index in frame.columns:
-            if frame[index].dtype == object:
+            if _has_texts(frame[index]):
                 frame[index] = parse_cells(frame[index], quoted=self.is_text).values
         frame.columns = self.names
         return frame
@@ -313,9 +313,16 @@ def _find_value(source: TableSource, names: Sequence[str]) -> str | None:
         if cells.kind == "truth" or (cells.kind == "number" and not NUMBER.fullmatch(name)):
             return f"the value {name!r}"
         column = source.raw.frame.iloc[:, source.names.index(name)]
-        if column.dtype == object and (column == name).any():
+        if _has_texts(column) and (column == name).any():
             return f"{name!r}, which is a value of this column too"
     return None
+
+
+def _has_texts(column: Any) -> bool:
+    """Whether pandas keeps a column as texts, in any of its versions."""
+    from pandas.api.types import is_object_dtype, is_string_dtype
+
+    return is_object_dtype(column.dtype) or is_string_dtype(column.dtype)
 
 
 def _make_cell(text: str) -> Any:
