@@ -222,5 +222,25 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=f"Expected {message}"):
             estimator.fit(rows)
-    with pytest.raises(ValueError, match=r"could not convert string|Cannot convert"):
+    with pytest.raises(ValueError, match="Expected X to have numbers, got words"):
         VAETransformer(epochs=1).fit(x)
+
+
+def test_words_of_held_out_rows_are_known():
+    x, _ = frame(100, gaps=0)
+    x.loc[7, "city"] = "Oslo"
+    for seed in range(4):
+        detector = VAEDetector(VAETransformer(1, **{**MIXED, "epochs": 1}), random_state=seed).fit(
+            x
+        )
+        assert "Oslo" in detector.vae_.schema_.columns[4].levels
+        assert np.isfinite(detector.score(x))
+
+
+def test_categories_of_pandas_are_levels_even_if_they_do_not_occur():
+    x, _ = frame(100)
+    x["city"] = pandas.Categorical(x["city"], categories=["Rome", "Oslo", "Köln", "Bern"])
+    made = VAETransformer(1, **MIXED).fit(x)
+    assert made.schema_.columns[4][1:3] == ("categorical", ("Rome", "Oslo", "Köln", "Bern"))
+    x["city"] = "Oslo"
+    assert np.isfinite(made.score(x))

@@ -14,7 +14,7 @@ from pyro_vae.data.preparation import Scaling
 from pyro_vae.data.table_files import TableSource
 from pyro_vae.tables.cells import INEXACT, Cells, leave_out
 from pyro_vae.tables.kinds import fit_column
-from pyro_vae.tables.schema import Column, Schema
+from pyro_vae.tables.schema import CODED, Column, Schema
 from pyro_vae.validation import list_names
 
 __all__ = [
@@ -171,9 +171,15 @@ def _fit_column(
         own.encode(cells.values)
         return own
     kind, levels = (None, ()) if declared is None else declared
-    if cells.order and kind in (None, "ordinal"):
-        kind, levels = "ordinal", levels or cells.order
+    if cells.categories and kind in (None, *CODED):
+        # Categories that do not occur in these rows may occur in others.
+        kind = kind or ("ordinal" if cells.is_ordered else _choose_coded(cells.categories))
+        levels = levels or cells.categories
     return fit_column(name, cells.values, kind, levels)
+
+
+def _choose_coded(categories: Sequence[str]) -> str:
+    return "binary" if len(categories) == 2 else "categorical"
 
 
 def _report_faults(cells: Mapping[str, Cells], problems: Problems) -> None:

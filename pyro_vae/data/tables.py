@@ -84,7 +84,8 @@ def table(
     not declared is inferred from the values:
 
     - two values: ``binary``;
-    - other words, and at most 10 distinct integers: ``categorical``;
+    - other words, at most 10 distinct integers, and at most 10 other numbers that occur ten times
+      on average: ``categorical``;
     - an ordered pandas ``Categorical``: ``ordinal``;
     - non-negative integers with a variance of at least their mean: ``count``;
     - positive numbers with a skewness above 1, which the logarithm reduces: ``positive``;

@@ -1,6 +1,7 @@
 """The log evidence of the held-out rows, with which other rows are compared."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,26 @@ def write_held_out(folder: Path, data: Data, evidence: Evidence) -> None:
         numbers = data.row_numbers.test.cpu()
     if data.mask is not None:
         numbers = numbers[data.mask.test.flatten(1).any(1).cpu()]
-    columns: dict[str, Any] = {"row": numbers[: len(evidence.log_evidence)].numpy()}
+    count = len(evidence.log_evidence)
+    columns: dict[str, Any] = {"row": numbers[:count].numpy()}
     for name in ("log_evidence", "standard_error", "effective_sample_size"):
         columns[name] = getattr(evidence, name).cpu().numpy()
+    columns["observed"] = _count_observed(data)[:count].numpy()
     text = io.StringIO()
     pandas.DataFrame(columns).to_csv(text, index=False)
     write_whole(folder / _FILE, text.getvalue().encode())
 
 
-def read_held_out(folder: Path) -> Tensor:
-    """Returns the log evidence of the held-out rows of a run, in double precision.
+def _count_observed(data: Data) -> Tensor:
+    """Returns the number of observed values of each test row that has some."""
+    if data.mask is None:
+        return torch.full((len(data.x.test),), math.prod(data.event_shape))
+    counts = data.mask.test.flatten(1).sum(1).cpu()
+    return counts[counts > 0]
+
+
+def read_held_out(folder: Path) -> tuple[Tensor, Tensor]:
+    """Returns the log evidence and the number of observed values of the held-out rows of a run.
 
     Raises:
         ValueError: If the file is missing or damaged.
@@ -50,16 +61,19 @@ def read_held_out(folder: Path) -> Tensor:
 
     path = folder / _FILE
     try:
-        values = pandas.read_csv(path)["log_evidence"].to_numpy(dtype="float64", copy=True)
+        columns = pandas.read_csv(path)
+        values, counts = (
+            torch.from_numpy(columns[name].to_numpy(dtype="float64", copy=True))
+            for name in ("log_evidence", "observed")
+        )
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"Expected '{path}' to hold the log evidence of held-out rows, got "
             f"{type(error).__name__}: run the command of the run again with overwrite=true"
         ) from error
-    reference = torch.from_numpy(values)
-    if not len(reference) or not bool(reference.isfinite().all()):
+    if not len(values) or not bool((values.isfinite() & counts.isfinite()).all()):
         raise ValueError(f"Expected '{path}' to hold finite numbers, got others or none")
-    return reference
+    return values, counts
 
 
 def compute_p_values(log_evidence: Tensor, reference: Tensor) -> Tensor:
@@ -67,9 +81,11 @@ def compute_p_values(log_evidence: Tensor, reference: Tensor) -> Tensor:
 
     .. math:: p = \frac{1 + \#\{i : r_i \le s\}}{1 + n}
 
-    Counting the row itself makes it a valid p-value: for a row of the same distribution as the
-    reference rows, which the training did not see, the probability of :math:`p \le a` is at most
-    :math:`a`, whatever the VAE. With missing values it also needs the same pattern of gaps.
+    Counting the row itself makes it a valid p-value, the least of which is :math:`1 / (1 + n)`: for
+    a row of the same distribution as the reference rows, which neither the training nor the
+    reference has seen, the probability of :math:`p \le a` is at most :math:`a`, whatever the VAE.
+    This is an average over reference sets. Rows with more missing values have fewer terms in their
+    log evidence, so their gaps need the distribution of those of the reference too.
 
     References:
         | Testing for outliers with conformal p-values (Bates et al., 2023),

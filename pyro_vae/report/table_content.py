@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
 
@@ -25,6 +27,8 @@ _ROWS = 2000
 """The most held-out rows that are compared, and the number of generated ones."""
 
 _PANELS = 12
+_BINS = 30
+_NAMED_PAIRS = 4
 _MAX_LISTED = 50
 _OUTLIERS = 10
 
@@ -126,8 +130,6 @@ def draw_table(run: TrainedRun, fits: list[ColumnFit]) -> list[Callable[[], repo
 
 
 def _draw_columns(fits: list[ColumnFit]) -> report.Picture:
-    from matplotlib.figure import Figure
-
     shown = fits[:_PANELS]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
@@ -159,24 +161,40 @@ def _draw_column(ax: Any, fit: ColumnFit) -> None:
     else:
         # A few extreme draws must not hide the rest.
         low, high = np.quantile(fit.observed, [0.0, 1.0])
-        margin = 0.1 * (high - low) or 1.0
-        bins = np.linspace(low - margin, high + margin, 30)
+        bins = _choose_bins(column, low, high)
         for (name, values), color in zip(series.items(), (plots.BLUE, plots.ORANGE), strict=True):
             weights = np.full(len(values), 1 / len(values))
             ax.hist(values, bins, weights=weights, histtype="step", color=color, label=name)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_title(f"{column.name[:24]} [{fit.distance:.2f} / {fit.band:.2f}]", fontsize=8)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def _choose_bins(column: Column, low: float, high: float) -> Any:
+    """Returns the edges of bins: around equally many integers for counts."""
+    if column.kind == "count":
+        width = max(1, round((high - low) / _BINS))
+        return np.arange(low - width - 0.5, high + 2 * width, width)
+    margin = 0.1 * (high - low) or 1.0
+    first = max(0.0, low - margin) if column.kind == "positive" else low - margin
+    return np.linspace(first, high + margin, _BINS)
+
+
 def _draw_correlations(run: TrainedRun) -> report.Picture:
     observed, generated = (_correlate(run, rows) for rows in _get_rows(run))
     known = ~(np.isnan(observed) | np.isnan(generated))
-    ax = plots.agreement(observed[known], generated[known], ax=create_axes(4.8, 4.4))
+    x, y = observed[known], generated[known]
+    pairs = [pair for pair, is_known in zip(_name_pairs(run), known, strict=True) if is_known]
+    ax = plots.agreement(x, y, ax=create_axes(5.2, 4.8))
     ax.set(xlabel="observed correlation", ylabel="generated correlation")
+    for index in np.argsort(-np.abs(x - y))[:_NAMED_PAIRS]:
+        ax.annotate(pairs[index], (x[index], y[index]), fontsize=6, textcoords="offset points",
+                    xytext=(4, -3))  # fmt: skip
     caption = (
-        "The correlations of all pairs of columns, in held-out and in generated rows. Logarithms "
-        "stand for positive numbers and counts, indicators for categories."
+        "The correlations of all pairs of columns, in held-out and in generated rows; the pairs "
+        "that differ most are named. Logarithms stand for positive numbers and counts, indicators "
+        "for categories."
     )
     return report.Picture("correlations.png", "Correlations", caption, get_figure(ax))
 
@@ -186,15 +204,35 @@ def _correlate(run: TrainedRun, rows: Any) -> Any:
     import pandas
 
     schema = _get_schema(run)
-    transform = ColumnsTransform((len(schema.columns),), columns=schema).double()
+    transform = _get_transform(schema)
     x = torch.as_tensor(rows)
     mask = ~x.isnan()
     inputs = transform(fill_missing(x, mask, 1.0))
-    owners = torch.cat([transform.numeric, transform.coded])
     inputs = torch.where(transform.expand_mask(mask), inputs, torch.nan)
     matrix = pandas.DataFrame(to_numpy(inputs)).corr().to_numpy()
-    upper = np.triu(np.ones_like(matrix, dtype=bool), 1)
-    return matrix[upper & to_numpy(owners[:, None] != owners)]
+    return np.array([matrix[pair] for pair in _list_pairs(transform)])
+
+
+def _get_transform(schema: Schema) -> Any:
+    return ColumnsTransform((len(schema.columns),), columns=schema).double()
+
+
+def _list_pairs(transform: Any) -> list[tuple[int, int]]:
+    """Returns the pairs of encoded values of different columns."""
+    owners = torch.cat([transform.numeric, transform.coded]).tolist()
+    size = len(owners)
+    return [(i, j) for i in range(size) for j in range(i + 1, size) if owners[i] != owners[j]]
+
+
+def _name_pairs(run: TrainedRun) -> list[str]:
+    """Returns the names of these pairs."""
+    schema = _get_schema(run)
+    transform = _get_transform(schema)
+    names = [schema.columns[i].name[:16] for i in transform.numeric.tolist()]
+    for i, level in zip(transform.coded.tolist(), transform.level.tolist(), strict=True):
+        column = schema.columns[i]
+        names.append(f"{column.name[:12]}={column.levels[int(level)][:12]}")
+    return [f"{names[i]}, {names[j]}" for i, j in _list_pairs(transform)]
 
 
 def _draw_gaps(run: TrainedRun) -> report.Picture:
@@ -269,7 +307,8 @@ def list_outliers(run: TrainedRun, evidence: Evidence) -> report.Table:
     ]
     caption = (
         "The held-out rows with the least log evidence, and their two least likely values given "
-        "the mean embedding. Rows are counted from 0 in the file."
+        "the mean embedding, with their log density relative to the mean of their column, in nats. "
+        "Rows are counted from 0 in the file."
     )
     return report.Table("Least likely rows", caption, ("Row", "Log evidence", "Values"), rows)
 
@@ -285,7 +324,7 @@ def _get_row_numbers(run: TrainedRun) -> list[int]:
 def _measure_surprise(
     run: TrainedRun, x: Tensor, mask: Tensor | None, covariates: Tensor | None
 ) -> Tensor:
-    """Returns how unlikely each value is, in standard deviations of its column."""
+    """Returns the log density of each value below the mean of its column, in nats."""
     vae = run.vae
     with eval_mode(vae):
         z = evaluate.posterior_means(vae, x, covariates=covariates, mask=mask)
@@ -295,9 +334,7 @@ def _measure_surprise(
         return torch.zeros_like(x)
     scores = p.base_dist.log_prob(filled).double()
     scores = fill_missing(scores, mask, torch.nan)
-    centre = scores.nanmean(0)
-    spread = (scores - centre).square().nanmean(0).sqrt().clamp(min=1e-9)
-    return ((centre - scores) / spread).nan_to_num(nan=-torch.inf)
+    return (scores.nanmean(0) - scores).nan_to_num(nan=-torch.inf)
 
 
 def _describe_values(run: TrainedRun, x: Tensor, surprise: Tensor) -> list[str]:
@@ -306,8 +343,8 @@ def _describe_values(run: TrainedRun, x: Tensor, surprise: Tensor) -> list[str]:
     values = x.double() if run.data.scaling is None else run.data.scaling.undo(x.double())
     texts = []
     for index in surprise.argsort(descending=True)[:2].tolist():
-        if surprise[index].isfinite():
+        if surprise[index].isfinite() and surprise[index] > 0:
             column, value = columns[index], values[index].item()
             shown = column.levels[int(value)] if column.is_coded else f"{value:.6g}"
-            texts.append(f"{column.name} = {shown}")
+            texts.append(f"{column.name} = {shown} (\N{MINUS SIGN}{surprise[index]:.1f})")
     return texts

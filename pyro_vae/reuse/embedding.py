@@ -14,7 +14,13 @@ from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.reuse import embedding_table
 from pyro_vae.reuse.evaluate_run import build_run_path
-from pyro_vae.reuse.finished_run import SelectedRows, describe_rows, open_run, select_rows
+from pyro_vae.reuse.finished_run import (
+    SelectedRows,
+    check_other_file,
+    open_run,
+    select_rows,
+)
+from pyro_vae.reuse.row_origin import describe_rows
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_size
 
@@ -74,7 +80,8 @@ def embed(
     if isinstance(run, VAE):
         selected, vae, name = select_rows(run, data, part), run, ""
     else:
-        selected, vae, _ = open_run(run, data, part, device, allow)
+        selected, vae, cfg = open_run(run, data, part, device, allow)
+        check_other_file(out, data, cfg)
         name = str(run)
     if out is None:
         if not name:

@@ -23,7 +23,8 @@ from pyro_vae.validation import check_choice, check_device, list_names
 
 __all__ = [
     "SelectedRows",
-    "describe_rows",
+    "check_other_file",
+    "is_unsplit",
     "open_run",
     "open_vae",
     "preparation",
@@ -130,12 +131,26 @@ def open_run(
     elif isinstance(source, Data):
         dataset, seed = source, 0
     else:
-        dataset, seed = _build_data(source, like, split=part != "all"), _get_seed(source)
+        node = dict(source)
+        # YAML reads nan as a number.
+        if node.get("_target_") == _TABLES[0] and str(cfg["data"].get("missing")) == "nan":
+            node["missing"] = "nan"
+        dataset, seed = _build_data(node, like, split=part != "all"), _get_seed(source)
     dataset = _binarize_once(dataset, seed)
     _check_form(run, dataset, like, vae)
     selected = _select_part(dataset, part)
     _check_values(vae, selected)
     return selected, vae, cfg
+
+
+def check_other_file(out: Path | str | None, source: Any, cfg: Mapping[str, Any]) -> None:
+    """Raises a ``ValueError`` if an output would replace the file of the data."""
+    node = cfg["data"] if source is None else source
+    path = node.get("path") if isinstance(node, Mapping) else None
+    if out is None or not isinstance(path, (str, Path)):
+        return
+    if os.path.realpath(Path(out).expanduser()) == os.path.realpath(Path(path).expanduser()):
+        raise ValueError(f"Expected out to be another file than the data, got '{out}' for both")
 
 
 def select_rows(vae: VAE, source: Any, part: str) -> SelectedRows:
@@ -375,7 +390,7 @@ def _binarize_once(dataset: Data, seed: int) -> Data:
     )
 
 
-def _is_unsplit(dataset: Data) -> bool:
+def is_unsplit(dataset: Data) -> bool:
     """Whether data have training rows only."""
     return not len(dataset.x.valid) and not len(dataset.x.test)
 
@@ -386,6 +401,9 @@ def _select_part(dataset: Data, part: str) -> SelectedRows:
     Raises:
         ValueError: If the part is empty.
     """
+    if part == "all" and dataset.x.test is dataset.x.train:
+        # The test rows of data.incomplete are its training rows.
+        part = "train"
     part_numbers = range(3) if part == "all" else [_PARTS.index(part)]
     sizes = [len(rows) for rows in dataset.x]
     parts = torch.cat([torch.full((sizes[number],), number) for number in part_numbers])
@@ -401,27 +419,3 @@ def _select_part(dataset: Data, part: str) -> SelectedRows:
         return selected
     order = numbers.argsort()
     return SelectedRows(dataset, parts[order], selected.row[order])
-
-
-def describe_rows(selected: SelectedRows, index: slice) -> dict[str, Any]:
-    """Returns the columns of the part, the row number in the source, and the label if any."""
-    return {**_build_origin(selected, index), **_build_label(selected, index)}
-
-
-def _build_origin(selected: SelectedRows, index: slice) -> dict[str, Any]:
-    """Returns the columns of the part and the row number."""
-    numbers, split = selected.data.row_numbers, not _is_unsplit(selected.data)
-    names = Split._fields if split else ("all",) * 3
-    row = selected.row[index] if numbers is None else selected.take(numbers, index)
-    return {"part": [names[part] for part in selected.part[index].tolist()], "row": row.numpy()}
-
-
-def _build_label(selected: SelectedRows, index: slice) -> dict[str, Any]:
-    """Returns the column of labels, or no column for data without labels."""
-    labels, names = selected.data.labels, selected.data.label_names
-    if labels is None:
-        return {}
-    values = selected.take(labels, index)
-    if names is None:
-        return {"label": values.numpy()}
-    return {"label": [names[value] for value in values.tolist()]}

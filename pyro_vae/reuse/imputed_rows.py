@@ -9,14 +9,17 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae import evaluate
-from pyro_vae.data import Data, Preparation
+from pyro_vae.collapse import LEAST_SAMPLE_SIZE
+from pyro_vae.data import Batch, Data, Preparation
 from pyro_vae.guard import guard_process_state
-from pyro_vae.progress import Progress
+from pyro_vae.progress import Progress, announce
 from pyro_vae.reuse import embedding_table
 from pyro_vae.reuse.evaluate_run import build_run_path
-from pyro_vae.reuse.finished_run import SelectedRows, describe_rows, open_run
+from pyro_vae.reuse.finished_run import SelectedRows, check_other_file, open_run
+from pyro_vae.reuse.row_origin import describe_rows
 from pyro_vae.reuse.table_columns import check_table, decode_rows, read_source
 from pyro_vae.seeding import fork_and_seed_rng
+from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_seed, check_size
 
 __all__ = ["impute"]
@@ -39,7 +42,8 @@ def impute(
     """Writes a table whose missing values are imputed by a run, as :func:`evaluate.impute` does.
 
     All columns of the source are written, in its units and words, and observed values are
-    unchanged. The last column is the effective sample size of each row. With ``draws``, a multiple
+    unchanged. The output is a csv of commas, decimal points and UTF-8, without currencies and other
+    units. The last column is the effective sample size of each row. With ``draws``, a multiple
     imputation, the file has that many complete tables one after another, and a first column
     ``draw`` from 1. Data without a file (``Data``) are written with part, row and label instead of
     further columns.
@@ -72,6 +76,7 @@ def impute(
     if isinstance(data, Mapping) and data.get("_target_") == "pyro_vae.data.table":
         data = {**data, "missing": "nan"}
     selected, vae, cfg = open_run(run, data, part, device, allow)
+    check_other_file(out, data, cfg)
     like = selected.data.preparation
     check_table(run, like)
     source = None if isinstance(data, Data) else read_source(cfg["data"] if data is None else data)
@@ -80,7 +85,7 @@ def impute(
     path = embedding_table.check_table_path(out)
     facts = {"run": str(run), "data": selected.data.name, "pyro_vae": pyro_vae.__version__}
     weight, rows = next(vae.parameters()), len(selected.part)
-    write_rows = _choose_writer(selected, like, source)
+    write_rows, smallest = _choose_writer(selected, like, source), float("inf")
     with (
         fork_and_seed_rng(weight.device, seed),
         embedding_table.open_table(path, facts) as write,
@@ -90,19 +95,32 @@ def impute(
         for draw in range(max(1, draws)):
             for start in range(0, rows, rows_at_once):
                 index = slice(start, start + rows_at_once)
-                x, mask, covariates = selected.get_rows(index, weight)
-                mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-                result = evaluate.impute(
-                    vae, x, mask, num_particles, min(1, draws), covariates=covariates,
-                    progress=False,
-                )  # fmt: skip
-                values = result.draws[0] if draws else result.x
+                batch = selected.get_rows(index, weight)
+                values, mask, size = _impute_rows(vae, batch, num_particles, draws > 0)
+                first = {"draw": [draw + 1] * len(values)} if draws else {}
                 columns = write_rows(index, values, mask)
-                first = {"draw": [draw + 1] * len(x)} if draws else {}
-                size = result.effective_sample_size.cpu().numpy()
                 write({**first, **columns, "effective_sample_size": size})
-                progress.advance(len(x))
+                smallest = min(smallest, size.min())
+                progress.advance(len(values))
+    if smallest < LEAST_SAMPLE_SIZE:
+        announce(
+            f"The smallest effective sample size of a row is only {smallest:.1f}: increase "
+            f"num_particles"
+        )
     return path
+
+
+def _impute_rows(
+    vae: VAE, batch: Batch, num_particles: int, is_drawn: bool
+) -> tuple[Tensor, Tensor, Any]:
+    """Returns imputed rows, their mask of observed values, and effective sample sizes."""
+    x, mask, covariates = batch
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    result = evaluate.impute(
+        vae, x, mask, num_particles, int(is_drawn), covariates=covariates, progress=False
+    )
+    values = result.draws[0] if is_drawn else result.x
+    return values, mask, result.effective_sample_size.cpu().numpy()
 
 
 def _choose_writer(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_vae.data import Preparation
@@ -35,11 +36,16 @@ def decode_rows(like: Preparation, x: Tensor) -> dict[str, Any]:
         frame = like.schema.decode(x)
         return {name: frame[name] for name in frame.columns}
     assert like.columns is not None
+    x = x.double()
     if like.scaling is not None:
-        # Single precision, in which the model computes, has no more digits.
-        x = like.scaling.undo(x.double()).to(x.dtype)
+        x = like.scaling.undo(x)
     numbers = x.cpu().numpy()
-    return {name: pandas.Series(numbers[:, i]) for i, name in enumerate(like.columns)}
+    return {name: pandas.Series(_round(numbers[:, i])) for i, name in enumerate(like.columns)}
+
+
+def _round(numbers: Any) -> Any:
+    """Returns numbers with the six significant digits that single precision has."""
+    return np.array([float(f"{number:.6g}") for number in numbers])
 
 
 def read_source(node: Mapping[str, Any] | None) -> Any:

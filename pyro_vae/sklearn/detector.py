@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pyro_vae import evaluate
 from pyro_vae.sklearn.imputer import build_vae, get_input_tags
+from pyro_vae.sklearn.rows import TableRows, has_columns
 from pyro_vae.sklearn.transformer import VAETransformer
 from pyro_vae.validation import check_number
 
@@ -77,6 +78,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):
         validate_data(self, X, reset=True, skip_check_array=True)
         # A table keeps its names.
         rows = X if hasattr(X, "iloc") else values
+        if has_columns(vae.likelihood):
+            # Words of held-out rows are levels too.
+            vae._shared_rows = TableRows.fit(values, vae.kinds)
         order = random.permutation(len(rows))
         count = max(1, round(holdout * len(order)))
         if count >= len(order):
@@ -96,6 +100,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):
         scores = self.vae_.score_samples(X)
         validate_data(self, X, reset=False, skip_check_array=True)
         return scores
+
+    def score(self, X: Any, y: object = None) -> float:
+        """Returns the mean log evidence, the criterion of a grid search.
+
+        Arguments:
+            X: Data of shape ``(N, columns)``.
+            y: Not used.
+        """
+        return float(self.score_samples(X).mean())
 
     def decision_function(self, X: Any) -> Any:
         """Returns the log evidence above the threshold; negative for outliers."""

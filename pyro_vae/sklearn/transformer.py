@@ -132,6 +132,9 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.kinds = kinds
         self.random_state = random_state
 
+    _shared_rows: TableRows | None = None
+    """The kinds and levels of a larger table, of which ``fit`` gets some rows."""
+
     def set_params(self, **params: Any) -> "VAETransformer":
         """Sets arguments of the constructor, and arguments of parts by names with ``__``."""
         nested = {name: params.pop(name) for name in list(params) if "__" in name}
@@ -160,7 +163,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         values = self._validate(X, reset=True)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if has_columns(self.likelihood):
-            self._rows: Any = TableRows.fit(values, self.kinds)
+            self._rows: Any = self._shared_rows or TableRows.fit(values, self.kinds)
             self.schema_ = self._rows.schema
         else:
             x = torch.tensor(values)
@@ -257,7 +260,15 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             validate_data(self, X, reset=reset, skip_check_array=True)
             return frame
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
-        return validate_data(self, X, reset=reset, **options)
+        try:
+            return validate_data(self, X, reset=reset, **options)
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise ValueError(
+                f"Expected X to have numbers, got words (likelihood=likelihoods.Columns takes "
+                f"them): {error}"
+            ) from error
 
     def _choose_shape(self, columns: int) -> tuple[int, ...]:
         event_shape = columns if self.event_shape is None else self.event_shape

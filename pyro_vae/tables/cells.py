@@ -79,7 +79,8 @@ class Cells(NamedTuple):
         fault: Why numbers cannot be read, with the remedy; or ``None``.
         is_ambiguous: Whether the fault is that numbers have several meanings.
         decimal: The decimal mark that follows from the numbers, or ``None``.
-        order: The levels of an ordered pandas ``Categorical`` in their order, or none.
+        categories: The levels of a pandas ``Categorical``, or none.
+        is_ordered: Whether they are ordered.
     """
 
     kind: Literal["number", "truth", "word", "date", "empty"]
@@ -89,7 +90,8 @@ class Cells(NamedTuple):
     fault: str | None = None
     is_ambiguous: bool = False
     decimal: str | None = None
-    order: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    is_ordered: bool = False
 
 
 def leave_out(names: Sequence[str]) -> str:
@@ -128,8 +130,8 @@ def parse_cells(
         cells = parse_cells(
             plain, marks=marks, decimal=decimal, quoted=quoted, as_words=as_words, skipped=skipped
         )
-        order = format_levels(pandas.Series(dtype.categories)) if dtype.ordered else ()
-        return cells._replace(order=tuple(order))
+        categories = format_levels(pandas.Series(dtype.categories))
+        return cells._replace(categories=tuple(categories), is_ordered=dtype.ordered)
     if types.is_bool_dtype(dtype):
         return Cells("truth", column.astype("boolean"))
     if types.is_complex_dtype(dtype):

@@ -16,6 +16,9 @@ __all__ = ["fit_column", "parse_declared"]
 _MAX_LEVELS = 10
 """The most distinct integers that are taken as categories."""
 
+_MIN_REPEATS = 10
+"""The least mean frequency of other numbers that are taken as categories."""
+
 _MAX_WORDS = 1000
 """The most levels of a column."""
 
@@ -78,7 +81,7 @@ def fit_column(name: str, values: Any, kind: str | None, levels: Sequence[str] =
         name: The name of the column.
         values: A pandas series of numbers, truth values or words, with gaps.
         kind: Its kind, or ``None`` to infer it.
-        levels: The levels of an ordinal column in order, or none.
+        levels: The levels of a coded column in order, or none.
 
     Raises:
         ValueError: If the values do not fit the kind, are constant, or identify the rows.
@@ -113,7 +116,10 @@ def _infer_kind(name: str, present: Any, is_number: bool, count: int) -> str:
             )
         return "categorical"
     numbers = present.to_numpy(dtype=np.float64)
-    if not (numbers == np.floor(numbers)).all():
+    is_integer = bool((numbers == np.floor(numbers)).all())
+    if not is_integer and count <= _MAX_LEVELS and len(numbers) >= _MIN_REPEATS * count:
+        return "categorical"
+    if not is_integer:
         return "positive" if _is_skewed(numbers) else "real"
     if _numbers_rows(numbers):
         raise ValueError(
@@ -154,8 +160,10 @@ def _fit_levels(
 ) -> Column:
     texts = format_levels(values).dropna()
     found = set(texts)
-    if kind == "binary" and len(found) != 2:
-        raise ValueError(f"Expected column {name!r} to have two values (binary), got {len(found)}")
+    if kind == "binary" and len(levels or found) != 2:
+        raise ValueError(
+            f"Expected column {name!r} to have two values (binary), got {len(levels or found)}"
+        )
     if len(found) > _MAX_WORDS:
         raise ValueError(
             f"Expected column {name!r} to have at most {_MAX_WORDS:,} levels, got {len(found):,}: "

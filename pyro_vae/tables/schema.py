@@ -136,8 +136,9 @@ class Column(NamedTuple):
                 f"Expected column {self.name!r} to be {self.describe_support()}, got "
                 f"{numbers[wrong][0]:g}"
             )
-        values = pandas.Series(np.array(self.levels, dtype=object)[codes])
-        values[missing] = None
+        levels = np.array(self.levels, dtype=object)[codes]
+        levels[missing] = None
+        values = pandas.Series(levels, dtype=object)
         if all(map(_is_integer, self.levels)):
             return values.astype("Int64")
         if self.levels == ("False", "True"):

@@ -186,6 +186,13 @@ def test_kinds_are_inferred(name):
     assert [c.kind for c in table.schema.columns] == [kind, "real"]
 
 
+def test_few_numbers_that_repeat_are_categories():
+    frame = pandas.DataFrame({"few": [17.5, 22, 27, 32.5] * 10, "rare": np.arange(40) // 5 + 0.5})
+    table = data.table(frame, mixed=True, **UNSPLIT)
+    assert [c.kind for c in table.schema.columns] == ["categorical", "real"]
+    assert table.schema.columns[0].levels == ("17.5", "22", "27", "32.5")
+
+
 def test_declared_kinds_win_and_take_any_name(tmp_path):
     text = "null;1.50;visits (n);on\n" + "".join(
         f"{i % 3};{i % 4};{i * i};{i % 2}\n" for i in range(24)

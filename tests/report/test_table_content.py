@@ -99,7 +99,7 @@ def test_a_planted_row_is_the_least_likely_with_its_value():
     evidence = evaluate.log_evidence(run_.vae, run_.data.x.test, 50, diagnostics=True)
     table = table_content.list_outliers(run_, evidence)
     assert table.rows[0][0] == "1017"
-    assert "height = 900" in table.rows[0][2]
+    assert "height = 900 (\N{MINUS SIGN}" in table.rows[0][2]
     assert len(table.rows) == 10
     assert float(table.rows[0][1]) <= float(table.rows[1][1])
 

@@ -135,7 +135,8 @@ def test_scores_are_the_log_evidence(folder, tmp_path):
     node = {**TABLE, "path": str(path), "missing": "nan"}
     table = pandas.read_csv(reuse.score(folder, node, tmp_path / "scores.csv", seed=5))
     assert table.columns.tolist() == [
-        "part", "row", "log_evidence", "standard_error", "effective_sample_size", "p_value",
+        "part", "row", "log_evidence", "standard_error", "effective_sample_size", "observed",
+        "p_value",
     ]  # fmt: skip
     own = data.table(path, like=folder, missing="nan", valid=0, test=0)
     vae, stored = load(folder), json.loads((folder / "metrics.json").read_text())
@@ -244,7 +245,7 @@ def test_a_run_without_its_reference_is_explained(folder, tmp_path):
         path.unlink()
         with pytest.raises(ValueError, match=r"held_out.csv' to hold the log evidence .*overwrite"):
             reuse.score(folder)
-        path.write_text("row,log_evidence\n0,nan\n")
+        path.write_text("row,log_evidence,observed\n0,nan,5\n")
         with pytest.raises(ValueError, match="to hold finite numbers"):
             reuse.score(folder)
     finally:
@@ -281,3 +282,58 @@ def test_a_standardized_table_with_covariates_is_sampled_in_its_units(tmp_path):
     assert abs(rows["x"].mean() - 500) < 3
     with pytest.raises(ValueError, match=r"covariates to give a value for each of \['g'\]"):
         reuse.sample(tmp_path / "run")
+
+
+def test_new_rows_may_have_gaps_as_those_of_the_run_had(folder, tmp_path):
+    path = write(people(40, 9), tmp_path / "new.csv")
+    for function in (reuse.score, reuse.embed):
+        rows = pandas.read_csv(function(folder, {**TABLE, "path": str(path)}, tmp_path / "o.csv"))
+        assert len(rows) == 40
+
+
+def test_other_gaps_and_few_effective_samples_are_announced(folder, tmp_path, capsys):
+    path = write(people(300, 10, gaps=0), tmp_path / "new.csv")
+    done = call("pyro-vae-score", f"run={folder}", "data=table", f"data.path={path}", "out=s.csv",
+                cwd=tmp_path)  # fmt: skip
+    assert "held-out rows of the run" in done.err
+    assert "the p-values are not valid" in done.err
+    own = call("pyro-vae-score", f"run={folder}", "part=test", "out=t.csv", cwd=tmp_path)
+    assert "not valid" not in own.err
+    done = call("pyro-vae-impute", f"run={folder}", "num_particles=2", "out=i.csv", cwd=tmp_path)
+    assert "smallest effective sample size of a row is only" in done.err
+
+
+def test_a_row_without_any_value_has_the_log_evidence_of_nothing(folder, tmp_path):
+    frame = people(10, 11)
+    frame.iloc[4, :5] = ""
+    path = write(frame, tmp_path / "new.csv")
+    rows = pandas.read_csv(reuse.score(folder, {**TABLE, "path": str(path)}, tmp_path / "o.csv"))
+    assert rows["log_evidence"][4] == rows["standard_error"][4] == rows["observed"][4] == 0
+    assert rows["p_value"][4] == 1
+
+
+@pytest.mark.parametrize("function", [reuse.impute, reuse.score, reuse.embed])
+def test_the_file_of_the_data_is_never_replaced(folder, tmp_path, function):
+    path = write(people(10, 12), tmp_path / "new.csv")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="Expected out to be another file than the data, got"):
+        function(folder, {**TABLE, "path": str(path)}, path)
+    with pytest.raises(ValueError, match="Expected out to be another file than the data, got"):
+        function(folder, None, folder.parent / "people.csv")
+    assert path.read_bytes() == before
+
+
+def test_rows_that_are_both_training_and_test_rows_are_written_once(tmp_path):
+    threads = torch.get_num_threads()
+    run(config.compose([
+        *QUICK, "experiment=miwae_iris", "train.epochs=1", f"out={tmp_path}",
+    ]))  # fmt: skip
+    torch.set_num_threads(threads)
+    rows = pandas.read_csv(reuse.impute(tmp_path, num_particles=5))
+    assert len(rows) == 150
+    own = data.incomplete("iris")
+    complete = data.incomplete("iris", share=0.0)
+    known = own.mask.train.numpy()
+    values = rows[list(own.columns)].to_numpy()
+    expected = complete.scaling.undo(complete.x.train.double()).numpy()
+    assert np.allclose(values[known], expected[known], rtol=1e-5)
