@@ -10,7 +10,11 @@ from pyro_vae.sweeps.job_id import UNRELATED
 
 __all__ = ["ComparableSet", "find_comparable_sets"]
 
-_MEASURES = {"mass": "probabilities of discrete data", "density": "densities"}
+_MEASURES = {
+    "mass": "probabilities of discrete data",
+    "density": "densities",
+    "mixed": "probabilities of discrete columns and densities of others",
+}
 
 _OLD_MEASURES = {
     "Bernoulli": "mass",

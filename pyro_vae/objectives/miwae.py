@@ -21,6 +21,10 @@ class MIWAE(ImportanceWeighted):
     .. math::
         \frac1M \sum_{m=1}^M \mathbb{E} \log \frac1K \sum_{k=1}^K w_{mk}
 
+    This is the MIWAE of Rainforth et al. The model MIWAE of Mattei and Frellsen for missing values
+    is trained by :class:`~pyro_vae.objectives.IWAE` on masked data, and imputes by
+    :func:`pyro_vae.evaluate.impute`.
+
     The bound is that of K samples. The gradient of M times as many samples is less noisy, which
     benefits the encoder.
 

@@ -23,6 +23,9 @@ _LEAST_NUMBERS = 0.5
 _MAX_SUGGESTED = 20
 """The most names in a suggested setting."""
 
+_LEAST_DATES = 0.9
+"""The least share of dates in a column of dates."""
+
 _MISSING = {
     "", "#n/a", "#n/a n/a", "#na", "-nan", "<na>", "?", "n.a", "n.a.", "n/a", "na", "nan", "none",
     "null", "-", "--", "---", ".", "..", "*", "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
@@ -63,6 +66,8 @@ _SPACED = re.compile(r"(?<=\d)[ '\u00a0\u202f](?=\d{3})")
 """The mark between thousands that is neither a point nor a comma."""
 
 _INTEGER = re.compile(r"\s*[-+]?\d+\s*", re.ASCII)
+
+_DIGIT = re.compile(r".*\d.*", re.DOTALL)
 
 _CODE = re.compile(r"\s*[-+]?0\d+\s*", re.ASCII)
 """Digits with a leading zero, such as a postal code, which a number would lose."""
@@ -198,12 +203,8 @@ def _parse_texts(
             return cells._replace(values=values, missing=_list_marks(used))
     if quoted:
         words = words.map(restore)
-    kind: Literal["word", "date"] = "date" if words.map(_is_date).mean() > 0.9 else "word"
+    kind: Literal["word", "date"] = "date" if _share(words, _DATE) > _LEAST_DATES else "word"
     return Cells(kind, words.reindex(column.index), _list_marks(used))
-
-
-def _is_date(text: str) -> bool:
-    return _DATE.fullmatch(text) is not None
 
 
 def _list_marks(texts: Any) -> tuple[str, ...]:
@@ -218,7 +219,8 @@ def _parse_numbers(texts: Any, decimal: str | None, last: tuple[int, int]) -> Ce
         decimal: The decimal mark, if it is known.
         last: The number of the last row, and of rows after it that are left out.
     """
-    if not len(texts) or texts.map(partial(_matches, _CODE)).any():
+    # Words repeat, so patterns are matched with the different texts only.
+    if not len(texts) or _share(texts, _DIGIT) < _LEAST_NUMBERS or _share(texts, _CODE) > 0:
         return None
     texts = texts.str.replace("\u2212", "-", regex=False)
     plain = _to_numeric(texts)
@@ -261,6 +263,12 @@ def _choose_decimal(
     if needs_point.any() or needs_comma.any():
         return ("." if needs_point.any() else ","), needs_point & needs_comma.any()
     return None, unclear
+
+
+def _share(texts: Any, pattern: re.Pattern) -> float:
+    """Returns the share of texts that match a pattern."""
+    different = _make_series(texts.unique())
+    return float(texts.isin(different[different.map(partial(_matches, pattern))]).mean())
 
 
 def _to_numeric(texts: Any) -> Any:

@@ -92,7 +92,8 @@ class Column(NamedTuple):
         texts = format_levels(values)
         numbers = {level: float(code) for code, level in enumerate(self.levels)}
         # A text such as 1.0 is the level 1, unless it is one itself.
-        codes = texts.map(lambda text: numbers.get(text, numbers.get(_normalize(text))), "ignore")
+        different = texts.dropna().unique()
+        codes = texts.map({t: numbers.get(t, numbers.get(_normalize(t))) for t in different})
         unknown = texts[texts.notna() & codes.isna()]
         if len(unknown):
             raise ValueError(
@@ -282,7 +283,9 @@ def format_levels(values: Any) -> Any:
     Integers have no decimal point, also where gaps make them floating-point numbers.
     """
     present = values[values.notna()]
-    return present.map(_format_level).astype(object).reindex(values.index)
+    # Levels repeat, so only the different ones are formatted.
+    texts = {value: _format_level(value) for value in present.unique()}
+    return present.map(texts).astype(object).reindex(values.index)
 
 
 def order_levels(levels: Sequence[str]) -> tuple[str, ...]:
