@@ -137,8 +137,8 @@ def _draw_columns(fits: list[ColumnFit]) -> report.Picture:
     for number, fit in enumerate(shown):
         ax = figure.add_subplot(rows, columns, number + 1)
         _draw_column(ax, fit)
-        if number == 0:
-            ax.legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     which = "All columns" if len(shown) == len(fits) else f"The {len(shown)} worst-fitted columns"
     caption = (
         f"{which}: held-out values beside generated ones, the worst fitted first. In brackets: "
