@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.data import Data
 from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.files.atomic import write_whole
+from pyro_vae.guard import guard_process_state
 
 __all__ = ["compute_p_values", "read_held_out", "write_held_out"]
 
@@ -76,6 +77,7 @@ def read_held_out(folder: Path) -> tuple[Tensor, Tensor]:
     return values, counts
 
 
+@guard_process_state
 def compute_p_values(log_evidence: Tensor, reference: Tensor) -> Tensor:
     r"""Returns the outlier p-value of rows: the share of reference rows that are as unlikely.
 
