@@ -29,7 +29,7 @@ def set_argument(role: str, part: Any, name: str, value: Any) -> Any:
     if not isinstance(part, (type, partial)):
         raise ValueError(
             f"Expected {role} of VAETransformer to be a class or a functools.partial for "
-            f"{role}__{name}, got {describe_value(part)}"
+            f"'{role}__{name}', got {describe_value(part)}"
         )
     factory: Any = part
     while isinstance(factory, partial):
