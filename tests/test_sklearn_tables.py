@@ -135,7 +135,10 @@ def test_arguments_of_parts_have_nested_names():
     for params, message in (
         ({"prior__parts": 3}, "an argument of Mixture in prior__parts, one of .*, got 'parts'"),
         ({"priors__components": 3}, "a part of VAETransformer before '__', got 'priors'"),
-        ({"objective__beta": 0.5}, "objective of VAETransformer to be a class or a functools.partial"),
+        (
+            {"objective__beta": 0.5},
+            "objective of VAETransformer to be a class or a functools.partial",
+        ),
     ):
         with pytest.raises(ValueError, match=f"Expected {message}"):
             made.set_params(**params)

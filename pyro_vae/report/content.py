@@ -11,7 +11,13 @@ from pyro_vae.collapse import ACTIVE_VARIANCE, LEAST_SAMPLE_SIZE, is_collapsed
 from pyro_vae.data import Data
 from pyro_vae.evaluate import Evidence
 from pyro_vae.report import figures
-from pyro_vae.report.table_content import fit_columns, is_table, list_columns, list_outliers
+from pyro_vae.report.table_content import (
+    fit_columns,
+    is_table,
+    list_columns,
+    list_outliers,
+    warn_of_columns,
+)
 from pyro_vae.report.trained_run import TrainedRun
 
 __all__ = ["build_report", "find_warnings", "format_condition", "format_run_summary"]
@@ -41,7 +47,7 @@ def build_report(
         title=_format_title(run),
         settings=_list_settings(run, metrics),
         figures=_list_metrics(metrics),
-        warnings=find_warnings(metrics),
+        warnings=find_warnings(metrics) + warn_of_columns(fits),
         pictures=figures.draw_figures(run, metrics, fits),
         history=run.result.history,
     )

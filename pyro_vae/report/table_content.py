@@ -1,7 +1,7 @@
 """Tables in a report: observed columns beside generated ones, gaps, and outliers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +20,17 @@ from pyro_vae.networks import eval_mode
 from pyro_vae.report.drawing import create_axes, get_figure, to_numpy
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.transforms import Columns as ColumnsTransform
+from pyro_vae.validation import list_names
 
-__all__ = ["ColumnFit", "draw_table", "fit_columns", "is_table", "list_columns", "list_outliers"]
+__all__ = [
+    "ColumnFit",
+    "draw_table",
+    "fit_columns",
+    "is_table",
+    "list_columns",
+    "list_outliers",
+    "warn_of_columns",
+]
 
 _ROWS = 2000
 """The most held-out rows that are compared, and the number of generated ones."""
@@ -36,6 +45,9 @@ _KS_QUANTILE = 1.3581
 """The asymptotic 95 % quantile of the scaled Kolmogorov-Smirnov distance."""
 
 _REPLICATES = 500
+
+_LEVEL = 0.01
+"""The level of the test of the number of columns beyond their limit."""
 
 
 class ColumnFit(NamedTuple):
@@ -117,6 +129,17 @@ def _measure(column: Column, x: Any, y: Any) -> tuple[float, float]:
     null = np.abs(draws[0] - draws[1]).sum(1) / 2
     distance = np.abs(shares[0] - shares[1]).sum() / 2
     return float(distance), float(max(np.quantile(null, 0.95), 1e-12))
+
+
+def warn_of_columns(fits: Sequence[ColumnFit]) -> list[str]:
+    """Returns a warning if more columns exceed their limit than chance explains."""
+    beyond = [fit.column.name for fit in fits if fit.excess > 1]
+    if not beyond or stats.binom.sf(len(beyond) - 1, len(fits), 0.05) >= _LEVEL:
+        return []
+    return [
+        f"Generated values differ from held-out ones in {len(beyond)} of {len(fits)} columns, most "
+        f"in {list_names(beyond)}: see the columns below."
+    ]
 
 
 def draw_table(run: TrainedRun, fits: list[ColumnFit]) -> list[Callable[[], report.Picture]]:

@@ -70,6 +70,15 @@ def test_a_column_that_differs_comes_first():
     assert all(fit.excess < 2 for fit in fits[1:])
 
 
+def test_columns_beyond_their_limit_are_a_warning():
+    fits = table_content.fit_columns(make_run(shift=8.0))
+    (warning,) = table_content.warn_of_columns([fits[0], fits[0]])
+    assert warning.startswith("Generated values differ from held-out ones in 2 of 2 columns")
+    assert "'height'" in warning
+    # One of twenty is chance.
+    assert table_content.warn_of_columns([fits[0]] + [fits[-1]] * 19) == []
+
+
 def test_the_limit_of_categories_is_the_quantile_of_the_total_variation():
     column = Column("k", "categorical", ("a", "b", "c"))
     rng = np.random.default_rng(1)
