@@ -164,7 +164,7 @@ def _read(file: Path, options: ReadOptions, layout: _Layout, **settings: Any) ->
             dtype=dtype,
             **settings,
         )
-    return frame.iloc[: len(frame) - options.skip_last]
+    return frame.iloc[: max(0, len(frame) - options.skip_last)]
 
 
 _TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
@@ -271,7 +271,8 @@ def _detect_ascii_extension(file: Path, head: bytes, stream: IO[bytes]) -> str:
     undefined, piece = False, head
     while piece:
         text = decoder.decode(piece)
-        bad = text.count("\ufffd")
+        # A replacement character may be in the file itself.
+        bad = max(0, text.count("\ufffd") - piece.count("\ufffd".encode()))
         invalid += bad
         valid += sum(not character.isascii() for character in text) - bad if bad or invalid else 0
         # Windows' encoding is Latin-1 with letters and signs for most control characters.
@@ -310,8 +311,8 @@ def _count_comments(lines: list[str], separator: str) -> int:
     count = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
     if not count:
         return 0
-    last, following = _split(lines[count - 1 : count + 1], separator)[:2]
-    return count - 1 if len(last) == len(following) > 1 else count
+    sizes = [len(row) for row in _split(lines[count - 1 : count + 1], separator)]
+    return count - 1 if len(sizes) == 2 and sizes[0] == sizes[1] > 1 else count
 
 
 def _split(lines: list[str], separator: str) -> list[list[str]]:

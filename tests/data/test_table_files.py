@@ -48,6 +48,7 @@ SAME = {
     "old Mac": ROWS.replace("\n", "\r"),
     "blank lines": "\n\na,b\n1,2.5\n\n3,4.5\n5,7\n\n",
     "comments": "# made, by hand\n# twice\na,b\n1,2.5\n3,4.5\n5,7\n",
+    "comment and a blank line": "# made, by hand\n\na,b\n1,2.5\n3,4.5\n5,7\n",
     "comment as header": "#a,b\n1,2.5\n3,4.5\n5,7\n",
     "index": ",a,b\n0,1,2.5\n1,3,4.5\n2,5,7\n",
     "shuffled index": ",a,b\n7,1,2.5\n2,3,4.5\n5,5,7\n",
@@ -226,6 +227,19 @@ def test_tables_without_a_header_and_with_totals(tmp_path):
     table = read(tmp_path, "1,2.5\n3,4.5\n5,7\n", header=False)
     assert (table.columns, values(table)) == (("column_0", "column_1"), EXPECTED)
     assert values(read(tmp_path, ROWS + "Total,14\n", skip_last=1)) == EXPECTED
+
+
+def test_more_rows_to_leave_out_than_there_are(tmp_path):
+    with pytest.raises(ValueError, match="Expected .* to have rows, got none"):
+        read(tmp_path, ROWS, skip_last=5)
+
+
+def test_a_replacement_character_is_a_letter(tmp_path):
+    words = ("K\ufffdln", "Zürich")
+    text = "a,k\n" + "".join(f"{i * i},{words[i % 2]}\n" for i in range(12))
+    table = read(tmp_path, text, mixed=True)
+    assert table.schema.columns[1].levels == words
+    assert "encoding" not in table.source
 
 
 def test_windows_letters_and_the_note_of_what_was_found(tmp_path):
