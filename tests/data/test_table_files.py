@@ -230,7 +230,7 @@ def test_tables_without_a_header_and_with_totals(tmp_path):
 
 
 def test_more_rows_to_leave_out_than_there_are(tmp_path):
-    with pytest.raises(ValueError, match="Expected .* to have rows, got none"):
+    with pytest.raises(ValueError, match=r"Expected .* to have rows, got none"):
         read(tmp_path, ROWS, skip_last=5)
 
 
