@@ -37,8 +37,9 @@ def take_rows(x: Tensor, index: Tensor | slice) -> Tensor:
         index: A slice, integers or booleans.
 
     Example:
-        >>> x = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
-        >>> take_rows(x.to_sparse_csr(), torch.tensor([1, 0]))
+        >>> starts, columns = torch.tensor([0, 1, 2]), torch.tensor([1, 0])
+        >>> x = build_sparse(starts, columns, torch.tensor([1.0, 2.0]), (2, 2))
+        >>> take_rows(x, torch.tensor([1, 0]))
         tensor([[2., 0.],
                 [0., 1.]])
     """
