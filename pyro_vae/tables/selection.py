@@ -12,7 +12,7 @@ __all__ = ["check_once", "match_name", "match_names", "select_columns"]
 
 
 def match_name(value: Any, available: Sequence[str]) -> str:
-    """Returns the name that a value stands for, also where YAML reads a name as another value.
+    """Returns the name of a column, also if YAML reads it as a number, a boolean or null.
 
     Example:
         >>> match_name(1.5, ["1.50", "b"]), match_name(None, ["null"]), match_name(True, ["true"])

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.masking import compute_moments
 from pyro_vae.tables.schema import Schema
-from pyro_vae.transforms.base import InputTransform
+from pyro_vae.transforms.standardize import Standardize
 
 __all__ = ["Columns"]
 
 
-class Columns(InputTransform):
+class Columns(Standardize):
     r"""Encodes the columns of a table: numbers are standardized, categories one-hot.
 
     Of positive columns the logarithm is standardized, of counts :math:`\log (1 + x)`. Binary
@@ -35,9 +34,6 @@ class Columns(InputTransform):
         tensor([0.5000, 0.0000, 0.0000, 1.0000])
     """
 
-    loc: Tensor
-    scale: Tensor
-    started: Tensor
     numeric: Tensor
     coded: Tensor
     level: Tensor
@@ -68,9 +64,6 @@ class Columns(InputTransform):
         for name, values in fixed.items():
             values = values.long() if name in ("numeric", "coded") else values
             self.register_buffer(name, values, persistent=False)
-        self.register_buffer("loc", torch.zeros(self.event_shape))
-        self.register_buffer("scale", torch.ones(self.event_shape))
-        self.register_buffer("started", torch.tensor(False))
         self.set_out_shape((len(self.numeric) + len(pairs),))
 
     def to_real(self, x: Tensor) -> Tensor:
@@ -79,19 +72,9 @@ class Columns(InputTransform):
         tiny = torch.finfo(x.dtype).tiny
         return torch.where(self.is_positive, x.clamp(min=tiny).log(), x)
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Sets mean and standard deviation from training rows, once; NaN marks missing values."""
-        if self.started:
-            return
-        loc, scale = compute_moments(self.to_real(x.double()), ~x.isnan())
-        self.loc.copy_(loc)
-        self.scale.copy_(torch.where(scale > 0, scale, 1.0))
-        self.started.fill_(True)
-
     def forward(self, x: Tensor) -> Tensor:
         """Returns standardized numbers, followed by one-hot codes."""
-        numbers = (self.to_real(x) - self.loc) / self.scale
+        numbers = super().forward(x)
         codes = (x.index_select(-1, self.coded) == self.level).to(x.dtype)
         return torch.cat([numbers.index_select(-1, self.numeric), codes], -1)
 
