@@ -5,6 +5,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 __all__ = ["Conditional", "Likelihood", "Posterior", "Prior"]
@@ -28,9 +29,22 @@ class Prior(Conditional):
     ``forward(covariates=None, *, encode=None)`` returns a distribution of event shape
     ``(latent_dim,)``. A prior that evaluates the posterior, such as the VampPrior, sets
     :attr:`uses_encoder` and calls ``encode``, a callable :math:`x \mapsto q(z \mid x)`.
+
+    Attributes:
+        support: The support of a block of z, a vector constraint of :mod:`pyro.distributions`. A
+            posterior fits a prior if their supports and numbers of blocks are the same. ``None``:
+            that of any posterior.
+        variables: The number of blocks.
+        caveat: A sentence that reports add, or ``None``.
+        schedulable: The names of positive scalar buffers that ``fit`` may change by a schedule, as
+            ``schedules={"prior.temperature": ...}``.
     """
 
     uses_encoder: bool = False
+    support: Any = constraints.real_vector
+    variables: int = 1
+    caveat: str | None = None
+    schedulable: tuple[str, ...] = ()
 
     latent_dim: int
 
@@ -44,10 +58,24 @@ class Posterior(Conditional):
 
     ``forward(features)`` takes ``(*batch, *feature_shape)`` and returns a distribution of batch
     shape ``batch`` and event shape ``(latent_dim,)``.
+
+    Attributes:
+        feature_shape: The output shape of the encoder. A tuple of several shapes demands an encoder
+            that returns a tuple of as many tensors, which ``forward`` takes one by one.
+        support: The support of a block of z, as of :class:`Prior`.
+        variables: The number of blocks. The VAE passes that of the prior to a constructor that
+            names it.
+        caveat: A sentence that reports add, or ``None``.
+        schedulable: As of :class:`Prior`.
     """
 
+    support: Any = constraints.real_vector
+    variables: int = 1
+    caveat: str | None = None
+    schedulable: tuple[str, ...] = ()
+
     latent_dim: int
-    feature_shape: torch.Size
+    feature_shape: torch.Size | tuple[torch.Size, ...]
 
     def extra_repr(self) -> str:
         """Shows the size in the module's repr."""

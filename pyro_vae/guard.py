@@ -1,15 +1,17 @@
-"""Guards process-wide state: Pyro's handlers, random numbers, and the cache of autocast."""
+"""Guards process-wide state: handlers, random numbers, the cache of autocast, and validation."""
 
 import functools
 import os
 import threading
+import types
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from torch.distributions import Distribution
 
-__all__ = ["guard_process_state"]
+__all__ = ["guard_process_state", "import_zuko"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -60,6 +62,26 @@ def guard_process_state(function: Callable[_P, _T]) -> Callable[_P, _T]:
                 torch.set_autocast_cache_enabled(True)
 
     return wrapper
+
+
+@functools.cache
+def import_zuko() -> types.ModuleType:
+    """Imports zuko, and restores the settings of PyTorch that it changes.
+
+    zuko turns the validation of all distributions off, gives their base class empty constraints,
+    and renames the class of inverse transforms. It also adds a method to all transforms, which it
+    needs.
+    """
+    inverse = torch.distributions.transforms._InverseTransform
+    before: Any = (Distribution._validate_args, vars(Distribution)["arg_constraints"])
+    name = inverse.__name__
+    try:
+        import zuko
+    finally:
+        Distribution.set_default_validate_args(before[0])
+        type.__setattr__(Distribution, "arg_constraints", before[1])
+        inverse.__name__ = name
+    return zuko
 
 
 def _reset_in_child() -> None:

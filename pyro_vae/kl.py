@@ -15,10 +15,10 @@ import torch
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.kl import kl_divergence, register_kl
+from torch.distributions.kl import kl_divergence
 from torch.nn.functional import softplus
 
-from pyro_vae.distributions import FullNormal
+from pyro_vae.distributions.divergences import find_formula
 from pyro_vae.distributions.flatten import iterate_members
 from pyro_vae.validation import describe_value
 
@@ -90,8 +90,7 @@ def closed_form(q: Distribution, p: Distribution) -> tuple[Tensor | None, str]:
     for reason in filter(None, doubts):
         return None, reason
     pair = f"{_core_name(q)} and {_core_name(p)}"
-    formula = _full_to_independent_kl if _is_full_to_independent(q, p) else _compute_kl
-    kl = _try_formula(formula, q, p)
+    kl = _try_formula(find_formula(q, p) or _compute_kl, q, p)
     if kl is None:
         return None, f"no closed form is known for {pair}"
     return kl, f"closed form for {pair}"
@@ -269,32 +268,3 @@ _REPLACED: dict[type[Distribution], Callable[[Any, Any], Tensor]] = {
     _D.Categorical: _categorical_kl,
     _D.Poisson: _poisson_kl,
 }
-
-
-def _is_full_to_independent(q: Distribution, p: Distribution) -> bool:
-    """Whether q is a multivariate normal and p consists of independent normals."""
-    return (
-        isinstance(q, torch.distributions.MultivariateNormal)
-        and isinstance(p, torch.distributions.Independent)
-        and p.reinterpreted_batch_ndims == 1
-        and isinstance(p.base_dist, torch.distributions.Normal)
-    )
-
-
-@register_kl(FullNormal, torch.distributions.Independent)
-def _full_to_independent_kl(
-    q: torch.distributions.MultivariateNormal, p: torch.distributions.Independent
-) -> Tensor:
-    r"""Returns the divergence of a multivariate normal from independent normals.
-
-    .. math::
-        \mathrm{KL} = \tfrac12 \sum_d \left[ \frac{\Sigma_{dd} + (\mu_d - m_d)^2}{s_d^2} - 1
-        + \log s_d^2 \right] - \sum_d \log L_{dd}, \qquad \Sigma = L L^\top
-    """
-    if not _is_full_to_independent(q, p) or _find_doubt(q) or _find_doubt(p):
-        raise NotImplementedError
-    m, s = p.base_dist.loc, p.base_dist.scale
-    tril = q.scale_tril
-    variance = tril.pow(2).sum(-1)
-    log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return 0.5 * ((variance + (q.loc - m) ** 2) / s**2 - 1 + 2 * s.log()).sum(-1) - log_det

@@ -27,6 +27,7 @@ __all__ = [
     "check_size",
     "check_sizes",
     "check_tensor",
+    "check_variables",
     "describe_value",
     "list_names",
     "to_plain_python",
@@ -87,6 +88,18 @@ def check_sizes(name: str, values: Any) -> tuple[int, ...]:
             f"Expected {name} to be a list of positive integers, got {describe_value(values)}"
         )
     return tuple(int(value) for value in values)
+
+
+def check_variables(latent_dim: Any, variables: Any) -> tuple[int, int]:
+    """Returns the sizes of one-hot variables in one vector, or raises a ``ValueError``."""
+    latent_dim = check_size("latent_dim", latent_dim, least=2)
+    variables = check_size("variables", variables, least=1)
+    if latent_dim % variables or latent_dim < 2 * variables:
+        raise ValueError(
+            f"Expected latent_dim to be the number of variables times that of their categories, of "
+            f"which there are two or more, got {latent_dim=} with {variables=}"
+        )
+    return latent_dim, variables
 
 
 def check_shape(name: str, shape: Sequence[int] | int) -> torch.Size:

@@ -7,24 +7,9 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.types import _size
 
+from pyro_vae.distributions.grid import Grid
+
 __all__ = ["Levels"]
-
-
-class _Grid(constraints.Constraint):
-    """The values ``0, 1 / (levels - 1), ..., 1``."""
-
-    is_discrete = True
-
-    def __init__(self, levels: int) -> None:
-        self.levels = levels
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        steps = value * (self.levels - 1)
-        return ((steps - steps.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
-
-    def __repr__(self) -> str:
-        return f"Grid(levels={self.levels})"
 
 
 class Levels(TorchDistribution):
@@ -59,7 +44,7 @@ class Levels(TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The levels themselves."""
-        return _Grid(self.levels)
+        return Grid(self.levels)
 
     def expand(self, batch_shape: _size, _instance: TorchDistribution | None = None) -> "Levels":
         """Returns the distribution broadcast to ``batch_shape``."""

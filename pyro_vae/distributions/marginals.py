@@ -15,7 +15,9 @@ def find_marginals(d: dist.TorchDistribution) -> dist.TorchDistribution | None:
         return d
     if isinstance(d, torch.distributions.Independent):
         return find_marginals(d.base_dist)
-    if isinstance(d, torch.distributions.MultivariateNormal):
+    if isinstance(
+        d, (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal)
+    ):
         return dist.Normal(d.mean, d.stddev)
     if isinstance(d, torch.distributions.MixtureSameFamily):
         parts = find_marginals(d.component_distribution)

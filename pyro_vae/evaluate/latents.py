@@ -6,11 +6,13 @@ from torch import Tensor
 
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data.sparse_rows import ROWS_AT_ONCE, is_sparse
+from pyro_vae.distributions.blocks import is_real_vector
 from pyro_vae.distributions.marginals import find_marginals
 from pyro_vae.evaluate.chunks import check_vae, encode_chunks
 from pyro_vae.finite import check_finite
 from pyro_vae.guard import guard_process_state
 from pyro_vae.kl import closed_form
+from pyro_vae.networks import eval_mode
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
     check_number,
@@ -46,6 +48,8 @@ def active_units(
 
     .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z \mid x)}[z_d] > \mathrm{threshold}
 
+    On simplices, spheres and one-hot vectors the threshold is in units of the prior's variance.
+
     References:
         | Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2015),
           https://arxiv.org/abs/1509.00519
@@ -72,7 +76,16 @@ def active_units(
             f"Expected x to have two rows or more that the mask leaves in, got {len(means)}: a "
             f"unit is active if its posterior mean varies over rows"
         )
-    return means.var(0) > threshold
+    return means.var(0) > threshold * _get_unit(vae, covariates)
+
+
+def _get_unit(vae: VAE, covariates: Tensor | None) -> Tensor | float:
+    """Returns the unit of variances of z: one, or the prior's variance where z is bounded."""
+    if is_real_vector(getattr(vae.posterior, "support", None)):
+        return 1.0
+    with torch.no_grad(), eval_mode(vae):
+        variance = vae.prior_distribution(covariates).variance
+    return variance.flatten(0, -2).mean(0) if variance.dim() > 1 else variance
 
 
 @guard_process_state

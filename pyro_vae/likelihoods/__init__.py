@@ -5,6 +5,7 @@ from pyro_vae.likelihoods.beta import Beta
 from pyro_vae.likelihoods.categorical import Categorical
 from pyro_vae.likelihoods.columns import Columns
 from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from pyro_vae.likelihoods.discretized_logistic import DiscretizedLogistic
 from pyro_vae.likelihoods.gamma import Gamma
 from pyro_vae.likelihoods.laplace import Laplace
 from pyro_vae.likelihoods.log_normal import LogNormal
@@ -21,6 +22,7 @@ __all__ = [
     "Categorical",
     "Columns",
     "ContinuousBernoulli",
+    "DiscretizedLogistic",
     "Gamma",
     "Laplace",
     "LogNormal",

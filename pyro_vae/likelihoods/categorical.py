@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_vae.conditional import Likelihood
 from pyro_vae.distributions import Levels
 from pyro_vae.likelihoods.core.em import count_levels
+from pyro_vae.likelihoods.core.support import check_levels_data
 from pyro_vae.validation import check_shape, check_size
 
 __all__ = ["Categorical"]
@@ -59,12 +60,4 @@ class Categorical(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless all values lie on the grid of levels."""
-        steps = x * (self.levels - 1)
-        on_grid = ((steps - steps.round()).abs() < 1e-3) & (x >= 0) & (x <= 1)
-        if not bool(on_grid.all()):
-            value = x[~on_grid][0].item()
-            raise ValueError(
-                f"Expected x to be one of {self.levels} levels, l / {self.levels - 1}, for a "
-                f"categorical likelihood, got {value:.4g}: scale the data to [0, 1] and set the "
-                f"number of their levels (vae.likelihood.levels)"
-            )
+        check_levels_data(x, self.levels, "categorical")

@@ -19,7 +19,8 @@ def apply_network(
     covariates: Tensor | None = None,
     *,
     frozen: bool = False,
-) -> Tensor:
+    num_outputs: int | None = None,
+) -> Any:
     r"""Calls a network for one batch dimension on any number of batch dimensions.
 
     Particles, enumeration and plates add dimensions to the left of ``x``, which convolutions and
@@ -36,9 +37,14 @@ def apply_network(
             in both directions.
         frozen: Whether to use copies of the buffers. Batch norm in evaluation mode reads its
             running statistics again in the backward pass, when a later batch may have changed them.
+        num_outputs: The length of the tuple that the network returns; ``None`` for one tensor.
+
+    Returns:
+        The output, or a tuple of outputs.
 
     Raises:
-        ValueError: If the network does not return one row for each input row.
+        ValueError: If the network does not return one row for each input row, or another number of
+            tensors.
 
     Example:
         >>> import torch
@@ -48,39 +54,46 @@ def apply_network(
     """
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
     call = _copy_buffers(network) if frozen else network
-    if getattr(network, "broadcasts", False):
-        out = _check_output(network, call(x) if covariates is None else call(x, covariates))
-        return _restore_precision(x, out)
-    if covariates is None:
-        x = x.reshape(math.prod(batch), *event)
-        out = call(x)
-    else:
-        batch = torch.broadcast_shapes(batch, covariates.shape[:-1])
+    broadcasts = getattr(network, "broadcasts", False)
+    if not broadcasts:
+        if covariates is not None:
+            batch = torch.broadcast_shapes(batch, covariates.shape[:-1])
+            covariates = covariates.expand(*batch, covariates.shape[-1])
+            covariates = covariates.reshape(math.prod(batch), covariates.shape[-1])
         x = x.expand(*batch, *event).reshape(math.prod(batch), *event)
-        covariates = covariates.expand(*batch, covariates.shape[-1])
-        out = call(x, covariates.reshape(math.prod(batch), covariates.shape[-1]))
-    _check_output(network, out)
-    if out.shape[:1] != x.shape[:1]:
+    out = call(x) if covariates is None else call(x, covariates)
+    outputs = _read_outputs(network, out, num_outputs)
+    if not broadcasts:
+        outputs = tuple(_restore_batch(network, output, len(x), batch) for output in outputs)
+    outputs = tuple(_restore_precision(x, output) for output in outputs)
+    return outputs[0] if num_outputs is None else outputs
+
+
+def _read_outputs(network: nn.Module, out: Any, count: int | None) -> tuple[Tensor, ...]:
+    """Returns the outputs of a network, or raises a ``ValueError`` if there are more or fewer."""
+    if count is None and isinstance(out, Tensor):
+        return (out,)
+    several = isinstance(out, (tuple, list)) and all(isinstance(o, Tensor) for o in out)
+    if count is not None and several and len(out) == count:
+        return tuple(out)
+    shapes = [tuple(o.shape) for o in out] if several else ""
+    got = "one tensor" if isinstance(out, Tensor) else f"a {type(out).__name__} {shapes}".rstrip()
+    if count is None:
+        remedy = ": stack them, torch.stack(outputs, 1)" if shapes else ""
+        expected = "one tensor"
+    else:
+        expected, remedy = f"a tuple of {count} tensors, as the posterior demands", ""
+    raise ValueError(f"Expected {type(network).__name__} to return {expected}, got {got}{remedy}")
+
+
+def _restore_batch(network: nn.Module, output: Tensor, rows: int, batch: torch.Size) -> Tensor:
+    """Restores the batch dimensions that were flattened, or raises a ``ValueError``."""
+    if output.shape[:1] != (rows,):
         raise ValueError(
-            f"Expected {type(network).__name__} to return {x.shape[0]} rows for {x.shape[0]}, "
-            f"got a tensor of shape {tuple(out.shape)}"
+            f"Expected {type(network).__name__} to return {rows} rows for {rows}, got a tensor of "
+            f"shape {tuple(output.shape)}"
         )
-    return _restore_precision(x, out.reshape((*batch, *out.shape[1:])))
-
-
-def _check_output(network: nn.Module, out: Any) -> Tensor:
-    if isinstance(out, Tensor):
-        return out
-    shapes = [tuple(output.shape) for output in out] if _are_tensors(out) else ""
-    remedy = ": stack them, torch.stack(outputs, 1)" if shapes else ""
-    raise ValueError(
-        f"Expected {type(network).__name__} to return one tensor, got a {type(out).__name__} "
-        f"{shapes}{remedy}".rstrip()
-    )
-
-
-def _are_tensors(out: Any) -> bool:
-    return isinstance(out, (tuple, list)) and all(isinstance(output, Tensor) for output in out)
+    return output.reshape((*batch, *output.shape[1:]))
 
 
 def _restore_precision(x: Tensor, out: Tensor) -> Tensor:

@@ -6,69 +6,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.networks.images import (
+    append_planes,
+    build_head,
+    build_upsampling,
+    choose_channels,
+    halve_sizes,
+    read_feature_image,
+    read_image_shape,
+)
 from pyro_vae.networks.mlp import build_activation
-from pyro_vae.validation import check_flag, check_shape, check_size, check_sizes
+from pyro_vae.validation import check_flag, check_shape, check_size
 
-__all__ = ["ConvDecoder", "ConvEncoder", "check_channels_first"]
-
-_COLOURS = (1, 3, 4)
-"""The usual numbers of channels: grey, colour, colour with transparency."""
-
-
-def _read_image_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
-    """Reads ``(height, width)`` or ``(channels, height, width)``, or raises a ``ValueError``."""
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
-    raise ValueError(
-        f"Expected {name} to be an image, (height, width) or (channels, height, width), "
-        f"got {tuple(shape)}: a convolution needs an image, an MLP takes any shape"
-    )
-
-
-def _is_likely_channels_last(shape: Sequence[int]) -> bool:
-    """Whether a shape is plausible only as an image whose channels come last."""
-    if len(shape) != 3:
-        return False
-    height, width, channels = shape
-    small, large = min(height, width), max(height, width)
-    # Beyond an aspect ratio of 2:1 it may be a series of several channels.
-    return channels in _COLOURS and small >= 8 and large <= 2 * small
-
-
-def check_channels_first(role: str, network: nn.Module, event_shape: Sequence[int]) -> None:
-    """Raises a ``ValueError`` for images ``(H, W, C)``, which a convolution reads as H channels.
-
-    Arguments:
-        role: The role of the network, named in the error.
-        network: Any network; only :class:`ConvEncoder` and :class:`ConvDecoder` are checked.
-        event_shape: The shape of one datum.
-    """
-    if not isinstance(network, (ConvEncoder, ConvDecoder)) or network.channels_first:
-        return
-    if _is_likely_channels_last(event_shape):
-        height, width, channels = event_shape
-        kind = type(network).__name__
-        raise ValueError(
-            f"Expected images (channels, height, width) for the convolutions of the {role}, got "
-            f"event_shape={tuple(event_shape)}, which looks like (height, width, channels): move "
-            f"the channels of the data, x.permute(0, 3, 1, 2) or np.moveaxis(x, -1, 1), and give "
-            f"the VAE event_shape={(channels, height, width)}; if they are {height} channels, make "
-            f"the {role} by functools.partial(networks.{kind}, channels_first=True)"
-        )
-
-
-def _halve_size(size: int) -> int:
-    """Returns the output size of a convolution of stride 2."""
-    return (size + 1) // 2
-
-
-def _choose_channels(channels: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
-    if channels is not None:
-        return check_sizes("channels", channels)
-    depth = max(2, math.ceil(math.log2(max(height, width) / 8)))
-    return tuple(max(16, 64 >> (depth - 1 - layer)) for layer in range(depth))
+__all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 class ConvEncoder(nn.Module):
@@ -115,31 +65,26 @@ class ConvEncoder(nn.Module):
         self.channels_first = check_flag("channels_first", channels_first)
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        fan_in, height, width = _read_image_shape(self.in_shape, "in_shape")
+        fan_in, height, width = read_image_shape(self.in_shape, "in_shape")
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         self.image_shape = (fan_in, height, width)
         fan_in += check_size("covariate_dim", covariate_dim, least=0)
         layers: list[nn.Module] = []
-        for fan_out in _choose_channels(channels, height, width):
+        channels = choose_channels(channels, height, width)
+        for fan_out in channels:
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(fan_out))
             layers.append(build_activation(activation))
-            fan_in, height, width = fan_out, _halve_size(height), _halve_size(width)
+            fan_in = fan_out
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.Linear(fan_in * height * width, hidden),
-            build_activation(activation),
-            nn.Linear(hidden, self.out_shape.numel()),
-        )
+        height, width = halve_sizes((height, width), len(channels))[-1]
+        self.head = build_head(fan_in * height * width, hidden, self.out_shape.numel(), activation)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
-        x = x.reshape(-1, *self.image_shape)
-        if covariates is not None:
-            planes = covariates[:, :, None, None].expand(-1, -1, *self.image_shape[1:])
-            x = torch.cat([x, planes], 1)
+        x = append_planes(x, covariates, self.image_shape)
         return self.head(self.features(x).flatten(1)).unflatten(-1, self.out_shape)
 
 
@@ -187,29 +132,23 @@ class ConvDecoder(nn.Module):
         self.channels_first = check_flag("channels_first", channels_first)
         self.in_shape = check_shape("in_shape", in_shape)
         self.out_shape = check_shape("out_shape", out_shape)
-        shape = self.out_shape
-        numbers, image = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
-        planes, height, width = _read_image_shape(image, "out_shape")
-        channels = _choose_channels(channels, height, width)
+        planes, height, width = read_feature_image(self.out_shape, "out_shape")
+        channels = choose_channels(channels, height, width)
         hidden = check_size("hidden", hidden, least=1)
         batch_norm = check_flag("batch_norm", batch_norm)
         covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
-        sizes = [(height, width)]
-        for _ in channels:
-            sizes.append((_halve_size(sizes[-1][0]), _halve_size(sizes[-1][1])))
-        self.smallest = (channels[-1] if channels else numbers * planes, *sizes[-1])
-        self.head = nn.Sequential(
-            nn.Linear(self.in_shape.numel() + covariate_dim, hidden),
-            build_activation(activation),
-            nn.Linear(hidden, math.prod(self.smallest)),
+        sizes = halve_sizes((height, width), len(channels))
+        self.smallest = (channels[-1] if channels else planes, *sizes[-1])
+        self.head = build_head(
+            self.in_shape.numel() + covariate_dim, hidden, math.prod(self.smallest), activation
         )
         layers: list[nn.Module] = []
-        widths = [*reversed(channels), numbers * planes]
+        widths = [*reversed(channels), planes]
         for depth in range(len(channels)):
             if batch_norm:
                 layers.append(nn.BatchNorm2d(widths[depth]))
             layers.append(build_activation(activation))
-            layers.append(_build_upsampling(widths[depth], widths[depth + 1], sizes[-2 - depth]))
+            layers.append(build_upsampling(widths[depth], widths[depth + 1], sizes[-2 - depth]))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -218,9 +157,3 @@ class ConvDecoder(nn.Module):
         if covariates is not None:
             x = torch.cat([x, covariates], -1)
         return self.layers(self.head(x).unflatten(-1, self.smallest)).reshape(-1, *self.out_shape)
-
-
-def _build_upsampling(fan_in: int, fan_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
-    """Builds a transposed convolution whose output has the given height and width."""
-    odd = (1 - size[0] % 2, 1 - size[1] % 2)
-    return nn.ConvTranspose2d(fan_in, fan_out, 3, stride=2, padding=1, output_padding=odd)

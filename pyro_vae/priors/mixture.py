@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.conditional import Prior
-from pyro_vae.priors.normal import FLOOR, invert_positive
+from pyro_vae.priors.location_scale import FLOOR, invert_positive
 from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["Mixture"]

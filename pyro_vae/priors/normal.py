@@ -1,23 +1,16 @@
 """The diagonal normal prior, standard or learned."""
 
 from collections.abc import Callable, Sequence
-from math import expm1, log
 
 import pyro.distributions as dist
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch import Tensor
 
-from pyro_vae.conditional import Prior
-from pyro_vae.networks import MLP, apply_network
-from pyro_vae.validation import check_flag, check_size, check_sizes
+from pyro_vae.priors.location_scale import LocationScale
 
 __all__ = ["Normal"]
 
-FLOOR = 1e-3
 
-
-class Normal(Prior):
+class Normal(LocationScale):
     r"""A diagonal normal prior.
 
     .. math:: p(z) = \prod_d \mathcal{N}(z_d \mid \mu_d, \sigma_d^2)
@@ -43,12 +36,10 @@ class Normal(Prior):
             with covariates.
 
     Example:
+        >>> import torch
         >>> Normal(3)().log_prob(torch.zeros(2, 3))
         tensor([-2.7568, -2.7568])
     """
-
-    loc: Tensor
-    raw_scale: Tensor
 
     def __init__(
         self,
@@ -58,28 +49,7 @@ class Normal(Prior):
         covariate_dim: int = 0,
         hidden: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        learned = check_flag("learned", learned)
-        covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
-        hidden = check_sizes("hidden", hidden)
-        if hidden and not (learned and covariate_dim):
-            raise ValueError(
-                f"Expected hidden only with learned=True and covariates, got {hidden=} with "
-                f"{learned=}, {covariate_dim=}"
-            )
-        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.learned = learned
-        loc, raw_scale = (
-            torch.zeros(latent_dim),
-            torch.full((latent_dim,), invert_positive(1.0, FLOOR)),
-        )
-        if learned:
-            self.loc, self.raw_scale = nn.Parameter(loc), nn.Parameter(raw_scale)
-        else:
-            self.register_buffer("loc", loc)
-        self.shift = None
-        if learned and covariate_dim:
-            self.shift = _build_shift(covariate_dim, 2 * latent_dim, hidden)
+        super().__init__(latent_dim, learned=learned, covariate_dim=covariate_dim, hidden=hidden)
 
     def forward(
         self,
@@ -88,31 +58,4 @@ class Normal(Prior):
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()`` or that of ``covariates``."""
-        if not self.learned:
-            return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
-        loc, raw_scale = self.loc, self.raw_scale
-        if self.shift is not None and covariates is not None:
-            shift_loc, shift_scale = apply_network(self.shift, covariates, 1).chunk(2, -1)
-            loc, raw_scale = loc + shift_loc, raw_scale + shift_scale
-        return dist.Normal(loc, softplus(raw_scale) + FLOOR).to_event(1)
-
-    def extra_repr(self) -> str:
-        """Shows the size and whether it is learned."""
-        return f"latent_dim={self.latent_dim}, learned={self.learned}"
-
-
-def _build_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Module:
-    """Builds a network whose initial output is zero."""
-    if not hidden:
-        linear = nn.Linear(in_size, out_size, bias=False)
-        nn.init.zeros_(linear.weight)
-        return linear
-    network = MLP((in_size,), (out_size,), hidden=hidden)
-    for parameter in network.layers[-1].parameters():
-        nn.init.zeros_(parameter)
-    return network
-
-
-def invert_positive(scale: float, floor: float) -> float:
-    """Returns the number that ``softplus(raw) + floor`` maps to ``scale``."""
-    return log(expm1(scale - floor))
+        return dist.Normal(*self.compute_loc_and_scale(covariates)).to_event(1)

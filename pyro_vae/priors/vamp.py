@@ -41,6 +41,7 @@ class Vamp(Prior):
     """
 
     uses_encoder = True
+    support = None
 
     started: Tensor
 

@@ -194,7 +194,7 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
 
 def find_warnings(metrics: dict[str, Any]) -> list[str]:
     """Returns warnings about the validity of the metrics."""
-    warnings = []
+    warnings = list(metrics.get("caveats", []))
     if metrics["grey_scale"]:
         warnings.append(
             "Grey values are scored by a Bernoulli's cross-entropy, which is not a likelihood. The "

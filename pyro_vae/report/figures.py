@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import constraints
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
 from pyro_vae.data.sparse_rows import take_rows
+from pyro_vae.distributions.blocks import find_centre, is_real_vector
 from pyro_vae.evaluate.evidence import evidence_by_particles
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
@@ -35,6 +37,9 @@ _STEPS = 8
 _SMALL_IMAGE = 32
 """The largest side of an image of which ten fit in a row."""
 
+_ROWS, _COLUMNS = 6, 11
+"""The most rows and columns of a figure of categories."""
+
 _PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
 
 
@@ -56,10 +61,14 @@ def draw_figures(
     if _is_image(vae.event_shape):
         draws.append(partial(_draw_reconstructions, vae, x, covariates))
         draws.append(partial(_draw_samples, vae, covariates))
-        draws.append(partial(_draw_traversals, vae, means, kl, covariates))
+        real = is_real_vector(getattr(vae.posterior, "support", None))
+        if real:
+            draws.append(partial(_draw_traversals, vae, means, kl, covariates))
+        elif _has_categories(vae):
+            draws.append(partial(_draw_categories, vae, x, mask, covariates))
         if len(x) > 1:
             draws.append(partial(_draw_interpolations, vae, x, mask, covariates))
-        if vae.latent_dim == 2 and covariates is None:
+        if vae.latent_dim == 2 and covariates is None and real:
             draws.append(partial(_draw_manifold, vae))
         for column in find_categories(run.data):
             draws.append(partial(draw_levels, run, column))
@@ -157,6 +166,40 @@ def _draw_traversals(
         f"dimensions {', '.join(str(int(d) + 1) for d in order)}, in order of decreasing rate."
     )
     return report.Picture("traversals.png", "Traversals", caption, get_figure(ax))
+
+
+def _has_categories(vae: VAE) -> bool:
+    """Whether z consists of one-hot vectors or of shares, with few enough variables to draw."""
+    support = getattr(vae.posterior, "support", None)
+    return support in (constraints.one_hot, constraints.simplex)
+
+
+@torch.no_grad()
+def _draw_categories(
+    vae: VAE, x: Tensor, mask: Tensor | None, covariates: Tensor | None
+) -> report.Picture:
+    """Draws the decoder's mean for each category of the first variables, the others fixed."""
+    first = None if covariates is None else covariates[:1]
+    variables = getattr(vae.posterior, "variables", 1)
+    with eval_mode(vae):
+        q = vae.encode(take_rows(x, slice(1)), first, None if mask is None else mask[:1])
+        centre = find_centre(q, vae.posterior.support)[0].unflatten(-1, (variables, -1))
+        categories = centre.shape[1]
+        rows = min(variables, _ROWS)
+        z = centre.repeat(rows, categories, 1, 1)
+        for row in range(rows):
+            z[row, :, row] = torch.eye(categories, dtype=z.dtype, device=z.device)
+        z = z[:, :_COLUMNS] if rows > 1 else z[:, : _ROWS * _COLUMNS]
+        decoded = vae.decode(z.flatten(-2).flatten(0, 1), first).mean
+    columns = z.shape[1] if rows > 1 else min(_COLUMNS, z.shape[1])
+    ax = plots.images(to_numpy(decoded), columns=columns, ax=create_axes(5.6, 3.4))
+    caption = (
+        f"Means of p(x given z) for each of {min(z.shape[1], categories)} categories of z."
+        if variables == 1
+        else f"Means of p(x given z) for {z.shape[1]} categories of the first {rows} of "
+        f"{variables} variables, one a row; the others are those of the first held-out datum."
+    )
+    return report.Picture("categories.png", "Categories", caption, get_figure(ax))
 
 
 @torch.no_grad()

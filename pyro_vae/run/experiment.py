@@ -27,6 +27,7 @@ from pyro_vae.evaluate.metrics import (
 from pyro_vae.files.atomic import hold_folder, strict_json, write_whole
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masking import fill_missing
+from pyro_vae.objectives.core.enumeration import mark_enumerated
 from pyro_vae.progress import Progress, announce, show_always
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.run.checks import (
@@ -213,6 +214,9 @@ def evaluate_trained_run(run: TrainedRun) -> tuple[dict[str, Any], Evidence]:
         "objective": _held_out_objective(run),
         "kl_closed_form": {name: term.closed_form for name, term in kl.items()},
         "kl_reason": {name: term.reason for name, term in kl.items()},
+        "caveats": [
+            part.caveat for part in (vae.prior, vae.posterior) if getattr(part, "caveat", None)
+        ],
         "mixture_log_evidence": _mixture_log_evidence(run),
         "mixture_components": cfg.evaluate.baseline_components,
         "mixture_rows": min(len(run.data.x.train), cfg.evaluate.baseline_rows),
@@ -241,11 +245,14 @@ def _protocol(run: TrainedRun) -> dict[str, Any]:
 def _held_out_objective(run: TrainedRun) -> float:
     """Returns the training objective on the test rows, in evaluation mode."""
     total, test = 0.0, run.data.test
+    guide = mark_enumerated(run.objective, run.vae.guide)
     with Progress("objective", len(test.x), "rows") as progress:
         for start in range(0, len(test.x), 1000):
             batch = test.batch(slice(start, start + 1000))
-            loss = run.objective.differentiable_loss(
-                run.vae.model, run.vae.guide, **_name_arguments(batch)
+            # Without gradients TraceEnum_ELBO has no differentiable loss.
+            enumerates = guide is not run.vae.guide
+            loss = (run.objective.loss if enumerates else run.objective.differentiable_loss)(
+                run.vae.model, guide, **_name_arguments(batch)
             )
             total -= float(loss)
             progress.advance(len(batch.x))

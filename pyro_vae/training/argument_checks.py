@@ -16,10 +16,11 @@ from pyro_vae.compiled.heuristic import check_compile
 from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.data import Data, Rows
 from pyro_vae.data.sparse_rows import is_sparse
-from pyro_vae.networks.conv import check_channels_first
+from pyro_vae.networks.images import check_channels_first
 from pyro_vae.objectives import Schedule
 from pyro_vae.progress import check_progress
 from pyro_vae.training.network_checks import check_networks
+from pyro_vae.training.scalars import find_scalars
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import (
     check_choice,
@@ -29,6 +30,7 @@ from pyro_vae.validation import (
     check_size,
     check_tensor,
     describe_value,
+    list_names,
 )
 
 __all__ = [
@@ -78,7 +80,7 @@ def check_numbers(
 
 
 def check_objective_schedules(
-    objective: Any, schedules: Mapping[str, Schedule], steps: int
+    objective: Any, schedules: Mapping[str, Schedule], steps: int, vae: VAE
 ) -> Mapping[str, Schedule]:
     """Returns the schedules, or raises a ``ValueError`` if they or the objective are invalid."""
     if isinstance(objective, type) or not hasattr(objective, "differentiable_loss"):
@@ -92,15 +94,20 @@ def check_objective_schedules(
             f"Expected schedules to map names, such as beta, to schedules, got "
             f"{describe_value(schedules)}"
         )
+    of_parts = find_scalars(vae)
     for name, schedule in schedules.items():
         if not isinstance(schedule, Schedule):
             raise ValueError(
                 f"Expected schedules of {name} to be a Schedule, got {describe_value(schedule)}"
             )
-        if not isinstance(name, str) or not hasattr(objective, name):
+        if not isinstance(name, str) or not (name in of_parts or hasattr(objective, name)):
+            others = f", or {list_names(of_parts)}" if of_parts else ""
             raise ValueError(
-                f"Expected schedules of scalars that {type(objective).__name__} has, got {name!r}"
+                f"Expected schedules of scalars that {type(objective).__name__} has{others}, got "
+                f"{name!r}"
             )
+        if name in of_parts and min(schedule.start, schedule.end) <= 0:
+            raise ValueError(f"Expected positive values of {name}, got {schedule}")
         if schedule.steps > steps:
             raise ValueError(
                 f"Expected the schedule of {name} to end within the training's {steps} steps, got "

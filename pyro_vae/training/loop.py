@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,11 +21,12 @@ from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Batch, Rows
 from pyro_vae.data.sparse_rows import spread_rows
 from pyro_vae.objectives import Schedule
+from pyro_vae.objectives.core.enumeration import mark_enumerated
 from pyro_vae.objectives.core.tracing import find_nonfinite_site
 from pyro_vae.seeding import seed_device
 from pyro_vae.training import resume_file
 from pyro_vae.training.batches import draw_batches, split_batches, stack_batches
-from pyro_vae.training.scalars import set_scalar
+from pyro_vae.training.scalars import apply_schedule
 from pyro_vae.training.snapshot import (
     copy_objective_state,
     copy_state,
@@ -83,6 +85,11 @@ class Training:
     on_batch: Callable[[float], None] = lambda fraction: None
     """Called after each batch with the completed fraction of the epoch."""
 
+    @cached_property
+    def guide(self) -> Callable[..., Any]:
+        """The guide as the objective needs it."""
+        return mark_enumerated(self.objective, self.vae.guide)
+
     def start(self) -> None:
         """Creates the optimizer, its schedule and the generator, and initializes the VAE."""
         self.validating = is_validation_enabled()
@@ -120,7 +127,7 @@ class Training:
         self.compiled = compile(
             self.objective,
             self.vae.model,
-            self.vae.guide,
+            self.guide,
             parameters=self.vae.parameters(),
             products=self.products,
             precision=self.precision,
@@ -228,9 +235,9 @@ class Training:
         return loss
 
     def apply_schedules(self) -> None:
-        """Sets the scalars of the objective that follow a schedule."""
-        for name, schedule in self.schedules.items():
-            set_scalar(self.objective, name, schedule(self.steps))
+        """Sets the scalars of the objective and of parts that follow a schedule."""
+        for name in self.schedules:
+            apply_schedule(self, name)
 
     def eager_step(self, batch: Batch) -> Tensor:
         """Makes a step in eager mode, and returns the loss summed over the rows."""
@@ -239,7 +246,7 @@ class Training:
         # Pyro's checks of model, guide and shapes are needed only once.
         with pyro.validation_enabled(self.validating and self.steps == 0):
             loss = self.objective.differentiable_loss(
-                self.vae.model, self.vae.guide, x, mask=mask, **_name_covariates(covariates)
+                self.vae.model, self.guide, x, mask=mask, **_name_covariates(covariates)
             )
         (loss / len(x)).backward()
         if self.clip_norm is not None:
@@ -286,9 +293,7 @@ class Training:
                 x, mask, covariates = self.get_batch(rows)
                 named = _name_covariates(covariates)
                 with pyro.validation_enabled(False):
-                    where = find_nonfinite_site(
-                        self.vae.model, self.vae.guide, x, mask=mask, **named
-                    )
+                    where = find_nonfinite_site(self.vae.model, self.guide, x, mask=mask, **named)
                 break
         failed = self.steps + 1
         self.restore(before)
@@ -399,10 +404,11 @@ class Training:
     def finish(self, *, best: bool = True) -> None:
         """Calibrates the VAE and sets evaluation mode, with the best weights or the last."""
         self.resumable = False
+        self.apply_schedules()
+        # The scalars of parts belong to the weights.
         if best:
             self.vae.load_state_dict(self.best_weights)
         self.vae.eval()
-        self.apply_schedules()
         seed_device(self.train.x.device, self.seed)
         x, mask, _, covariates = self.train
         if self.train.dynamic:

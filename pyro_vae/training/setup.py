@@ -55,7 +55,9 @@ def build_training(
     train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
     epochs, batch_size, clip_norm, patience = check_numbers(epochs, batch_size, clip_norm, patience)
     steps = epochs * len(draw_batches(len(train.x), batch_size, torch.Generator()))
-    schedules = check_objective_schedules(objective, {} if schedules is None else schedules, steps)
+    schedules = check_objective_schedules(
+        objective, {} if schedules is None else schedules, steps, vae
+    )
     check_data(vae, train, valid, patience)
     check_single_rows(vae, train, batch_size, objective)
     optimizer = DEFAULT_OPTIMIZER if optimizer is None else optimizer

@@ -93,9 +93,17 @@ class _PyroProgram(nn.Module):
         self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
     ) -> dist.TorchDistribution:
         """Returns q(z given x) for inputs and covariates of the encoder."""
-        features = apply_network(self.encoder, x, self.input_dim, covariates, frozen=frozen)
-        check_trailing("the encoder's output", features, self.posterior.feature_shape)
-        return self.posterior(features)
+        # A posterior may demand several tensors, each of its own shape.
+        shape: Any = self.posterior.feature_shape
+        several = bool(shape) and isinstance(shape[0], tuple)
+        features = apply_network(
+            self.encoder, x, self.input_dim, covariates, frozen=frozen,
+            num_outputs=len(shape) if several else None,
+        )  # fmt: skip
+        parts = features if several else (features,)
+        for part, expected in zip(parts, shape if several else (shape,), strict=True):
+            check_trailing("the encoder's output", part, torch.Size(expected))
+        return self.posterior(*parts)
 
     def encode_in_eval_mode(
         self, x: Tensor, covariates: Tensor | None = None

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _PACKAGES = ("priors", "posteriors", "likelihoods", "networks", "transforms")
+_MODULE = "pyro_vae.networks.Module"
 _NEEDED = {"event_shape", "latent_dim", "name", "parts"}
 _OPTIONAL = {"plate", "covariate_dim"}
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -94,12 +95,26 @@ def check_classes(
     """
     allowed = _package_classes() | set(allow)
     for role, part in recipe["parts"].items():
-        name = part["class"]
-        if name not in allowed:
-            raise ValueError(
-                f"Expected {role} to be a class of pyro_vae, got {name!r} in {file}: if you trust "
-                f"the file, load(path, allow=[{name!r}])"
-            )
+        for name in _find_names(part):
+            if not isinstance(name, str) or name not in allowed:
+                raise ValueError(
+                    f"Expected {role} to be a class of pyro_vae, got {name!r:.100} in {file}: if "
+                    f"you trust the file, load(path, allow=[{name!r:.100}])"
+                )
+
+
+def _find_names(part: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the name of a part's class, and those that it imports by its arguments.
+
+    A :class:`~pyro_vae.networks.Module` imports its ``path``, which can be that of a class with
+    further such arguments.
+    """
+    name, arguments = part["class"], part["arguments"]
+    while True:
+        yield name
+        if name != _MODULE or not isinstance(arguments, Mapping):
+            return
+        name, arguments = arguments.get("path"), arguments.get("arguments")
 
 
 def build_vae(
@@ -117,7 +132,8 @@ def build_vae(
     """
     check_classes(recipe, allow)
     classes = _package_classes()
-    trusted = all(part["class"] in classes for part in recipe["parts"].values())
+    names = [name for part in recipe["parts"].values() for name in _find_names(part)]
+    trusted = classes.issuperset(names)
     budget = _Budget(sum(value.numel() for value in weights.values()))
     with torch.device("cpu"), budget if trusted else nullcontext():
         vae = _construct_vae(recipe)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae import likelihoods, networks, posteriors, priors, transforms
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.data.sparse_rows import is_sparse, take_rows
+from pyro_vae.distributions.blocks import find_centre, interpolate_points
 from pyro_vae.finite import explain_invalid_parameters
 from pyro_vae.guard import guard_process_state
 from pyro_vae.masking import expand_mask, fill_missing
@@ -17,11 +18,7 @@ from pyro_vae.networks import eval_mode
 from pyro_vae.param_store import Scope
 from pyro_vae.vae.build import Part, build_part, describe_part
 from pyro_vae.vae.initialization import initialize_parts
-from pyro_vae.vae.input_checks import (
-    check_input,
-    check_rows_of_covariates,
-    check_sparse_rows,
-)
+from pyro_vae.vae.input_checks import check_input, check_rows_of_covariates, check_sparse_rows
 from pyro_vae.vae.model_guide import (
     Guide,
     Model,
@@ -29,7 +26,7 @@ from pyro_vae.vae.model_guide import (
     Sizes,
     get_state_without_store,
 )
-from pyro_vae.vae.part_checks import check_kind, check_levels, check_part, count_network_covariates
+from pyro_vae.vae.part_checks import check_parts, count_network_covariates
 from pyro_vae.validation import check_choice, check_shape, check_size
 
 __all__ = ["VAE"]
@@ -166,10 +163,11 @@ class VAE(nn.Module):
         count = count_network_covariates(self.covariate_dim, likelihood)
         # A prior that uses the encoder has pseudo-inputs as the encoder sees them.
         sizes |= {"event_shape": in_shape, "covariate_dim": count}
-        for role in ("prior", "posterior"):
-            setattr(self, role, build_part(parts[role], role, **sizes))
+        self.prior = build_part(parts["prior"], "prior", **sizes)
+        sizes["variables"] = getattr(self.prior, "variables", 1)
+        self.posterior = build_part(parts["posterior"], "posterior", **sizes)
         self.likelihood = likelihood
-        self._check_parts()
+        check_parts(self)
         self.encoder = build_part(
             parts["encoder"],
             "encoder",
@@ -185,18 +183,7 @@ class VAE(nn.Module):
             covariate_dim=count,
         )
         self.input_transform = transform
-        self._check_parts()
-
-    def _check_parts(self) -> None:
-        check_part("prior", self.prior, latent_dim=self.latent_dim)
-        check_part("posterior", self.posterior, latent_dim=self.latent_dim)
-        check_part("likelihood", self.likelihood, event_shape=self.event_shape)
-        if "input_transform" in self._modules:
-            check_part("input_transform", self.input_transform, event_shape=self.event_shape)
-            check_levels(self.likelihood, self.input_transform)
-        for role in ("encoder", "decoder"):
-            if role in self._modules:
-                check_kind(role, self._modules[role])
+        check_parts(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Raises a ``ValueError``: the caller has to choose one of the two programs of a VAE."""
@@ -286,7 +273,8 @@ class VAE(nn.Module):
         Arguments:
             x: Data of shape ``(*batch, *event_shape)``.
             covariates: Covariates, ``(*batch, covariate_dim)``.
-            mean: Whether to use the means of q and p, instead of draws from both.
+            mean: Whether to use the means of q and p, instead of draws from both. On spheres and
+                one-hot vectors it is the mode of q.
 
         Raises:
             ValueError: As in :meth:`encode`, or if covariates have batch dimensions that ``x``
@@ -300,7 +288,8 @@ class VAE(nn.Module):
                     f"Expected covariates of shape {(*batch, self.covariate_dim)}, got "
                     f"{tuple(covariates.shape)}"
                 )
-            p = self.decode(q.mean if mean else q.sample(), covariates)
+            support = getattr(self.posterior, "support", None)
+            p = self.decode(find_centre(q, support) if mean else q.sample(), covariates)
             return p.mean if mean else p.sample()
 
     @guard_process_state
@@ -314,7 +303,7 @@ class VAE(nn.Module):
         covariates: Tensor | None = None,
         mask: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Decodes the straight line between the mean embeddings of data, in evaluation mode.
+        """Decodes the line between the embeddings of data, in evaluation mode.
 
         Arguments:
             start: Data of shape ``(*batch, *event_shape)``.
@@ -331,14 +320,15 @@ class VAE(nn.Module):
         """
         steps = check_size("steps", steps, least=2)
         masks = (None, None) if mask is None else mask
+        support = getattr(self.posterior, "support", None)
         with eval_mode(self):
             z = [
-                self.encode(x, covariates, observed).mean
+                find_centre(self.encode(x, covariates, observed), support)
                 for x, observed in zip((start, end), masks, strict=True)
             ]
             weights = torch.linspace(0, 1, steps, dtype=z[0].dtype, device=z[0].device)
-            line = torch.stack([z[0].lerp(z[1], weight) for weight in weights])
-            return self.decode(line, covariates).mean
+            line = [interpolate_points(z[0], z[1], weight, support) for weight in weights]
+            return self.decode(torch.stack(line), covariates).mean
 
     def check(
         self, x: Tensor, mask: Tensor | None = None, covariates: Tensor | None = None
@@ -422,7 +412,7 @@ class VAE(nn.Module):
         """Sets a part in model and guide too, so that the three never differ."""
         super().__setattr__(name, value)
         if name in PARTS and "guide" in self.__dict__:
-            self._check_parts()
+            check_parts(self)
             self.recipe["parts"][name] = None
             for program in (self.model, self.guide):
                 program.set_parts(self._get_parts())

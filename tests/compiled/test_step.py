@@ -371,8 +371,8 @@ PARTS = {
     **{f"likelihood {name}": {"likelihood": name} for name in tables.LIKELIHOODS},
     **{
         f"{prior} {posterior}": {"prior": prior, "posterior": posterior}
-        for prior in tables.PRIORS
-        for posterior in tables.POSTERIORS
+        for prior in tables.FEW_PRIORS
+        for posterior in tables.FEW_POSTERIORS
     },
     **{f"network {name}": {"network": name} for name in tables.NETWORKS},
 }
@@ -390,7 +390,7 @@ def compare_parts(
     torch.manual_seed(0)
     encoder, decoder = tables.NETWORKS[network]
     vae = VAE(
-        tables.EVENT, 3, prior=tables.PRIORS[prior], posterior=tables.POSTERIORS[posterior],
+        tables.EVENT, 3, prior=tables.FEW_PRIORS[prior], posterior=tables.FEW_POSTERIORS[posterior],
         likelihood=tables.LIKELIHOODS[likelihood], encoder=encoder, decoder=decoder,
     )  # fmt: skip
     x = tables.data_for(likelihood)

@@ -14,7 +14,7 @@ from pyro.nn import ConditionalAutoRegressiveNN
 
 from helpers.designs import cover
 from helpers.graphs import count_graph_calls
-from helpers.tables import EVENT, LIKELIHOODS, POSTERIORS, PRIORS, data_for
+from helpers.tables import EVENT, FEW_POSTERIORS, FEW_PRIORS, LIKELIHOODS, data_for
 from pyro_vae import VAE, evaluate, networks
 from pyro_vae.conditional import Posterior, Prior
 from pyro_vae.evaluate import scoring
@@ -57,7 +57,7 @@ def check_same(function, *args, graphs, **settings):
 
 def made(prior="normal", posterior="normal", likelihood="bernoulli", **settings):
     parts = {
-        "prior": PRIORS[prior], "posterior": POSTERIORS[posterior],
+        "prior": FEW_PRIORS[prior], "posterior": FEW_POSTERIORS[posterior],
         "likelihood": LIKELIHOODS[likelihood],
     }  # fmt: skip
     vae = VAE(EVENT, 2, **parts, encoder=NET, decoder=NET, **settings)
@@ -69,7 +69,7 @@ def made(prior="normal", posterior="normal", likelihood="bernoulli", **settings)
 
 @pytest.mark.parametrize(
     ("prior", "posterior", "likelihood", "function"),
-    cover(PRIORS, POSTERIORS, LIKELIHOODS, [evidence, bound]),
+    cover(FEW_PRIORS, FEW_POSTERIORS, LIKELIHOODS, [evidence, bound]),
 )
 def test_every_part(prior, posterior, likelihood, function, graphs):
     vae, x = made(prior, posterior, likelihood)
@@ -77,7 +77,7 @@ def test_every_part(prior, posterior, likelihood, function, graphs):
 
 
 @pytest.mark.parametrize("proposal", ["posterior", "prior"])
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_each_proposal(prior, proposal, graphs):
     vae, x = made(prior)
     check_same(evidence, vae, x, graphs=graphs, proposal=proposal)
@@ -96,7 +96,7 @@ def test_masks(function, mask, graphs):
 @pytest.mark.parametrize("function", [evidence, bound])
 @pytest.mark.parametrize("prior", ["normal", "vamp"])
 def test_covariates(prior, function, graphs):
-    parts = {"prior": PRIORS[prior], "likelihood": LIKELIHOODS["normal_fixed"]}
+    parts = {"prior": FEW_PRIORS[prior], "likelihood": LIKELIHOODS["normal_fixed"]}
     vae = VAE(EVENT, 2, **parts, encoder=NET, decoder=NET, covariate_dim=3)
     x = data_for("normal_fixed", 30)
     vae.initialize(x)

@@ -13,11 +13,11 @@ import torch
 from helpers.designs import keep
 from helpers.tables import (
     EVENT,
+    FEW_POSTERIORS,
+    FEW_PRIORS,
     LIKELIHOODS,
     POSTERIOR_ROWS,
-    POSTERIORS,
     PRIOR_ROWS,
-    PRIORS,
     data_for,
 )
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, posteriors, priors
@@ -193,10 +193,10 @@ def test_active_units_are_those_that_follow_the_data():
         assert evaluate.active_units(vae, x)[1] == active
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("posterior", FEW_POSTERIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_kl_per_dimension_sums_to_the_rate_where_both_factorize_in_closed_form(prior, posterior):
-    vae = VAE(EVENT, 3, prior=PRIORS[prior], posterior=POSTERIORS[posterior])
+    vae = VAE(EVENT, 3, prior=FEW_PRIORS[prior], posterior=FEW_POSTERIORS[posterior])
     x = data_for("bernoulli", 500)
     kl = evaluate.kl_per_dimension(vae, x, num_particles=100)
     assert kl.shape == (3,)

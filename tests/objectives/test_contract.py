@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
-from helpers.tables import OBJECTIVES, PRIORS
+from helpers.tables import FEW_PRIORS, OBJECTIVES
 from pyro_vae import VAE, networks, posteriors
 from pyro_vae.objectives import ELBO, IWAE, kl_report
 from pyro_vae.objectives.core.objective import RunOptions
@@ -180,7 +180,7 @@ def test_beta_weights_the_kl_and_has_a_gradient(binary):
 
 
 def test_beta_of_zero_leaves_the_prior_alone(binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS["normal_learned"])
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS["normal_learned"])
     ELBO(beta=0.0).loss_and_grads(vae.model, vae.guide, binary)
     assert all(not p.grad.any() for p in vae.prior.parameters())
     assert all(p.grad.any() for p in vae.decoder.parameters())
@@ -242,7 +242,7 @@ PAIRS = {
 
 @pytest.mark.parametrize(("pair", "answer"), PAIRS.items())
 def test_report_says_how_each_kl_is_computed(pair, answer, binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS[pair[0]], posterior=pair[1])
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS[pair[0]], posterior=pair[1])
     (term,) = kl_report(vae.model, vae.guide, binary).values()
     assert term.closed_form is answer[0]
     assert term.reason.startswith(answer[1])
@@ -299,7 +299,7 @@ def handwritten():
 
 def batch_norm_vae():
     net = partial(networks.MLP, hidden=[16], batch_norm=True)
-    vae = VAE((1, 8, 8), 3, prior=PRIORS["vamp"], encoder=net, decoder=net)
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS["vamp"], encoder=net, decoder=net)
     return vae, vae, (torch.ones(5, 1, 8, 8),)
 
 

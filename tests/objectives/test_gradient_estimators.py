@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers.designs import keep
-from helpers.tables import OBJECTIVES, POSTERIORS, PRIORS
+from helpers.tables import FEW_POSTERIORS, FEW_PRIORS, OBJECTIVES
 from helpers.truths import family_limit
 from pyro_vae import VAE, objectives
 from pyro_vae.objectives import (
@@ -441,7 +441,7 @@ def assert_same(found, expected, names=None):
 def test_piwae_trains_the_guide_by_miwae_and_the_model_by_iwae(
     prior, posterior, at_once, estimator, binary
 ):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS[prior], posterior=POSTERIORS[posterior]).double()
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS[prior], posterior=FEW_POSTERIORS[posterior]).double()
     x, run = binary.double(), {"vectorize_particles": at_once}
     given = {"estimator": estimator, **run}
     loss, looser = assert_apart(
@@ -455,7 +455,7 @@ def test_piwae_trains_the_guide_by_miwae_and_the_model_by_iwae(
     ("guide_bound", "twin"), [("elbo", partial(MIWAE, groups=6)), ("iwae", IWAE)]
 )
 def test_the_jackknife_trains_the_guide_by_a_bound(guide_bound, twin, estimator, binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS["normal_learned"]).double()
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS["normal_learned"]).double()
     made = Jackknife(6, order=2, guide_bound=guide_bound, estimator=estimator)
     own = Jackknife(6, order=2, guide_bound="jackknife")
     assert_apart(vae, binary.double(), made, twin(6, estimator=estimator), own)
@@ -511,7 +511,7 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_objectives_that_are_one_have_one_loss_and_gradient(name, binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS["mixture"]).double()
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS["mixture"]).double()
     (loss, found), (expected, gradients) = (
         vae_gradients(vae, objective, binary.double(), data_size=60) for objective in SAME[name]
     )

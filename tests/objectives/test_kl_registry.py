@@ -103,8 +103,9 @@ UNIVARIATE = {
 
 ELSEWHERE = {
     "Categorical", "Delta", "Dirichlet", "Distribution", "ExponentialFamily", "FullNormal",
-    "Independent", "LowRankMultivariateNormal", "MaskedDistribution", "MultivariateNormal",
-    "OneHotCategorical", "TransformedDistribution",
+    "GaussianProcess", "Independent", "LowRankMultivariateNormal", "LowRankNormal",
+    "MaskedDistribution", "MultivariateNormal", "OneHot", "OneHotCategorical", "PowerSpherical",
+    "StudentT", "TransformedDistribution", "UniformSphere",
 }  # fmt: skip
 """Classes of the registry that other tests cover, here or in ``test_kl.py``."""
 

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 
-from helpers.tables import NETWORKS, POSTERIOR_ROWS, POSTERIORS, PRIOR_ROWS, PRIORS
+from helpers.tables import FEW_POSTERIORS, FEW_PRIORS, NETWORKS, POSTERIOR_ROWS, PRIOR_ROWS
 from pyro_vae import VAE
 from pyro_vae.objectives import ELBO, IWAE, Renyi
 
@@ -259,8 +259,8 @@ def vae_for(prior="normal", posterior="normal", network="mlp", **options):
     return VAE(
         (1, 8, 8),
         3,
-        prior=PRIORS[prior],
-        posterior=POSTERIORS[posterior],
+        prior=FEW_PRIORS[prior],
+        posterior=FEW_POSTERIORS[posterior],
         encoder=encoder,
         decoder=decoder,
         **options,
@@ -277,8 +277,8 @@ def step_vae(objective, vae, x, **options):
 
 
 @pytest.mark.parametrize("particles", PARTICLES)
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("posterior", FEW_POSTERIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_vae_has_the_loss_and_gradient_of_pyro(prior, posterior, particles, binary):
     (number, at_once), vae = PARTICLES[particles], vae_for(prior, posterior)
     closed = POSTERIOR_ROWS[posterior].normal and PRIOR_ROWS[prior].normal

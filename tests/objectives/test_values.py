@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.tables import PRIORS
+from helpers.tables import FEW_PRIORS
 from helpers.truths import SIGMAS, exact_vae, linear_data, z_score
 from pyro_vae import VAE, posteriors
 from pyro_vae.objectives import ELBO, IWAE
@@ -106,7 +106,7 @@ def test_values_are_what_they_say():
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_log_weights_make_the_bound(at_once, binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS["mixture"])
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS["mixture"])
     values = IWAE(7, vectorize_particles=at_once).values(vae.model, vae.guide, binary)
     assert values.log_weights.shape == (7, 12)
     bound = values.log_weights.logsumexp(0) - math.log(7)
@@ -177,9 +177,9 @@ class NoReading(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("posterior", [posteriors.Normal, posteriors.Full])
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_a_step_reads_no_tensor(prior, posterior, binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS[prior], posterior=posterior)
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS[prior], posterior=posterior)
     mask, beta = torch.arange(12) > 3, torch.tensor(0.5)
     made = [ELBO(beta=beta), ELBO(3, beta=beta), ELBO(3, vectorize_particles=False), IWAE(3)]
     with pyro.validation_enabled(False), NoReading():
@@ -198,7 +198,7 @@ def test_a_step_of_pyros_own_reads_one(binary):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_svi_and_torch_train_every_parameter_alike(name, binary):
-    vae = VAE((1, 8, 8), 3, prior=PRIORS["normal_learned"])
+    vae = VAE((1, 8, 8), 3, prior=FEW_PRIORS["normal_learned"])
     start = [p.detach().clone() for p in vae.parameters()]
     svi = SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 1e-3}), OBJECTIVES[name](2))
     pyro.set_rng_seed(1)

@@ -11,17 +11,18 @@ from pyro.infer import SVI
 from helpers.tables import (
     EVENT,
     FEW_LIKELIHOODS,
+    FEW_NETWORKS,
+    FEW_POSTERIORS,
+    FEW_PRIORS,
     LIKELIHOODS,
     NETWORKS,
     OBJECTIVES,
-    POSTERIORS,
-    PRIORS,
     data_for,
 )
 from pyro_vae import VAE
 
-AXES = (PRIORS, POSTERIORS, FEW_LIKELIHOODS, NETWORKS, OBJECTIVES)
-ALL = (PRIORS, POSTERIORS, LIKELIHOODS, NETWORKS, OBJECTIVES)
+AXES = (FEW_PRIORS, FEW_POSTERIORS, FEW_LIKELIHOODS, FEW_NETWORKS, OBJECTIVES)
+ALL = (FEW_PRIORS, FEW_POSTERIORS, LIKELIHOODS, NETWORKS, OBJECTIVES)
 
 STEPS = 20
 
@@ -49,9 +50,14 @@ COVERING = covering(AXES)
 EVERYTHING = [row for row in itertools.product(*AXES) if row not in COVERING]
 
 OTHERS = [(p, "normal", other, n, o) for p, other, n, o in zip(
-    itertools.cycle(PRIORS), [x for x in LIKELIHOODS if x not in FEW_LIKELIHOODS],
+    itertools.cycle(FEW_PRIORS), [x for x in LIKELIHOODS if x not in FEW_LIKELIHOODS],
     itertools.cycle(NETWORKS), itertools.cycle(OBJECTIVES))]  # fmt: skip
 """One combination for each other likelihood."""
+
+OTHERS += [(p, "normal", x, n, o) for (p, n), x, o in zip(
+    itertools.product(("normal", "vamp"), [n for n in NETWORKS if n not in FEW_NETWORKS]),
+    itertools.cycle(FEW_LIKELIHOODS), itertools.cycle(OBJECTIVES))]  # fmt: skip
+"""Each other network, with and without pseudo-inputs of the prior."""
 
 
 def made(row: tuple[str, ...]) -> tuple[VAE, torch.Tensor]:
@@ -62,8 +68,8 @@ def made(row: tuple[str, ...]) -> tuple[VAE, torch.Tensor]:
     vae = VAE(
         EVENT,
         3,
-        prior=PRIORS[prior],
-        posterior=POSTERIORS[posterior],
+        prior=FEW_PRIORS[prior],
+        posterior=FEW_POSTERIORS[posterior],
         likelihood=LIKELIHOODS[likelihood],
         encoder=encoder,
         decoder=decoder,

@@ -12,6 +12,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import pyro_vae
 from helpers.tables import EVENT
@@ -58,11 +59,28 @@ def test_option_composes_and_fits_its_target(group, option):
         inspect.signature(get_object(node["_target_"])).bind_partial(**kwargs)
 
 
+COMPANIONS = {
+    "vae/prior=dirichlet": ["vae/posterior=logistic_normal"],
+    "vae/prior=logistic_normal": ["vae/posterior=logistic_normal"],
+    "vae/prior=relaxed_one_hot": ["vae/posterior=relaxed_one_hot"],
+    "vae/prior=uniform_sphere": ["vae/posterior=power_spherical"],
+    "vae/prior=one_hot": ["vae/posterior=straight_through"],
+    "vae/prior=autoregressive": ["vae/posterior=straight_through"],
+    "vae/posterior=logistic_normal": ["vae/prior=dirichlet"],
+    "vae/posterior=relaxed_one_hot": ["vae/prior=relaxed_one_hot"],
+    "vae/posterior=power_spherical": ["vae/prior=uniform_sphere"],
+    "vae/posterior=straight_through": ["vae/prior=one_hot", "vae.prior.learned=true"],
+    "vae/posterior=one_hot": ["vae/prior=one_hot", "objective=trace_enum_elbo"],
+    "objective=trace_enum_elbo": ["vae/prior=one_hot", "vae/posterior=one_hot"],
+}
+"""The options that others need."""
+
+
 @pytest.mark.parametrize(
     ("group", "option"), [pair for pair in options() if pair[0].startswith(("vae", "objective"))]
 )
 def test_option_builds_and_takes_a_step(group, option):
-    overrides = [f"{group}={option}", "out=."]
+    overrides = [f"{group}={option}", "out=.", *COMPANIONS.get(f"{group}={option}", ())]
     if option == "conv":
         overrides.append(f"{group.replace('/', '.')}.channels=[4]")
     event = EVENT
@@ -75,7 +93,9 @@ def test_option_builds_and_takes_a_step(group, option):
     vae = config.build(cfg.vae, event_shape=event)
     objective = config.build(cfg.objective)
     x = torch.full((4, *event), 0.5 if option == "beta" else 1.0)
-    loss = objective.differentiable_loss(vae.model, vae.guide, x)
+    enumerates = isinstance(objective, TraceEnum_ELBO)
+    guide = config_enumerate(vae.guide, "parallel") if enumerates else vae.guide
+    loss = objective.differentiable_loss(vae.model, guide, x)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(p.grad is not None for p in vae.parameters())

@@ -22,7 +22,7 @@ from pyro.infer import (
 )
 
 from helpers.designs import cover
-from helpers.tables import EVENT, LIKELIHOODS, NETWORKS, PRIORS, data_for, given
+from helpers.tables import EVENT, FEW_PRIORS, LIKELIHOODS, NETWORKS, data_for, given
 from helpers.truths import SIGMAS, z_score
 from pyro_vae import VAE, networks, objectives
 
@@ -106,7 +106,7 @@ def test_predictive_draws_from_the_guide(parallel, network):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_draws_from_the_prior(parallel):
-    vae = made(prior=PRIORS["mixture"])
+    vae = made(prior=FEW_PRIORS["mixture"])
     draws = Predictive(vae.model, num_samples=300, parallel=parallel)(n=7)
     assert draws["vae.z"].shape == (300, 7, 2)
     assert draws["vae.x"].shape == (300, 7, *EVENT)
@@ -200,7 +200,7 @@ def test_covariates_change_encoder_and_decoder_row_by_row(network):
     ("network", "dims"), cover(NETWORKS, [(-1, -2, -3), (-3, -2, -1), (-3, -4, -6)])
 )
 def test_under_three_plates_of_the_callers(network, dims):
-    vae = made(network, plate=None, prior=PRIORS["vamp"]).eval()
+    vae = made(network, plate=None, prior=FEW_PRIORS["vamp"]).eval()
     shape = [1] * max(-d for d in dims)
     for dim, size in zip(dims, (2, 3, 2), strict=True):
         shape[dim] = size

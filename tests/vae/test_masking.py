@@ -13,11 +13,11 @@ from pyro import poutine
 from helpers.tables import (
     EVENT,
     FEW_LIKELIHOODS,
+    FEW_PRIORS,
     LIKELIHOOD_ROWS,
     LIKELIHOODS,
     NETWORKS,
     OBJECTIVES,
-    PRIORS,
     data_for,
     given,
 )
@@ -87,9 +87,9 @@ def test_masked_rows_count_as_if_they_were_not_there(likelihood, hidden):
     assert_same(masked, bound(vae, x[ROWS], draw(vae, x[ROWS], noise[ROWS])), vae)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_masked_rows_are_masked_in_the_prior_too(prior):
-    vae, x = made(prior=PRIORS[prior], network="conv"), data_for("bernoulli")
+    vae, x = made(prior=FEW_PRIORS[prior], network="conv"), data_for("bernoulli")
     noise = torch.randn(12, 3)
     z = draw(vae, spoiled(x, ROWS, 0.0), noise)
     masked = bound(vae, spoiled(x, ROWS), z, mask=ROWS, data_size=24)

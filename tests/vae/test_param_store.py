@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
-from helpers.tables import EVENT, OBJECTIVES, PRIORS, data_for
+from helpers.tables import EVENT, FEW_PRIORS, OBJECTIVES, data_for
 from pyro_vae import VAE, networks, objectives, priors
 
 X = data_for("bernoulli")
@@ -42,9 +42,9 @@ def stored() -> set[str]:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_svi_trains_every_parameter_under_the_vaes_name(prior, objective):
-    vae = made(prior=PRIORS[prior], name="mine")
+    vae = made(prior=FEW_PRIORS[prior], name="mine")
     before = state(vae)
     engine = svi(vae.model, vae.guide, OBJECTIVES[objective]())
     for _ in range(3):
@@ -54,7 +54,7 @@ def test_svi_trains_every_parameter_under_the_vaes_name(prior, objective):
 
 
 def test_nothing_but_svi_writes_to_the_store():
-    vae = made(prior=PRIORS["vamp"])
+    vae = made(prior=FEW_PRIORS["vamp"])
     for objective in OBJECTIVES.values():
         loss = objective()
         loss.loss_and_grads(vae.model, vae.guide, X)
@@ -162,7 +162,7 @@ def both(first: VAE, second: VAE):
 
 
 def test_two_vaes_of_different_names_are_both_trained():
-    first, second = made(name="first"), made(name="second", prior=PRIORS["vamp"])
+    first, second = made(name="first"), made(name="second", prior=FEW_PRIORS["vamp"])
     before = state(first), state(second)
     svi(*both(first, second)).step(X)
     assert changed(first, before[0]) == set(before[0])

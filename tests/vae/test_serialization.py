@@ -11,7 +11,7 @@ from pyro import poutine
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
+from helpers.tables import EVENT, FEW_POSTERIORS, FEW_PRIORS, LIKELIHOODS, NETWORKS, data_for
 from pyro_vae import VAE, fit, load, networks, priors, save
 from pyro_vae.conditional import Prior
 from pyro_vae.training import resume_file
@@ -25,7 +25,11 @@ SMALL = {
 
 def rows():
     """One row for each option of each part."""
-    for role, table in (("prior", PRIORS), ("posterior", POSTERIORS), ("likelihood", LIKELIHOODS)):
+    for role, table in (
+        ("prior", FEW_PRIORS),
+        ("posterior", FEW_POSTERIORS),
+        ("likelihood", LIKELIHOODS),
+    ):
         for name, part in table.items():
             yield pytest.param(
                 {role: part}, name if role == "likelihood" else "bernoulli", id=f"{role}-{name}"

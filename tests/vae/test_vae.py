@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
-from helpers.tables import EVENT, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, data_for
+from helpers.tables import EVENT, FEW_POSTERIORS, FEW_PRIORS, LIKELIHOODS, NETWORKS, data_for
 from helpers.truths import SIGMAS, z_score
 from pyro_vae import VAE, likelihoods, load, networks, objectives, posteriors, priors, save
 
@@ -24,8 +24,8 @@ def made(prior="vamp", posterior="full", likelihood="normal_optimal", network="c
     return VAE(
         EVENT,
         3,
-        prior=PRIORS[prior],
-        posterior=POSTERIORS[posterior],
+        prior=FEW_PRIORS[prior],
+        posterior=FEW_POSTERIORS[posterior],
         likelihood=LIKELIHOODS[likelihood],
         encoder=encoder,
         decoder=decoder,
@@ -115,7 +115,7 @@ def test_a_copy_of_one_side_is_whole():
     assert poutine.trace(model).get_trace(x).nodes["vae.x"]["is_observed"]
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 def test_double_precision_and_evaluation_mode_reach_both_sides(prior):
     vae = made(prior, network="mlp_batch_norm").double()
     x = data_for("normal_optimal").double()
@@ -145,7 +145,7 @@ def test_model_and_guide_have_the_same_signature():
 
 @pytest.mark.parametrize("name", ["vae", "first"])
 def test_sites_plates_and_parameters_carry_the_name(name):
-    vae, x = small(name=name, prior=PRIORS["normal_learned"]), data_for("bernoulli")
+    vae, x = small(name=name, prior=FEW_PRIORS["normal_learned"]), data_for("bernoulli")
     for side, sites in ((vae.model, [f"{name}.z", f"{name}.x"]), (vae.guide, [f"{name}.z"])):
         trace = poutine.trace(side).get_trace(x)
         plated = [n for n in trace.stochastic_nodes + trace.observation_nodes if n in sites]
@@ -197,10 +197,10 @@ def test_both_sides_return_the_latent():
     torch.testing.assert_close(model.nodes["_RETURN"]["value"], guide.nodes["vae.z"]["value"])
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", FEW_PRIORS)
 @pytest.mark.parametrize("n", [1, 5])
 def test_without_data_both_sides_draw_n(n, prior):
-    vae = small(prior=PRIORS[prior])
+    vae = small(prior=FEW_PRIORS[prior])
     model = poutine.trace(vae.model).get_trace(n=n)
     assert model.nodes["vae.z"]["value"].shape == (n, 3)
     assert model.nodes["vae.x"]["value"].shape == (n, *EVENT)
@@ -209,7 +209,7 @@ def test_without_data_both_sides_draw_n(n, prior):
 
 
 def test_the_pieces_are_those_of_model_and_guide():
-    vae, x = small(prior=PRIORS["mixture"]), data_for("bernoulli")
+    vae, x = small(prior=FEW_PRIORS["mixture"]), data_for("bernoulli")
     guide = poutine.trace(vae.guide).get_trace(x)
     z = guide.nodes["vae.z"]["value"]
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
@@ -223,7 +223,7 @@ def test_the_pieces_are_those_of_model_and_guide():
 
 
 def test_samples_have_the_moments_of_the_model():
-    vae = small(prior=PRIORS["mixture"])
+    vae = small(prior=FEW_PRIORS["mixture"])
     with torch.no_grad():
         for parameter in vae.decoder.parameters():
             parameter.mul_(3)
@@ -258,7 +258,7 @@ def test_covariates_of_one_dimension_are_those_of_all_rows(prior):
 @pytest.mark.parametrize("prior", ["normal", "normal_learned", "vamp"])
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_samples_given_covariates_are_n_for_each_row(n, prior):
-    vae = small(covariate_dim=2, prior=PRIORS[prior])
+    vae = small(covariate_dim=2, prior=FEW_PRIORS[prior])
     covariates = torch.randn(5, 2)
     assert vae.sample(n, covariates=covariates).shape == (n, 5, *EVENT)
     assert vae.sample(n, covariates=covariates[0]).shape == (n, *EVENT)

@@ -72,14 +72,17 @@ class Scale(_Positive):
         value: As above.
         event_shape: As above.
         floor: The lower bound of a learned scale.
+        unit: The factor of the softplus.
     """
 
-    def __init__(self, name: str, value: Any, event_shape: Sequence[int], floor: float) -> None:
+    def __init__(
+        self, name: str, value: Any, event_shape: Sequence[int], floor: float, unit: float = 1.0
+    ) -> None:
         super().__init__(name, value, event_shape)
-        self.floor = floor
+        self.floor, self.unit = floor, unit
 
     def _to_positive(self, raw: Tensor) -> Tensor:
-        return softplus(raw) + self.floor
+        return self.unit * softplus(raw) + self.floor
 
 
 class Concentration(_Positive):

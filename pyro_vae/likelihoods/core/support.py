@@ -3,13 +3,26 @@
 import torch
 from torch import Tensor
 
-__all__ = ["check_finite_data", "check_positive_data"]
+from pyro_vae.distributions.grid import Grid
+
+__all__ = ["check_finite_data", "check_levels_data", "check_positive_data"]
 
 
 def check_finite_data(x: Tensor, name: str) -> None:
     """Raises a ``ValueError`` unless all values are finite."""
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"Expected x to be finite for a {name} likelihood, got infinite values")
+
+
+def check_levels_data(x: Tensor, levels: int, name: str) -> None:
+    """Raises a ``ValueError`` unless all values lie on the grid of levels."""
+    on_grid = Grid(levels).check(x)
+    if not bool(on_grid.all()):
+        raise ValueError(
+            f"Expected x to be one of {levels} levels, l / {levels - 1}, for a {name} likelihood, "
+            f"got {x[~on_grid][0].item():.4g}: scale the data to [0, 1] and set the number of "
+            f"their levels (vae.likelihood.levels)"
+        )
 
 
 def check_positive_data(x: Tensor, name: str) -> None:

@@ -56,7 +56,7 @@ def kl_report(
         False
     """
     with no_side_effects():
-        pair = run_pair("kl_report", model, guide, args, kwargs)
+        pair = run_pair("kl_report", model, guide, args, kwargs, with_gradient=False)
         terms = closed_form_terms(pair)
     report = {name: KLTerm(kl is not None, reason) for name, (kl, reason) in terms.items()}
     if strict:

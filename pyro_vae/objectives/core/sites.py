@@ -83,7 +83,7 @@ class Pair:
         """Returns a site of the model, or of the guide if the model has no site of that name."""
         return (self.model if name in self.model.nodes else self.guide).nodes[name]
 
-    def check(self, objective: str) -> None:
+    def check(self, objective: str, *, with_gradient: bool = True) -> None:
         """Raises a ``ValueError`` if the reparameterized gradient of an objective is undefined."""
         for name in self.latent_sites:
             sides = [
@@ -120,7 +120,8 @@ class Pair:
                     f"function of it, a Delta, got {name!r} without one: no term of the model "
                     f"balances its density, and the objective would not be a bound"
                 )
-        self._check_reparameterized(objective)
+        if with_gradient:
+            self._check_reparameterized(objective)
 
     def _check_reparameterized(self, objective: str) -> None:
         for name in self.latent_sites + self.auxiliary_sites:

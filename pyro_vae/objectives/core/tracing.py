@@ -118,11 +118,13 @@ def run_pair(
     detach: DetachSamples | None = None,
     *,
     check: bool = False,
+    with_gradient: bool = True,
 ) -> Pair:
     """Runs the guide, then the model against it, checks both, and computes all log densities.
 
     Pyro's own ``get_importance_trace`` only warns of mistakes that raise an error here. Shapes are
-    checked if Pyro's validation is enabled, and more strictly if ``check``.
+    checked if Pyro's validation is enabled, and more strictly if ``check``. Sites without a
+    reparameterized gradient are refused unless ``with_gradient`` is false.
 
     Raises:
         ValueError: If the two do not suit the objective, which the message names.
@@ -138,7 +140,7 @@ def run_pair(
         {} if detach is None else detach.samples,
         traces.plate_sites,
     )
-    pair.check(objective)
+    pair.check(objective, with_gradient=with_gradient)
     validated = is_validation_enabled()
     if validated:
         check_model_guide_match(model_trace, guide_trace, nesting)
