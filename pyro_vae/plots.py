@@ -25,6 +25,7 @@ __all__ = [
     "rates",
     "reconstructions",
     "samples",
+    "series",
 ]
 
 _Array = NDArray[Any]
@@ -188,6 +189,50 @@ def lines(x: ArrayLike, series: Mapping[str, Sequence[float]], *, ax: Axes | Non
         ax.plot(x, values, color=colour, label=name, marker="o", markersize=3)
     ax.legend(frameon=False)
     return tidy_axes(ax, xlabel="", ylabel="")
+
+
+def series(
+    x: ArrayLike,
+    fitted: ArrayLike | None = None,
+    *,
+    mask: ArrayLike | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws series above each other, as dots, with fitted values as lines.
+
+    Arguments:
+        x: Series of shape ``(N, length)``.
+        fitted: As many fitted values; ``None`` draws ``x`` as lines.
+        mask: True where a value of ``x`` is observed; others are left out.
+        ax: The axes to draw on.
+
+    Raises:
+        ValueError: If the shapes differ, or ``x`` has another number of dimensions.
+
+    Example:
+        >>> len(series(np.zeros((3, 10)), np.zeros((3, 10))).lines)
+        6
+    """
+    values = _as_numbers("x", x)
+    if values.ndim != 2:
+        raise ValueError(f"Expected x of shape (N, length), got {values.shape}")
+    lines_of = values if fitted is None else _as_numbers("fitted", fitted)
+    observed = np.ones(values.shape, bool) if mask is None else np.asarray(mask, bool)
+    for name, other in (("fitted", lines_of), ("mask", observed)):
+        if other.shape != values.shape:
+            raise ValueError(
+                f"Expected {name} of the shape of x, {values.shape}, got {other.shape}"
+            )
+    ax = _create_axes(5.6, 0.6 * len(values) + 0.8) if ax is None else ax
+    step = 2.2 * max(float(np.abs(values[observed]).max(initial=0.0)), 1e-9)
+    for row in range(len(values)):
+        steps, offset = np.arange(values.shape[1]), -row * step
+        ax.plot(steps, lines_of[row] + offset, color=BLUE, linewidth=1)
+        if fitted is not None:
+            shown = observed[row]
+            ax.plot(steps[shown], values[row][shown] + offset, ".", color=ORANGE, markersize=4)
+    ax.set(yticks=[])
+    return tidy_axes(ax, xlabel="step", ylabel="")
 
 
 def agreement(

@@ -20,6 +20,7 @@ from pyro_vae.data.vision import (
     omniglot,
     svhn,
 )
+from pyro_vae.data.waves import waves
 from pyro_vae.tables.schema import Column, Schema
 
 __all__ = [
@@ -55,4 +56,5 @@ __all__ = [
     "svhn",
     "table",
     "two_modes",
+    "waves",
 ]

@@ -21,6 +21,11 @@ from pyro_vae.progress import Progress
 from pyro_vae.report.count_figures import draw_counts
 from pyro_vae.report.covariate_figures import draw_levels, draw_transfers, find_categories
 from pyro_vae.report.drawing import create_axes, get_figure, sample_rows, to_numpy
+from pyro_vae.report.series_figures import (
+    draw_series_reconstructions,
+    draw_series_samples,
+    is_series,
+)
 from pyro_vae.report.table_content import ColumnFit, draw_table
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.vae.vae import VAE
@@ -58,8 +63,11 @@ def draw_figures(
     means = evaluate.posterior_means(vae, x, covariates=covariates, mask=mask)
     kl = metrics["kl_per_dimension"]
     draws: list[Callable[[], report.Picture]] = []
-    if _is_image(vae.event_shape):
-        draws.append(partial(_draw_reconstructions, vae, x, covariates))
+    if is_series(vae):
+        draws.append(partial(draw_series_reconstructions, vae, x, mask, covariates))
+        draws.append(partial(draw_series_samples, vae, covariates))
+    elif _is_image(vae.event_shape):
+        draws.append(partial(_draw_reconstructions, vae, x, mask, covariates))
         draws.append(partial(_draw_samples, vae, covariates))
         real = is_real_vector(getattr(vae.posterior, "support", None))
         if real:
@@ -108,12 +116,15 @@ def get_labels(data: Data) -> Any:
     return np.array(data.label_names)[labels]
 
 
-def _draw_reconstructions(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Picture:
+def _draw_reconstructions(
+    vae: VAE, x: Tensor, mask: Tensor | None, covariates: Tensor | None
+) -> report.Picture:
     """Draws held-out data above their reconstructions."""
     count = 10 if max(x.shape[-2:]) <= _SMALL_IMAGE else 6
     ax = create_axes(8, 1.9 if count == 10 else 2.8)
     first = None if covariates is None else covariates[:count]
-    reconstructions = vae.reconstruct(x[:count], covariates=first)
+    observed = None if mask is None else mask[:count]
+    reconstructions = vae.reconstruct(x[:count], covariates=first, mask=observed)
     plots.reconstructions(to_numpy(x[:count]), to_numpy(reconstructions), ax=ax)
     caption = "Held-out data (top), and the mean of p(x given z) at the mean of q(z given x)."
     return report.Picture("reconstructions.png", "Reconstructions", caption, get_figure(ax))
@@ -192,7 +203,8 @@ def _draw_categories(
         z = z[:, :_COLUMNS] if rows > 1 else z[:, : _ROWS * _COLUMNS]
         decoded = vae.decode(z.flatten(-2).flatten(0, 1), first).mean
     columns = z.shape[1] if rows > 1 else min(_COLUMNS, z.shape[1])
-    ax = plots.images(to_numpy(decoded), columns=columns, ax=create_axes(5.6, 3.4))
+    height = 0.2 + 5.6 / columns * -(-len(decoded) // columns)
+    ax = plots.images(to_numpy(decoded), columns=columns, ax=create_axes(5.6, height))
     caption = (
         f"Means of p(x given z) for each of {min(z.shape[1], categories)} categories of z."
         if variables == 1

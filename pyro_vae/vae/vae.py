@@ -266,13 +266,19 @@ class VAE(nn.Module):
     @guard_process_state
     @torch.no_grad()
     def reconstruct(
-        self, x: Tensor, *, covariates: Tensor | None = None, mean: bool = True
+        self,
+        x: Tensor,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        mean: bool = True,
     ) -> Tensor:
         """Encodes and decodes data, in evaluation mode.
 
         Arguments:
             x: Data of shape ``(*batch, *event_shape)``.
             covariates: Covariates, ``(*batch, covariate_dim)``.
+            mask: As in :meth:`encode`. Missing values are reconstructed too.
             mean: Whether to use the means of q and p, instead of draws from both. On spheres and
                 one-hot vectors it is the mode of q.
 
@@ -281,7 +287,7 @@ class VAE(nn.Module):
                 lacks.
         """
         with eval_mode(self):
-            q = self.encode(x, covariates)
+            q = self.encode(x, covariates, mask)
             batch = x.shape[: x.dim() - len(self.event_shape)]
             if batch and covariates is not None and q.batch_shape != batch:
                 raise ValueError(

@@ -154,7 +154,9 @@ def test_our_objectives_refuse_draws_without_gradients():
 
 def test_too_many_codes_are_not_enumerated():
     d = priors.OneHot(60, variables=20)()
-    with pytest.raises(ValueError, match=r"at most 1,048,576 codes to enumerate, got 3 to the power"):
+    with pytest.raises(
+        ValueError, match=r"at most 1,048,576 codes to enumerate, got 3 to the power"
+    ):
         d.enumerate_support()
 
 

@@ -41,9 +41,7 @@ def exact_evidence(x: torch.Tensor) -> torch.Tensor:
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     mean = Product()(z)[:, 0]
     logs = [
-        torch.logsumexp(
-            prior + torch.distributions.Normal(mean, SIGMA).log_prob(row).sum(-1), 0
-        )
+        torch.logsumexp(prior + torch.distributions.Normal(mean, SIGMA).log_prob(row).sum(-1), 0)
         for row in x.double()
     ]
     return torch.stack(logs) + 2 * (axis[1] - axis[0]).log()

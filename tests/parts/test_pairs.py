@@ -171,7 +171,9 @@ def test_the_pairs_are_those_of_one_set():
     ],
 )
 def test_parts_on_different_sets_are_refused(prior, posterior, message):
-    with pytest.raises(ValueError, match=f"Expected prior and posterior on the same set.*{message}"):
+    with pytest.raises(
+        ValueError, match=f"Expected prior and posterior on the same set.*{message}"
+    ):
         VAE(EVENT, DIM, prior=prior, posterior=posterior)
 
 
@@ -193,7 +195,10 @@ def test_incompatible_pairs_give_this_error_only():
             continue
         parts = [
             build_part(table[name], role, latent_dim=DIM, event_shape=EVENT)
-            for role, table, name in (("prior", PRIORS, prior), ("posterior", POSTERIORS, posterior))
+            for role, table, name in (
+                ("prior", PRIORS, prior),
+                ("posterior", POSTERIORS, posterior),
+            )
         ]
         with pytest.raises(ValueError, match="on the same set") as error:
             check_supports(*parts)
