@@ -1,10 +1,11 @@
 """Frey Faces by a discretized logistic, with a standard normal prior and with a VampPrior.
 
-The setting is that of Tomczak and Welling (2018, https://arxiv.org/abs/1705.07120, table 2), who
-publish 4.63 and 4.57 bits per dimension: 1565/200/200 rows, two gated layers of 300 units, 40 latent
+The setting is that of Tomczak and Welling (2018, https://arxiv.org/abs/1705.07120), who publish
+4.63 and 4.57 bits per dimension: 1565/200/200 rows, two gated layers of 300 units, 40 latent
 dimensions, batches of 100, a warm-up of beta over 100 epochs, at most 2,000 epochs, early stopping
 after 50 epochs, 500 pseudo-inputs, 5,000 samples of importance sampling. Other than there, the
-optimizer is Adam without normalized gradients. Everything is fixed here before the first run.
+optimizer is Adam without normalized gradients, and the location of a pixel is not bounded.
+Everything was fixed before the first run.
 
     python benchmarks/frey_faces.py --seeds 5 --results benchmarks/results/frey_faces.jsonl
 

@@ -93,8 +93,11 @@ def test_drawn_rows_follow_their_seed_and_leave_the_random_state_alone(name):
 
 @pytest.mark.parametrize("name", TOYS)
 def test_noise_is_added_with_its_scale(name):
-    clean, noisy = (torch.cat(getattr(data, name)(20_000, noise=s).x) for s in (0.0, 0.3))
-    residuals = (noisy - clean).flatten().double()
+    sets = [getattr(data, name)(20_000, noise=s) for s in (0.0, 0.3)]
+    clean, noisy = (torch.cat(one.x) for one in sets)
+    residuals = (noisy - clean).double()
+    mask = sets[0].mask
+    residuals = residuals.flatten() if mask is None else residuals[torch.cat(mask)]
     assert abs(residuals.mean()) < 5 * 0.3 / len(residuals) ** 0.5
     assert abs(residuals.std() - 0.3) < 5 * 0.3 / (2 * len(residuals)) ** 0.5
 
