@@ -5,6 +5,7 @@ from pyro_vae.distributions import divergences as _divergences  # noqa: F401
 from pyro_vae.distributions.autoregressive import Autoregressive
 from pyro_vae.distributions.beta import Beta
 from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyro_vae.distributions.dirichlet import Dirichlet
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogistic
 from pyro_vae.distributions.flow import Flow
 from pyro_vae.distributions.full_normal import FullNormal
@@ -29,6 +30,7 @@ __all__ = [
     "Autoregressive",
     "Beta",
     "ContinuousBernoulli",
+    "Dirichlet",
     "DiscretizedLogistic",
     "Flow",
     "FullNormal",

@@ -53,6 +53,15 @@ def _is_product(d: Any, classes: tuple[type, ...]) -> bool:
     )
 
 
+def _check_events(q: Distribution, p: Distribution) -> None:
+    """Raises a ``ValueError`` for vectors of different length, which would be broadcast."""
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"Expected distributions of one event shape, got {tuple(q.event_shape)} and "
+            f"{tuple(p.event_shape)}"
+        )
+
+
 @register_kl(FullNormal, _D.Independent)
 @register_kl(LowRankNormal, _D.Independent)
 def _joint_to_product_kl(q: Any, p: Any) -> Tensor:
@@ -63,6 +72,7 @@ def _joint_to_product_kl(q: Any, p: Any) -> Tensor:
     """
     if find_formula(q, p) is not _joint_to_product_kl:
         raise NotImplementedError
+    _check_events(q, p)
     variance = q.variance
     log_det = _half_log_det(q)
     if type(p.base_dist) in _NORMALS:
@@ -94,6 +104,7 @@ def _product_to_joint_kl(q: Any, p: Any) -> Tensor:
     """
     if find_formula(q, p) is not _product_to_joint_kl:
         raise NotImplementedError
+    _check_events(q, p)
     tril = p._unbroadcasted_scale_tril
     size = tril.shape[-1]
     eye = torch.eye(size, dtype=tril.dtype, device=tril.device)
@@ -127,6 +138,7 @@ def _power_spherical_to_uniform_kl(q: Any, p: Any) -> Tensor:
     r"""Returns the log area of the sphere minus the entropy."""
     if type(q) is not PowerSpherical or type(p) is not UniformSphere:
         raise NotImplementedError
+    _check_events(q, p)
     return p.entropy() - q.entropy()
 
 
@@ -135,6 +147,7 @@ def _one_hot_kl(q: Any, p: Any) -> Tensor:
     r"""Returns the divergence of independent one-hot variables, the sum over variables."""
     if not {type(q), type(p)} <= {OneHot, StraightThroughOneHot}:
         raise NotImplementedError
+    _check_events(q, p)
     if q.logits.shape[-2:] != p.logits.shape[-2:]:
         raise NotImplementedError
     return sum_rightmost(q.probs * (q.logits - p.logits), 2)

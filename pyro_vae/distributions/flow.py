@@ -8,6 +8,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.types import _size
 
+from pyro_vae.distributions.draws import Draw
 from pyro_vae.distributions.moments import estimate_moments, normal_points
 
 __all__ = ["Flow"]
@@ -47,7 +48,7 @@ class Flow(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    _last_draw: tuple[Tensor, Tensor] | None = None
+    _last_draw: Draw | None = None
 
     def __init__(
         self,
@@ -104,15 +105,15 @@ class Flow(TorchDistribution):
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         value, log_prob = self._generate(noise)
-        self._last_draw = None if log_prob is None else (value, log_prob)
+        self._last_draw = None if log_prob is None else Draw.remember(value, log_prob)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        if self._last_draw is not None and value is self._last_draw[0]:
-            log_prob = self._last_draw[1]
+        if self._last_draw is not None and self._last_draw.is_unchanged(value):
+            log_prob = self._last_draw.other
             # A draw without gradient is a constant, whose density still depends on parameters.
             if log_prob.requires_grad or not torch.is_grad_enabled():
                 return log_prob

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.types import _size
 
+from pyro_vae.distributions.draws import Draw
+
 __all__ = ["FullNormal"]
 
 
@@ -35,7 +37,7 @@ class FullNormal(dist.MultivariateNormal):
         tensor(0.)
     """
 
-    _last_draw: tuple[Tensor, Tensor] | None = None
+    _last_draw: Draw | None = None
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws differentiably, and stores the noise of the draw."""
@@ -43,15 +45,15 @@ class FullNormal(dist.MultivariateNormal):
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         tril = self._unbroadcasted_scale_tril
         value = self.loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
-        self._last_draw = value, noise
+        self._last_draw = Draw.remember(value, noise)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density, in nats."""
         last = self._last_draw
         # With gradients the density depends on the value itself, and the noise is not a constant.
-        if torch.is_grad_enabled() or last is None or value is not last[0]:
+        if torch.is_grad_enabled() or last is None or not last.is_unchanged(value):
             return super().log_prob(value)
         log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = self.event_shape[0] * math.log(2 * math.pi)
-        return -0.5 * (last[1].square().sum(-1) + constant) - log_det
+        return -0.5 * (last.other.square().sum(-1) + constant) - log_det

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 from torch.types import _size
 
+from pyro_vae.distributions.draws import attach_log, get_log
 from pyro_vae.distributions.moments import estimate_moments, normal_points
 
 __all__ = ["AdditiveSoftmax", "LogisticNormal"]
@@ -39,16 +40,16 @@ class AdditiveSoftmax(Transform):
     __hash__ = Transform.__hash__
 
     def _call(self, x: Tensor) -> Tensor:
-        z = torch.cat([x, torch.zeros_like(x[..., :1])], -1).softmax(-1)
-        return z.clamp(min=torch.finfo(z.dtype).tiny)
+        log_z = torch.cat([x, torch.zeros_like(x[..., :1])], -1).log_softmax(-1)
+        return attach_log(log_z.exp().clamp(min=torch.finfo(log_z.dtype).tiny), log_z)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        log_y = y.clamp(min=torch.finfo(y.dtype).tiny).log()
+        log_y = get_log(y)
         return log_y[..., :-1] - log_y[..., -1:]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the sum of the log elements."""
-        return y.clamp(min=torch.finfo(y.dtype).tiny).log().sum(-1)
+        return get_log(y).sum(-1)
 
     def forward_shape(self, shape: _size) -> torch.Size:
         """Returns the shape of values, which have one more element."""
@@ -86,6 +87,8 @@ class LogisticNormal(dist.TransformedDistribution):
     }
 
     def __init__(self, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
+        if not loc.dim() or not loc.shape[-1]:
+            raise ValueError(f"Expected loc of shape (*batch, K - 1), got {tuple(loc.shape)}")
         base = dist.Normal(loc, scale, validate_args=validate_args).to_event(1)
         super().__init__(base, [AdditiveSoftmax()], validate_args=validate_args)
 

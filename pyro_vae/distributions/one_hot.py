@@ -10,7 +10,7 @@ from torch.types import _size
 
 from pyro_vae.distributions.blocks import repeat_support
 
-__all__ = ["OneHot", "StraightThroughOneHot"]
+__all__ = ["OneHot", "StraightThroughOneHot", "check_logits"]
 
 _MAX_CODES = 2**20
 """The most codes that are enumerated."""
@@ -26,6 +26,9 @@ class OneHot(TorchDistribution):
     Arguments:
         logits: Unnormalized log probabilities, of shape ``(*batch, variables, categories)``.
 
+    Raises:
+        ValueError: If the logits have another shape.
+
     Example:
         >>> OneHot(torch.zeros(2, 3)).log_prob(torch.tensor([1.0, 0, 0, 0, 0, 1.0]))
         tensor(-2.1972)
@@ -36,7 +39,9 @@ class OneHot(TorchDistribution):
     has_enumerate_support = True
 
     def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
-        self.logits = logits.log_softmax(-1)
+        check_logits(logits)
+        # A finite bound, because the product of zero and minus infinity is not a number.
+        self.logits = logits.log_softmax(-1).clamp(min=torch.finfo(logits.dtype).min)
         event = torch.Size((logits.shape[-2] * logits.shape[-1],))
         super().__init__(logits.shape[:-2], event, validate_args=validate_args)
 
@@ -76,7 +81,7 @@ class OneHot(TorchDistribution):
 
     def entropy(self) -> Tensor:
         """Returns the entropy, in nats."""
-        return torch.special.entr(self.probs).sum((-2, -1))
+        return -(self.probs * self.logits).sum((-2, -1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log probability, in nats.
@@ -137,6 +142,8 @@ class StraightThroughOneHot(OneHot):
     """
 
     has_rsample = True
+    # Pyro would sum over codes without their probabilities, because draws have gradients.
+    has_enumerate_support = False
 
     def expand(
         self, batch_shape: _size, _instance: TorchDistribution | None = None
@@ -148,6 +155,14 @@ class StraightThroughOneHot(OneHot):
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws codes, with the gradients of their probabilities."""
         return self.sample(sample_shape) + (self.mean - self.mean.detach())
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises a ``ValueError`` unless logits have variables and categories."""
+    if logits.dim() < 2 or 0 in logits.shape[-2:]:
+        raise ValueError(
+            f"Expected logits of shape (*batch, variables, categories), got {tuple(logits.shape)}"
+        )
 
 
 def _encode(index: Tensor, like: Tensor) -> Tensor:

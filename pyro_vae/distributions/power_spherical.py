@@ -126,15 +126,12 @@ class PowerSpherical(TorchDistribution):
         shares = torch.distributions.Dirichlet(
             parameters.expand(*shape[:-1], 2), validate_args=False
         ).rsample()
-        along = shares[..., 0] - shares[..., 1]
+        along = (shares[..., 0] - shares[..., 1]).to(self.loc).unsqueeze(-1)
         across = 2 * (shares[..., 0] * shares[..., 1]).clamp(min=1e-30).sqrt()
-        noise = torch.randn(
-            *shape[:-1], shape[-1] - 1, dtype=self.loc.dtype, device=self.loc.device
-        )
-        tangent = noise / noise.norm(dim=-1, keepdim=True)
-        first = along.to(self.loc).unsqueeze(-1)
-        pole = torch.cat([first, across.to(self.loc).unsqueeze(-1) * tangent], -1)
-        return _normalize(_reflect(pole, self.loc))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        # Unlike a reflection that maps an axis to the mean, a projection is smooth for all means.
+        tangent = _normalize(noise - (noise * self.loc).sum(-1, keepdim=True) * self.loc)
+        return _normalize(along * self.loc + across.to(self.loc).unsqueeze(-1) * tangent)
 
 
 class UniformSphere(TorchDistribution):
@@ -143,7 +140,8 @@ class UniformSphere(TorchDistribution):
     .. math:: p(z) = \frac{\Gamma(d / 2)}{2 \pi^{d / 2}}
 
     Arguments:
-        zero: Zeros of shape ``(*batch, d)``, which give shape, precision and device.
+        zero: Zeros of shape ``(*batch, d)``, with d of at least 2, which give shape, precision and
+            device.
 
     Example:
         >>> UniformSphere(torch.zeros(3)).log_prob(torch.tensor([0.0, 0.0, 1.0]))
@@ -155,6 +153,10 @@ class UniformSphere(TorchDistribution):
     has_rsample = True
 
     def __init__(self, zero: Tensor, *, validate_args: bool | None = None) -> None:
+        if zero.shape[-1:].numel() < 2:
+            raise ValueError(
+                f"Expected zero of at least 2 dimensions, got shape {tuple(zero.shape)}"
+            )
         self.zero = zero
         super().__init__(zero.shape[:-1], zero.shape[-1:], validate_args=validate_args)
 
@@ -199,17 +201,6 @@ class UniformSphere(TorchDistribution):
         """Draws directions."""
         shape = self._extended_shape(sample_shape)
         return _normalize(torch.randn(shape, dtype=self.zero.dtype, device=self.zero.device))
-
-
-def _reflect(value: Tensor, loc: Tensor) -> Tensor:
-    """Reflects vectors by the hyperplane that maps the first axis to a direction."""
-    axis = torch.zeros_like(loc)
-    axis[..., 0] = 1.0
-    difference = axis - loc
-    square = difference.square().sum(-1, keepdim=True)
-    # The direction may be the first axis, where the reflection is the identity.
-    normal = difference / square.clamp(min=torch.finfo(loc.dtype).tiny ** 0.5)
-    return value - 2 * (value * difference).sum(-1, keepdim=True) * normal
 
 
 def _normalize(value: Tensor) -> Tensor:

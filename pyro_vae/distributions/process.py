@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.types import _size
 
+from pyro_vae.validation import check_size
+
 __all__ = ["GaussianProcess"]
 
 
@@ -30,7 +32,11 @@ class GaussianProcess(dist.MultivariateNormal):
     def __init__(
         self, scale_tril: Tensor, features: int, *, validate_args: bool | None = None
     ) -> None:
-        self.features = features
+        if scale_tril.dim() < 2 or scale_tril.shape[-1] != scale_tril.shape[-2]:
+            raise ValueError(
+                f"Expected scale_tril of shape (*, T, T), got {tuple(scale_tril.shape)}"
+            )
+        self.features = features = check_size("features", features, least=1)
         eye = torch.eye(features, dtype=scale_tril.dtype, device=scale_tril.device)
         # A Kronecker product of matrices with batch dimensions.
         product = scale_tril[..., :, None, :, None] * eye[:, None, :]

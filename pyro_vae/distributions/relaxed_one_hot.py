@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.types import _size
 
 from pyro_vae.distributions.blocks import repeat_support
+from pyro_vae.distributions.draws import attach_log, get_log
 from pyro_vae.distributions.moments import estimate_moments, uniform_points
+from pyro_vae.distributions.one_hot import check_logits
 
 __all__ = ["RelaxedOneHot"]
 
@@ -23,8 +25,9 @@ class RelaxedOneHot(TorchDistribution):
         \prod_c \frac{\pi_c z_c^{-\tau - 1}}{\sum_b \pi_b z_b^{-\tau}}
 
     Each block lies in a simplex. As :math:`\tau` tends to zero it tends to a one-hot vector. This
-    density has no KL to the probabilities of one-hot vectors. Elements of a draw are at least the
-    smallest normal number. Mean and variance are estimated from 512 quasi-random points.
+    density has no KL to the probabilities of one-hot vectors. Elements of a draw that underflow are
+    the smallest normal number; the draw remembers their logarithms, by which the distributions of
+    this package score it. Mean and variance are estimated from 512 quasi-random points.
 
     References:
         | The concrete distribution (Maddison, Mnih and Teh, 2016),
@@ -35,6 +38,9 @@ class RelaxedOneHot(TorchDistribution):
     Arguments:
         temperature: :math:`\tau`, a scalar.
         logits: Unnormalized log probabilities, of shape ``(*batch, variables, categories)``.
+
+    Raises:
+        ValueError: If the temperature is not a scalar, or the logits have another shape.
 
     Example:
         >>> RelaxedOneHot(torch.tensor(0.5), torch.zeros(2, 3)).rsample().sum().round(decimals=3)
@@ -48,8 +54,14 @@ class RelaxedOneHot(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, temperature: Tensor, logits: Tensor, *, validate_args: bool | None = None
+        self, temperature: Tensor | float, logits: Tensor, *, validate_args: bool | None = None
     ) -> None:
+        check_logits(logits)
+        temperature = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)
+        if temperature.dim():
+            raise ValueError(
+                f"Expected temperature to be a scalar, got shape {tuple(temperature.shape)}"
+            )
         self.temperature = temperature
         self.logits = logits.log_softmax(-1)
         event = torch.Size((logits.shape[-2] * logits.shape[-1],))
@@ -106,15 +118,15 @@ class RelaxedOneHot(TorchDistribution):
     def _relax(self, points: Tensor) -> Tensor:
         """Maps uniform noise to values."""
         gumbels = -torch.log(-torch.log(points))
-        values = ((self.logits + gumbels) / self.temperature).softmax(-1)
-        return values.clamp(min=torch.finfo(values.dtype).tiny).flatten(-2)
+        log_values = ((self.logits + gumbels) / self.temperature).log_softmax(-1)
+        values = log_values.exp().clamp(min=torch.finfo(log_values.dtype).tiny)
+        return attach_log(values.flatten(-2), log_values.flatten(-2))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density by the first coordinates of each simplex, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        tiny = torch.finfo(value.dtype).tiny
-        log_value = value.clamp(min=tiny).log().unflatten(-1, self.logits.shape[-2:])
+        log_value = get_log(value).unflatten(-1, self.logits.shape[-2:])
         categories = self.logits.shape[-1]
         score = self.logits - self.temperature * log_value
         terms = score - score.logsumexp(-1, keepdim=True) - log_value

@@ -13,8 +13,8 @@ from pyro_vae.validation import check_positive, check_size
 
 __all__ = ["LowRank"]
 
-_MAX_RATIO = 30.0
-"""The most that a factor can be in units of the diagonal, beyond which Cholesky factors fail."""
+_MAX_RATIO = 10.0
+"""The most that a factor can be in units of the diagonal, for densities in single precision."""
 
 
 class LowRank(Posterior):
@@ -26,7 +26,7 @@ class LowRank(Posterior):
 
     :math:`S` is diagonal, :math:`B` is of shape ``(latent_dim, rank)``. A step costs of the order
     of :math:`D R^2`, where that of :class:`Full` is :math:`D^2`. Elements of :math:`B` are softly
-    bounded by 30, so that a correlation is at most 0.999. The KL to independent normals, Laplace
+    bounded by 10, so that a correlation is at most 0.99. The KL to independent normals, Laplace
     distributions and a Gaussian process has a closed form.
 
     Arguments:

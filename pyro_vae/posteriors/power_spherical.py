@@ -12,6 +12,9 @@ from pyro_vae.validation import check_size
 
 __all__ = ["PowerSpherical"]
 
+_MAX_CONCENTRATION = 1e4
+"""The bound of the concentration by dimension, beyond which single precision loses densities."""
+
 
 class PowerSpherical(Posterior):
     r"""A posterior over directions with a mean direction and a concentration.
@@ -55,5 +58,6 @@ class PowerSpherical(Posterior):
         # In two steps, because the square of a large element overflows.
         direction = direction / direction.abs().amax(-1, keepdim=True).clamp(min=1e-12)
         loc = direction / direction.norm(dim=-1, keepdim=True)
-        concentration = (self.latent_dim - 1) * softplus(features[..., -1])
+        unit = _MAX_CONCENTRATION * torch.tanh(softplus(features[..., -1]) / _MAX_CONCENTRATION)
+        concentration = (self.latent_dim - 1) * unit
         return PowerSphericalDistribution(loc, concentration)

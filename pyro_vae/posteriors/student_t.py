@@ -22,7 +22,7 @@ class StudentT(Posterior):
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        df: :math:`\nu`, the degrees of freedom, above 2.
+        df: :math:`\nu`, the degrees of freedom, above 2 and at most 1,000.
         min_scale: The floor of :math:`\sigma`, which is a softplus of a feature plus this floor.
 
     Raises:
@@ -38,7 +38,7 @@ class StudentT(Posterior):
     def __init__(self, latent_dim: int, *, df: float = 5.0, min_scale: float = 1e-4) -> None:
         super().__init__()
         latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.register_buffer("df", torch.tensor(check_number("df", df, above=2.0)))
+        self.register_buffer("df", torch.tensor(check_number("df", df, above=2.0, most=1e3)))
         self.min_scale = check_positive("min_scale", min_scale)
         self.feature_shape = torch.Size((2, latent_dim))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.conditional import Prior
+from pyro_vae.distributions import Dirichlet as DirichletDistribution
 from pyro_vae.priors.location_scale import FLOOR, invert_positive
 from pyro_vae.validation import check_flag, check_number, check_size
 
@@ -65,8 +66,8 @@ class Dirichlet(Prior):
     ) -> dist.TorchDistribution:
         """Returns the prior, of batch shape ``()``."""
         if self.learned:
-            return dist.Dirichlet(softplus(self.raw_concentration) + FLOOR)
-        return dist.Dirichlet(self.concentration)
+            return DirichletDistribution(softplus(self.raw_concentration) + FLOOR)
+        return DirichletDistribution(self.concentration)
 
     def extra_repr(self) -> str:
         """Shows the size and whether it is learned."""

@@ -64,10 +64,11 @@ class Flow(Prior):
     ) -> None:
         super().__init__()
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
+        self.covariate_dim = check_size("covariate_dim", covariate_dim, least=0)
         self.family = family
         self.transform = build_flow(
             self.latent_dim,
-            check_size("covariate_dim", covariate_dim, least=0),
+            self.covariate_dim,
             family=family,
             transforms=transforms,
             hidden=hidden,
@@ -83,7 +84,13 @@ class Flow(Prior):
         *,
         encode: Callable[..., dist.TorchDistribution] | None = None,
     ) -> dist.TorchDistribution:
-        """Returns the prior, of batch shape ``()`` or that of ``covariates``."""
+        """Returns the prior, of batch shape ``()`` or that of ``covariates``.
+
+        Raises:
+            ValueError: If covariates are missing.
+        """
+        if self.covariate_dim and covariates is None:
+            raise ValueError(f"Expected {self.covariate_dim} covariates, got None")
         return FlowDistribution(self.transform, self.loc, torch.ones_like(self.loc), covariates)
 
     def extra_repr(self) -> str:

@@ -106,7 +106,9 @@ def _read_positions(positions: int | Sequence[float] | None, latent_dim: int) ->
     if positions is None:
         positions = latent_dim
     if isinstance(positions, Sequence) and not isinstance(positions, str):
-        values = torch.tensor([check_number("positions", value) for value in positions])
+        numbers = [check_number("positions", value) for value in positions]
+        # Only differences matter, and large positions would lose theirs in single precision.
+        values = torch.tensor([number - min(numbers) for number in numbers])
     else:
         values = torch.arange(check_size("positions", positions, least=1)).float()
     if not len(values) or latent_dim % len(values):

@@ -1,7 +1,7 @@
 """The base of priors of independent elements with a location and a scale."""
 
 from collections.abc import Sequence
-from math import expm1, log
+from math import exp, log1p
 
 import torch
 from torch import Tensor, nn
@@ -93,4 +93,6 @@ def _build_shift(in_size: int, out_size: int, hidden: Sequence[int]) -> nn.Modul
 
 def invert_positive(scale: float, floor: float) -> float:
     """Returns the number that ``softplus(raw) + floor`` maps to ``scale``."""
-    return log(expm1(scale - floor))
+    # log(exp(x) - 1) without overflow.
+    x = scale - floor
+    return x + log1p(-exp(-x))

@@ -27,7 +27,7 @@ class StudentT(LocationScale):
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        df: :math:`\nu`, the degrees of freedom, above 1.
+        df: :math:`\nu`, the degrees of freedom, above 1 and at most 1,000.
         learned: Whether locations and scales are learned.
         covariate_dim: The number of covariates, used only by a learned prior.
         hidden: The widths of the hidden layers of its network; an empty list makes it linear.
@@ -53,7 +53,7 @@ class StudentT(LocationScale):
         hidden: Sequence[int] = (),
     ) -> None:
         super().__init__(latent_dim, learned=learned, covariate_dim=covariate_dim, hidden=hidden)
-        self.register_buffer("df", torch.tensor(check_number("df", df, above=1.0)))
+        self.register_buffer("df", torch.tensor(check_number("df", df, above=1.0, most=1e3)))
 
     def forward(
         self,

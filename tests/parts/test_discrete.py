@@ -41,7 +41,7 @@ def data(rows: int = 5) -> torch.Tensor:
 def enumerate_terms(vae: VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns log p(x) and the ELBO of each row as sums over all codes."""
     q, p = vae.encode(x), vae.prior_distribution()
-    codes = q.enumerate_support(expand=False)
+    codes = p.enumerate_support(expand=False).reshape(-1, 1, vae.latent_dim)
     flat = codes.reshape(-1, vae.latent_dim)
     joint = p.log_prob(flat)[:, None] + vae.decode(codes.expand(-1, len(x), -1)).log_prob(x)
     log_q = q.log_prob(codes)
@@ -150,6 +150,25 @@ def test_our_objectives_refuse_draws_without_gradients():
         objectives.ELBO().differentiable_loss(vae.model, vae.guide, x)
     report = objectives.kl_report(vae.model, vae.guide, x)
     assert report["vae.z"].reason == "closed form for OneHot and OneHot"
+
+
+def test_straight_through_draws_are_not_summed_by_trace_enum_elbo():
+    """Pyro would sum over codes without their probabilities, because draws have gradients."""
+    vae, x = made(posterior=posteriors.StraightThrough), data(20)
+    bound = enumerate_terms(vae, x)[1].sum().item()
+    guide = config_enumerate(vae.guide, "parallel")
+    with pytest.warns(UserWarning, match="no sample sites configured for enumeration"):
+        losses = torch.tensor([
+            float(TraceEnum_ELBO(max_plate_nesting=1).loss(vae.model, guide, x)) for _ in range(200)
+        ])  # fmt: skip
+    assert abs(z_score(-losses, bound)) < SIGMAS
+
+
+def test_relaxed_draws_are_refused_by_estimators_that_need_their_value_alone():
+    vae, x = relaxed(), data(4).float()
+    for objective in (objectives.IWAE(3, estimator="dreg"), objectives.ELBO(estimator="stl")):
+        with pytest.raises(ValueError, match="whose density is that of the relaxed sample"):
+            objective.differentiable_loss(vae.model, vae.guide, x)
 
 
 def test_too_many_codes_are_not_enumerated():

@@ -94,7 +94,7 @@ def test_particles_and_plates_broadcast_all_outputs():
         ),
         (
             {"posterior": posteriors.Normal},
-            r"Expected Pair to return one tensor, got a tuple \[\(4, 2\), \(4, 2, 2\)\]: stack them",
+            r"Expected Pair to return one tensor, got a tuple \[\(4, 2\), \(4, 2, 2\)\]: stack",
         ),
     ],
 )

@@ -14,6 +14,8 @@ from pyro.util import check_model_guide_match
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vae.distributions import RelaxedOneHot
+from pyro_vae.kl import unwrap_layers
 from pyro_vae.objectives.core.sites import (
     PARTICLES,
     AnyTrace,
@@ -73,7 +75,7 @@ class DetachSamples(Messenger):
         if not is_sampled(msg) or msg["name"] in self.excluded or is_point(msg["fn"]):
             return
         value: Any = msg["value"]
-        if hasattr(value, _UNQUANTIZED):
+        if hasattr(value, _UNQUANTIZED) or _is_relaxed(msg["fn"]):
             raise ValueError(
                 f"Expected sites whose log density depends on their value alone for estimators "
                 f"other than 'standard', got {msg['name']!r} from {type(msg['fn']).__name__}, "
@@ -85,6 +87,11 @@ class DetachSamples(Messenger):
             self.samples[msg["name"]] = value
             msg["value"] = value.detach().requires_grad_()
             setattr(msg["value"], SAMPLE_MARK, True)
+
+
+def _is_relaxed(fn: Any) -> bool:
+    """Whether a density needs the logarithm of a draw, which may underflow."""
+    return isinstance(unwrap_layers(fn)[-1], RelaxedOneHot)
 
 
 class _Traces(NamedTuple):
@@ -209,7 +216,7 @@ class ShareSites(Messenger):
         value = msg["fn"](*msg["args"], **msg["kwargs"])
         axis = self.dim - msg["fn"].event_dim
         msg["value"] = _repeat_first(value, axis)
-        if hasattr(value, _UNQUANTIZED):
+        if hasattr(value, _UNQUANTIZED) or _is_relaxed(msg["fn"]):
             setattr(msg["value"], _UNQUANTIZED, _repeat_first(getattr(value, _UNQUANTIZED), axis))
         msg["done"] = True
 
