@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.nn import RNNBase
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
@@ -155,6 +156,9 @@ def choose_engine(compile: bool | str, vae: VAE, objective: Any, rows: int, step
     """Returns ``"compiled"`` or ``"eager"``, or raises a ``ValueError`` for another ``compile``."""
     check_compile(compile)
     if compile == "auto":
+        # A graph repeats a recurrent network for each step, and takes minutes to compile.
+        if any(isinstance(module, RNNBase) for module in vae.modules()):
+            return "eager"
         weights = sum(p.numel() for p in vae.parameters() if p.requires_grad)
         rows *= getattr(objective, "num_particles", 1)
         return "compiled" if worth_compiling(steps, rows, weights) else "eager"

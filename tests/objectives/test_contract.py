@@ -87,7 +87,7 @@ REFUSED = {
     ),
     "loop": ([IWAE], *looped, r"'z_0'.*`with pyro.plate"),
     "nothing latent": ([IWAE], also(lambda: None, "y", **observed), lambda: None, "latent site"),
-    "discrete": ([ELBO, IWAE, kl_report], *categorical, r"'k' from Categorical.*TraceEnum_ELBO"),
+    "discrete": ([ELBO, IWAE], *categorical, r"'k' from Categorical.*TraceEnum_ELBO"),
     "in the model only": ([ELBO, IWAE, kl_report], also(model, "w"), guide, r"'w'.*in the guide"),
     "in the guide only": ([ELBO, IWAE, kl_report], model, also(guide, "u"), r"'u'.*is_auxiliary"),
     "sampled and observed": (

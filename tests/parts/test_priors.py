@@ -38,7 +38,7 @@ def test_learned_normal_is_linear_in_covariates():
     )
     raw = prior.raw_scale + covariates @ prior.shift.weight[2:].T
     torch.testing.assert_close(
-        prior(covariates).stddev, torch.nn.functional.softplus(raw) + priors.normal.FLOOR
+        prior(covariates).stddev, torch.nn.functional.softplus(raw) + priors.location_scale.FLOOR
     )
     assert prior(None).batch_shape == ()
 

@@ -174,6 +174,7 @@ def test_no_rows_are_refused():
             use()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_rows_that_are_redrawn_have_to_be_dense():
     with pytest.raises(ValueError, match="Expected train to be dense, because rows are redrawn"):
         fit(make(), Rows(torch.eye(12).to_sparse_csr(), dynamic=True))

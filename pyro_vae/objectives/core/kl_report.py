@@ -33,7 +33,8 @@ def kl_report(
     """Reports for each latent site whether its KL is in closed form or sampled, and why.
 
     The report describes :class:`~pyro_vae.objectives.ELBO`. It runs model and guide once, without
-    changes to random state, gradients, parameters and running statistics.
+    changes to random state, gradients, parameters and running statistics. Sites whose draws have no
+    gradient are reported too.
 
     Arguments:
         model: A Pyro model.
