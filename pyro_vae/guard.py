@@ -81,10 +81,10 @@ def import_zuko() -> types.ModuleType:
         Distribution.set_default_validate_args(before[0])
         type.__setattr__(Distribution, "arg_constraints", before[1])
         inverse.__name__ = name
-    for member in vars(zuko.distributions).values():
-        own = getattr(member, "__module__", "") == "zuko.distributions"
+    for name in zuko.distributions.__all__:
         # Its own distributions would warn that they have no constraints.
-        if own and isinstance(member, type) and member.arg_constraints is before[1]:
+        member: Any = getattr(zuko.distributions, name)
+        if member.arg_constraints is before[1]:
             member.arg_constraints = {}
     return zuko
 
