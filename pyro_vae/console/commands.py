@@ -267,7 +267,10 @@ def explain(error: Exception) -> str:
 
 
 def _format_error(error: Exception, expected: tuple[type[Exception], ...]) -> str | None:
-    """Returns a user error as one line, or ``None`` for an error of the program."""
+    """Returns a user error, or ``None`` for an error of the program.
+
+    It is one line, with the items of a list below it.
+    """
     if "hydra" in sys.modules:
         from pyro_vae.console.hydra_errors import describe_error
 
@@ -277,7 +280,10 @@ def _format_error(error: Exception, expected: tuple[type[Exception], ...]) -> st
         return f"{type(error).__name__}: {explain(error)}"
     if not isinstance(error, expected):
         return None
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    first, *rest = str(error).splitlines() or [""]
+    if not all(line.startswith("  ") for line in rest):
+        first, rest = str(error), []
+    return "\n".join([f"{type(error).__name__}: {' '.join(first.split())}", *rest])
 
 
 def _print_error(text: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 __all__ = [
     "Blocks", "are_equal_supports", "describe_support", "find_centre", "interpolate_points",
@@ -55,6 +56,10 @@ def are_equal_supports(one: Any, other: Any) -> bool:
         >>> are_equal_supports(constraints.simplex, constraints.sphere)
         False
     """
+    one, other = (
+        part.base_constraint if isinstance(part, MixtureSameFamilyConstraint) else part
+        for part in (one, other)
+    )
     if isinstance(one, constraints.independent) and isinstance(other, constraints.independent):
         same_dims = one.reinterpreted_batch_ndims == other.reinterpreted_batch_ndims
         return same_dims and are_equal_supports(one.base_constraint, other.base_constraint)

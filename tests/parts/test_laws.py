@@ -208,8 +208,7 @@ def test_the_support_of_a_part_is_that_of_its_distribution(role, name):
     if part.support is None:
         return
     support = repeat_support(part.support, part.variables)
-    core = d.component_distribution if isinstance(d, dist.MixtureSameFamily) else d
-    assert are_equal_supports(support, core.support)
+    assert are_equal_supports(support, d.support)
     assert d.support.check(d.sample(torch.Size([500]))).all()
 
 

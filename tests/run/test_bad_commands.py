@@ -216,6 +216,17 @@ def check(line, said, folder):
     assert files(folder) == before
 
 
+def test_several_problems_of_a_file_are_a_list(tmp_path):
+    (tmp_path / "wrong.csv").write_text("a,b,c\n" + "1,x,3\n2,,5\nz,4,oo\n" * 20)
+    code, out, err = call("pyro-vae", "data=table", "data.path=wrong.csv", "out=run", cwd=tmp_path)
+    assert code == 1
+    assert not out
+    lines = err.splitlines()
+    assert lines[0].endswith("to be a table without problems, got 3:")
+    assert [line[:5] for line in lines[1:4]] == ["  1. ", "  2. ", "  3. "]
+    assert lines[4].startswith("  To go on without the columns with problems, leave them out (")
+
+
 def test_there_are_sixty_wrong_lines_of_every_command():
     lines = [param.values[0] for param in table(WRONG)]
     assert len(set(lines)) >= 60
