@@ -69,7 +69,7 @@ def are_equal_supports(one: Any, other: Any) -> bool:
 
 
 def is_real_vector(support: Any) -> bool:
-    """Whether a support consists of all real vectors; ``None`` stands for it."""
+    """Whether a support is that of all real vectors, as is ``None``."""
     return support is None or are_equal_supports(support, constraints.real_vector)
 
 

@@ -17,6 +17,7 @@ class Dirichlet(dist.Dirichlet):
     Shares that underflow in single precision keep their density.
 
     Example:
+        >>> import torch
         >>> Dirichlet(torch.ones(3)).log_prob(torch.tensor([0.2, 0.3, 0.5]))
         tensor(0.6931)
     """

@@ -36,7 +36,7 @@ class LowRankNormal(dist.LowRankMultivariateNormal):
     def __init__(
         self, loc: Tensor, scale: Tensor, factor: Tensor, *, validate_args: bool | None = None
     ) -> None:
-        # The attributes that PyTorch's constructor sets.
+        # The attributes that the constructor of PyTorch sets.
         batch = torch.broadcast_shapes(loc.shape[:-1], scale.shape[:-1], factor.shape[:-2])
         self._unbroadcasted_cov_factor = scale.unsqueeze(-1) * factor
         self._unbroadcasted_cov_diag = scale**2

@@ -21,7 +21,7 @@ class OneHot(TorchDistribution):
 
     .. math:: P(z) = \prod_v \prod_c \pi_{vc}^{z_{vc}}, \qquad \pi_v = \mathrm{softmax}(h_v)
 
-    Its :meth:`enumerate_support` yields all codes, for Pyro's enumeration.
+    Its :meth:`enumerate_support` returns all codes, for enumeration by Pyro.
 
     Arguments:
         logits: Unnormalized log probabilities, of shape ``(*batch, variables, categories)``.

@@ -111,7 +111,7 @@ class GRUEncoder(nn.Module):
         return self.last(last).unflatten(-1, self.out_shape)
 
     def _select_last(self, states: Tensor, present: Tensor | None) -> Tensor:
-        """Returns the last state of each direction, after all steps that are no padding."""
+        """Returns the last state of each direction, after all steps except padding."""
         forward, backward = states[..., : self.hidden], states[:, 0, self.hidden :]
         if present is None:
             return torch.cat([forward[:, -1], backward], -1)

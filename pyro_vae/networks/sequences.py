@@ -49,7 +49,7 @@ def read_sequence_shape(in_shape: Sequence[int], time_dim: int, masked: bool) ->
 
 
 def read_steps(x: Tensor, time_dim: int, masked: bool) -> tuple[Tensor, Tensor | None]:
-    """Returns steps ``(batch, length, features)``, and which of them are no padding.
+    """Returns steps ``(batch, length, features)``, and which of them are not padding.
 
     With a mask, features are the values, zero where they are not observed, followed by the mask.
     Padding are the steps after the last one with an observed value.

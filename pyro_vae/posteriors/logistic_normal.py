@@ -1,19 +1,16 @@
 """The logistic-normal posterior on the simplex."""
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Posterior
 from pyro_vae.distributions import LogisticNormal as LogisticNormalDistribution
-from pyro_vae.validation import check_positive, check_size
+from pyro_vae.posteriors.location_scale import LocationScale
 
 __all__ = ["LogisticNormal"]
 
 
-class LogisticNormal(Posterior):
+class LogisticNormal(LocationScale):
     r"""A posterior over shares that sum to one: the softmax of independent normals and a zero.
 
     .. math:: z = \mathrm{softmax}(u, 0), \qquad u_k \sim \mathcal{N}(\mu_k(x), \sigma_k^2(x))
@@ -32,19 +29,14 @@ class LogisticNormal(Posterior):
         ValueError: If ``latent_dim`` is less than 2, or ``min_scale`` is not positive.
 
     Example:
+        >>> import torch
         >>> LogisticNormal(3)(torch.zeros(7, 2, 2)).rsample().shape
         torch.Size([7, 3])
     """
 
     support = constraints.simplex
-
-    def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
-        super().__init__()
-        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=2)
-        self.min_scale = check_positive("min_scale", min_scale)
-        self.feature_shape = torch.Size((2, latent_dim - 1))
+    dependent = 1
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the posterior for features of shape ``(*batch, 2, latent_dim - 1)``."""
-        loc, raw_scale = features.unbind(-2)
-        return LogisticNormalDistribution(loc, softplus(raw_scale) + self.min_scale)
+        return LogisticNormalDistribution(*self.compute_loc_and_scale(features))

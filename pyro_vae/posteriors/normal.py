@@ -1,17 +1,14 @@
 """The diagonal normal posterior."""
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Posterior
-from pyro_vae.validation import check_positive, check_size
+from pyro_vae.posteriors.location_scale import LocationScale
 
 __all__ = ["Normal"]
 
 
-class Normal(Posterior):
+class Normal(LocationScale):
     r"""A diagonal normal posterior.
 
     .. math:: q(z \mid x) = \prod_d \mathcal{N}(z_d \mid \mu_d(x), \sigma_d^2(x))
@@ -28,17 +25,11 @@ class Normal(Posterior):
         ValueError: If a size or ``min_scale`` is not positive.
 
     Example:
+        >>> import torch
         >>> Normal(3)(torch.zeros(7, 2, 3)).batch_shape
         torch.Size([7])
     """
 
-    def __init__(self, latent_dim: int, *, min_scale: float = 1e-4) -> None:
-        super().__init__()
-        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
-        self.min_scale = check_positive("min_scale", min_scale)
-        self.feature_shape = torch.Size((2, latent_dim))
-
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the posterior for features of shape ``(*batch, 2, latent_dim)``."""
-        loc, raw_scale = features.unbind(-2)
-        return dist.Normal(loc, softplus(raw_scale) + self.min_scale).to_event(1)
+        return dist.Normal(*self.compute_loc_and_scale(features)).to_event(1)

@@ -3,16 +3,15 @@
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from pyro_vae.conditional import Posterior
 from pyro_vae.distributions import StudentT as StudentTDistribution
-from pyro_vae.validation import check_number, check_positive, check_size
+from pyro_vae.posteriors.location_scale import LocationScale
+from pyro_vae.validation import check_number
 
 __all__ = ["StudentT"]
 
 
-class StudentT(Posterior):
+class StudentT(LocationScale):
     r"""A posterior of independent Student-t distributions.
 
     .. math:: q(z \mid x) = \prod_d \mathrm{St}(z_d \mid \nu, \mu_d(x), \sigma_d(x))
@@ -36,14 +35,10 @@ class StudentT(Posterior):
     df: Tensor
 
     def __init__(self, latent_dim: int, *, df: float = 5.0, min_scale: float = 1e-4) -> None:
-        super().__init__()
-        latent_dim = self.latent_dim = check_size("latent_dim", latent_dim, least=1)
+        super().__init__(latent_dim, min_scale=min_scale)
         self.register_buffer("df", torch.tensor(check_number("df", df, above=2.0, most=1e3)))
-        self.min_scale = check_positive("min_scale", min_scale)
-        self.feature_shape = torch.Size((2, latent_dim))
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Returns the posterior for features of shape ``(*batch, 2, latent_dim)``."""
-        loc, raw_scale = features.unbind(-2)
-        scale = softplus(raw_scale) + self.min_scale
+        loc, scale = self.compute_loc_and_scale(features)
         return StudentTDistribution(self.df, loc, scale).to_event(1)

@@ -1,6 +1,6 @@
 """The Laplace prior, standard or learned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -39,16 +39,6 @@ class Laplace(LocationScale):
         >>> Laplace(3)().log_prob(torch.zeros(2, 3))
         tensor([-2.0794, -2.0794])
     """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        *,
-        learned: bool = False,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (),
-    ) -> None:
-        super().__init__(latent_dim, learned=learned, covariate_dim=covariate_dim, hidden=hidden)
 
     def forward(
         self,

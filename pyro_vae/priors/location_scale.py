@@ -24,12 +24,14 @@ class LocationScale(Prior):
         learned: Whether locations and scales are learned.
         covariate_dim: The number of covariates, used only by a learned prior.
         hidden: The widths of the hidden layers of its network; an empty list makes it linear.
-        dim: The number of locations, by default ``latent_dim``.
 
     Raises:
         ValueError: If a size is out of range, or hidden layers are given without a learned prior
             with covariates.
     """
+
+    dependent: int = 0
+    """The number of elements of z that follow from the others."""
 
     loc: Tensor
     raw_scale: Tensor
@@ -41,7 +43,6 @@ class LocationScale(Prior):
         learned: bool = False,
         covariate_dim: int = 0,
         hidden: Sequence[int] = (),
-        dim: int | None = None,
     ) -> None:
         super().__init__()
         learned = check_flag("learned", learned)
@@ -52,9 +53,9 @@ class LocationScale(Prior):
                 f"Expected hidden only with learned=True and covariates, got {hidden=} with "
                 f"{learned=}, {covariate_dim=}"
             )
-        self.latent_dim = check_size("latent_dim", latent_dim, least=1)
+        self.latent_dim = check_size("latent_dim", latent_dim, least=1 + self.dependent)
         self.learned = learned
-        dim = self.latent_dim if dim is None else dim
+        dim = self.latent_dim - self.dependent
         loc, raw_scale = torch.zeros(dim), torch.full((dim,), invert_positive(1.0, FLOOR))
         if learned:
             self.loc, self.raw_scale = nn.Parameter(loc), nn.Parameter(raw_scale)

@@ -1,6 +1,6 @@
 """The logistic-normal prior on the simplex."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyro.distributions as dist
 from pyro.distributions import constraints
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pyro_vae.distributions import LogisticNormal as LogisticNormalDistribution
 from pyro_vae.priors.location_scale import LocationScale
-from pyro_vae.validation import check_size
 
 __all__ = ["LogisticNormal"]
 
@@ -41,20 +40,7 @@ class LogisticNormal(LocationScale):
     """
 
     support = constraints.simplex
-
-    def __init__(
-        self,
-        latent_dim: int,
-        *,
-        learned: bool = False,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (),
-    ) -> None:
-        latent_dim = check_size("latent_dim", latent_dim, least=2)
-        super().__init__(
-            latent_dim, learned=learned, covariate_dim=covariate_dim, hidden=hidden,
-            dim=latent_dim - 1,
-        )  # fmt: skip
+    dependent = 1
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """The diagonal normal prior, standard or learned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -40,16 +40,6 @@ class Normal(LocationScale):
         >>> Normal(3)().log_prob(torch.zeros(2, 3))
         tensor([-2.7568, -2.7568])
     """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        *,
-        learned: bool = False,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (),
-    ) -> None:
-        super().__init__(latent_dim, learned=learned, covariate_dim=covariate_dim, hidden=hidden)
 
     def forward(
         self,

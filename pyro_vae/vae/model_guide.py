@@ -93,7 +93,7 @@ class _PyroProgram(nn.Module):
         self, x: Tensor, covariates: Tensor | None = None, *, frozen: bool = False
     ) -> dist.TorchDistribution:
         """Returns q(z given x) for inputs and covariates of the encoder."""
-        # A posterior may demand several tensors, each of its own shape.
+        # A posterior may demand several tensors of different shapes.
         shape: Any = self.posterior.feature_shape
         several = bool(shape) and isinstance(shape[0], tuple)
         features = apply_network(

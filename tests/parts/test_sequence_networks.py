@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import VAE, likelihoods, networks, transforms
+from pyro_vae import VAE, likelihoods, networks, objectives, transforms
 from pyro_vae.networks import Embedding, GRUDecoder, GRUEncoder, TransformerDecoder
 from pyro_vae.networks import TransformerEncoder as Transformer
 from pyro_vae.networks.transformer import _compute_positions, _Layer
+from pyro_vae.training.argument_checks import choose_engine
 
 ENCODERS = {
     "gru": partial(GRUEncoder, hidden=5),
@@ -342,3 +343,14 @@ def test_bad_arguments_raise(name):
 def test_the_networks_are_exported():
     for network in (Embedding, GRUDecoder, GRUEncoder, TransformerDecoder, Transformer):
         assert getattr(networks, network.__name__) is network
+
+
+@pytest.mark.parametrize(
+    ("encoder", "engine"), [(networks.MLP, "compiled"), (networks.GRUEncoder, "eager")]
+)
+def test_recurrent_networks_are_not_compiled_unless_asked_for(encoder, engine):
+    vae = VAE((6, 2), 2, likelihood=likelihoods.Normal, encoder=encoder)
+    chosen = [
+        choose_engine(compile, vae, objectives.ELBO(), 100, 1_000_000) for compile in ("auto", True)
+    ]
+    assert chosen == [engine, "compiled"]

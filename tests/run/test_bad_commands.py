@@ -209,7 +209,8 @@ def check(line, said, folder):
     if message.startswith("usage: "):
         message = message.splitlines()[-1]
     assert said in message
-    assert len(message.splitlines()) == 1
+    # Only the items of a list of problems have lines of their own.
+    assert all(line.startswith("  ") for line in message.splitlines()[1:])
     assert "Traceback" not in err
     # Hydra says on standard output which jobs of a sweep it launches.
     assert not out or " -m " in line
