@@ -280,9 +280,10 @@ def _format_error(error: Exception, expected: tuple[type[Exception], ...]) -> st
         return f"{type(error).__name__}: {explain(error)}"
     if not isinstance(error, expected):
         return None
-    first, *rest = str(error).splitlines() or [""]
+    # Pyro adds the shapes of a trace to errors within it.
+    first, *rest = str(error).partition("Trace Shapes:")[0].rstrip().splitlines() or [""]
     if not all(line.startswith("  ") for line in rest):
-        first, rest = str(error), []
+        first, rest = " ".join([first, *rest]), []
     return "\n".join([f"{type(error).__name__}: {' '.join(first.split())}", *rest])
 
 

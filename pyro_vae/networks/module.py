@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.networks.inner import build_inner, check_options
@@ -71,7 +72,16 @@ class Module(nn.Module):
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
-        out = self.module(x) if covariates is None else self.module(x, covariates)
+        try:
+            out = self.module(x) if covariates is None else self.module(x, covariates)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError) as error:
+            inputs = [tuple(t.shape) for t in (x, covariates) if t is not None]
+            raise ValueError(
+                f"Expected {self.path} to accept tensors of shape {', '.join(map(str, inputs))}, "
+                f"got {type(error).__name__}: {str(error).splitlines()[0]}"
+            ) from error
         size = self.out_shape.numel()
         if isinstance(out, Tensor) and out.shape[:1] == x.shape[:1]:
             if out.numel() == len(x) * size:

@@ -17,8 +17,6 @@ from pyro_vae.validation import check_choice, check_flag, check_number, check_po
 __all__ = ["GaussianProcess"]
 
 _FLOOR = 1e-4
-_JITTER = 1e-4
-"""The share of white noise, which keeps the covariance of close positions invertible."""
 
 
 class GaussianProcess(Prior):
@@ -29,9 +27,10 @@ class GaussianProcess(Prior):
         k(x, x') = (1 - \epsilon)\, \kappa(\lvert x - x' \rvert / \ell) + \epsilon\, [x = x']
 
     The latent vector has the features of the first position first, so that
-    ``z.unflatten(-1, (positions, features))`` is a path. The features are independent. The share of
-    noise :math:`\epsilon` is :math:`10^{-4}`. The KL of normal, Laplace and Student-t posteriors
-    has a closed form. A process over the rows of a data set would make them dependent, which the
+    ``z.unflatten(-1, (positions, features))`` is a path. The features are independent. A posterior
+    of independent elements is rough, which costs of the order of :math:`1 / \epsilon` nats for each
+    element until its scales have shrunk. The KL of normal, Laplace and Student-t posteriors has a
+    closed form. A process over the rows of a data set would make them dependent, which the
     plate over rows excludes; positions are therefore the same for all rows.
 
     References:
@@ -44,6 +43,7 @@ class GaussianProcess(Prior):
             ``None``: one position for each latent dimension.
         kernel: ``"rbf"``, ``"matern12"``, ``"matern32"`` or ``"matern52"``.
         length_scale: :math:`\ell`, in units of the positions; with ``learned``, its initial value.
+        noise: :math:`\epsilon`, the share of white noise, from 0.0001 to 1.
         learned: Whether the length scale is learned.
 
     Raises:
@@ -65,11 +65,13 @@ class GaussianProcess(Prior):
         positions: int | Sequence[float] | None = None,
         kernel: str = "rbf",
         length_scale: float = 2.0,
+        noise: float = 0.01,
         learned: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim = check_size("latent_dim", latent_dim, least=1)
         self.kernel = check_choice("kernel", kernel, tuple(_KERNELS))
+        self.noise = check_number("noise", noise, least=1e-4, most=1.0)
         self.learned = check_flag("learned", learned)
         values = _read_positions(positions, self.latent_dim)
         self.features = self.latent_dim // len(values)
@@ -92,7 +94,7 @@ class GaussianProcess(Prior):
         eye = torch.eye(len(self.positions), dtype=length_scale.dtype, device=length_scale.device)
         distances = (self.positions[:, None] - self.positions).abs()
         smooth = _KERNELS[self.kernel](distances / length_scale)
-        covariance = (1 - _JITTER) * smooth + _JITTER * eye
+        covariance = (1 - self.noise) * smooth + self.noise * eye
         return GaussianProcessDistribution(factorize(covariance), self.features)
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from pyro_vae import report
 from pyro_vae.collapse import ACTIVE_VARIANCE, LEAST_SAMPLE_SIZE, is_collapsed
 from pyro_vae.data import Data
 from pyro_vae.evaluate import Evidence
+from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Module
 from pyro_vae.report import figures
 from pyro_vae.report.table_content import (
     fit_columns,
@@ -132,7 +133,11 @@ def _describe_kl(run: TrainedRun, metrics: dict[str, Any]) -> str:
 
 
 def _describe_network(network: torch.nn.Module) -> str:
-    """Returns the class of a network and the widths of its layers."""
+    """Returns the class of a network, and the widths of its layers or the number of its weights."""
+    if not isinstance(network, (MLP, ConvEncoder, ConvDecoder)):
+        count = sum(parameter.numel() for parameter in network.parameters())
+        path = f" {network.path}" if isinstance(network, Module) else ""
+        return f"{type(network).__name__}{path}, {count:,} weights"
     widths = [
         str(layer.weight.shape[0])
         for layer in network.modules()
@@ -186,7 +191,8 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
     ]
     meaning = (
         f"The number of the {metrics['latent_dim']} latent dimensions whose posterior mean has a "
-        f"variance above {ACTIVE_VARIANCE:g} over the data. Inactive dimensions are not an error."
+        f"variance above {ACTIVE_VARIANCE:g} over the data, in units of the prior's variance where "
+        f"z is bounded. Inactive dimensions are not an error."
     )
     listed_metrics.append(report.Figure("Active units", metrics["active_units"], "", None, meaning))
     return listed_metrics

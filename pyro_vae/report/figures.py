@@ -206,7 +206,7 @@ def _draw_categories(
     height = 0.2 + 5.6 / columns * -(-len(decoded) // columns)
     ax = plots.images(to_numpy(decoded), columns=columns, ax=create_axes(5.6, height))
     caption = (
-        f"Means of p(x given z) for each of {min(z.shape[1], categories)} categories of z."
+        f"Means of p(x given z) for {z.shape[1]} of {categories} categories of z."
         if variables == 1
         else f"Means of p(x given z) for {z.shape[1]} categories of the first {rows} of "
         f"{variables} variables, one a row; the others are those of the first held-out datum."
@@ -290,7 +290,8 @@ def draw_rates(kl: list[float], active: Tensor | None) -> report.Picture:
     ax = plots.rates(kl, active=active, ax=create_axes(5.6, 3.2))
     caption = (
         f"KL of each dimension's marginal, in nats. A dimension is active if its posterior mean "
-        f"varies over the data by more than {ACTIVE_VARIANCE:g} in variance."
+        f"varies over the data by more than {ACTIVE_VARIANCE:g} in variance, in units of the "
+        f"prior's where z is bounded."
     )
     return report.Picture("rates.png", "Rate by latent dimension", caption, get_figure(ax))
 

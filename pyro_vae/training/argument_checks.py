@@ -17,6 +17,8 @@ from pyro_vae.compiled.heuristic import check_compile
 from pyro_vae.compiled.step import PRECISIONS
 from pyro_vae.data import Data, Rows
 from pyro_vae.data.sparse_rows import is_sparse
+from pyro_vae.masking import expand_mask, fill_missing
+from pyro_vae.networks import Embedding
 from pyro_vae.networks.images import check_channels_first
 from pyro_vae.objectives import Schedule
 from pyro_vae.progress import check_progress
@@ -183,6 +185,17 @@ def check_data(vae: VAE, train: Rows, valid: Rows | None, patience: int | None) 
                 "Expected x to be probabilities, because rows are redrawn for each batch, got "
                 "other values"
             )
+        if isinstance(vae.encoder, Embedding):
+            observed = (
+                rows.x
+                if rows.mask is None
+                else fill_missing(rows.x, expand_mask(rows.mask, rows.x, vae.event_shape))
+            )
+            if not bool(((observed >= 0) & (observed <= 1)).all()):
+                raise ValueError(
+                    f"Expected {name} to hold levels between 0 and 1 for an Embedding as encoder, "
+                    f"got other values"
+                )
         try:
             x = (rows.x > 0.5).to(rows.x.dtype) if rows.dynamic else rows.x
             vae.check(x, rows.mask, rows.covariates)

@@ -203,8 +203,11 @@ class Training:
             return None
         self.epoch += 1
         self.history.append(row)
-        if self.valid is None or row["valid_elbo"] > self.best:
-            self.best, self.best_epoch = row.get("valid_elbo", self.best), self.epoch
+        # While a schedule changes a part, each epoch has another model: the last one is the best.
+        changing = any("." in n and self.steps < s.steps for n, s in self.schedules.items())
+        if self.valid is None or changing or row["valid_elbo"] > self.best:
+            self.best = -math.inf if changing else row.get("valid_elbo", self.best)
+            self.best_epoch = self.epoch
             self.best_weights = copy_state(self.vae.state_dict())
         return row
 

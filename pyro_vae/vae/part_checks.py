@@ -9,6 +9,7 @@ from torch import nn
 from pyro_vae import posteriors, priors
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.distributions.blocks import are_equal_supports, describe_support, repeat_support
+from pyro_vae.networks import Embedding
 from pyro_vae.validation import list_names
 
 __all__ = ["check_parts", "check_supports", "count_network_covariates"]
@@ -39,6 +40,9 @@ def check_parts(vae: Any) -> None:
     for role in ("encoder", "decoder"):
         if role in vae._modules:
             _check_kind(role, vae._modules[role])
+    if {"encoder", "input_transform"} <= set(vae._modules):
+        _check_masked(vae.encoder, vae.input_transform)
+        _check_embedding(vae.encoder, vae.likelihood)
 
 
 def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
@@ -103,6 +107,29 @@ def _check_levels(likelihood: nn.Module, transform: nn.Module) -> None:
     if None not in (own, other) and own != other:
         raise ValueError(
             f"Expected input_transform to have the levels of the likelihood, {own}, got {other}"
+        )
+
+
+def _check_masked(encoder: nn.Module, transform: nn.Module) -> None:
+    """Raises a ``ValueError`` unless an encoder of series and its input agree on the mask."""
+    masked, appended = getattr(encoder, "masked", None), getattr(transform, "append_mask", False)
+    if masked is None or masked == appended:
+        return
+    raise ValueError(
+        f"Expected masked of the encoder and append_mask of the input transform to be the same, "
+        f"got masked={masked} in {type(encoder).__name__} and append_mask={appended}"
+    )
+
+
+def _check_embedding(encoder: nn.Module, likelihood: nn.Module) -> None:
+    """Raises a ``ValueError`` if an embedding and the likelihood differ in levels."""
+    if not isinstance(encoder, Embedding):
+        return
+    levels = getattr(likelihood, "levels", encoder.levels)
+    if levels != encoder.levels:
+        raise ValueError(
+            f"Expected levels={levels} of the Embedding in the encoder, as the likelihood "
+            f"{type(likelihood).__name__} has, got levels={encoder.levels}"
         )
 
 

@@ -226,6 +226,20 @@ def test_a_schedule_lowers_the_temperature(compile, tmp_path):
     assert again.posterior.temperature.item() == pytest.approx(0.4)
 
 
+def test_weights_of_an_earlier_temperature_are_not_the_best():
+    """The bound of an earlier temperature is that of another model."""
+    vae, x = relaxed(), data(20).float()
+    result = fit(
+        vae, x, valid=x, epochs=6, batch_size=10, compile=False,
+        schedules={"posterior.temperature": Linear(1.0, 0.01, steps=9)},
+        optimizer=lambda p: torch.optim.SGD(p, 1e-9),
+    )  # fmt: skip
+    bounds = [row["valid_elbo"] for row in result.history]
+    assert bounds.index(max(bounds)) < 3
+    assert result.best_epoch >= 5
+    assert vae.posterior.temperature.item() == pytest.approx(0.01)
+
+
 def test_a_resumed_training_continues_the_schedule(tmp_path):
     x = data(20).float()
     whole = relaxed("whole")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pyro_vae import VAE, likelihoods, load, networks, save, transforms
+from pyro_vae import VAE, fit, likelihoods, load, networks, save, transforms
 from pyro_vae.networks import MLP, Embedding, GRUEncoder, Module
 from pyro_vae.vae.recipe import check_classes
 
@@ -320,3 +320,26 @@ def test_a_foreign_module_may_be_larger_than_the_weights(module, tmp_path):
 def test_both_are_exported():
     assert networks.Module is Module
     assert networks.Embedding is Embedding
+
+
+def test_levels_of_embedding_and_likelihood_are_the_same():
+    with pytest.raises(ValueError, match=r"levels=5 of the Embedding .* Categorical has, got leve"):
+        VAE(
+            (4,), 2, likelihood=partial(likelihoods.Categorical, levels=5),
+            encoder=partial(networks.Embedding, levels=3),
+        )  # fmt: skip
+
+
+def test_values_outside_of_the_levels_are_refused_by_fit():
+    vae = VAE((4,), 2, likelihood=likelihoods.Normal, encoder=networks.Embedding)
+    with pytest.raises(ValueError, match="Expected train to hold levels between 0 and 1"):
+        fit(vae, torch.randn(20, 4))
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_a_module_that_does_not_take_its_input_gives_one_error(role):
+    part = partial(networks.Module, path="torch.nn.Linear",
+                   arguments={"in_features": 9, "out_features": 4})  # fmt: skip
+    vae = VAE((4,), 2, **{role: part})
+    with pytest.raises(ValueError, match=r"Expected torch.nn.Linear to accept tensors of shape"):
+        fit(vae, torch.rand(20, 4).round())

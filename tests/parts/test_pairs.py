@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 import pyro_vae
 from helpers.tables import (
@@ -350,6 +350,30 @@ def test_a_pair_in_plates_of_the_caller(pair):
         loss.backward()
         assert torch.isfinite(loss)
         assert all(torch.isfinite(p.grad).all() for p in vae.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_pair_below_an_enumerated_site(pair):
+    pyro.set_rng_seed(0)
+    vae, x = made(*pair, plate=None, covariate_dim=3), data_for("bernoulli", 5)
+    logits = torch.zeros(5, 3, requires_grad=True)
+
+    def model():
+        with pyro.plate("rows", 5):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(3)))
+            vae.model(x, covariates=y)
+
+    def guide():
+        with pyro.plate("rows", 5):
+            fn = dist.OneHotCategorical(logits=logits)
+            y = pyro.sample("y", fn, infer={"enumerate": "parallel"})
+            assert vae.guide(x, covariates=y).shape[-2:] == (5, DIM)
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, guide)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert (logits.grad != 0).any()
+    assert all(torch.isfinite(p.grad).all() for p in vae.parameters() if p.grad is not None)
 
 
 REPARAMETERIZED = [pair for pair in PAIRS if not is_exact_one_hot(pair[1])]

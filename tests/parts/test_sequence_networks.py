@@ -354,3 +354,15 @@ def test_recurrent_networks_are_not_compiled_unless_asked_for(encoder, engine):
         choose_engine(compile, vae, objectives.ELBO(), 100, 1_000_000) for compile in ("auto", True)
     ]
     assert chosen == [engine, "compiled"]
+
+
+@pytest.mark.parametrize(("masked", "append_mask"), [(True, False), (False, True)])
+@pytest.mark.parametrize("encoder", [networks.GRUEncoder, networks.TransformerEncoder])
+def test_encoder_and_input_transform_agree_on_the_mask(encoder, masked, append_mask):
+    with pytest.raises(
+        ValueError, match=f"to be the same, got masked={masked} in {encoder.__name__} and append_m"
+    ):
+        VAE(
+            (20, 2), 2, likelihood=likelihoods.Normal, encoder=partial(encoder, masked=masked),
+            input_transform=partial(transforms.Identity, append_mask=append_mask),
+        )  # fmt: skip

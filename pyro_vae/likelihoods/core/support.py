@@ -7,6 +7,9 @@ from pyro_vae.distributions.grid import Grid
 
 __all__ = ["check_finite_data", "check_levels_data", "check_positive_data"]
 
+_MAX_LEVELS = 257
+"""The limit of the levels that an error suggests."""
+
 
 def check_finite_data(x: Tensor, name: str) -> None:
     """Raises a ``ValueError`` unless all values are finite."""
@@ -18,10 +21,15 @@ def check_levels_data(x: Tensor, levels: int, name: str) -> None:
     """Raises a ``ValueError`` unless all values lie on the grid of levels."""
     on_grid = Grid(levels).check(x)
     if not bool(on_grid.all()):
+        own = next((n for n in range(2, _MAX_LEVELS) if bool(Grid(n).check(x[:1000]).all())), None)
+        remedy = (
+            "scale the data to [0, 1] and set the number of their levels (vae.likelihood.levels)"
+            if own is None
+            else f"the values look like {own} levels (vae.likelihood.levels={own})"
+        )
         raise ValueError(
             f"Expected x to be one of {levels} levels, l / {levels - 1}, for a {name} likelihood, "
-            f"got {x[~on_grid][0].item():.4g}: scale the data to [0, 1] and set the number of "
-            f"their levels (vae.likelihood.levels)"
+            f"got {x[~on_grid][0].item():.4g}: {remedy}"
         )
 
 
