@@ -24,7 +24,7 @@ class RelaxedOneHot(TorchDistribution):
         p(z) = (C - 1)!\; \tau^{C - 1}
         \prod_c \frac{\pi_c z_c^{-\tau - 1}}{\sum_b \pi_b z_b^{-\tau}}
 
-    Each block lies in a simplex. As :math:`\tau` goes to zero it becomes a one-hot vector. This
+    Each block is in a simplex. As :math:`\tau` goes to zero it becomes a one-hot vector. This
     density has no KL to the probabilities of one-hot vectors. Elements of a draw that underflow are
     the smallest normal number; the draw remembers their logarithms, by which the distributions of
     this package score it. Mean and variance are estimated from 512 quasi-random points.
