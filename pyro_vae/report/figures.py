@@ -180,7 +180,7 @@ def _draw_traversals(
 
 
 def _has_categories(vae: VAE) -> bool:
-    """Whether z consists of one-hot vectors or of shares, with few enough variables to draw."""
+    """Whether z consists of one-hot vectors or of shares."""
     support = getattr(vae.posterior, "support", None)
     return support in (constraints.one_hot, constraints.simplex)
 

@@ -55,10 +55,10 @@ def build_training(
     train, valid = as_rows("train", train), None if valid is None else as_rows("valid", valid)
     epochs, batch_size, clip_norm, patience = check_numbers(epochs, batch_size, clip_norm, patience)
     steps = epochs * len(draw_batches(len(train.x), batch_size, torch.Generator()))
+    check_data(vae, train, valid, patience)
     schedules = check_objective_schedules(
         objective, {} if schedules is None else schedules, steps, vae
     )
-    check_data(vae, train, valid, patience)
     check_single_rows(vae, train, batch_size, objective)
     optimizer = DEFAULT_OPTIMIZER if optimizer is None else optimizer
     check_factories(optimizer, lr_schedule)

@@ -290,3 +290,9 @@ def test_temperatures_of_several_vaes_follow_their_schedules():
 def test_wrong_schedules_of_parts_are_refused(schedules, message):
     with pytest.raises(ValueError, match=message):
         fit(relaxed(), data(20).float(), epochs=2, batch_size=10, schedules=schedules)
+
+
+@pytest.mark.parametrize("vae", ["vae", None, torch.nn.Linear(2, 2)])
+def test_only_a_vae_has_schedules_of_parts(vae):
+    with pytest.raises(ValueError, match="Expected vae to be a VAE, got"):
+        fit(vae, data(20).float(), epochs=2, schedules=SCHEDULES)
