@@ -32,8 +32,8 @@ class GRUEncoder(nn.Module):
     are padding: both directions leave them out, so neither their number nor their content changes
     the output. A sequence without observed values has states of zero.
 
-    A compiled step unrolls the recurrence, so the time to compile grows with the length. For long
-    sequences pass ``compile=False`` to :func:`pyro_vae.fit`.
+    A compiled step unrolls the recurrence, so the time to compile grows with the length.
+    :func:`pyro_vae.fit` makes eager steps unless you pass ``compile=True``.
 
     References:
         | Learning phrase representations using RNN encoder-decoder for statistical machine
