@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 __all__ = [
-    "Blocks", "are_equal_supports", "describe_support", "find_centre", "interpolate_points",
-    "is_real_vector", "repeat_support",
+    "Blocks", "are_equal_supports", "contains_means", "describe_support", "find_centre",
+    "interpolate_points", "is_real_vector", "repeat_support",
 ]  # fmt: skip
 
 _NAMES = {
@@ -75,9 +75,13 @@ def is_real_vector(support: Any) -> bool:
 
 def find_centre(d: Any, support: Any) -> Tensor:
     """Returns the mean of a distribution, or its mode where the mean is not in the support."""
+    return d.mean if contains_means(support) else d.mode
+
+
+def contains_means(support: Any) -> bool:
+    """Whether the mean of distributions on a support is in it."""
     is_sphere = support is not None and are_equal_supports(support, constraints.sphere)
-    outside = is_sphere or bool(getattr(support, "is_discrete", False))
-    return d.mode if outside else d.mean
+    return not (is_sphere or bool(getattr(support, "is_discrete", False)))
 
 
 def interpolate_points(start: Tensor, end: Tensor, weight: Tensor, support: Any) -> Tensor:

@@ -77,10 +77,11 @@ def _build_stack(width: int, heads: int, layers: int, dropout: float) -> _Stack:
     return _Stack(width, heads, layers, check_number("dropout", dropout, least=0.0, most=1.0))
 
 
-def _compute_positions(length: int, width: int) -> Tensor:
-    """Returns sines and cosines of each position, of wavelengths from 2 pi to 20,000 pi."""
+def _compute_positions(length: int, width: int, max_period: float) -> Tensor:
+    """Returns sines and cosines of each position, of periods from 2 pi to 2 pi ``max_period``."""
+    max_period = check_number("max_period", max_period, least=1.0)
     positions = torch.zeros(length, width, dtype=torch.float64)
-    rates = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    rates = max_period ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
     positions[:, 0::2] = angles.sin()
     positions[:, 1::2] = angles.cos()[:, : width // 2]
@@ -114,6 +115,8 @@ class TransformerEncoder(nn.Module):
         heads: The number of attention heads.
         layers: The number of layers.
         dropout: The probability of dropout.
+        max_period: The periods of the sines are from :math:`2 \pi` to :math:`2 \pi` times this
+            number of steps. A network learns fastest if it is about the length of the series.
         masked: Whether the input contains the mask of observed values.
         time_dim: The dimension of a datum that is time: 1 for ``(channels, length)``.
         covariate_dim: The number of covariates, concatenated to each step and to the last output.
@@ -139,6 +142,7 @@ class TransformerEncoder(nn.Module):
         heads: int = 4,
         layers: int = 2,
         dropout: float = 0.0,
+        max_period: float = 100.0,
         masked: bool = False,
         time_dim: int = 0,
         covariate_dim: int = 0,
@@ -155,7 +159,8 @@ class TransformerEncoder(nn.Module):
         self.token = nn.Parameter(0.02 * torch.randn(width))
         self.first = nn.Linear(features + covariate_dim, width)
         self.last = nn.Linear(width + covariate_dim, self.out_shape.numel())
-        self.register_buffer("positions", _compute_positions(length, width), persistent=False)
+        positions = _compute_positions(length, width, max_period)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""
@@ -188,6 +193,7 @@ class TransformerDecoder(nn.Module):
         heads: The number of attention heads.
         layers: The number of layers.
         dropout: The probability of dropout.
+        max_period: As in :class:`TransformerEncoder`.
         time_dim: The dimension of ``out_shape`` that is time: 0 for ``(length, *features)``, 2 for
             ``(numbers, channels, length)``.
         covariate_dim: The number of covariates, concatenated to the input.
@@ -212,6 +218,7 @@ class TransformerDecoder(nn.Module):
         heads: int = 4,
         layers: int = 2,
         dropout: float = 0.0,
+        max_period: float = 100.0,
         time_dim: int = 1,
         covariate_dim: int = 0,
     ) -> None:
@@ -226,7 +233,8 @@ class TransformerDecoder(nn.Module):
         self.stack = _build_stack(width, heads, layers, dropout)
         self.first = nn.Linear(self.in_shape.numel() + covariate_dim, width)
         self.last = nn.Linear(width, self.step_shape.numel())
-        self.register_buffer("positions", _compute_positions(length, width), persistent=False)
+        positions = _compute_positions(length, width, max_period)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Maps ``(batch, *in_shape)`` to ``(batch, *out_shape)``."""

@@ -14,7 +14,7 @@ from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
 from pyro_vae.data import Data
 from pyro_vae.data.sparse_rows import take_rows
-from pyro_vae.distributions.blocks import find_centre, is_real_vector
+from pyro_vae.distributions.blocks import contains_means, find_centre, is_real_vector
 from pyro_vae.evaluate.evidence import evidence_by_particles
 from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
@@ -87,7 +87,7 @@ def draw_figures(
         draws += draw_table(run, list(fits))
     if vae.event_shape == (2,):
         draws.append(partial(_draw_plane, vae, x, covariates))
-    draws.append(partial(_draw_latent, means, labels))
+    draws.append(partial(_draw_latent, means, labels, _name_centre(vae)))
     # t-SNE crashes on identical embeddings, such as those of a collapsed encoder.
     if vae.latent_dim > 2 and len(means) > 3 and bool((means[:_TSNE_ROWS].var(0) > 1e-6).any()):
         draws.append(partial(_draw_tsne, means, labels))
@@ -126,7 +126,10 @@ def _draw_reconstructions(
     observed = None if mask is None else mask[:count]
     reconstructions = vae.reconstruct(x[:count], covariates=first, mask=observed)
     plots.reconstructions(to_numpy(x[:count]), to_numpy(reconstructions), ax=ax)
-    caption = "Held-out data (top), and the mean of p(x given z) at the mean of q(z given x)."
+    caption = (
+        f"Held-out data (top), and the mean of p(x given z) at the {_name_centre(vae)} of "
+        f"q(z given x)."
+    )
     return report.Picture("reconstructions.png", "Reconstructions", caption, get_figure(ax))
 
 
@@ -137,6 +140,18 @@ def _draw_samples(vae: VAE, covariates: Tensor | None) -> report.Picture:
     if covariates is not None:
         caption += " The covariates are those of held-out rows."
     return report.Picture("samples.png", "Samples", caption, get_figure(ax))
+
+
+def _name_centre(vae: VAE) -> str:
+    support = getattr(vae.posterior, "support", None)
+    return "mean" if contains_means(support) else "mode"
+
+
+def _name_path(vae: VAE) -> str:
+    support = getattr(vae.posterior, "support", None)
+    if contains_means(support):
+        return "line between"
+    return "line through mixtures of" if support.is_discrete else "arc between"
 
 
 def _draw_interpolations(
@@ -152,7 +167,7 @@ def _draw_interpolations(
     )  # fmt: skip
     ax = create_axes(5.6, 0.62 * count + 0.2)
     ax = plots.images(to_numpy(decoded.transpose(0, 1).flatten(0, 1)), columns=_STEPS, ax=ax)
-    caption = "Means of p(x given z) on the line between the embeddings of two held-out data."
+    caption = f"Means of p(x given z) on the {_name_path(vae)} the embeddings of two held-out data."
     if covariates is not None:
         caption += " The covariates are those of the left one."
     return report.Picture("interpolations.png", "Interpolations", caption, get_figure(ax))
@@ -242,10 +257,10 @@ def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Pictur
     return report.Picture("plane.png", "Data and samples", caption, get_figure(ax))
 
 
-def _draw_latent(means: Tensor, labels: Any) -> report.Picture:
+def _draw_latent(means: Tensor, labels: Any, centre: str) -> report.Picture:
     """Draws embeddings, projected to two principal components if they have more dimensions."""
     ax = plots.latent(to_numpy(means), labels, ax=create_axes(5.6, 4.4))
-    caption = "Posterior means of held-out data" + (
+    caption = f"Posterior {centre}s of held-out data" + (
         "." if labels is None else ", coloured by label. The model was trained without labels."
     )
     return report.Picture("latent.png", "Latent space", caption, get_figure(ax))

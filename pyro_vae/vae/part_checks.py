@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae import posteriors, priors
+from pyro_vae import posteriors, priors, transforms
 from pyro_vae.conditional import Likelihood, Posterior, Prior
 from pyro_vae.distributions.blocks import are_equal_supports, describe_support, repeat_support
 from pyro_vae.networks import Embedding
@@ -42,7 +42,7 @@ def check_parts(vae: Any) -> None:
             _check_kind(role, vae._modules[role])
     if {"encoder", "input_transform"} <= set(vae._modules):
         _check_masked(vae.encoder, vae.input_transform)
-        _check_embedding(vae.encoder, vae.likelihood)
+        _check_embedding(vae.encoder, vae.likelihood, vae.input_transform)
 
 
 def _check_part(role: str, part: nn.Module, **sizes: object) -> None:
@@ -121,8 +121,8 @@ def _check_masked(encoder: nn.Module, transform: nn.Module) -> None:
     )
 
 
-def _check_embedding(encoder: nn.Module, likelihood: nn.Module) -> None:
-    """Raises a ``ValueError`` if an embedding and the likelihood differ in levels."""
+def _check_embedding(encoder: nn.Module, likelihood: nn.Module, transform: nn.Module) -> None:
+    """Raises a ``ValueError`` if an embedding does not see the levels of the likelihood."""
     if not isinstance(encoder, Embedding):
         return
     levels = getattr(likelihood, "levels", encoder.levels)
@@ -130,6 +130,11 @@ def _check_embedding(encoder: nn.Module, likelihood: nn.Module) -> None:
         raise ValueError(
             f"Expected levels={levels} of the Embedding in the encoder, as the likelihood "
             f"{type(likelihood).__name__} has, got levels={encoder.levels}"
+        )
+    if isinstance(transform, (transforms.Standardize, transforms.OneHot)):
+        raise ValueError(
+            f"Expected input_transform to keep the levels that the Embedding in the encoder looks "
+            f"up, as Identity does, got {type(transform).__name__}"
         )
 
 

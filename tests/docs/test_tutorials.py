@@ -10,7 +10,12 @@ import pytest
 from helpers.commands import call
 from helpers.paths import ROOT
 
-QUICK = ["train.epochs=1", "evaluate.num_particles=5", "evaluate.elbo_particles=2"]
+QUICK = [
+    "train.epochs=1",
+    "evaluate.num_particles=5",
+    "evaluate.elbo_particles=2",
+    "evaluate.baseline_components=3",
+]
 
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

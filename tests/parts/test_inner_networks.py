@@ -330,6 +330,15 @@ def test_levels_of_embedding_and_likelihood_are_the_same():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("Log1p", {}), ("OneHot", {"levels": 256}), ("Standardize", {})]
+)
+def test_an_embedding_sees_the_levels_themselves(name, options):
+    transform = partial(getattr(transforms, name), **options)
+    with pytest.raises(ValueError, match=f"Expected input_transform to keep the levels .* {name}$"):
+        VAE((4,), 2, input_transform=transform, encoder=networks.Embedding)
+
+
 def test_values_outside_of_the_levels_are_refused_by_fit():
     vae = VAE((4,), 2, likelihood=likelihoods.Normal, encoder=networks.Embedding)
     with pytest.raises(ValueError, match="Expected train to hold levels between 0 and 1"):

@@ -251,9 +251,9 @@ def test_a_layer_is_that_of_torch(padding):
 
 def test_positions_are_sines_and_cosines():
     for width in (1, 2, 5, 8):
-        table = _compute_positions(9, width)
+        table = _compute_positions(9, width, 50.0)
         for place, column in ((0, 0), (3, 0), (8, width - 1)):
-            rate = 10_000 ** (-(column - column % 2) / width)
+            rate = 50 ** (-(column - column % 2) / width)
             angle = torch.tensor(place * rate)
             expected = angle.cos() if column % 2 else angle.sin()
             torch.testing.assert_close(table[place, column], expected)
@@ -328,6 +328,7 @@ BAD = {
     "layers": (lambda: GRUEncoder((4,), (2,), layers=0), "layers .* got 0"),
     "layers_transformer": (lambda: Transformer((4,), (2,), layers=0), "layers .* got 0"),
     "heads": (lambda: Transformer((4,), (2,), width=6), "width .* multiple of heads=4, got 6"),
+    "period": (lambda: Transformer((4,), (2,), max_period=0.5), "max_period .* got 0.5"),
     "width": (lambda: TransformerDecoder((4,), (1, 2), width=0), "width .* got 0"),
     "dropout": (lambda: Transformer((4,), (2,), dropout=1.5), "dropout .* got 1.5"),
 }

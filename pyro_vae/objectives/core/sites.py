@@ -134,8 +134,8 @@ class Pair:
             if not fn.has_rsample:
                 raise ValueError(
                     f"{expected}which has no rsample, so that it would get a gradient of zero: use "
-                    f"pyro.infer.Trace_ELBO, TraceGraph_ELBO or, for a discrete site, "
-                    f"TraceEnum_ELBO"
+                    f"pyro.infer.Trace_ELBO (objective=trace_elbo), TraceGraph_ELBO or, for a "
+                    f"discrete site, TraceEnum_ELBO (objective=trace_enum_elbo)"
                 )
             if _is_partly_reparameterized(core):
                 raise ValueError(
