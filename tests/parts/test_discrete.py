@@ -266,6 +266,7 @@ def test_a_resumed_training_continues_the_schedule(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.long
 def test_temperatures_of_several_vaes_follow_their_schedules():
     x = data(20).float()
     vaes = [relaxed("first"), relaxed("second")]

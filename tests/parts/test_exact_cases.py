@@ -60,6 +60,7 @@ def compute_gap(posterior) -> float:
     return (exact_evidence(test) - bound).mean().item()
 
 
+@pytest.mark.long
 def test_a_flow_comes_nearer_to_the_evidence_than_a_normal():
     gaps = {
         "normal": compute_gap(posteriors.Normal),

@@ -386,6 +386,7 @@ FEW_GRAPHS = [
 ][::2]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", FEW_GRAPHS, ids="-".join)
 def test_the_step_of_a_pair_is_one_graph(pair):
     pyro.set_rng_seed(0)

@@ -22,7 +22,7 @@ from pyro.infer import (
 )
 
 from helpers.designs import cover
-from helpers.tables import EVENT, FEW_PRIORS, LIKELIHOODS, NETWORKS, data_for, given
+from helpers.tables import EVENT, FEW_NETWORKS, FEW_PRIORS, LIKELIHOODS, NETWORKS, data_for, given
 from helpers.truths import SIGMAS, z_score
 from pyro_vae import VAE, networks, objectives
 
@@ -85,7 +85,7 @@ def loss_and_gradient(loss, vae: VAE, x: torch.Tensor) -> tuple[float, list[torc
     return value, [p.grad.clone() for p in vae.parameters()]
 
 
-@pytest.mark.parametrize(("parallel", "network"), cover([False, True], NETWORKS))
+@pytest.mark.parametrize(("parallel", "network"), cover([False, True], [*FEW_NETWORKS, "gru"]))
 def test_predictive_draws_from_the_guide(parallel, network):
     vae = made(network).eval()
     kwargs = {"guide": vae.guide, "num_samples": 400, "parallel": parallel}
@@ -282,7 +282,7 @@ def mixture(vae: VAE, x: torch.Tensor, classifier: torch.nn.Module | None):
     return model, config_enumerate(guide) if classifier is not None else guide
 
 
-@pytest.mark.parametrize(("where", "network"), cover(["guide", "model"], NETWORKS))
+@pytest.mark.parametrize(("where", "network"), cover(["guide", "model"], [*FEW_NETWORKS, "gru"]))
 def test_a_class_is_enumerated_exactly(where, network):
     vae = made(network, plate=None, covariate_dim=3).eval()
     classifier = torch.nn.Linear(64, 3) if where == "guide" else None
