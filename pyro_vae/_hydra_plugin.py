@@ -1,13 +1,20 @@
-"""Lets every Hydra application of this environment compose the group ``vae``.
+"""Plugins of Hydra: the group ``vae`` in every application, and a sweeper.
 
-Hydra runs this at the start of each of them: it imports neither PyTorch nor this package.
+Hydra imports this at the start of each application of this environment, so it imports neither
+PyTorch nor this package.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
 class PyroVaeSearchPathPlugin(SearchPathPlugin):
@@ -22,3 +29,42 @@ class PyroVaeSearchPathPlugin(SearchPathPlugin):
                 if (conf / "share" / "vae").is_dir():
                     search_path.append("pyro_vae", f"file://{conf / 'share'}")
                     return
+
+
+class OptunaSweeper(Sweeper):
+    """Searches settings with Optuna: ``hydra/sweeper=optuna``.
+
+    Arguments:
+        settings: The settings of ``hydra.sweeper``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Builds the launcher of the jobs."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: Sequence[str]) -> None:
+        """Runs the trials of the study."""
+        if find_spec("optuna") is None:
+            raise ValueError(
+                "Expected Optuna for hydra/sweeper=optuna, got none: pip install 'pyro_vae[optuna]'"
+            )
+        from pyro_vae.search.sweeper import run_search
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        run_search(
+            self.settings,
+            config=self.config,
+            context=self.hydra_context,
+            launcher=self.launcher,
+            arguments=arguments,
+        )

@@ -29,14 +29,15 @@ LAYERS = [
     {"evaluate"},
     {"training"},
     {"report", "sklearn"},
-    {"reuse", "run", "sweeps"},
+    {"reuse", "run", "search", "sweeps"},
     {"__main__", "cli", "compare"},
 ]
 
 SAME_LAYER = {
     # A run asks for the name of its folder, and a job of a sweep is a run.
     "run": {"sweeps"},
-    "sweeps": {"run"},
+    "sweeps": {"run", "search"},
+    "search": {"sweeps"},
     "cli": {"compare"},
     "__main__": {"cli"},
 }
@@ -174,5 +175,8 @@ def test_the_command_and_the_plugin_import_no_torch():
 def test_plugin_imports_nothing_of_ours():
     path = PACKAGE / "_hydra_plugin.py"
     if path.is_file():
-        assert imported_packages(path) == set()
-        assert "import pyro_vae" not in path.read_text()
+        # Its sweeper imports the package when it runs.
+        lines = map(ast.unparse, ast.parse(path.read_text()).body)
+        imports = [line for line in lines if line.startswith(("import", "from"))]
+        assert imports
+        assert not [line for line in imports if "pyro_vae" in line]

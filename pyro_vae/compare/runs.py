@@ -15,7 +15,7 @@ from pyro_vae.sweeps.job_status import Failure
 
 __all__ = ["STATES", "RunRecord", "find_runs"]
 
-STATES = ("finished", "failed", "running", "interrupted", "unreadable")
+STATES = ("finished", "failed", "pruned", "running", "interrupted", "unreadable")
 """The possible states of a run, in the order in which they are counted."""
 
 _RUN_FILES = (".job", ".lock", "data.json", "failure.json", "metrics.json", "model.safetensors")

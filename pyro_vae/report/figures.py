@@ -151,7 +151,8 @@ def _name_path(vae: VAE) -> str:
     support = getattr(vae.posterior, "support", None)
     if contains_means(support):
         return "line between"
-    return "line through mixtures of" if support.is_discrete else "arc between"
+    discrete = getattr(support, "is_discrete", False)
+    return "line through mixtures of" if discrete else "arc between"
 
 
 def _draw_interpolations(

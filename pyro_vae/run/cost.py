@@ -1,6 +1,7 @@
 """The expected duration of a run, from its first epochs and a few samples."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,18 +30,20 @@ class CostTracker:
         vae: The VAE.
         test: The test rows.
         settings: The settings of the evaluation.
-        tracker: Another tracker, which gets the metrics too.
+        trackers: Other trackers, which get the metrics too.
     """
 
-    def __init__(self, epochs: int, vae: VAE, test: Rows, settings: Any, tracker: Any) -> None:
+    def __init__(
+        self, epochs: int, vae: VAE, test: Rows, settings: Any, trackers: Sequence[Any]
+    ) -> None:
         self.epochs, self.vae, self.test = epochs, vae, test
-        self.settings, self.tracker = settings, tracker
+        self.settings, self.trackers = settings, trackers
         self.times: list[float] = []
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Logs the metrics of one epoch."""
-        if self.tracker is not None:
-            self.tracker.log(values, step)
+        for tracker in self.trackers:
+            tracker.log(values, step)
         if len(self.times) == 3:
             return
         self.times.append(time.perf_counter())

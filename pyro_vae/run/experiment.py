@@ -42,6 +42,7 @@ from pyro_vae.run.folder import RunFolder, check_out
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.sweeps.job_id import run_id
 from pyro_vae.training.checkpointer import write_history
+from pyro_vae.training.single import Tracker
 from pyro_vae.vae.serialization import save_weights
 from pyro_vae.vae.vae import VAE
 
@@ -50,7 +51,11 @@ __all__ = ["run"]
 
 @guard_process_state
 def run(
-    cfg: DictConfig, *, name: str | None = None, files: Mapping[str, str] | None = None
+    cfg: DictConfig,
+    *,
+    name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    tracker: Tracker | None = None,
 ) -> float:
     """Trains and evaluates the VAE of a configuration, and writes the results to ``cfg.out``.
 
@@ -62,6 +67,7 @@ def run(
         cfg: A composed configuration, ``pyro_vae.config.compose``.
         name: The name of the configuration; by default :func:`pyro_vae.sweeps.run_id` of it.
         files: Further texts to write to the folder, by their names.
+        tracker: A tracker of the training, besides that of the configuration.
 
     Returns:
         The held-out log evidence, in nats per datum.
@@ -88,7 +94,7 @@ def run(
         work_folder = folder.open({**(files or {}), **_first_files(ready)})
         try:
             with show_always():
-                metrics = _train_and_write(ready, work_folder)
+                metrics = _train_and_write(ready, work_folder, tracker)
         except BaseException:
             folder.abandon(work_folder)
             raise
@@ -160,17 +166,21 @@ def _first_files(ready: PreparedRun) -> dict[str, str]:
     }
 
 
-def _train_and_write(ready: PreparedRun, folder: Path) -> dict[str, Any]:
+def _train_and_write(ready: PreparedRun, folder: Path, tracker: Tracker | None) -> dict[str, Any]:
     """Trains and evaluates, writes all results to a folder, and returns the metrics."""
     cfg, data, vae, objective, optimizer, train = ready
     if data.schema is not None:
         announce(f"{data.source}\n{textwrap.indent(data.schema.describe(), '  ')}")
     if is_fit(train):
         settings = train.keywords
-        tracker = CostTracker(
-            settings.get("epochs", 100), vae, data.test, cfg.evaluate, settings.get("tracker")
+        trackers = [other for other in (settings.get("tracker"), tracker) if other is not None]
+        cost = CostTracker(settings.get("epochs", 100), vae, data.test, cfg.evaluate, trackers)
+        train = partial(train, tracker=cost)
+    elif tracker is not None:
+        raise ValueError(
+            f"Expected train to be pyro_vae.fit for hydra/sweeper/pruner, got "
+            f"{cfg.train._target_}: set hydra/sweeper/pruner=none"
         )
-        train = partial(train, tracker=tracker)
     result = train(
         vae,
         data.train,

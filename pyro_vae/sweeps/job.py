@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pyro_vae import config
 from pyro_vae.console.commands import AGAIN, explain
-from pyro_vae.files.atomic import FolderInUseError, hold_folder, write_whole
+from pyro_vae.files.atomic import FolderInUseError, hold_folder, strict_json, write_whole
 from pyro_vae.run.folder import UNFINISHED, check_out
+from pyro_vae.search.pruning import PrunedError, PruningTracker, TrialReference
 from pyro_vae.sweeps import job_status, journal
 from pyro_vae.sweeps.job_id import NAME, read_run_id, run_id
 from pyro_vae.sweeps.job_status import Failure
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 _IN_USE = 75
 """The exit code of a process whose job is in use: EX_TEMPFAIL of sysexits.h."""
+
+_PRUNED = 76
+"""The exit code of a process whose trial was pruned."""
 
 _NOT_WRITTEN = 74
 """The exit code of a process that could not record its failure: EX_IOERR of sysexits.h."""
@@ -113,8 +117,8 @@ def run_job(cfg: DictConfig) -> float:
     name = task.folder.name
     if outcome == "failed":
         raise _JobFailed(reason)
-    if outcome == "elsewhere":
-        _log.info("%s: already running in another process", name)
+    if outcome in ("elsewhere", "pruned"):
+        _log.info("%s: %s", name, reason or "already running in another process")
         return float("nan")
     before = " (already finished)" if outcome == "skipped" else ""
     _log.info("%s: log evidence %.3f nats per datum%s", name, _read_evidence(task), before)
@@ -209,14 +213,15 @@ def _start_task(task: _Task) -> tuple[str, str]:
     for name, text in _compose_hydra_files(task.cfg).items():
         (task.folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(task.folder / name, text.encode())
+    arguments = (cfg, task.name, task.command, TrialReference.find())
     if task.cfg.isolate:
-        code = call_in_process(
-            _run_worker, (cfg, task.name, task.command), log=task.folder / "job.log"
-        )
+        code = call_in_process(_run_worker, arguments, log=task.folder / "job.log")
     else:
-        code = _run_worker(cfg, task.name, task.command, show_trace=False)
+        code = _run_worker(*arguments, show_trace=False)
     if code == _IN_USE:
         return "elsewhere", ""
+    if code == _PRUNED:
+        return "pruned", "pruned"
     if code == 0:
         return "finished", ""
     return diagnose_exit(task, code, previous)
@@ -249,17 +254,25 @@ def diagnose_exit(task: _Task, code: int, previous: Failure | None) -> tuple[str
     return "failed", reason
 
 
-def _run_worker(cfg: dict[str, Any], name: str, command: str, *, show_trace: bool = True) -> int:
+def _run_worker(
+    cfg: dict[str, Any],
+    name: str,
+    command: str,
+    trial: TrialReference | None,
+    *,
+    show_trace: bool = True,
+) -> int:
     """Runs a job in this process, and returns an exit code.
 
     Arguments:
         cfg: Its resolved configuration.
         name: Its run id.
         command: The command that runs it alone.
+        trial: The trial of a search that may be pruned.
         show_trace: Whether to print the traceback of an error.
 
     Returns:
-        0, 1 if it failed, :data:`_IN_USE`, or :data:`_NOT_WRITTEN`.
+        0, 1 if it failed, :data:`_IN_USE`, :data:`_PRUNED`, or :data:`_NOT_WRITTEN`.
     """
     from pyro_vae.run.experiment import run
 
@@ -269,14 +282,19 @@ def _run_worker(cfg: dict[str, Any], name: str, command: str, *, show_trace: boo
             stack.enter_context(hold_folder(folder))
             if job_status.read_state(folder) == "finished":
                 return 0
-            (folder / "failure.json").unlink(missing_ok=True)
+            for ending in ("failure.json", job_status.PRUNED):
+                (folder / ending).unlink(missing_ok=True)
             if job_status.read_metrics(folder) is None:
                 # Written first, so a failed job can still be identified by its settings.
                 write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
                 write_whole(folder / NAME, name.encode())
-            run(OmegaConf.create(cfg | {"resume": True}), name=name)
+            tracker = None if trial is None else PruningTracker(trial)
+            run(OmegaConf.create(cfg | {"resume": True}), name=name, tracker=tracker)
         except FolderInUseError:
             return _IN_USE
+        except PrunedError as error:
+            write_whole(folder / job_status.PRUNED, strict_json({"reason": str(error)}).encode())
+            return _PRUNED
         except Exception as error:
             return _record_failure(folder, error, command, show_trace)
     return 0

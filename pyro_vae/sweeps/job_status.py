@@ -10,6 +10,7 @@ from pyro_vae.files.atomic import is_held, strict_json, write_whole
 from pyro_vae.files.untrusted import read_json
 
 __all__ = [
+    "PRUNED",
     "Failure",
     "read_failure",
     "read_metrics",
@@ -17,8 +18,11 @@ __all__ = [
     "write_failure",
 ]
 
-_State = Literal["finished", "failed", "running", "interrupted"]
+_State = Literal["finished", "failed", "pruned", "running", "interrupted"]
 """The state of a job; ``"interrupted"`` if it neither ended nor is running."""
+
+PRUNED = "pruned.json"
+"""The file of a job that a search ended early."""
 
 
 class Failure(NamedTuple):
@@ -49,7 +53,9 @@ def read_state(folder: Path) -> _State:
         return "failed"
     if read_metrics(folder) is not None and (folder / "report.html").is_file():
         return "finished"
-    return "running" if is_held(folder) else "interrupted"
+    if is_held(folder):
+        return "running"
+    return "pruned" if (folder / PRUNED).is_file() else "interrupted"
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ __all__ = [
     "discard_journal",
     "find_owner",
     "remove_unused_folders",
+    "wait_for_outcome",
 ]
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Entry(NamedTuple):
         folder: The folder of the job.
         overrides: The overrides of the default configuration.
         outcome: ``"started"``, ``"finished"``, ``"skipped"`` (it was finished before),
-            ``"failed"`` or ``"elsewhere"`` (another process runs it).
+            ``"failed"``, ``"pruned"`` or ``"elsewhere"`` (another process runs it).
         reason: The reason of a failure.
         command: The command that runs the job alone.
     """
@@ -158,20 +159,20 @@ def _settle_entry(entry: Entry) -> Entry:
     if entry.outcome not in ("elsewhere", "started"):
         return entry
     try:
-        outcome, reason = _wait_for_outcome(Path(entry.folder))
+        outcome, reason = wait_for_outcome(Path(entry.folder))
     except ValueError as error:
         outcome, reason = "failed", str(error)
     return entry._replace(outcome=outcome, reason=reason)
 
 
-def _wait_for_outcome(folder: Path) -> tuple[str, str]:
+def wait_for_outcome(folder: Path) -> tuple[str, str]:
     """Waits for other processes; returns the outcome of a job, and the reason if it failed."""
     if job_status.read_state(folder) == "running":
         print(f"waiting for {folder.name}, which is running in another process")
     while (state := job_status.read_state(folder)) == "running":
         time.sleep(0.5)
-    if state == "finished":
-        return "finished", ""
+    if state in ("finished", "pruned"):
+        return state, ""
     failure = job_status.read_failure(folder)
     return "failed", failure.reason if failure else "its process ended before the job"
 

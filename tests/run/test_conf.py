@@ -24,12 +24,13 @@ GIVEN = {"event_shape": EVENT}
 
 
 def options() -> list[tuple[str, str]]:
+    """All options but those of Hydra itself, which only a sweep composes."""
     found = []
     for root in (CONF / "app", CONF / "share"):
         found += [
             (str(path.parent.relative_to(root)), path.stem)
             for path in root.rglob("*.yaml")
-            if path.parent != root
+            if path.parent != root and "hydra" not in path.relative_to(root).parts
         ]
     return sorted(found)
 

@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 
 def track(clock, epochs, seconds, vae, x, tracker=None):
-    made = CostTracker(epochs, vae, Rows(x), SETTINGS, tracker)
+    made = CostTracker(epochs, vae, Rows(x), SETTINGS, [tracker] if tracker else [])
     for epoch, duration in enumerate(seconds, 1):
         clock.time += duration
         made.log({"epoch": epoch}, epoch)

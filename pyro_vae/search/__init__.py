@@ -1,0 +1,1 @@
+"""Searches settings with Optuna: ``hydra/sweeper=optuna``."""

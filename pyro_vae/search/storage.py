@@ -1,0 +1,115 @@
+"""Opens the storage of a study, and builds samplers and pruners."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from pyro_vae.config import build
+
+__all__ = [
+    "FAILURE", "HEARTBEAT", "RETRY", "SURPLUS", "WORKER", "build_pruner", "build_sampler",
+    "open_storage", "requeue", "retry", "without_advice",
+]  # fmt: skip
+
+HEARTBEAT = 30
+"""Seconds between two signs of life of a trial in a database."""
+
+WORKER, FAILURE, RETRY, SURPLUS = "worker", "failure", "retry_of", "surplus"
+"""Attributes of a trial: who runs it, why it failed, which trial it repeats, and whether it does
+not count, because it was withdrawn."""
+
+
+def open_storage(storage: str) -> JournalStorage | RDBStorage:
+    """Opens a storage: the URL of a database, or the path of a journal.
+
+    Raises:
+        ValueError: If it cannot be opened.
+    """
+    try:
+        with without_advice():
+            if "://" in storage:
+                return RDBStorage(
+                    storage,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=3 * HEARTBEAT,
+                    heartbeat_stale_trial_callback=retry,
+                )
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(storage))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected hydra.sweeper.storage to be the URL of a database or the path of a journal, "
+            f"got {storage!r} ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queues a failed trial once more, with what it reported, because its job resumes."""
+    if RETRY not in trial.user_attrs and not trial.user_attrs.get(SURPLUS):
+        requeue(study, trial, {RETRY: trial.number})
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+    """Queues a copy of a trial."""
+    kept = {k: v for k, v in trial.user_attrs.items() if k not in (WORKER, FAILURE, SURPLUS)}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**kept, **attributes},
+            intermediate_values=trial.intermediate_values,
+        )
+    )
+
+
+def build_sampler(settings: Any) -> optuna.samplers.BaseSampler:
+    """Builds a sampler of Optuna from the settings of ``hydra/sweeper/sampler``.
+
+    Raises:
+        ValueError: If the settings describe something else, or an argument is wrong.
+    """
+    sampler = _build("hydra/sweeper/sampler", settings)
+    if not isinstance(sampler, optuna.samplers.BaseSampler):
+        raise ValueError(f"Expected hydra/sweeper/sampler to be a sampler, got {settings}")
+    return sampler
+
+
+def build_pruner(settings: Any) -> optuna.pruners.BasePruner:
+    """Builds a pruner of Optuna from the settings of ``hydra/sweeper/pruner``.
+
+    Raises:
+        ValueError: As :func:`build_sampler`.
+    """
+    pruner = _build("hydra/sweeper/pruner", settings)
+    if not isinstance(pruner, optuna.pruners.BasePruner):
+        raise ValueError(f"Expected hydra/sweeper/pruner to be a pruner, got {settings}")
+    return pruner
+
+
+def _build(name: str, settings: Any) -> Any:
+    target = settings.get("_target_", "") if isinstance(settings, dict) else ""
+    if not str(target).startswith("optuna."):
+        raise ValueError(f"Expected {name} to name a class of Optuna, got {target or settings}")
+    with without_advice():
+        try:
+            return build(settings)
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"Expected settings of {name} that fit {target}: {cause}") from error
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Silences warnings that a class is experimental, or made for ``Study.optimize``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
