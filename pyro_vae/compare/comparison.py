@@ -23,6 +23,7 @@ from pyro_vae.compare.differences import (
 from pyro_vae.compare.factors import Factor, find_factors
 from pyro_vae.compare.formatting import NBSP, format_mean
 from pyro_vae.compare.runs import STATES, RunRecord, find_runs
+from pyro_vae.compare.studies import StudyRecord, find_studies
 
 __all__ = ["Comparison", "Group", "compare"]
 
@@ -60,6 +61,7 @@ class Comparison:
         factors: The factors of all runs, the seed last.
         groups: The comparable sets, the largest first.
         caveats: Warnings to read before trusting it.
+        studies: The studies of searches.
     """
 
     title: str
@@ -67,6 +69,7 @@ class Comparison:
     factors: tuple[Factor, ...]
     groups: tuple[Group, ...]
     caveats: tuple[str, ...]
+    studies: tuple[StudyRecord, ...] = ()
 
     @property
     def comparisons(self) -> int:
@@ -149,7 +152,9 @@ def compare(folders: Sequence[Path | str], against: Sequence[str] = ()) -> Compa
     sets = find_comparable_sets(runs)
     groups = tuple(_summarize_set(runs, factors, one, references) for one in sets)
     title = ", ".join(Path(folder).resolve().name for folder in folders)
-    return Comparison(title, tuple(runs), tuple(factors), groups, tuple(find_caveats(runs, sets)))
+    studies, problems = find_studies(folders)
+    caveats = (*find_caveats(runs, sets), *problems)
+    return Comparison(title, tuple(runs), tuple(factors), groups, caveats, tuple(studies))
 
 
 def _summarize_set(

@@ -7,6 +7,7 @@ from pyro_vae.compare.comparison import Comparison, Group
 from pyro_vae.compare.configurations import METRICS
 from pyro_vae.compare.differences import PAIRED_METRICS
 from pyro_vae.compare.formatting import NAMES, UNITS, escape_control_characters, format_mean
+from pyro_vae.compare.studies import StudyRecord
 
 __all__ = ["build_markdown", "escape_markdown"]
 
@@ -26,6 +27,9 @@ def build_markdown(comparison: Comparison) -> str:
         parts += ["## Before you trust the metrics", _format_list(comparison.caveats)]
     for group in comparison.groups:
         parts += _build_section(comparison, group)
+    for study in comparison.studies:
+        name, counts = escape_markdown(study.name), study.count_states()
+        parts += [f"## Study {name} ({counts})", _tabulate_best_trials(study)]
     if comparison.failures:
         parts += ["## Failures", *_list_failures(comparison)]
     return "\n\n".join(parts) + "\n"
@@ -97,6 +101,19 @@ def _tabulate_differences(comparison: Comparison, group: Group) -> str:
         for one in group.differences
     ]
     return _format_table(["difference", *names, "seeds", "pairs", "verdict"], rows, 1)
+
+
+def _tabulate_best_trials(study: StudyRecord) -> str:
+    head = ["settings", "best trial", *(NAMES.get(name, name) for name in study.objectives)]
+    rows = [
+        [
+            " ".join(f"{key}={value}" for key, value in trial.params.items()),
+            str(trial.number),
+            *(f"{value:.5g}".replace("-", "\N{MINUS SIGN}") for value in trial.values or ()),
+        ]
+        for trial in study.best
+    ]
+    return _format_table(head, rows, 1)
 
 
 def _list_failures(comparison: Comparison) -> list[str]:

@@ -20,6 +20,7 @@ from pyro_vae.compare.configurations import METRICS
 from pyro_vae.compare.differences import PAIRED_METRICS
 from pyro_vae.compare.factors import is_numeric
 from pyro_vae.compare.runs import RunRecord
+from pyro_vae.compare.study_figures import draw_study
 from pyro_vae.files.atomic import strict_json
 from pyro_vae.files.html import build_environment, format_number
 from pyro_vae.files.untrusted import read_bytes
@@ -99,6 +100,7 @@ def build_page(comparison: Comparison, out: Path) -> str:
         hashes=" ".join(f"'sha256-{_hash_script(script)}'" for script in scripts),
         styles=[Markup(style) for style in styles],
         examples=list(_find_examples(comparison)),
+        studies=[(study, draw_study(study)) for study in comparison.studies],
         metrics=METRICS,
         paired_metrics=PAIRED_METRICS,
         names=formatting.NAMES,

@@ -55,6 +55,7 @@ def write_summary(study: SharedStudy, objectives: Sequence[str]) -> None:
     content = {
         "study": study.name,
         "objectives": list(objectives),
+        "directions": [direction.name.lower() for direction in study.study.directions],
         "trials": [_describe_trial(trial) for trial in trials],
         "importances": {
             name: _compute_importances(study, index) for index, name in enumerate(objectives)
