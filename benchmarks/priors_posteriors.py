@@ -111,7 +111,7 @@ def main() -> None:
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(rows[-1], flush=True)
-    for key, digits in (("log_evidence", 2), ("elbo", 2), ("seconds", 0)):
+    for key, digits in (("log_evidence", 2), ("elbo", 2), ("rate", 1)):
         print_table(rows, key, digits)
 
 
