@@ -1,4 +1,4 @@
-"""Plugins of Hydra: the group ``vae`` in every application, and a sweeper.
+"""Plugins of Hydra: the group ``vae`` in every application, a sweeper and a launcher.
 
 Hydra imports this at the start of each application of this environment, so it imports neither
 PyTorch nor this package.
@@ -11,6 +11,8 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -67,4 +69,36 @@ class OptunaSweeper(Sweeper):
             context=self.hydra_context,
             launcher=self.launcher,
             arguments=arguments,
+        )
+
+
+class SlotsLauncher(Launcher):
+    """Runs jobs at the same time, each on a device that it holds: ``hydra/launcher=slots``.
+
+    Arguments:
+        settings: The settings of ``hydra.launcher``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keeps what the jobs need."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Runs the jobs, and returns their results."""
+        from pyro_vae.sweeps.slots_launcher import launch_jobs
+
+        return launch_jobs(
+            job_overrides,
+            initial_job_idx,
+            config=self.config,
+            context=self.hydra_context,
+            task=self.task_function,
+            **self.settings,
         )

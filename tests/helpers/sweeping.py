@@ -2,9 +2,10 @@
 
 import json
 
-__all__ = ["JOBLIB", "jobs", "results"]
+__all__ = ["JOBLIB", "SLOTS", "jobs", "results"]
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+SLOTS = ["hydra/launcher=slots", "hydra.launcher.devices=[cpu]", "hydra.launcher.jobs_per_device=2"]
 
 
 def jobs(sweep):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from helpers.sweeping import JOBLIB, jobs, results
+from helpers.sweeping import JOBLIB, SLOTS, jobs, results
 from pyro_vae.sweeps import job_status
 
 pytestmark = pytest.mark.long
@@ -47,7 +47,7 @@ def unbroken(tmp_path_factory):
     return results(place / "multirun" / "sweep"), time.monotonic() - began
 
 
-@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
+@pytest.mark.parametrize("launcher", [[], JOBLIB, SLOTS], ids=["basic", "joblib", "slots"])
 def test_kills_change_nothing(launcher, unbroken, tmp_path):
     expected, seconds = unbroken
     assert len(expected) == 24
@@ -71,6 +71,7 @@ def test_kills_change_nothing(launcher, unbroken, tmp_path):
     assert results(there) == expected
 
 
-def test_joblib_gives_the_same_bits(unbroken, tmp_path):
-    assert start(*JOBLIB, cwd=tmp_path).wait() == 0
+@pytest.mark.parametrize("launcher", [JOBLIB, SLOTS], ids=["joblib", "slots"])
+def test_launchers_give_the_same_bits(launcher, unbroken, tmp_path):
+    assert start(*launcher, cwd=tmp_path).wait() == 0
     assert results(tmp_path / "multirun" / "sweep") == unbroken[0]

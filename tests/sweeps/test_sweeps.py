@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from helpers.commands import call
-from helpers.sweeping import JOBLIB, jobs, results
+from helpers.sweeping import JOBLIB, SLOTS, jobs, results
 from pyro_vae import config
 from pyro_vae.files import atomic
 from pyro_vae.files.atomic import hold_folder
@@ -299,6 +299,7 @@ WAYS = {
     "reused": ["isolate=false"],
     "isolated": [],
     "joblib": JOBLIB,
+    "slots": SLOTS,
     "joblib_reused": [*JOBLIB, "hydra.launcher.n_jobs=1", "isolate=false"],
 }
 
