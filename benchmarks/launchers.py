@@ -1,9 +1,9 @@
-"""The same sweep by Hydra's basic launcher and by joblib's, one thread a job.
+"""The same sweep by Hydra's basic launcher, by slots and by joblib, one thread a job.
 
     python benchmarks/launchers.py [--jobs 8] [--workers 2] [--epochs 1200]
 
-Prints the seconds of both and their ratio, the seconds of the shortest job, and whether both gave
-the same figures, histories and weights to the bit. Needs the extra ``joblib``.
+Prints the seconds of each and their ratio to the first, the training seconds of the shortest job,
+and whether all gave the same metrics, histories and weights to the bit. Needs the extra ``joblib``.
 """
 
 import argparse
@@ -51,17 +51,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1200)
     given = parser.parse_args()
-    joblib = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={given.workers}"]
+    launchers = {
+        "basic": [],
+        "slots": [
+            "hydra/launcher=slots",
+            "hydra.launcher.devices=[cpu]",
+            f"hydra.launcher.jobs_per_device={given.workers}",
+        ],
+        "joblib": ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={given.workers}"],
+    }
     with tempfile.TemporaryDirectory() as place:
-        one, many = Path(place, "basic"), Path(place, "joblib")
-        for folder in (one, many):
+        seconds, computed = {}, {}
+        for name, launcher in launchers.items():
+            folder = Path(place, name)
             folder.mkdir()
-        basic = sweep(one, [], given.jobs, given.epochs)
-        parallel = sweep(many, joblib, given.jobs, given.epochs)
-        print(f"{given.jobs} jobs, the shortest {shortest(one):.1f} s of training alone")
-        print(f"basic {basic:.1f} s, joblib with {given.workers} workers {parallel:.1f} s")
-        print(f"joblib is {basic / parallel:.2f} times as fast")
-        print(f"same bits: {results(one) == results(many)}")
+            seconds[name] = sweep(folder, launcher, given.jobs, given.epochs)
+            computed[name] = results(folder)
+        print(f"{given.jobs} jobs, the shortest trains for {shortest(Path(place, 'basic')):.1f} s")
+        for name, one in seconds.items():
+            same = "the same bits" if computed[name] == computed["basic"] else "OTHER RESULTS"
+            print(f"{name}: {one:.1f} s, {seconds['basic'] / one:.2f} times as fast, {same}")
 
 
 if __name__ == "__main__":

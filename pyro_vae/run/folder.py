@@ -34,6 +34,7 @@ _CONTENT = (
     "config.yaml",
     "data.json",
     "failure.json",
+    "pruned.json",
     ".hydra",
     NAME,
     *_CHECKPOINTS,
@@ -143,7 +144,7 @@ class RunFolder:
             work_folder: The folder that :meth:`open` returned.
         """
         if work_folder == self.out:
-            _remove(work_folder, ["failure.json"])
+            _remove(work_folder, ["failure.json", "pruned.json"])
             return
         os.replace(work_folder, self.out / _COMPLETE)
         self._move_up()

@@ -12,7 +12,12 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
+from pyro_vae.sweeps.job_id import UNRELATED
+
 __all__ = ["Dimension", "Space", "build_space"]
+
+
+_NOT_SEARCHED = frozenset(UNRELATED)
 
 
 class Dimension(NamedTuple):
@@ -34,8 +39,16 @@ class Dimension(NamedTuple):
 
     def describe(self) -> str:
         """Returns the values and the condition in one line."""
-        text = f"{self.key}: {self.distribution}"
-        return f"{text} if {dict(self.condition)}" if self.condition else text
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            text = f"{self.key}={','.join(map(str, d.choices))}"
+        else:
+            assert isinstance(d, (IntDistribution, FloatDistribution))
+            step = "" if d.step in (None, 1) else f" in steps of {d.step}"
+            scale = " on a logarithmic scale" if d.log else ""
+            text = f"{self.key} from {d.low} to {d.high}{step}{scale}"
+        uses = [f"{other} is {' or '.join(v)}" for other, v in self.condition.items()]
+        return " if ".join([text, *filter(None, [" and ".join(uses)])])
 
 
 class Space(NamedTuple):
@@ -102,6 +115,13 @@ def build_space(
     distributions: dict[str, BaseDistribution] = {}
     for override in overrides:
         key = override.get_key_element()
+        if override.is_sweep_override() and (name := key.lstrip("+")) in _NOT_SEARCHED:
+            raise ValueError(f"Expected settings to search that affect the result, got {name}")
+        if override.is_sweep_override() and key == "seed":
+            raise ValueError(
+                "Expected hydra.sweeper.seeds=[0,1,2] to judge trials by several seeds, got a "
+                "search over seed"
+            )
         fixed.pop(key, None)
         distributions.pop(key, None)
         if override.is_sweep_override():
@@ -142,7 +162,9 @@ def _read_distribution(key: str, override: Override) -> BaseDistribution:
     value = override.value()
     tags = set(getattr(value, "tags", ()))
     if unknown := tags - {"log"}:
-        raise ValueError(f"Expected no tag of {key} but log, got {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"Expected log as the only tag of the values of {key}, got {', '.join(sorted(unknown))}"
+        )
     log = "log" in tags
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
@@ -155,7 +177,9 @@ def _read_distribution(key: str, override: Override) -> BaseDistribution:
         integer = isinstance(low, int) and isinstance(high, int)
         return (IntDistribution if integer else FloatDistribution)(low, high, log=log)  # type: ignore[arg-type]
     if log:
-        raise ValueError(f"Expected the tag log with an interval, got {key} with other values")
+        raise ValueError(
+            f"Expected the tag log for an interval only, got it for other values of {key}"
+        )
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers = list(value.range())
         if len(numbers) < 2:
@@ -168,6 +192,8 @@ def _read_distribution(key: str, override: Override) -> BaseDistribution:
         choice.lower() if choice in ("True", "False") else choice
         for choice in override.sweep_string_iterator()
     ]
+    if not choices:
+        raise ValueError(f"Expected values of {key}, got none")
     if len(set(choices)) < len(choices):
         raise ValueError(f"Expected different values of {key}, got {', '.join(choices)}")
     return CategoricalDistribution(choices)

@@ -1,5 +1,6 @@
 """Opens the storage of a study, and builds samplers and pruners."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from pyro_vae.config import build
@@ -32,23 +33,64 @@ def open_storage(storage: str) -> JournalStorage | RDBStorage:
     Raises:
         ValueError: If it cannot be opened.
     """
+    if not isinstance(storage, str) or not storage:
+        raise ValueError(
+            f"Expected hydra.sweeper.storage to be the URL of a database or the path of a journal, "
+            f"got {storage!r}"
+        )
+    if "://" not in storage:
+        return _open_journal(Path(storage))
     try:
         with without_advice():
-            if "://" in storage:
-                return RDBStorage(
-                    storage,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=3 * HEARTBEAT,
-                    heartbeat_stale_trial_callback=retry,
-                )
-            Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(storage))
+            return RDBStorage(
+                storage,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=3 * HEARTBEAT,
+                heartbeat_stale_trial_callback=retry,
+            )
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"Expected hydra.sweeper.storage to be the URL of a database or the path of a journal, "
-            f"got {storage!r} ({type(error).__name__}: {reason})"
+            f"Expected hydra.sweeper.storage to be the URL of a database that can be opened, got "
+            f"{storage!r} ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_torn_line(path)
+        with without_advice():
+            return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected '{path}' to be the journal of a study, got something else "
+            f"({type(error).__name__}: {reason}): restore it, or choose another name by study=NAME"
+        ) from error
+
+
+def _remove_torn_line(path: Path) -> None:
+    """Removes a last line that a full disk or a power failure truncated."""
+    if not path.exists():
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        last = content[:-1].rfind(b"\n") + 1
+        if not _is_entry(content[last:]):
+            with path.open("r+b") as file:
+                file.truncate(last)
+    finally:
+        lock.release()
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return line == b"" or (line.endswith(b"\n") and isinstance(json.loads(line), dict))
+    except ValueError:
+        return False
 
 
 def retry(study: optuna.Study, trial: FrozenTrial) -> None:

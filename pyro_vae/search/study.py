@@ -78,9 +78,10 @@ class SharedStudy:
             if key not in stored:
                 self.study.set_user_attr(key, value)
             elif stored[key] != value:
+                expected = _list_missing(stored[key], value)
                 raise ValueError(
-                    f"Expected the {key} of the study {self.name!r}, {_join(stored[key])}; got "
-                    f"{_join(value)}: choose another name by study=NAME"
+                    f"Expected the {key} of the study {self.name!r}, {expected}; got "
+                    f"{_list_missing(value, stored[key])}: choose another name by study=NAME"
                 )
 
     @contextmanager
@@ -206,5 +207,9 @@ class SharedStudy:
         return worker != self.worker and not is_held(self._get_worker_folder(worker))
 
 
-def _join(value: Any) -> str:
-    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _list_missing(values: Any, others: Any) -> str:
+    """Returns the values that are not among others, as text."""
+    if not (isinstance(values, list) and isinstance(others, list)):
+        return str(values)
+    missing = [str(value) for value in values if value not in others]
+    return "; ".join(missing) or "without those"

@@ -10,10 +10,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pyro_vae.files.atomic import strict_json, write_whole
+from pyro_vae.search.space import Space
 from pyro_vae.search.storage import FAILURE, RETRY, without_advice
 from pyro_vae.search.study import SharedStudy
 
 __all__ = ["summarize", "write_summary"]
+
+_LEAST_TRIALS = 10
+"""The least number of different finished trials for importances."""
 
 _NAMES = {
     TrialState.COMPLETE: "finished",
@@ -31,7 +35,7 @@ def summarize(study: SharedStudy, objectives: Sequence[str]) -> str:
     counts = Counter(_NAMES[t.state] for t in trials if t.number not in repeats)
     numbers = ", ".join(f"{number} {name}" for name, number in counts.items())
     lines = ["", f"study {study.name!r} in {study.folder}: {numbers}"]
-    best = [] if not counts["finished"] else study.study.best_trials
+    best = [] if not counts["finished"] else _remove_equal(study.study.best_trials)
     if len(objectives) > 1 and best:
         lines.append(f"{len(best)} trials that no other beats in all objectives:")
     for trial in sorted(best, key=lambda trial: trial.values):
@@ -49,18 +53,26 @@ def summarize(study: SharedStudy, objectives: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def write_summary(study: SharedStudy, objectives: Sequence[str]) -> None:
+def _remove_equal(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the first of several trials with equal settings."""
+    return list({str(trial.params): trial for trial in reversed(trials)}.values())
+
+
+def write_summary(study: SharedStudy, objectives: Sequence[str], space: Space) -> None:
     """Writes ``study.json``: the trials and the importances of the settings."""
     trials = study.list_trials()
+    # A setting that exists only under a choice is absent from the other trials.
+    searched = [dimension.key for dimension in space.dimensions if not dimension.condition]
     content = {
         "study": study.name,
         "objectives": list(objectives),
         "directions": [direction.name.lower() for direction in study.study.directions],
         "trials": [_describe_trial(trial) for trial in trials],
         "importances": {
-            name: _compute_importances(study, index) for index, name in enumerate(objectives)
+            name: _compute_importances(study, index, searched)
+            for index, name in enumerate(objectives)
         },
-        "best": [t.number for t in study.study.best_trials]
+        "best": [t.number for t in _remove_equal(study.study.best_trials)]
         if any(t.state == TrialState.COMPLETE for t in trials)
         else [],
     }
@@ -83,14 +95,17 @@ def _describe_trial(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _compute_importances(study: SharedStudy, index: int) -> dict[str, float]:
+def _compute_importances(study: SharedStudy, index: int, searched: list[str]) -> dict[str, float]:
     """Returns the share of the variance of an objective that each setting explains."""
-    # Too few different trials explain nothing.
+    finished = [trial for trial in study.list_trials() if trial.state == TrialState.COMPLETE]
+    if len({str(trial.params) for trial in finished}) < _LEAST_TRIALS:
+        return {}
     with suppress(ValueError, RuntimeError, ZeroDivisionError), without_advice():
         return dict(
             optuna.importance.get_param_importances(
                 study.study,
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                params=searched,
                 target=lambda trial: trial.values[index],
             )
         )

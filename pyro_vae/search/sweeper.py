@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import re
 import signal
 import statistics
 import time
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,7 @@ from optuna.trial import Trial
 
 from pyro_vae.config import quote_value
 from pyro_vae.console.commands import run_process
+from pyro_vae.console.hydra_errors import describe_error
 from pyro_vae.search.pruning import VARIABLE, TrialReference
 from pyro_vae.search.space import Space, build_space
 from pyro_vae.search.storage import build_pruner, build_sampler
@@ -61,6 +63,7 @@ class _Search(NamedTuple):
     Attributes:
         config: The configuration of the command.
         settings: Its section ``hydra.sweeper``.
+        context: Hydra's loader of configurations.
         launcher: The launcher of the jobs.
         space: The space.
         folder: The folder of the study.
@@ -69,6 +72,7 @@ class _Search(NamedTuple):
 
     config: DictConfig
     settings: dict[str, Any]
+    context: HydraContext
     launcher: Launcher
     space: Space
     folder: Path
@@ -85,14 +89,19 @@ class _Search(NamedTuple):
         """The seeds of a trial; ``None`` for that of the overrides."""
         return self.settings["seeds"] or [None]
 
-    def open_study(self, index: int = 0) -> SharedStudy:
-        """Opens the study for one of several workers."""
+    def open_study(self, index: int = 0, first: int = 0) -> SharedStudy:
+        """Opens the study.
+
+        Arguments:
+            index: The number of the worker.
+            first: The number of trials before this command.
+        """
         objectives = self.settings["objectives"]
         storage = self.settings["storage"] or str(self.folder / "study.journal")
         sampler = dict(self.settings["sampler"])
-        if index and isinstance(sampler.get("seed"), int):
-            # Equal seeds would draw equal trials.
-            sampler["seed"] += index
+        if isinstance(sampler.get("seed"), int):
+            # Equal seeds would draw equal trials, in other workers and in the next command.
+            sampler["seed"] += 100_003 * index + first
         study = SharedStudy(
             storage,
             self.config.study,
@@ -102,10 +111,11 @@ class _Search(NamedTuple):
         )
         study.claim(
             {
+                "folder": str(self.folder.absolute()),
                 "objectives": objectives,
-                "space": self.space.describe(),
-                "seeds": self.seeds,
-                "settings": self.base,
+                "settings": self.space.describe(),
+                "seeds": self.settings["seeds"] or [],
+                "configuration": self.base,
             }
         )
         return study
@@ -139,7 +149,9 @@ def run_search(
     OmegaConf.save(config, search.folder / "multirun.yaml")
     first = len(study.study.get_trials(deepcopy=False))
     workers = search.settings["workers"]
+    write_summary(study, search.settings["objectives"], search.space)
     if workers == 1:
+        study = search.open_study(first=first)
         _work(search, study, first)
     else:
         del study
@@ -148,7 +160,7 @@ def run_search(
     if len(study.study.get_trials(deepcopy=False)) == first:
         # Without a job there is no journal to summarize.
         discard_journal()
-    write_summary(study, search.settings["objectives"])
+    write_summary(study, search.settings["objectives"], search.space)
     print(summarize(study, search.settings["objectives"]), flush=True)
     failed = [trial for trial in study.list_failed() if trial.number >= first]
     if len(failed) > search.settings["max_failures"]:
@@ -170,7 +182,8 @@ def _prepare(
     parser = OverridesParser.create(config_loader=context.config_loader)
     listed = [f"{key}={value}" for key, value in settings["params"].items()]
     space = build_space(parser.parse_overrides([*listed, *arguments]), settings["conditions"])
-    search = _Search(config, settings, launcher, space, Path(config.hydra.sweep.dir), "")
+    search = _Search(config, settings, context, launcher, space, Path(config.hydra.sweep.dir), "")
+    _check_command(search)
     if search.pruner is not None and settings["objectives"] not in _PRUNABLE:
         raise ValueError(
             f"Expected log_evidence or elbo as the only objective for a pruner, got "
@@ -179,9 +192,34 @@ def _prepare(
     if search.pruner is not None:
         build_pruner(search.pruner)
     for corner in space.list_corners():
-        context.config_loader.load_sweep_config(config, corner)
+        _compose(search, corner)
     base = context.config_loader.load_sweep_config(config, list(space.fixed))
     return search._replace(base=run_id(base))
+
+
+def _check_command(search: _Search) -> None:
+    """Checks the name of the study, the launcher and the seed."""
+    name = search.config.study
+    if not isinstance(name, str) or not re.fullmatch(r"[^\s/\\.][^/\\]*", name):
+        raise ValueError(f"Expected study to be a name without slashes, got {name!r}")
+    if search.settings["seeds"] and any(f.startswith("seed=") for f in search.space.fixed):
+        raise ValueError("Expected either seed or hydra.sweeper.seeds, got both")
+    if "Joblib" in search.config.hydra.launcher["_target_"]:
+        raise ValueError(
+            "Expected hydra.sweeper.workers for several trials at a time, got "
+            "hydra/launcher=joblib: leave it out"
+        )
+
+
+def _compose(search: _Search, overrides: list[str]) -> None:
+    """Composes the configuration of a trial, to find errors before the first one."""
+    try:
+        search.context.config_loader.load_sweep_config(search.config, overrides)
+    except ConfigCompositionException as error:
+        reason = describe_error(error) or str(error)
+        conditional = len(search.space.dimensions) > 1
+        hint = "; name the choices at which it is used in hydra.sweeper.conditions" * conditional
+        raise ValueError(f"{reason} (at {' '.join(overrides)}){hint}") from error
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
@@ -204,12 +242,23 @@ def _check_settings(settings: dict[str, Any]) -> None:
             f"{', '.join(OBJECTIVES)}, as a list, got {objectives!r}"
         )
     seeds = settings["seeds"]
-    if seeds is not None and (not isinstance(seeds, list) or not seeds):
-        raise ValueError(f"Expected hydra.sweeper.seeds to be a list of seeds, got {seeds!r}")
+    if seeds is not None and not _are_seeds(seeds):
+        raise ValueError(
+            f"Expected hydra.sweeper.seeds to be a list of different integers, got {seeds!r}"
+        )
     for name in ("params", "conditions"):
         settings[name] = settings[name] or {}
         if not isinstance(settings[name], dict):
             raise ValueError(f"Expected hydra.sweeper.{name} by setting, got {settings[name]!r}")
+
+
+def _are_seeds(seeds: Any) -> bool:
+    return (
+        isinstance(seeds, list)
+        and bool(seeds)
+        and len(set(map(str, seeds))) == len(seeds)
+        and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    )
 
 
 def _run_workers(search: _Search, workers: int, first: int) -> None:
@@ -221,7 +270,7 @@ def _run_workers(search: _Search, workers: int, first: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
         def run() -> int:
-            _work(search, search.open_study(index), first)
+            _work(search, search.open_study(index, first), first)
             return 0
 
         run_process(run)
@@ -254,7 +303,7 @@ def _work(search: _Search, study: SharedStudy, first: int) -> None:
             reserved = study.ask(size, search.space)
             if reserved is not None:
                 _run_trial(search, study, *reserved)
-                write_summary(study, search.settings["objectives"])
+                write_summary(study, search.settings["objectives"], search.space)
             elif study.has_open_trials():
                 time.sleep(_POLL)
             else:
@@ -316,15 +365,15 @@ def _run_job(
             study.storage_name, study.name, trial._trial_id, search.pruner
         ).dump()
     channel = f"hydra.job.env_set.{VARIABLE}={quote_value(reference)}"
+    # Known before the job, whose process may be killed.
+    job = search.context.config_loader.load_sweep_config(search.config, overrides)
+    _add_folder(trial, str(job.hydra.sweep.subdir))
     results: Sequence[JobReturn] = search.launcher.launch(
         [[*overrides, channel]], initial_job_idx=trial.number
     )
     result = results[0]
     assert result.hydra_cfg is not None
     folder = Path(result.hydra_cfg.hydra.runtime.output_dir).absolute()
-    names = trial.user_attrs.get("folders", [])
-    # Jobs of a repeated trial have the folders of the first attempt.
-    trial.set_user_attr("folders", [*(name for name in names if name != folder.name), folder.name])
     if result.status == JobStatus.FAILED:
         return "failed", " ".join(str(result._return_value).split())
     state: str = job_status.read_state(folder)
@@ -341,3 +390,9 @@ def _run_job(
     if any(value is None for value in values):
         return "failed", f"'{folder / 'metrics.json'}' has no value of an objective"
     return "finished", values
+
+
+def _add_folder(trial: Trial, name: str) -> None:
+    """Adds the folder of a job to a trial; a repeated trial has those of the first attempt."""
+    names = trial.user_attrs.get("folders", [])
+    trial.set_user_attr("folders", [*(other for other in names if other != name), name])

@@ -293,7 +293,8 @@ def _run_worker(
         except FolderInUseError:
             return _IN_USE
         except PrunedError as error:
-            write_whole(folder / job_status.PRUNED, strict_json({"reason": str(error)}).encode())
+            pruned = {"reason": str(error), "command": command}
+            write_whole(folder / job_status.PRUNED, strict_json(pruned).encode())
             return _PRUNED
         except Exception as error:
             return _record_failure(folder, error, command, show_trace)
@@ -326,4 +327,4 @@ def describe_exit(code: int) -> str:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

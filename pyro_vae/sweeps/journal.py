@@ -132,7 +132,8 @@ def close_journal(code: int) -> int:
     if not entries:
         return code
     settled = [_settle_entry(entry) for entry in entries.values()]
-    print(_summarize(settled, path.parent.parent, code), flush=True)
+    searches = (path.parent.parent / "study.json").exists()
+    print(_summarize(settled, path.parent.parent, code, searches), flush=True)
     return code or int(any(entry.outcome == "failed" for entry in settled))
 
 
@@ -177,11 +178,11 @@ def wait_for_outcome(folder: Path) -> tuple[str, str]:
     return "failed", failure.reason if failure else "its process ended before the job"
 
 
-def _summarize(entries: list[Entry], sweep: Path, code: int) -> str:
-    """Returns the summary for the terminal at the end of a sweep."""
+def _summarize(entries: list[Entry], sweep: Path, code: int, searches: bool) -> str:
+    """Returns the summary for the terminal at the end of a sweep or a search."""
     numbers = Counter(entry.outcome for entry in entries)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in numbers.items())
-    lines = ["", f"{len(entries)} jobs in {sweep}: {counts}"]
+    lines = ["", f"{len(entries)} job{'s' * (len(entries) != 1)} in {sweep}: {counts}"]
     for entry in entries:
         if entry.outcome == "failed":
             lines += [
@@ -195,8 +196,8 @@ def _summarize(entries: list[Entry], sweep: Path, code: int) -> str:
                 ),
                 f"  command {entry.command}",
             ]
-    if code and not numbers["failed"]:
+    if code and not numbers["failed"] and not searches:
         lines += ["", "The sweep ended early, and jobs may be missing."]
-    if code or numbers["failed"]:
+    if (code or numbers["failed"]) and not searches:
         lines += ["", "Run the same command again to run only the failed and missing jobs."]
     return "\n".join([*lines, f"To compare them: pyro-vae-compare {shlex.quote(str(sweep))}"])

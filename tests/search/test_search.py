@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,9 +95,30 @@ def test_trials_are_pruned_by_their_epochs(tmp_path):
                  for row in history[1:]]  # fmt: skip
         reported = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
         assert reported[: len(elbos)] == pytest.approx(elbos)
-    # A pruned job is not lost: alone, it continues from its last checkpoint.
     compared = call("pyro-vae-compare", "multirun/sweep", cwd=tmp_path)
     assert f"{len(pruned)} pruned" in compared.out
+    assert "Not all runs have finished" not in compared.out
+    # A pruned job is not lost: its command trains it to the end.
+    folder = tmp_path / "multirun" / "sweep" / pruned[0]["folders"][0]
+    words = shlex.split(json.loads((folder / "pruned.json").read_text())["command"])
+    outcome = call(*words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert (folder / "metrics.json").exists()
+    assert not (folder / "pruned.json").exists()
+    assert len((folder / "history.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_seeded_sampler_goes_on_where_the_last_command_ended(tmp_path):
+    seeded = ["hydra.sweeper.sampler.seed=1", "isolate=false"]
+    for size in (1, 2):
+        code, said, summary = search(f"hydra.sweeper.trials={size}", *seeded, cwd=tmp_path)
+        assert code == 0, said
+    first, second = (trial["params"] for trial in summary["trials"])
+    assert first != second
+    other = tmp_path / "other"
+    other.mkdir()
+    _, _, again = search("hydra.sweeper.trials=1", *seeded, cwd=other)
+    assert again["trials"][0]["params"] == first
 
 
 def test_the_mean_over_seeds_of_several_metrics(tmp_path):
@@ -146,7 +168,13 @@ def test_failures_are_repeated_once_and_listed(tmp_path):
         (["hydra.sweeper.objectives=[loss]"], r"objectives to be different .* got \['loss'\]"),
         (["hydra.sweeper.objectives=[]"], r"objectives to be different .* got \[\]"),
         (["hydra.sweeper.objectives=elbo"], "as a list, got 'elbo'"),
-        (["hydra.sweeper.seeds=3"], "seeds to be a list of seeds, got 3"),
+        (["hydra.sweeper.seeds=3"], "seeds to be a list of different integers, got 3"),
+        (["hydra.sweeper.seeds=[0,0]"], r"seeds to be a list of different .* got \[0, 0\]"),
+        (["hydra.sweeper.seeds=[0,1]", "seed=3"], "either seed or hydra.sweeper.seeds, got both"),
+        (["hydra/launcher=joblib"], "Expected hydra.sweeper.workers for several trials"),
+        (["study=../x"], "Expected study to be a name without slashes, got '../x'"),
+        (["hydra.sweeper.storage=5"], "the URL of a database or the path of a journal, got 5"),
+        (["vae/prior=normal,mixture", "vae.prior.components=5,9"], "used in hydra.sweeper.condit"),
         (["hydra.sweeper.objectives=[seconds]", PRUNER], "only objective for a pruner, got"),
         (["hydra.sweeper.objectives=[elbo,rate]", PRUNER], "only objective for a pruner, got"),
         ([PRUNER, "hydra.sweeper.pruner.percentile=200"], "settings of hydra/sweeper/pruner"),
@@ -200,7 +228,7 @@ def test_another_space_needs_another_study(tmp_path):
     assert search(*quick, cwd=tmp_path)[0] == 0
     code, said, _ = search(*quick, cwd=tmp_path, space=SPACE[:1])
     assert code == 1
-    assert "Expected the space of the study 'sweep'" in said
+    assert "Expected the settings of the study 'sweep', optimizer.lr from 0.0001 to 0.1" in said
     assert "choose another name by study=NAME" in said
     code, said, _ = search(*quick, "data.n=70", cwd=tmp_path)
     assert (code, "Expected the" in said) == (1, True)

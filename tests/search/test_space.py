@@ -87,15 +87,38 @@ def test_equal_spaces_have_equal_descriptions():
     assert one.describe() != space("seed=1", *PRIORS).describe()
 
 
+def test_descriptions_name_values_and_conditions():
+    found = space(
+        *PRIORS, "x=interval(0,1)", "y=tag(log,int(interval(1,9)))", "seed=1", conditions=COMPONENTS
+    )
+    assert found.describe() == [
+        "seed=1",
+        "vae.prior.components from 10 to 40 in steps of 10 if vae/prior is vamp or mixture",
+        "vae/prior=normal,vamp,mixture",
+        "x from 0.0 to 1.0",
+        "y from 1 to 9 on a logarithmic scale",
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "conditions", "message"),
     [
         (["a=1"], {}, "Expected a setting to search, such as .*, got none"),
         (["a=interval(2,1)"], {}, "interval of a between two numbers, .* got 2.0 and 1.0"),
         (["a=tag(log,interval(0,1))"], {}, "between two positive numbers, .* got 0.0 and 1.0"),
-        (["a=tag(log,choice(1,2))"], {}, "Expected the tag log with an interval, got a"),
-        (["a=tag(best,interval(0,1))"], {}, "Expected no tag of a but log, got best"),
+        (
+            ["a=tag(log,choice(1,2))"],
+            {},
+            "Expected the tag log for an interval only, got it for other .* a",
+        ),
+        (
+            ["a=tag(best,interval(0,1))"],
+            {},
+            "Expected log as the only tag of the values of a, got best",
+        ),
         (["a=range(1,2)"], {}, r"range of a with two values or more, got \[1\]"),
+        (["seed=0,1"], {}, r"hydra.sweeper.seeds=\[0,1,2\] to judge .* a search over seed"),
+        (["threads=1,2"], {}, "Expected settings to search that affect the result, got threads"),
         (["a=1,1"], {}, "Expected different values of a, got 1, 1"),
         (["a=1,2"], {"b": {"a": "1"}}, "settings that are searched, got one of 'b'; .* are a"),
         (["a=1,2", "b=1,2"], {"b": {"a": "3"}}, "values of a, which are 1, 2; got 3"),

@@ -172,8 +172,32 @@ def test_other_settings_need_another_name(tmp_path):
     study = open_study("journal", tmp_path)
     study.claim({"space": ["a", "b"], "seeds": [0]})
     study.claim({"space": ["a", "b"], "seeds": [0]})
-    with pytest.raises(ValueError, match="Expected the space of the study 'test', a; b; got a: "):
-        open_study("journal", tmp_path).claim({"space": ["a"], "seeds": [0]})
+    message = "Expected the space of the study 'test', b; got c; d: choose another name by study="
+    with pytest.raises(ValueError, match=message):
+        open_study("journal", tmp_path).claim({"space": ["a", "c", "d"], "seeds": [0]})
+
+
+@pytest.mark.parametrize("torn", ['{"op_code": 5, "worker', '{"op_code": 5\n', "3"])
+def test_a_torn_last_line_of_a_journal_is_removed(torn, tmp_path):
+    study = open_study("journal", tmp_path)
+    trial, _ = study.ask(2, SPACE)
+    study.complete(trial, [1.0])
+    path = tmp_path / "study.journal"
+    with path.open("a") as file:
+        file.write(torn)
+    again = open_study("journal", tmp_path)
+    assert [t.state for t in again.list_trials()] == [TrialState.COMPLETE]
+    assert again.ask(2, SPACE) is not None
+    assert len(open_study("journal", tmp_path).list_trials()) == 2
+
+
+@pytest.mark.parametrize("content", [b"nonsense\n{}\n", b"\xff\xfe\n{}\n", b"{}\n"])
+def test_a_damaged_journal_is_named(content, tmp_path):
+    path = tmp_path / "study.journal"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"study.journal' to be the journal of a study, got somet"):
+        open_storage(str(path))
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("storage", ["nodb://x", "sqlite:////no/such/folder/x.db"])
