@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 from helpers.commands import call
+from helpers.paths import ROOT
 from pyro_vae import config
 from pyro_vae.search import sweeper
 from pyro_vae.search.pruning import PrunedError, PruningTracker, TrialReference
@@ -106,6 +107,16 @@ def test_trials_are_pruned_by_their_epochs(tmp_path):
     assert (folder / "metrics.json").exists()
     assert not (folder / "pruned.json").exists()
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_the_code_of_the_page_reads_the_journal(tmp_path, monkeypatch, capsys):
+    words = ["hydra.sweeper.trials=1", "study=first", "isolate=false"]
+    assert call("pyro-vae", *SEARCH, *SPACE, *words, cwd=tmp_path).code == 0
+    page = (ROOT / "docs" / "search.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "search.md", "exec"), {})
+    assert "vae.latent_dim" in capsys.readouterr().out
 
 
 def test_a_seeded_sampler_goes_on_where_the_last_command_ended(tmp_path):
@@ -289,6 +300,7 @@ def test_two_processes_one_of_which_is_killed_run_all_trials(tmp_path):
     assert states(summary).count("failed") <= 1
 
 
+@pytest.mark.long
 def test_workers_and_an_interrupt(tmp_path):
     process = start("hydra.sweeper.trials=8", "hydra.sweeper.workers=2", cwd=tmp_path)
     wait_for_trials(tmp_path, 2)

@@ -189,6 +189,7 @@ def test_a_sweep_runs_each_job_on_a_device_that_it_holds(tmp_path):
     assert sorted(path.name for path in (tmp_path / "slots").iterdir()) == ["cpu-0-0", "cpu-0-1"]
 
 
+@pytest.mark.long
 def test_a_killed_worker_fails_its_job_alone(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "pyro_vae", "-m", *QUICK, *SLOTS, "train.epochs=100000,1",

@@ -598,5 +598,5 @@ def test_the_help_names_groups_and_commands():
     done = subprocess.run(
         [sys.executable, "-m", "pyro_vae", "--help"], capture_output=True, text=True, check=True
     )
-    for text in ("vae/prior: ", "sweep: ", "pyro-vae -m", "hydra/launcher=joblib"):
+    for text in ("vae/prior: ", "sweep: ", "pyro-vae -m", "hydra/launcher=slots"):
         assert text in done.stdout
