@@ -94,7 +94,7 @@ pyro-vae -m 'seed=choise(0,1)' | Unknown function 'choise' Available: bool,choic
 pyro-vae -m seed=0, | got 'seed=0,'
 pyro-vae -m vae/prior=normal,vampire | Expected vae/prior to be one of
 pyro-vae -m hydra/sweeper=optima seed=1,2 | Expected hydra/sweeper to be one of basic, optuna
-pyro-vae -m hydra/sweeper=optuna seed=1,2 | hydra.sweeper.seeds=[0,1,2] to judge trials by several seeds
+pyro-vae -m hydra/sweeper=optuna seed=1,2 | hydra.sweeper.seeds=[0,1,2] to judge trials
 pyro-vae -m hydra.sweep.dir=text.txt seed=0,1 | File exists: 'text.txt': choose another folder
 # Finished runs
 pyro-vae-evaluate | Expected run to be the folder of a finished run, as in run=outputs/DATE
