@@ -1,6 +1,7 @@
 """Opens the storage of a study, and builds samplers and pruners."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,11 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import (
+    JournalFileBackend,
+    JournalFileOpenLock,
+    JournalFileSymlinkLock,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from pyro_vae.config import build
@@ -61,7 +66,7 @@ def _open_journal(path: Path) -> JournalStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_torn_line(path)
         with without_advice():
-            return JournalStorage(JournalFileBackend(str(path)))
+            return JournalStorage(JournalFileBackend(str(path), _create_lock(path)))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -70,11 +75,16 @@ def _open_journal(path: Path) -> JournalStorage:
         ) from error
 
 
+def _create_lock(path: Path) -> JournalFileOpenLock | JournalFileSymlinkLock:
+    # Windows allows links to administrators only.
+    return (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))
+
+
 def _remove_torn_line(path: Path) -> None:
     """Removes a last line that a full disk or a power failure truncated."""
     if not path.exists():
         return
-    lock = JournalFileSymlinkLock(str(path))
+    lock = _create_lock(path)
     lock.acquire()
     try:
         content = path.read_bytes()

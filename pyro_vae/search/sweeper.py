@@ -1,9 +1,7 @@
 """Runs the trials of a search: asks Optuna for settings, launches a job, and tells its value."""
 
 import logging
-import multiprocessing
 import re
-import signal
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial
 
 from pyro_vae.config import quote_value
-from pyro_vae.console.commands import run_process
 from pyro_vae.console.hydra_errors import describe_error
 from pyro_vae.search.pruning import VARIABLE, TrialReference
 from pyro_vae.search.space import Space, build_space
@@ -29,7 +26,8 @@ from pyro_vae.search.study import SharedStudy
 from pyro_vae.search.summary import summarize, write_summary
 from pyro_vae.sweeps import job_status
 from pyro_vae.sweeps.job_id import run_id
-from pyro_vae.sweeps.journal import discard_journal, wait_for_outcome
+from pyro_vae.sweeps.journal import wait_for_outcome
+from pyro_vae.sweeps.workers import can_fork, run_tasks
 
 __all__ = ["OBJECTIVES", "run_search"]
 
@@ -157,9 +155,6 @@ def run_search(
         del study
         _run_workers(search, workers, first)
         study = search.open_study()
-    if len(study.study.get_trials(deepcopy=False)) == first:
-        # Without a job there is no journal to summarize.
-        discard_journal()
     write_summary(study, search.settings["objectives"], search.space)
     print(summarize(study, search.settings["objectives"]), flush=True)
     failed = [trial for trial in study.list_failed() if trial.number >= first]
@@ -202,7 +197,9 @@ def _check_command(search: _Search) -> None:
     name = search.config.study
     if not isinstance(name, str) or not re.fullmatch(r"[^\s/\\.][^/\\]*", name):
         raise ValueError(f"Expected study to be a name without slashes, got {name!r}")
-    if search.settings["seeds"] and any(f.startswith("seed=") for f in search.space.fixed):
+    if search.settings["seeds"] and any(
+        f.lstrip("+").startswith("seed=") for f in search.space.fixed
+    ):
         raise ValueError("Expected either seed or hydra.sweeper.seeds, got both")
     if "Joblib" in search.config.hydra.launcher["_target_"]:
         raise ValueError(
@@ -229,14 +226,19 @@ def _check_settings(settings: dict[str, Any]) -> None:
             raise ValueError(
                 f"Expected hydra.sweeper.{name} to be an integer of at least {least}, got {value!r}"
             )
-    if settings["workers"] > 1 and "fork" not in multiprocessing.get_all_start_methods():
+    if settings["workers"] > 1 and not can_fork():
         raise ValueError(
             f"Expected hydra.sweeper.workers=1 on this system, got {settings['workers']}: start "
             f"the same command several times"
         )
     objectives = settings["objectives"]
-    listed = isinstance(objectives, list) and objectives
-    if not listed or len({*objectives}) < len(objectives) or not {*objectives} <= set(OBJECTIVES):
+    named = isinstance(objectives, list) and all(isinstance(name, str) for name in objectives)
+    if (
+        not named
+        or not objectives
+        or not set(objectives) <= set(OBJECTIVES)
+        or (len(set(objectives)) < len(objectives))
+    ):
         raise ValueError(
             f"Expected hydra.sweeper.objectives to be different metrics of "
             f"{', '.join(OBJECTIVES)}, as a list, got {objectives!r}"
@@ -263,32 +265,14 @@ def _are_seeds(seeds: Any) -> bool:
 
 def _run_workers(search: _Search, workers: int, first: int) -> None:
     """Runs trials in several processes."""
-    context = multiprocessing.get_context("fork")
 
     def work(index: int) -> None:
-        # A terminal interrupts all processes; this one is ended by its parent.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _work(search, search.open_study(index, first), first)
 
-        def run() -> int:
-            _work(search, search.open_study(index, first), first)
-            return 0
+    def warn(index: int, code: int) -> None:
+        _log.warning("worker %d ended with code %d; the others continue", index, code)
 
-        run_process(run)
-
-    processes = [context.Process(target=work, args=(index,)) for index in range(workers)]
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-        for process in processes:
-            if process.pid is not None:
-                process.join(15)
-                process.kill()
+    run_tasks(work, workers, workers, warn)
 
 
 def _work(search: _Search, study: SharedStudy, first: int) -> None:

@@ -127,12 +127,13 @@ def close_journal(code: int) -> int:
     entries = {entry.folder: entry for entry in _read_entries(path)}
     entries |= {entry.folder: entry for entry in _ENTRIES}
     _ENTRIES.clear()
-    if not entries and not code and path.name:
+    # A search that another process completed has no jobs of this command.
+    searches = (path.parent.parent / "study.json").exists()
+    if not entries and not code and path.name and not searches:
         raise ValueError("Expected a sweep of one job or more, got none: a list of values is empty")
     if not entries:
         return code
     settled = [_settle_entry(entry) for entry in entries.values()]
-    searches = (path.parent.parent / "study.json").exists()
     print(_summarize(settled, path.parent.parent, code, searches), flush=True)
     return code or int(any(entry.outcome == "failed" for entry in settled))
 
