@@ -57,7 +57,7 @@ def test_kills_change_nothing(launcher, unbroken, tmp_path):
     while killed < KILLS:
         process = start(*launcher, cwd=tmp_path)
         try:
-            process.wait(chance.uniform(3, seconds / (KILLS + 1)))
+            process.wait(chance.uniform(8, max(16, seconds / (KILLS + 1))))
             break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
