@@ -1,4 +1,4 @@
-"""The same sweep by Hydra's basic launcher, by slots and by joblib, one thread a job.
+"""One sweep with the launchers basic, slots and joblib, one thread a job.
 
     python benchmarks/launchers.py [--jobs 8] [--workers 2] [--epochs 1200]
 

@@ -85,7 +85,7 @@ class SlotsLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keeps what the jobs need."""
+        """Stores the parts of Hydra that run jobs."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(

@@ -104,7 +104,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def retry(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queues a failed trial once more, with what it reported, because its job resumes."""
+    """Queues a failed trial once more, with its reported values, because its job resumes."""
     if RETRY not in trial.user_attrs and not trial.user_attrs.get(SURPLUS):
         requeue(study, trial, {RETRY: trial.number})
 

@@ -1,4 +1,4 @@
-"""Runs the trials of a search: asks Optuna for settings, launches a job, and tells its value."""
+"""Runs the trials of a search: gets settings from Optuna, launches a job, and returns its value."""
 
 import logging
 import re

@@ -100,7 +100,7 @@ def _are_devices(names: Any) -> bool:
 
 
 def find_devices() -> list[str]:
-    """Returns the GPUs of this machine, or the processor if there are none.
+    """Returns the GPUs of this machine, or the processor of a machine without GPUs.
 
     Neither PyTorch nor CUDA is initialized. The environment variable ``CUDA_VISIBLE_DEVICES``
     restricts the GPUs.

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep at the same time, each on a device of its own."""
+"""Runs the jobs of a sweep at the same time, each on a device that it holds."""
 
 import logging
 from collections.abc import Sequence
