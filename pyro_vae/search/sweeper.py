@@ -356,10 +356,10 @@ def _run_job(
         [[*overrides, channel]], initial_job_idx=trial.number
     )
     result = results[0]
-    assert result.hydra_cfg is not None
-    folder = Path(result.hydra_cfg.hydra.runtime.output_dir).absolute()
     if result.status == JobStatus.FAILED:
         return "failed", " ".join(str(result._return_value).split())
+    assert result.hydra_cfg is not None
+    folder = Path(result.hydra_cfg.hydra.runtime.output_dir).absolute()
     state: str = job_status.read_state(folder)
     if state == "running":
         # Another command runs the same settings.
