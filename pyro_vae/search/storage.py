@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,18 @@ def build_sampler(settings: Any) -> optuna.samplers.BaseSampler:
     """Builds a sampler of Optuna from the settings of ``hydra/sweeper/sampler``.
 
     Raises:
-        ValueError: If the settings describe something else, or an argument is wrong.
+        ValueError: If the settings describe something else, an argument is wrong, or a package is
+            missing.
     """
     sampler = _build("hydra/sweeper/sampler", settings)
     if not isinstance(sampler, optuna.samplers.BaseSampler):
         raise ValueError(f"Expected hydra/sweeper/sampler to be a sampler, got {settings}")
+    # Optuna would miss it in the middle of a search.
+    if isinstance(sampler, optuna.samplers.CmaEsSampler) and find_spec("cmaes") is None:
+        raise ValueError(
+            "Expected the package cmaes for hydra/sweeper/sampler=cmaes, got none: pip install "
+            "'pyro_vae[optuna]'"
+        )
     return sampler
 
 

@@ -31,6 +31,7 @@ def run_code(code, names):
             exec(compile(example.source, "page", "single"), names)
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize(
     ("page", "runs", "conditions"),
     [

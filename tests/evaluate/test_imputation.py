@@ -131,6 +131,7 @@ def test_draws_do_not_depend_on_the_size_of_chunks():
 REPLICATES, ROWS, IMPUTATIONS = 500, 40, 8
 
 
+@pytest.mark.long
 def test_multiple_imputation_has_nominal_coverage_by_rubins_rules():
     """The mean of a column with gaps, whose intercept is drawn anew for each imputation."""
     torch.manual_seed(4)

@@ -387,7 +387,10 @@ def test_a_point_mass_has_the_standard_gradient(estimator):
     assert found[0].abs().min() > 0.1
 
 
-@pytest.mark.parametrize("objective", [ELBO(estimator="stl"), IWAE(4, estimator="dreg")])
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO(estimator="stl"), pytest.param(IWAE(4, estimator="dreg"), marks=pytest.mark.long)],
+)
 def test_the_density_of_a_point_mass_is_no_score(objective):
     """Its mean is not zero: without it a scale would lose its entropy."""
     pyro.set_rng_seed(4)
@@ -564,6 +567,7 @@ def test_weights_of_zero_and_alphas_next_to_one_give_numbers():
         assert Renyi(2, alpha=alpha).bound(torch.tensor([1.0, 3.0])) == 2.0
 
 
+@pytest.mark.long
 def test_the_jackknife_takes_away_the_first_orders_of_the_gap():
     """Bias of log mean w for log-normal weights, whose mean is 1."""
     weights = 0.6 * torch.randn(8, 500_000, dtype=torch.float64) - 0.18

@@ -121,7 +121,9 @@ def test_a_baseline_trains_by_svi():
         # The variance of the score term is large.
         (posteriors.OneHot, Trace_ELBO, 4.0),
         (posteriors.StraightThrough, objectives.ELBO, 2.0),
-        (posteriors.StraightThrough, partial(objectives.IWAE, 5), 2.0),
+        pytest.param(
+            posteriors.StraightThrough, partial(objectives.IWAE, 5), 2.0, marks=pytest.mark.long
+        ),
     ],
 )
 def test_training_finds_the_clusters(posterior, objective, margin):

@@ -61,6 +61,7 @@ def test_a_poisson_is_the_limit():
     assert (mean / p.base_dist.inverse_dispersion < 0.5).all()
 
 
+@pytest.mark.long
 def test_zero_inflation_is_recovered():
     gate = torch.linspace(0.05, 0.6, COLUMNS)
     x = draw(torch.full((COLUMNS,), 4.0), gate, None)

@@ -217,6 +217,7 @@ def stop_a_sweep(number, code, launcher, cwd):
     assert not any("Traceback" in log.read_text() for log in logs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(*BOTH[0], marks=pytest.mark.long), BOTH[1]]
 )

@@ -7,6 +7,7 @@ import pandas
 import pytest
 import torch
 
+from helpers.designs import keep
 from pyro_vae import config, data, reuse
 from pyro_vae.run import run
 
@@ -59,7 +60,7 @@ TABLES = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=TABLES)
+@pytest.fixture(params=keep(("penguins", "wine"), TABLES))
 def table(request, tmp_path):
     """The name, the csv, the settings of the command and some kinds of a table."""
     load, settings, kinds = TABLES[request.param]

@@ -119,6 +119,7 @@ def test_the_code_of_the_page_reads_the_journal(tmp_path, monkeypatch, capsys):
     assert "vae.latent_dim" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_seeded_sampler_goes_on_where_the_last_command_ended(tmp_path):
     seeded = ["hydra.sweeper.sampler.seed=1", "isolate=false"]
     for size in (1, 2):
@@ -132,6 +133,7 @@ def test_a_seeded_sampler_goes_on_where_the_last_command_ended(tmp_path):
     assert again["trials"][0]["params"] == first
 
 
+@pytest.mark.long
 def test_the_mean_over_seeds_of_several_metrics(tmp_path):
     code, said, summary = search(
         "hydra.sweeper.trials=2", "hydra.sweeper.seeds=[0,1]", "isolate=false",
@@ -147,6 +149,7 @@ def test_the_mean_over_seeds_of_several_metrics(tmp_path):
     assert "rate" in said
 
 
+@pytest.mark.long
 def test_trials_of_several_seeds_are_pruned_between_them(tmp_path):
     code, said, summary = search(
         "hydra.sweeper.trials=4", "hydra.sweeper.seeds=[0,1]", "isolate=false", *AGGRESSIVE,

@@ -107,6 +107,7 @@ def test_a_process_that_died_alone_is_noticed_by_the_next_command(tmp_path):
     assert states.count(TrialState.FAIL) == 1
 
 
+@pytest.mark.long
 def test_a_database_notices_a_death_by_missing_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(storage_module, "HEARTBEAT", 1)
     study = open_study("sqlite", tmp_path)
@@ -221,3 +222,9 @@ def test_wrong_samplers_and_pruners_are_refused(settings, message):
         build_sampler(settings)
     with pytest.raises(ValueError, match="hydra/sweeper/pruner to be a pruner, got"):
         build_pruner({"_target_": "optuna.samplers.RandomSampler"})
+
+
+def test_a_missing_package_of_a_sampler_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(storage_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"package cmaes for .*got none: pip install 'pyro_vae"):
+        build_sampler({"_target_": "optuna.samplers.CmaEsSampler"})

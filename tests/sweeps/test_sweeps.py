@@ -188,6 +188,7 @@ def test_a_process_that_is_killed_says_so_by_its_code(name, called, tmp_path):
     assert name in job.describe_exit(code)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
@@ -324,6 +325,7 @@ def test_launchers_isolation_and_a_run_alone_give_the_same_bits(ways, tmp_path):
     assert found["alone"]["normal"] in found["reused"].values()
 
 
+@pytest.mark.long
 def test_jobs_of_a_sweep_draw_a_fixed_number_of_samples(tmp_path):
     most = ["evaluate.num_particles=4000", "isolate=false", "data.n=400"]
     code, said = sweep("seed=0", *most, cwd=tmp_path)
@@ -371,6 +373,7 @@ def test_a_killed_job_is_told_and_the_others_finish(launcher, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "launcher",
     [pytest.param([], id="basic"), pytest.param(JOBLIB, id="joblib", marks=pytest.mark.long)],

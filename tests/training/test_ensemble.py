@@ -142,7 +142,10 @@ def compare(objective, optimizer, clip_norm, parts):
 CHOICES = list(zip(OBJECTIVES, cycle(OPTIMIZERS), cycle([None, 0.5]), cycle(PARTS), strict=False))
 
 
-@pytest.mark.parametrize(("objective", "optimizer", "clip_norm", "parts"), CHOICES)
+@pytest.mark.parametrize(
+    ("objective", "optimizer", "clip_norm", "parts"),
+    [pytest.param(*c, marks=[pytest.mark.long] if i % 3 else []) for i, c in enumerate(CHOICES)],
+)
 def test_objectives_optimizers_and_parts(objective, optimizer, clip_norm, parts):
     compare(objective, optimizer, clip_norm, parts)
 
@@ -176,6 +179,7 @@ def test_a_smaller_last_batch():
     assert_same(made(**parts), rows(count=UNEVEN), {})
 
 
+@pytest.mark.long
 def test_images_by_a_convolutional_network():
     parts = {"encoder": networks.ConvEncoder, "decoder": networks.ConvDecoder}
     assert_same(made(2, (1, 8, 8), **parts), rows((1, 8, 8)), {"epochs": 2, "seed": [1, 2]})
@@ -232,6 +236,7 @@ def test_each_stops_by_itself():
     assert lengths[-1] == 40
 
 
+@pytest.mark.long
 def test_one_that_stops_early_is_calibrated_on_rows_of_its_own():
     x = rows()
     found = assert_same(

@@ -201,7 +201,7 @@ OPAQUE = "does not describe its decoder"
         (changed(viewing), LATER, r"decoder\.has"),
         (changed(normalized), {}, "differs from its recipe"),
         LONG(plain, {"objective": [Renyi(2, alpha=a) for a in (1.0, 0.5, 0.2)]}, None),
-        (plain, {"objective": [Jackknife(4, order=1) for _ in range(3)]}, None),
+        LONG(plain, {"objective": [Jackknife(4, order=1) for _ in range(3)]}, None),
         LONG(recurrent, {}, None),
         (growing, {}, "adds or replaces a setting, module"),
         (changed(frozen), {}, None),
@@ -226,7 +226,9 @@ OPAQUE = "does not describe its decoder"
             )},
             "Own, which is not of torch",
         ),
-        (plain, {"objective": [ELBO(beta=b) for b in torch.tensor([0.5, 1, 2]).double()]}, None),
+        LONG(
+            plain, {"objective": [ELBO(beta=b) for b in torch.tensor([0.5, 1, 2]).double()]}, None
+        ),
         (plain, {"objective": [IWAE(2), ELBO(), IWAE(2)]}, "from the first in objective: ELBO"),
     ],
 )  # fmt: skip

@@ -84,6 +84,7 @@ def test_training_and_evaluation_are_the_same_as_for_dense_counts(engine, likeli
         assert torch.equal(*found)
 
 
+@pytest.mark.long
 def test_many_train_on_sparse_counts():
     mine = make_data(sparse=True)
     # The graph of a normal likelihood is compiled in a fraction of the time.

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from helpers.designs import cover
 from helpers.graphs import count_graph_calls
 from pyro_vae import VAE, compile, data, fit, networks, priors
 from pyro_vae.data import Rows
@@ -40,8 +41,9 @@ VALID = {
 }
 
 
-@pytest.mark.parametrize("rows", VALID)
-@pytest.mark.parametrize("prior", [priors.Normal, partial(priors.Vamp, components=3)])
+@pytest.mark.parametrize(
+    ("rows", "prior"), cover(VALID, [priors.Normal, partial(priors.Vamp, components=3)])
+)
 def test_the_history_is_that_of_eager_validation(prior, rows, graphs, monkeypatch):
     valid = VALID[rows](data.digits().x.valid)
     compiled = trained(made(prior=prior), valid).history
