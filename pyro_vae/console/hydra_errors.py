@@ -26,6 +26,8 @@ __all__ = ["describe_error"]
 _HELP = "--help lists all settings"
 _MOST = 12
 """The largest number of settings that a message lists."""
+_EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""The extra of each launcher of another package."""
 _INSTANTIATE_KEYS = ("_target_", "_partial_")
 
 
@@ -51,9 +53,15 @@ def _one_line(text: str) -> str:
 
 
 def _describe_missing(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if group == "hydra/launcher" and option in _EXTRAS:
+        extra = _EXTRAS[option]
+        return (
+            f"Expected the extra {extra} for the launcher {option}, got none: pip install "
+            f"'pyro_vae[{extra}]'"
+        )
     if error.options is None:
         return _one_line(str(error).partition("\n")[0])
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
     choices = ", ".join(error.options) or "nothing, as the group is empty"
     return f"Expected {group} to be one of {choices}, got {option!r}"
 

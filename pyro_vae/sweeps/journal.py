@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import socket
 import time
 from collections import Counter
 from contextlib import suppress
@@ -92,10 +93,11 @@ def remove_unused_folders() -> None:
 
 def add_entry(entry: Entry) -> None:
     """Appends a line to the journal of this sweep; safe for concurrent processes."""
-    if VARIABLE not in os.environ:
+    if not os.environ.get(VARIABLE):
         return
     _ENTRIES.append(entry)
-    path = Path(os.environ[VARIABLE])
+    # A file for each machine, because several cannot append to one file of a network disk.
+    path = Path(os.environ[VARIABLE]).with_suffix(f".{socket.gethostname()}.jsonl")
     # Starts with a newline, because a full disk may have truncated the previous line.
     line = f"\n{json.dumps(entry._asdict())}\n"
     try:
@@ -112,7 +114,7 @@ def add_entry(entry: Entry) -> None:
 
 def find_owner() -> int:
     """Returns the id of the process that started the sweep, or 0 if it is unknown."""
-    return int(Path(os.environ.get(VARIABLE, "_0")).stem.rpartition("_")[2])
+    return int(Path(os.environ.get(VARIABLE) or "_0").stem.rpartition("_")[2])
 
 
 def close_journal(code: int) -> int:
@@ -146,13 +148,17 @@ def discard_journal() -> None:
 
 def _read_entries(path: Path) -> list[Entry]:
     """Returns the last entry of each job, without lines truncated by a full disk."""
-    entries = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            entry = Entry(**json.loads(line))
-        except (TypeError, ValueError):
-            continue
-        entries[entry.folder] = entry
+    entries: dict[str, Entry] = {}
+    files = sorted(path.parent.glob(f"{path.stem}.*")) if path.name else []
+    for file in files:
+        for line in file.read_text().splitlines():
+            try:
+                entry = Entry(**json.loads(line))
+            except (TypeError, ValueError):
+                continue
+            # Another machine may have ended a job that this one only started.
+            if entry.outcome != "started" or entry.folder not in entries:
+                entries[entry.folder] = entry
     return list(entries.values())
 
 

@@ -10,7 +10,7 @@ SLOTS = ["hydra/launcher=slots", "hydra.launcher.devices=[cpu]", "hydra.launcher
 
 def jobs(sweep):
     """Returns the folders of a sweep's jobs by name."""
-    return {p.name: p for p in sweep.iterdir() if p.is_dir() and p.name != ".journal"}
+    return {p.name: p for p in sweep.iterdir() if p.is_dir() and p.name[0] != "."}
 
 
 def results(sweep):

@@ -548,6 +548,23 @@ def test_a_job_whose_process_vanished_is_told(tmp_path, monkeypatch, capsys):
     assert journal.VARIABLE not in os.environ
 
 
+def test_each_machine_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(journal.VARIABLE, str(tmp_path / ".journal" / "x.jsonl"))
+    job = journal.Entry(str(tmp_path / "job"), "seed=1", "started")
+    # A machine fails, and another one ends its job; the order of their names does not matter.
+    for machine, outcomes in (("b", ["started"]), ("a.net", ["started", "finished"]), ("c", [])):
+        monkeypatch.setattr(journal.socket, "gethostname", lambda machine=machine: machine)
+        for outcome in outcomes:
+            journal.add_entry(job._replace(outcome=outcome))
+    journal._ENTRIES.clear()
+    assert {path.name for path in (tmp_path / ".journal").iterdir()} == {
+        "x.a.net.jsonl", "x.b.jsonl"
+    }  # fmt: skip
+    assert journal.close_journal(0) == 0
+    assert "1 job in" in (said := capsys.readouterr().out)
+    assert "1 finished" in said
+
+
 # Studies
 
 
