@@ -39,6 +39,8 @@ def describe_error(error: BaseException) -> str | None:
         return _describe_unreadable(error)
     if isinstance(error, InstantiationException):
         return _describe_not_built(str(error))
+    if isinstance(error, TypeError):
+        return _describe_wrong_call(error)
     if isinstance(error, ConfigCompositionException):
         return _describe_not_composed(error)
     if isinstance(error, OmegaConfBaseException):
@@ -127,6 +129,14 @@ def _describe_not_built(text: str) -> str:
         reason = re.sub(r"^\S*\(\) ", "", call[3])
         return f"Expected {path} to be settings of {call[1]}, {_one_line(reason)}"
     return _one_line(text)
+
+
+def _describe_wrong_call(error: TypeError) -> str | None:
+    """Describes a wrong call of a target, which Hydra 1.4 marks by a note."""
+    note = "".join(getattr(error, "__notes__", ()))
+    match = re.fullmatch(r"full_key: (\S+)", note)
+    reason = re.sub(r"^\S*\(\) ", "", _one_line(str(error)))
+    return None if match is None else f"Expected other settings of {match[1]}, {reason}"
 
 
 def _describe_not_composed(error: ConfigCompositionException) -> str:

@@ -1,6 +1,7 @@
 """Runs the trials of a search: gets settings from Optuna, launches a job, and returns its value."""
 
 import logging
+import os
 import re
 import statistics
 import time
@@ -177,7 +178,9 @@ def _prepare(
     parser = OverridesParser.create(config_loader=context.config_loader)
     listed = [f"{key}={value}" for key, value in settings["params"].items()]
     space = build_space(parser.parse_overrides([*listed, *arguments]), settings["conditions"])
-    search = _Search(config, settings, context, launcher, space, Path(config.hydra.sweep.dir), "")
+    # Relative, because it is printed.
+    folder = Path(os.path.relpath(config.hydra.sweep.dir))
+    search = _Search(config, settings, context, launcher, space, folder, "")
     _check_command(search)
     if search.pruner is not None and settings["objectives"] not in _PRUNABLE:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Runs one job of a sweep in a subprocess: skips, resumes or starts it."""
 
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -111,6 +112,7 @@ def run_job(cfg: DictConfig) -> float:
             another job.
     """
     exit_with_parent(journal.find_owner())
+    _enter_folder()
     task = _Task(cfg, list(HydraConfig.get().overrides.task))
     outcome, reason = try_task(task)
     task.add_to_journal(outcome, reason)
@@ -123,6 +125,23 @@ def run_job(cfg: DictConfig) -> float:
     before = " (already finished)" if outcome == "skipped" else ""
     _log.info("%s: log evidence %.3f nats per datum%s", name, _read_evidence(task), before)
     return _read_evidence(task)
+
+
+def _enter_folder() -> None:
+    """Enters the working directory of the command, which a process on a cluster may not have.
+
+    Raises:
+        _JobFailed: If the job would be written to a folder that nobody looks at.
+    """
+    hydra = HydraConfig.get()
+    if hydra.job.chdir or Path.cwd() == Path(hydra.runtime.cwd).resolve():
+        return
+    if not os.path.isabs(hydra.sweep.dir):
+        raise _JobFailed(
+            f"Expected hydra.sweep.dir to be an absolute path for a launcher that runs jobs in "
+            f"another folder, got {hydra.sweep.dir!r}"
+        )
+    os.chdir(hydra.runtime.cwd)
 
 
 def try_task(task: _Task) -> tuple[str, str]:

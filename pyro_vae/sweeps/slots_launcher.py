@@ -69,7 +69,7 @@ def launch_jobs(
             )
             job = context.config_loader.load_sweep_config(config, [*overrides, f"device={device}"])
             with open_dict(job):
-                job.hydra.job.id = job.hydra.job.num = first + number
+                job.hydra.job.id, job.hydra.job.num = str(first + number), first + number
             result = run_job(
                 hydra_context=context,
                 task_function=task,

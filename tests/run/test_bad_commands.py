@@ -75,7 +75,7 @@ pyro-vae --config-dir nowhere | Additional config directory '
 pyro-vae --config-dir text.txt | text.txt' not found
 pyro-vae --config-dir my_conf experiment=broken | broken.yaml', got an error in line 3, column 1
 pyro-vae --config-name nothing | Cannot find primary config 'nothing'
-pyro-vae hydra.mode=WALK | expected one of [RUN, MULTIRUN]
+pyro-vae hydra.mode=WALK | MULTIRUN
 pyro-vae hydra.run.dir=text.txt | File exists: 'text.txt': choose another folder
 # Values
 pyro-vae vae.latent_dim=four | Expected latent_dim to be an integer of at least 1, got 'four'
@@ -300,14 +300,14 @@ def test_compose_keeps_the_state_of_hydra(tmp_path):
     from hydra.version import getbase
 
     (tmp_path / "mine.yaml").write_text("x: 1\n")
-    with hydra.initialize_config_dir(str(tmp_path), job_name="mine", version_base="1.2"):
+    with hydra.initialize_config_dir(str(tmp_path), job_name="mine", version_base=None):
         own, base = GlobalHydra.instance().hydra, getbase()
         assert config.compose(["vae.latent_dim=3", "out=."]).vae.latent_dim == 3
         with pytest.raises(Exception, match="nothing"):
             config.compose(["nothing=3"])
         assert GlobalHydra.instance().hydra is own
         assert JobRuntime.instance().get("name") == "mine"
-        assert getbase() == base
+        assert getbase() is base
         assert hydra.compose("mine").x == 1
     config.compose(["out=."])
     assert not GlobalHydra.instance().is_initialized()

@@ -105,10 +105,11 @@ def test_processes_of_submitit(unbroken, tmp_path):
 
 
 def kill_a_task():
-    """Kills the processes of a running task of SLURM, as a lack of memory would."""
+    """Kills the process of a running task of SLURM, as a lack of memory would."""
     found = subprocess.run(
-        ["pgrep", "--full", "submitit.core._submit"], capture_output=True, text=True, check=True
-    )
+        ["pgrep", "--full", "^[^ ]*python.* submitit.core._submit "],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
 
 

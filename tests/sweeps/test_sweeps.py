@@ -444,7 +444,7 @@ def test_a_strange_folder_a_study_of_ones_own_and_a_reference(tmp_path):
     )
     choices = ["--config-dir", "mine", "sweep=own", *QUICK, "evaluate.elbo_particles=${threads}"]
     for said_of in ("2 failed", "2 failed"):
-        code, out, err = call("pyro-vae", *choices, "vae.latent_dim=0", cwd=place)
+        code, out, err = call("pyro-vae", "-m", *choices, "vae.latent_dim=0", cwd=place)
         assert code == 1, err
         assert said_of in out
     failed = [
@@ -588,7 +588,7 @@ def test_a_study_composes_and_each_of_its_choices_does(name):
 
 
 def test_a_study_is_one_word_and_takes_other_settings(tmp_path):
-    choices = ["sweep=priors", *QUICK, "seed=5", "vae/prior=normal,vamp"]
+    choices = ["-m", "sweep=priors", *QUICK, "seed=5", "vae/prior=normal,vamp"]
     code, _, err = call("pyro-vae", *choices, cwd=tmp_path)
     assert code == 0, err
     there = jobs(tmp_path / "multirun" / "priors")
