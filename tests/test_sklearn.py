@@ -44,7 +44,8 @@ def test_the_checks_of_scikit_learn():
     assert sum(row["status"] == "passed" for row in found) > 35
 
 
-@pytest.mark.parametrize("missing", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("missing", [False, True])
 def test_scores_are_the_evidence_of_data_of_a_linear_model(missing):
     x = table()
     if missing:

@@ -213,7 +213,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_schedule_lowers_the_temperature(compile, tmp_path):
     vae, x = relaxed(), data(20).float()
     result = fit(

@@ -36,12 +36,13 @@ def known() -> tuple[VAE, LinearGaussian, torch.Tensor, torch.Tensor, torch.Tens
     return vae.requires_grad_(False), truth, x, y, weights
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "loss", "size"),
     [
         (AutoMultivariateNormal, objectives.ELBO, None),
-        pytest.param(AutoNormal, Trace_ELBO, None, marks=pytest.mark.long),
-        pytest.param(AutoNormal, TraceMeanField_ELBO, 100, marks=pytest.mark.long),
+        (AutoNormal, Trace_ELBO, None),
+        (AutoNormal, TraceMeanField_ELBO, 100),
     ],
 )
 def test_the_posterior_of_the_weights_is_recovered(family, loss, size):

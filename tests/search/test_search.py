@@ -78,6 +78,7 @@ def test_a_search_runs_its_trials_and_the_same_command_continues_it(tmp_path):
     assert (compared.code, "4 runs: 4 finished" in compared.out) == (0, True)
 
 
+@pytest.mark.long
 def test_trials_are_pruned_by_their_epochs(tmp_path):
     code, said, summary = search("hydra.sweeper.trials=5", *AGGRESSIVE, cwd=tmp_path)
     assert code == 0, said

@@ -55,7 +55,7 @@ def weights(vae):
     ("likelihood", "engine"),
     [
         (likelihoods.NegativeBinomial, False),
-        (likelihoods.Normal, "strict"),
+        pytest.param(likelihoods.Normal, "strict", marks=pytest.mark.long),
         pytest.param(likelihoods.NegativeBinomial, "strict", marks=pytest.mark.long),
     ],
 )
