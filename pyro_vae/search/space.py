@@ -76,11 +76,21 @@ class Space(NamedTuple):
         corners = [first]
         for dimension in self.dimensions:
             for value in _list_ends(dimension.distribution):
-                wanted = {key: allowed[0] for key, allowed in dimension.condition.items()}
-                corner = self._complete(wanted | {dimension.key: value})
+                corner = self._complete(self._enable(dimension) | {dimension.key: value})
                 if corner not in corners:
                     corners.append(corner)
         return corners
+
+    def _enable(self, dimension: Dimension) -> dict[str, str]:
+        """Returns choices at which a setting is used, and those that these need in turn."""
+        by_key = {other.key: other for other in self.dimensions}
+        wanted: dict[str, str] = {}
+        pending = [dimension]
+        while pending:
+            for key, allowed in pending.pop().condition.items():
+                wanted.setdefault(key, allowed[0])
+                pending.append(by_key[key])
+        return wanted
 
     def _complete(self, wanted: Mapping[str, str]) -> list[str]:
         values: dict[str, str] = {}

@@ -299,32 +299,39 @@ def _work(search: _Search, study: SharedStudy, first: int) -> None:
 
 def _run_trial(search: _Search, study: SharedStudy, trial: Trial, overrides: list[str]) -> None:
     """Runs the jobs of a trial, and ends it by their outcome."""
-    totals: list[list[float]] = []
     try:
         with study.keep_alive(trial):
-            for seed in search.seeds:
-                seeded = overrides if seed is None else [*overrides, f"seed={seed}"]
-                outcome, values = _run_job(search, study, trial, seeded)
-                if outcome == "pruned":
-                    study.prune(trial)
-                    return
-                if outcome == "failed":
-                    study.fail(trial._trial_id, str(values))
-                    return
-                totals.append(values)
-                if _is_pruned_between(search, study, trial, totals):
-                    study.prune(trial)
-                    return
+            outcome, result = _run_jobs(search, study, trial, overrides)
     except BaseException:
         study.release(trial)
         raise
-    means = [statistics.mean(values) for values in zip(*totals, strict=True)]
-    study.complete(trial, means)
-    text = ", ".join(
-        f"{name} {mean:.4g}"
-        for name, mean in zip(search.settings["objectives"], means, strict=True)
-    )
-    _log.info("trial %d: %s", trial.number, text)
+    if outcome == "pruned":
+        study.prune(trial)
+    elif outcome == "failed":
+        study.fail(trial._trial_id, str(result))
+    else:
+        study.complete(trial, result)
+        text = ", ".join(
+            f"{name} {mean:.4g}"
+            for name, mean in zip(search.settings["objectives"], result, strict=True)
+        )
+        _log.info("trial %d: %s", trial.number, text)
+
+
+def _run_jobs(
+    search: _Search, study: SharedStudy, trial: Trial, overrides: list[str]
+) -> tuple[str, Any]:
+    """Runs a job for each seed; returns the outcome, with mean values or the reason it failed."""
+    totals: list[list[float]] = []
+    for seed in search.seeds:
+        seeded = overrides if seed is None else [*overrides, f"seed={seed}"]
+        outcome, values = _run_job(search, study, trial, seeded)
+        if outcome != "finished":
+            return outcome, values
+        totals.append(values)
+        if _is_pruned_between(search, study, trial, totals):
+            return "pruned", None
+    return "finished", [statistics.mean(values) for values in zip(*totals, strict=True)]
 
 
 def _is_pruned_between(

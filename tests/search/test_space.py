@@ -80,6 +80,14 @@ def test_corners_use_each_choice_and_both_ends():
     assert all("components" not in " ".join(c) for c in corners if "vae/prior=normal" in c)
 
 
+def test_corners_follow_conditions_of_conditions():
+    chain = {"b": {"a": "2"}, "c": {"b": "2"}}
+    corners = space("a=1,2", "b=1,2", "c=interval(0,1)", conditions=chain).list_corners()
+    assert ["a=2", "b=2", "c=1.0"] in corners
+    assert ["a=2", "b=1"] in corners
+    assert ["a=1"] in corners
+
+
 def test_equal_spaces_have_equal_descriptions():
     one = space(*PRIORS, "seed=1", conditions=COMPONENTS)
     assert one.describe() == space("seed=1", *PRIORS[::-1], conditions=COMPONENTS).describe()
