@@ -503,6 +503,25 @@ def test_a_setting_that_refers_to_nothing_fails_in_its_job(tmp_path):
     assert "reason  InterpolationKeyError: Interpolation key 'nowhere' not found" in said
 
 
+def test_a_job_enters_the_folder_of_the_command(tmp_path, monkeypatch):
+    """Processes of a cluster start elsewhere."""
+    (tmp_path / "command").mkdir()
+    monkeypatch.chdir(tmp_path)
+    hydra = OmegaConf.create({
+        "job": {"chdir": False}, "runtime": {"cwd": str(tmp_path / "command")},
+        "sweep": {"dir": "multirun/sweep"},
+    })  # fmt: skip
+    monkeypatch.setattr(job.HydraConfig, "get", lambda: hydra)
+    with pytest.raises(
+        job._JobFailed, match=r"to be an absolute path .*'multirun/sweep'"
+    ):
+        job._enter_folder()
+    assert Path.cwd() == tmp_path
+    hydra.sweep.dir = str(tmp_path / "command" / "multirun")
+    job._enter_folder()
+    assert Path.cwd() == tmp_path / "command"
+
+
 # The journal
 
 
