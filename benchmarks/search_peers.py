@@ -2,10 +2,10 @@
 
     python benchmarks/search_peers.py --results FILE [--seeds 3] [--trials 24]
 
-Both choose the prior, the latent dimensions and the learning rate by Optuna's TPE, with two trials at
-a time on one thread each. Needs the extras ``joblib`` and ``optuna``, and hydra-optuna-mlflow-sweeper
-0.1.3. Prints the best log evidence, the epochs that were trained, and the seconds; a finished search
-is a line of the file, and is not run again.
+Both choose the prior, the latent dimensions and the learning rate by Optuna's TPE, with two trials
+at a time on one thread each. Needs the extras ``joblib`` and ``optuna``, and the package
+hydra-optuna-mlflow-sweeper 0.1.3. Prints the best log evidence, the epochs that were trained, and
+the seconds; a finished search is a line of the file, and is not run again.
 """
 
 import argparse
