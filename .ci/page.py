@@ -1,9 +1,9 @@
 """Runs the commands and the Python code of a page, in order and from nothing but an environment.
 
-    python page.py PAGE ENVIRONMENT WHEEL [--section TITLE] [--skip TEXT] [-- WORDS ...]
+    python page.py PAGE ENVIRONMENT WHEEL [--section TITLE] [--skip TEXT] [--words ...]
 
-``pip install 'pyro_vae[...]'`` installs the wheel instead. WORDS are added to each ``pyro-vae`` to
-make it quick. Commands that contain the text of ``--skip`` are left out.
+``pip install 'pyro_vae[...]'`` installs the wheel instead. The words are added to each
+``pyro-vae`` to make it quick. Commands that contain the text of ``--skip`` are left out.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--section", default="")
     parser.add_argument("--skip")
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("--words", nargs="*", default=[])
     given = parser.parse_args()
     programs = given.environment.absolute() / "bin"
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}

@@ -1,4 +1,4 @@
-"""Plugins of Hydra: the group ``vae`` in every application, a sweeper and a launcher.
+"""Plugins of Hydra: the group ``vae`` in every application, a sweeper and launchers.
 
 Hydra imports this at the start of each application of this environment, so it imports neither
 PyTorch nor this package.
@@ -102,3 +102,50 @@ class SlotsLauncher(Launcher):
             task=self.task_function,
             **self.settings,
         )
+
+
+class _ClusterLauncher(Launcher):
+    """Runs jobs on a cluster, by the launcher of another package.
+
+    Arguments:
+        settings: The settings of ``hydra.launcher``.
+    """
+
+    engine = ""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Stores the parts of Hydra that run jobs."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Runs the jobs, and returns their results."""
+        from pyro_vae.sweeps.clusters import launch_jobs
+
+        return launch_jobs(
+            self.engine,
+            self.settings,
+            job_overrides,
+            initial_job_idx,
+            config=self.config,
+            context=self.hydra_context,
+            task=self.task_function,
+        )
+
+
+class SlurmLauncher(_ClusterLauncher):
+    """Runs jobs on SLURM, by submitit: ``hydra/launcher=slurm``."""
+
+    engine = "slurm"
+
+
+class RayLauncher(_ClusterLauncher):
+    """Runs jobs on Ray: ``hydra/launcher=ray_cluster``."""
+
+    engine = "ray"

@@ -110,6 +110,10 @@ class SharedStudy:
         repeated = {trial.user_attrs.get(RETRY) for trial in trials}
         return [t for t in trials if t.state == TrialState.FAIL and t.number not in repeated]
 
+    def count_ended(self) -> int:
+        """Returns the number of finished and pruned trials."""
+        return sum(trial.state in _ENDED for trial in self.list_trials())
+
     def has_open_trials(self) -> bool:
         """Whether a trial is running or waiting, in any process."""
         return any(trial.state in _OPEN for trial in self.list_trials())

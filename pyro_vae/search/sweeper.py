@@ -164,6 +164,12 @@ def run_search(
             f"{len(failed)} trials failed, more than hydra.sweeper.max_failures="
             f"{search.settings['max_failures']}: see their reasons above"
         )
+    ended = study.count_ended()
+    if ended < search.settings["trials"]:
+        raise _SearchFailed(
+            f"the search ended after {ended} of {search.settings['trials']} trials, because its "
+            f"workers ended: run the same command again"
+        )
 
 
 def _prepare(
@@ -362,9 +368,13 @@ def _run_job(
     # Known before the job, whose process may be killed.
     job = search.context.config_loader.load_sweep_config(search.config, overrides)
     _add_folder(trial, str(job.hydra.sweep.subdir))
-    results: Sequence[JobReturn] = search.launcher.launch(
-        [[*overrides, channel]], initial_job_idx=trial.number
-    )
+    try:
+        results: Sequence[JobReturn] = search.launcher.launch(
+            [[*overrides, channel]], initial_job_idx=trial.number
+        )
+    except ValueError as error:
+        # A cluster that refuses a job may take the next one.
+        return "failed", str(error)
     result = results[0]
     if result.status == JobStatus.FAILED:
         return "failed", " ".join(str(result._return_value).split())

@@ -195,7 +195,7 @@ def _summarize(entries: list[Entry], sweep: Path, code: int, searches: bool) -> 
             lines += [
                 "",
                 f"failed    {entry.overrides}",
-                f"  reason  {entry.reason}",
+                f"  reason  {' '.join(entry.reason.split())}",
                 *(
                     f"  log     {path}"
                     for path in [Path(entry.folder) / "job.log"]

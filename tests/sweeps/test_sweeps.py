@@ -512,9 +512,7 @@ def test_a_job_enters_the_folder_of_the_command(tmp_path, monkeypatch):
         "sweep": {"dir": "multirun/sweep"},
     })  # fmt: skip
     monkeypatch.setattr(job.HydraConfig, "get", lambda: hydra)
-    with pytest.raises(
-        job._JobFailed, match=r"to be an absolute path .*'multirun/sweep'"
-    ):
+    with pytest.raises(job._JobFailed, match=r"to be an absolute path .*'multirun/sweep'"):
         job._enter_folder()
     assert Path.cwd() == tmp_path
     hydra.sweep.dir = str(tmp_path / "command" / "multirun")
