@@ -85,7 +85,7 @@ def train(prior: str, latent_dim: int, hidden: str, lr: float, seed: int) -> Row
 
 
 def measure(table: Path) -> None:
-    """Trains what the table lacks."""
+    """Trains the configurations that are not in the table yet."""
     names = ("prior", "latent_dim", "hidden", "lr", "seed")
     finished = {tuple(row[name] for name in names) for row in read_lines(table)}
     jobs = list(product(PRIORS, LATENT_DIMS, HIDDEN, RATES, range(SEEDS)))

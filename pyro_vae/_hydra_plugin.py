@@ -72,8 +72,8 @@ class OptunaSweeper(Sweeper):
         )
 
 
-class SlotsLauncher(Launcher):
-    """Runs jobs at the same time, each on a device that it holds: ``hydra/launcher=slots``.
+class _Launcher(Launcher):
+    """Stores the settings and parts of Hydra for a function of this package that runs jobs.
 
     Arguments:
         settings: The settings of ``hydra.launcher``.
@@ -86,7 +86,15 @@ class SlotsLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Stores the parts of Hydra that run jobs."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.parts: dict[str, Any] = {
+            "config": config,
+            "context": hydra_context,
+            "task": task_function,
+        }
+
+
+class SlotsLauncher(_Launcher):
+    """Runs jobs at the same time, each on a device that it holds: ``hydra/launcher=slots``."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -94,33 +102,13 @@ class SlotsLauncher(Launcher):
         """Runs the jobs, and returns their results."""
         from pyro_vae.sweeps.slots_launcher import launch_jobs
 
-        return launch_jobs(
-            job_overrides,
-            initial_job_idx,
-            config=self.config,
-            context=self.hydra_context,
-            task=self.task_function,
-            **self.settings,
-        )
+        return launch_jobs(job_overrides, initial_job_idx, **self.parts, **self.settings)
 
 
-class _ClusterLauncher(Launcher):
-    """Runs jobs on a cluster, by the launcher of another package.
+class SlurmLauncher(_Launcher):
+    """Runs jobs on SLURM, by submitit: ``hydra/launcher=slurm``."""
 
-    Arguments:
-        settings: The settings of ``hydra.launcher``.
-    """
-
-    engine = ""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Stores the parts of Hydra that run jobs."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+    engine = "slurm"
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -128,24 +116,10 @@ class _ClusterLauncher(Launcher):
         """Runs the jobs, and returns their results."""
         from pyro_vae.sweeps.clusters import launch_jobs
 
-        return launch_jobs(
-            self.engine,
-            self.settings,
-            job_overrides,
-            initial_job_idx,
-            config=self.config,
-            context=self.hydra_context,
-            task=self.task_function,
-        )
+        return launch_jobs(self.engine, self.settings, job_overrides, initial_job_idx, **self.parts)
 
 
-class SlurmLauncher(_ClusterLauncher):
-    """Runs jobs on SLURM, by submitit: ``hydra/launcher=slurm``."""
-
-    engine = "slurm"
-
-
-class RayLauncher(_ClusterLauncher):
+class RayLauncher(SlurmLauncher):
     """Runs jobs on Ray: ``hydra/launcher=ray_cluster``."""
 
     engine = "ray"

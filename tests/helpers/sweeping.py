@@ -2,10 +2,24 @@
 
 import json
 
-__all__ = ["JOBLIB", "SLOTS", "jobs", "results"]
+__all__ = ["GRID", "JOBLIB", "SLOTS", "jobs", "results"]
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SLOTS = ["hydra/launcher=slots", "hydra.launcher.devices=[cpu]", "hydra.launcher.jobs_per_device=2"]
+GRID = [
+    "-m",
+    "vae/prior=normal,vamp",
+    "vae/likelihood=normal,continuous_bernoulli",
+    "vae.latent_dim=2,4,8",
+    "objective=elbo,iwae",
+    "data.binarize=none",
+    "train.epochs=20",
+    "train.checkpoint_seconds=0",
+    "evaluate.num_particles=50",
+    "evaluate.elbo_particles=10",
+    "evaluate.baseline_components=3",
+]
+"""A sweep of 24 jobs for each seed."""
 
 
 def jobs(sweep):

@@ -17,31 +17,18 @@ import pytest
 
 from helpers.clusters import start_ray, start_slurm, wait_until
 from helpers.paths import ROOT
-from helpers.sweeping import jobs, results
+from helpers.sweeping import GRID, jobs, results
 from pyro_vae.sweeps import job_status
 
 pytestmark = pytest.mark.cluster
 
-SWEEP = [
-    "-m",
-    "vae/prior=normal,vamp",
-    "vae/likelihood=normal,continuous_bernoulli",
-    "vae.latent_dim=2,4,8",
-    "objective=elbo,iwae",
-    "data.binarize=none",
-    "train.epochs=20",
-    "train.checkpoint_seconds=0",
-    "evaluate.num_particles=50",
-    "evaluate.elbo_particles=10",
-    "evaluate.baseline_components=3",
-]
 LAST = "Run the same command again to run only the failed and missing jobs."
 
 
 def sweep(*words, cwd, environment=None):
     """Runs the sweep; returns its exit code and what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "pyro_vae", *SWEEP, *words],
+        [sys.executable, "-m", "pyro_vae", *GRID, *words],
         cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     return done.returncode, done.stdout

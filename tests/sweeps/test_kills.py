@@ -9,32 +9,20 @@ import time
 
 import pytest
 
-from helpers.sweeping import JOBLIB, SLOTS, jobs, results
+from helpers.sweeping import GRID, JOBLIB, SLOTS, jobs, results
 from pyro_vae.sweeps import job_status
 
 pytestmark = pytest.mark.long
 
-SWEEP = [
-    "-m",
-    "vae/prior=normal,vamp",
-    "vae/likelihood=normal,continuous_bernoulli",
-    "vae.latent_dim=2,4,8",
-    "objective=elbo,iwae",
-    "seed=0",
-    "data.binarize=none",
-    "train.epochs=20",
-    "train.checkpoint_seconds=0",
-    "evaluate.num_particles=50",
-    "evaluate.elbo_particles=10",
-    "evaluate.baseline_components=3",
-]
 KILLS = 5
 
 
 def start(*arguments, cwd):
     """Starts the sweep."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pyro_vae", *SWEEP, *arguments], cwd=cwd, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "pyro_vae", *GRID, "seed=0", *arguments],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
     )
 
 
