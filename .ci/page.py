@@ -1,15 +1,17 @@
 """Runs the commands and the Python code of a page, in order and from nothing but an environment.
 
-    python page.py PAGE ENVIRONMENT WHEEL [--section TITLE] [--skip TEXT] [--words ...]
+    python page.py PAGE ENVIRONMENT WHEEL [--section TITLE] [--skip TEXT] [--fresh] [--words ...]
 
 ``pip install 'pyro_vae[...]'`` installs the wheel instead. The words are added to each
-``pyro-vae`` to make it quick. Commands that contain the text of ``--skip`` are left out.
+``pyro-vae`` to make it quick. Commands that contain the text of ``--skip`` are left out. With
+``--fresh``, the jobs of a block are removed before the next one.
 """
 
 import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--section", default="")
     parser.add_argument("--skip")
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--words", nargs="*", default=[])
     given = parser.parse_args()
     programs = given.environment.absolute() / "bin"
@@ -40,10 +43,13 @@ def main() -> None:
         if language == "python":
             subprocess.run([programs / "python", "-c", code], check=True)
             continue
+        if given.fresh:
+            shutil.rmtree("multirun", ignore_errors=True)
         for line in code.replace("\\\n", " ").splitlines():
             if given.skip and given.skip in line:
                 continue
             command = re.sub(r"\bpyro_vae(?=\[)", str(given.wheel.absolute()), line)
+            command = command.replace("pip install", "pip install -q")
             if command.startswith("pyro-vae "):
                 command = f"{command} {shlex.join(given.words)}"
             print(f"+ {command}", flush=True)

@@ -37,7 +37,8 @@ def summarize(study: SharedStudy, objectives: Sequence[str]) -> str:
     lines = ["", f"study {study.name!r} in {study.folder}: {numbers}"]
     best = [] if not counts["finished"] else _remove_equal(study.study.best_trials)
     if len(objectives) > 1 and best:
-        lines.append(f"{len(best)} trials that no other beats in all objectives:")
+        these = "this one" if len(best) == 1 else f"these {len(best)}"
+        lines.append(f"no other trial beats {these} in all objectives:")
     for trial in sorted(best, key=lambda trial: trial.values):
         values = zip(objectives, trial.values, strict=True)
         lines += [

@@ -161,7 +161,7 @@ def run_search(
     failed = [trial for trial in study.list_failed() if trial.number >= first]
     if len(failed) > search.settings["max_failures"]:
         raise _SearchFailed(
-            f"{len(failed)} trials failed, more than hydra.sweeper.max_failures="
+            f"failed trials: {len(failed)}, more than hydra.sweeper.max_failures="
             f"{search.settings['max_failures']}: see their reasons above"
         )
     ended = study.count_ended()

@@ -110,6 +110,13 @@ def test_trials_are_pruned_by_their_epochs(tmp_path):
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + 3
 
 
+def test_a_search_whose_workers_end_early_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeper, "_work", lambda *arguments: None)
+    code, said, _ = search("hydra.sweeper.trials=3", cwd=tmp_path)
+    assert code == 1
+    assert "the search ended after 0 of 3 trials" in said
+
+
 def test_the_code_of_the_page_reads_the_journal(tmp_path, monkeypatch, capsys):
     words = ["hydra.sweeper.trials=1", "study=first", "isolate=false"]
     assert call("pyro-vae", *SEARCH, *SPACE, *words, cwd=tmp_path).code == 0
@@ -169,7 +176,7 @@ def test_failures_are_repeated_once_and_listed(tmp_path):
     assert code == 1
     assert states(summary) == ["failed"] * 4
     assert len(re.findall("failed trial . repeated by trial|failed trial ., repeated", said)) == 2
-    assert "2 trials failed, more than hydra.sweeper.max_failures=1" in said
+    assert "failed trials: 2, more than hydra.sweeper.max_failures=1" in said
     assert "Traceback" not in said
     assert "batch_size" in summary["trials"][1]["failure"]
 

@@ -78,7 +78,7 @@ def test_a_search_ends_after_too_many_lost_trials(engine, tmp_path, monkeypatch)
         "hydra.sweeper.max_failures=0", "vae.latent_dim=int(interval(2,4))", cwd=tmp_path,
     )  # fmt: skip
     assert code == 1
-    assert "1 trials failed, more than hydra.sweeper.max_failures=0" in err
+    assert "failed trials: 1, more than hydra.sweeper.max_failures=0" in err
     assert "failed trial 0, repeated by trial 1:" in out
     assert "Traceback" not in out + err
 
