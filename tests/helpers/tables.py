@@ -588,7 +588,7 @@ NETWORKS = {
         partial(networks.TransformerDecoder, width=8, heads=2, layers=1, time_dim=2),
     ),
     "embedding": (
-        partial(networks.Embedding, levels=4, dim=3, options={"hidden": [16]}),
+        partial(networks.Embedding, levels=17, dim=3, options={"hidden": [16]}),
         partial(networks.MLP, hidden=[16]),
     ),
     "module": (
