@@ -91,7 +91,7 @@ def _launch_on_ray(
     launcher.setup(**parts)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     start_ray(launcher.ray_cfg.init)
-    # Ray replaces them.
+    # Ray sets its own.
     for number, handler in handlers.items():
         signal.signal(number, handler)
     with _keep_losses(ray, "get", lambda lost: lost):
