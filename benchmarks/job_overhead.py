@@ -6,15 +6,20 @@ Each job trains an MLP for 60 moons for two epochs, evaluates it, and writes a r
 measured by calling ``run`` for all jobs in one process, which has imported all and run one job
 before. ``composing`` is the time of Hydra's configuration of a job. The overhead of a launcher is
 the time of its sweep, times the number of jobs at a time, less the start of the command, divided by
-the number of jobs, less the work. ``submitit_local``, ``slurm`` and ``ray_cluster`` need their
-extras; the last two run two jobs at a time on a cluster that is found by the environment.
+the number of jobs, less the work. ``submitit_local``, ``slurm`` and ``ray_cluster`` need the extras
+``slurm`` and ``ray``. The last two run two jobs at a time on a cluster of two nodes, which is
+started on this machine; that of SLURM needs Debian's packages slurm-wlm, slurmdbd, mariadb-server
+and munge.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SETTINGS = [
@@ -39,13 +44,13 @@ LAUNCHERS = {
     "ray_cluster": (2, ["hydra/launcher=ray_cluster"]),
 }
 WORK = """
-import sys, time, warnings
+import sys, time
 import torch
 from pyro_vae import config
 from pyro_vae.run import run
 torch.set_num_threads(1)
 settings, jobs = sys.argv[2:], int(sys.argv[1])
-run(config.compose([*settings, "seed=-1", "out=first"]))
+run(config.compose([*settings, "seed=999999", "out=first"]))
 began = time.perf_counter()
 configurations = [config.compose([*settings, f"seed={i}", f"out=job{i}"]) for i in range(jobs)]
 composed = time.perf_counter()
@@ -56,13 +61,33 @@ print((composed - began) / jobs, (ended - composed) / jobs)
 """
 
 
-def sweep(folder: Path, launcher: list[str], jobs: int) -> float:
+@contextmanager
+def start_cluster(name: str) -> Iterator[dict[str, str]]:
+    """Starts the cluster of a launcher, if it needs one, and yields the environment."""
+    if name not in ("slurm", "ray_cluster"):
+        yield {**os.environ}
+        return
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from helpers.clusters import start_ray, start_slurm
+
+    # A short path, because sockets lie there.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        if name == "slurm":
+            with start_slurm(Path(folder)) as environment:
+                yield environment
+        else:
+            with start_ray(Path(folder)) as cluster:
+                yield cluster.environment
+
+
+def sweep(folder: Path, launcher: list[str], jobs: int, environment: dict[str, str]) -> float:
     """Runs a sweep, and returns the seconds that it took."""
     seeds = ",".join(map(str, range(jobs)))
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "pyro_vae", "-m", *SETTINGS, f"seed={seeds}", *launcher],
-        cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=folder, env=environment, check=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     found = len(list(folder.glob("multirun/sweep/*/metrics.json")))
     assert found == jobs, f"{found} jobs of {jobs} are finished"
@@ -86,9 +111,10 @@ def main() -> None:
     for name in ["basic, isolate=false", *given.launchers.split(",")]:
         at_once, words = LAUNCHERS[name]
         seconds = []
-        for jobs in (at_once, given.jobs):
-            with tempfile.TemporaryDirectory() as place:
-                seconds.append(sweep(Path(place), words, jobs))
+        with start_cluster(name) as environment:
+            for jobs in (at_once, given.jobs):
+                with tempfile.TemporaryDirectory() as place:
+                    seconds.append(sweep(Path(place), words, jobs, environment))
         each = (seconds[1] - seconds[0]) * at_once / (given.jobs - at_once)
         start = seconds[0] - each
         print(f"| {name} | {at_once} | {start:.1f} | {each - work:.2f} |", flush=True)

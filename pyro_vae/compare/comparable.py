@@ -46,7 +46,8 @@ def find_comparable_sets(runs: Sequence[RunRecord]) -> list[ComparableSet]:
 
     Runs are in one set if they agree in all of these:
 
-    * the data and its settings, including the seed of its split and its binarization;
+    * the data and its settings, including the seed of its split and its binarization, and the
+      test rows themselves if they come from the user's files;
     * the number of rows of each part and of the log evidence;
     * whether grey values are scored by a cross-entropy;
     * whether the likelihood is a probability or a density;
@@ -79,6 +80,8 @@ def _read_protocol(run: RunRecord) -> dict[str, str]:
     name = name.rpartition(".")[2]
     measure = metrics.get("measure") or _OLD_MEASURES.get(name)
     counts = rows.values() if isinstance(rows, Mapping) else [rows]
+    own_file = isinstance(data, Mapping) and data.get("path") is not None
+    test_rows = str(metrics.get("test_sha256"))[:8] if own_file else ""
     return {
         "data": format_level(metrics.get("data")),
         "binarize": format_level(metrics.get("binarize")),
@@ -88,6 +91,7 @@ def _read_protocol(run: RunRecord) -> dict[str, str]:
         "rows": "/".join(map(format_level, counts)),
         "rows of the log evidence": format_level(metrics.get("log_evidence_rows")),
         **(_read_data_settings(data) if isinstance(data, Mapping) else {}),
+        "test rows": test_rows,
     }
 
 

@@ -15,6 +15,7 @@ from pyro_vae.data.base import encode_labels
 from pyro_vae.data.sparse_rows import is_sparse, select_sparse_rows, take_rows
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
+from pyro_vae.reuse.own_data import USER_DATA, check_unchanged
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.vae.recipe import check_allow
 from pyro_vae.vae.serialization import load
@@ -39,9 +40,6 @@ _ROWS_AT_ONCE = 4096
 
 _TABLES = ("pyro_vae.data.table", "pyro_vae.data.counts")
 """Data sets with the argument ``like``."""
-
-_USER_DATA = (*_TABLES, "pyro_vae.data.array", "pyro_vae.data.images")
-"""Data sets from the user's files, which have no standard split."""
 
 
 class SelectedRows(NamedTuple):
@@ -128,6 +126,7 @@ def open_run(
     folder = _find_run_folder(run)
     if source is None:
         dataset, seed = build_own_data(folder, allow, like), _get_seed(cfg["data"])
+        check_unchanged(folder, cfg["data"], dataset)
     elif isinstance(source, Data):
         dataset, seed = source, 0
     else:
@@ -304,7 +303,7 @@ def _build_data(
     """Builds the data of a configuration; a table or counts get the preparation ``like``."""
     options = dict(node)
     target = options.get("_target_")
-    if not split and target in _USER_DATA:
+    if not split and target in USER_DATA:
         options |= {"valid": 0, "test": 0}
     if like is not None and like.covariates is not None and options.get("covariates") == "label":
         # The file may lack some classes of the training rows.

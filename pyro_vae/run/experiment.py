@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae import config, objectives
 from pyro_vae.console.commands import check_interrupted
 from pyro_vae.data import Batch, Data
+from pyro_vae.data.checksum import hash_rows
 from pyro_vae.data.sparse_rows import is_sparse
 from pyro_vae.evaluate import Evidence, baseline
 from pyro_vae.evaluate.held_out import write_held_out
@@ -239,6 +240,7 @@ def _protocol(run: TrainedRun) -> dict[str, Any]:
     """Returns the protocol of the metrics, which any comparison needs."""
     return {
         **describe_protocol(run.data, run.vae),
+        "test_sha256": hash_rows(run.data.test),
         "epochs": len(run.result.history),
         "best_epoch": run.result.best_epoch,
         "steps": run.result.steps,

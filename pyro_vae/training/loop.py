@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae.compiled.optimizer_step import check_optimizer
 from pyro_vae.compiled.step import Step, compile
 from pyro_vae.data import Batch, Rows
+from pyro_vae.data.checksum import hash_tensors
 from pyro_vae.data.sparse_rows import spread_rows
 from pyro_vae.objectives import Schedule
 from pyro_vae.objectives.core.enumeration import mark_enumerated
@@ -358,7 +359,7 @@ class Training:
         """Returns a checksum of all rows with their masks and covariates, computed once."""
         if not self.content:
             parts = [(p.x, p.mask, p.covariates) for p in (self.train, self.valid) if p is not None]
-            self.content = resume_file.hash_tensors([t for part in parts for t in part])
+            self.content = hash_tensors([t for part in parts for t in part])
         return self.content
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = [
     "add_up",
     "build_fingerprint",
     "find_change",
-    "hash_tensors",
     "load_state",
     "save_state",
 ]
@@ -158,20 +157,3 @@ def _drop_later_settings(recipe: Any) -> Any:
     except (AttributeError, KeyError, TypeError, ValueError):
         return recipe
     return values
-
-
-def hash_tensors(tensors: Iterable[Tensor | None]) -> str:
-    """Returns a checksum of shapes, dtypes and values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        form = None if tensor is None else (tuple(tensor.shape), str(tensor.dtype))
-        digest.update(repr(form).encode())
-        for part in () if tensor is None else _get_parts(tensor):
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _get_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    if is_sparse(tensor):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    return (tensor,)
