@@ -1,5 +1,6 @@
 """The type of every data set: split tensors, named with their binarization protocol."""
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling, check_protocol
-from pyro_vae.data.sparse_rows import take_rows
+from pyro_vae.data.sparse_rows import copy_tensor, take_rows
 from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import (
     check_device,
@@ -51,6 +52,10 @@ class Split(NamedTuple):
             return Split(tensor, tensor[:0], tensor[:0])
         return self.map(lambda rows: tensor[rows])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Split":
+        """Returns a copy with copies of the tensors, also of sparse ones."""
+        return self.map(lambda part: copy_tensor(part, memo))
+
 
 class Batch(NamedTuple):
     """Some rows, with their mask and covariates, which may be ``None``."""
@@ -84,6 +89,11 @@ class Rows(NamedTuple):
             x = torch.bernoulli(x, generator=generator)
         others = (self.mask, self.covariates)
         return Batch(x, *(None if t is None else take_rows(t, index) for t in others))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rows":
+        """Returns a copy with copies of the tensors, also of sparse ones."""
+        mask, covariates = copy.deepcopy((self.mask, self.covariates), memo)
+        return Rows(copy_tensor(self.x, memo), mask, self.dynamic, covariates)
 
 
 class Data(NamedTuple):

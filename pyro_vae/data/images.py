@@ -216,6 +216,9 @@ def _open(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     with Image.open(file) as image:
+        # A png without its end can be loaded, but not verified.
+        image.verify()
+    with Image.open(file) as image:
         # Headers can be intact in a truncated file.
         image.load()
         yield image

@@ -1,5 +1,6 @@
 """Rows of dense tensors and of sparse ones, which are made dense some rows at a time."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "ROWS_AT_ONCE",
     "build_sparse",
+    "copy_tensor",
     "is_sparse",
     "iterate_rows",
     "select_sparse_rows",
@@ -94,6 +96,16 @@ def build_sparse(starts: Tensor, columns: Tensor, values: Tensor, shape: Sequenc
         return torch.sparse_csr_tensor(
             starts, columns.to(starts.dtype), values, size=tuple(shape), check_invariants=False
         )
+
+
+def copy_tensor(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Returns a deep copy of a tensor; PyTorch has none of sparse tensors."""
+    if not is_sparse(x):
+        return copy.deepcopy(x, memo)
+    if id(x) not in memo:
+        starts, columns, values = x.crow_indices(), x.col_indices(), x.values()
+        memo[id(x)] = build_sparse(starts.clone(), columns.clone(), values.clone(), x.shape)
+    return memo[id(x)]
 
 
 def iterate_rows(x: Tensor) -> Iterator[Tensor]:

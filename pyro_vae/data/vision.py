@@ -1,9 +1,13 @@
 """Image data sets read by torchvision, which is imported when a set is loaded."""
 
-from collections.abc import Callable
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +21,7 @@ __all__ = ["cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "omniglot", 
 _IDX = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
+_PACKED = ".gz"
 _EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 _OMNIGLOT_PARTS = ("images_background", "images_evaluation")
 _OMNIGLOT_SPLITS = ("alphabets", "burda")
@@ -61,8 +66,8 @@ def mnist(
           https://doi.org/10.1109/5.726791
 
     Arguments:
-        root: The folder of ``MNIST/raw``; by default the environment variable ``PYRO_VAE_DATA``,
-            or ``~/.cache/pyro_vae``.
+        root: The folder of ``MNIST/raw``, with the files unpacked or as ``.gz``; by default the
+            environment variable ``PYRO_VAE_DATA``, or ``~/.cache/pyro_vae``.
         download: Whether torchvision may fetch missing files.
         binarize: A protocol, one of :data:`pyro_vae.data.PROTOCOLS`.
         covariates: ``"label"`` for the label as a covariate, or ``None``.
@@ -361,14 +366,16 @@ def fetch_images(
 ) -> tuple[Images, Images]:
     """Returns training and test images, or raises a ``ValueError`` with reason and remedy."""
     datasets = _torchvision_datasets()
-    where = {"root": str(root), "download": download}
     try:
-        return read(datasets, kind, True, **where), read(datasets, kind, False, **where)
+        with _unpack_archives(root, files, download) as folder:
+            where = {"root": str(folder), "download": download}
+            return read(datasets, kind, True, **where), read(datasets, kind, False, **where)
     except (
-        AssertionError, EOFError, KeyError, OSError, RuntimeError, UnpicklingError, ValueError
+        AssertionError, EOFError, KeyError, OSError, RuntimeError, UnpicklingError, ValueError,
+        zlib.error,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
-        missing = [file for file in files if not (root / file).exists()]
+        missing = [file for file in files if _find_file(root, file) is None]
         state = f"missing: {', '.join(missing)}" if missing else "damaged"
         cure = "put the unpacked files there"
         if kind:
@@ -378,6 +385,32 @@ def fetch_images(
         raise ValueError(
             f"Expected the files of {name} in '{root}', got {state}: {cure} ({reason})"
         ) from error
+
+
+@contextmanager
+def _unpack_archives(root: Path, files: Sequence[str], download: bool) -> Iterator[Path]:
+    """Yields the folder of the files, a temporary one if some of them are only there as ``.gz``.
+
+    torchvision unpacks archives only for a download, and then into the folder of the data.
+    """
+    paths = {file: path for file in files if (path := _find_file(root, file)) is not None}
+    is_packed = any(path.suffix == _PACKED for path in paths.values())
+    if download or len(paths) < len(files) or not is_packed:
+        yield root
+        return
+    with TemporaryDirectory() as folder:
+        for file, path in paths.items():
+            target = Path(folder, file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes()
+            target.write_bytes(gzip.decompress(content) if path.suffix == _PACKED else content)
+        yield Path(folder)
+
+
+def _find_file(root: Path, file: str) -> Path | None:
+    """Returns the path of a file, or else that of its archive; ``None`` if both are missing."""
+    paths = (root / file, root / f"{file}{_PACKED}")
+    return next((path for path in paths if path.exists()), None)
 
 
 def _torchvision_datasets() -> Any:

@@ -17,7 +17,7 @@ from pyro_vae.compiled.tensors import save_tensors
 from pyro_vae.data import Rows
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import Schedule
-from pyro_vae.progress import Progress
+from pyro_vae.progress import Progress, check_progress
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.training.argument_checks import check_vaes, spread_arguments
 from pyro_vae.training.batches import draw_batches, stack_batches
@@ -57,6 +57,7 @@ def fit_many(
     seed: int | Sequence[int] = 0,
     strict: bool = False,
     backend: Backend = "inductor",
+    progress: bool | None = None,
 ) -> list[FitResult]:
     r"""Trains VAEs that differ only in numbers, such as seeds, betas or learning rates, at once.
 
@@ -88,6 +89,7 @@ def fit_many(
         seed: The seed of order and noise; one for all or one for each.
         strict: Whether to raise an error instead of training one after another.
         backend: As of :func:`pyro_vae.compile`.
+        progress: As of :func:`fit`.
 
     Returns:
         A result for each, in order; trained at once, ``engine`` is ``"compiled-many"`` and
@@ -111,6 +113,7 @@ def fit_many(
         >>> [result.steps for result in results]
         [26, 26, 26]
     """
+    check_progress(progress)
     strict, backend, vaes = check_flag("strict", strict), check_backend(backend), check_vaes(vaes)
     arguments = spread_arguments(
         len(vaes), objective=objective, optimizer=optimizer, lr_schedule=lr_schedule,
@@ -125,7 +128,7 @@ def fit_many(
     undo = save_tensors(t for run in runs for t in find_tensors(run.vae, run.objective))
     ensemble, reason = None, ""
     try:
-        ensemble = _Ensemble(runs, backend)
+        ensemble = _Ensemble(runs, backend, progress)
     except BaseException as error:
         undo()
         for module, mode in modes:
@@ -143,7 +146,7 @@ def fit_many(
     warnings.warn(f"The VAEs are trained one after another: {reason}", stacklevel=3)
     results: list[FitResult] = []
     for vae, own in zip(vaes, arguments, strict=True):
-        _fit_next(results, vae, own)
+        _fit_next(results, vae, own | {"progress": progress})
     return results
 
 
@@ -160,8 +163,10 @@ def _fit_next(results: list[FitResult], vae: VAE, arguments: Mapping[str, Any]) 
 class _Ensemble:
     """Trainings that make each step together; raises a ``NotCapturedError`` if they cannot."""
 
-    def __init__(self, runs: Sequence[Training], backend: Backend) -> None:
-        self.runs, self.failures = runs, dict[int, str]()
+    def __init__(
+        self, runs: Sequence[Training], backend: Backend, progress: bool | None = None
+    ) -> None:
+        self.runs, self.failures, self.progress = runs, dict[int, str](), progress
         self.unfinished = dict(enumerate(runs))
         self.began = time.perf_counter()
         generators = []
@@ -191,7 +196,8 @@ class _Ensemble:
         """Makes all steps, and returns the results."""
         with self.exit:
             try:
-                with Progress("training", self.runs[0].epochs, "epochs", at_once=True) as progress:
+                epochs, show = self.runs[0].epochs, self.progress
+                with Progress("training", epochs, "epochs", show=show, at_once=True) as progress:
                     while self.step.active:
                         self.train_epoch()
                         progress.reach(max(run.epoch for run in self.runs))

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.data.sparse_rows import iterate_rows
 from pyro_vae.validation import check_tensor
 
 __all__ = [
+    "can_check_values",
     "check_covariates",
     "check_dtype",
     "check_input",
@@ -19,6 +21,12 @@ __all__ = [
     "check_sparse_rows",
     "check_trailing",
 ]
+
+
+def can_check_values() -> bool:
+    """Whether Pyro's validation is on, and no compiler or function transform is tracing."""
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    return bool(is_validation_enabled()) and not (transformed or torch.compiler.is_compiling())
 
 
 def check_input(name: str, x: Any, module: nn.Module) -> None:

@@ -24,6 +24,7 @@ from pyro_vae.networks import apply_network, eval_mode
 from pyro_vae.param_store import Scope
 from pyro_vae.transforms import InputTransform
 from pyro_vae.vae.input_checks import (
+    can_check_values,
     check_covariates,
     check_dtype,
     check_layout_and_device,
@@ -153,12 +154,17 @@ class _PyroProgram(nn.Module):
             raise ValueError(f"Expected x to be finite, got {int(torch.isinf(x).sum())} infinite")
         check_dtype("x", x, self)
 
+    def validate(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Calls :meth:`check` where values can be read, and Pyro's validation is on."""
+        if can_check_values():
+            self.check(x, mask)
+
     def prepare_data(
         self, x: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Returns the data, without missing values, and the masks of rows and elements."""
-        if x is not None and is_validation_enabled():
-            self.check(x, mask)
+        if x is not None:
+            self.validate(x, mask)
         if mask is None:
             return x, None, None
         rows, elements = split_mask(mask, x, self.event_shape)

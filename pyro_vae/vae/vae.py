@@ -208,17 +208,19 @@ class VAE(nn.Module):
         """Returns q(z given x), of the batch shape of ``x``.
 
         Within another Pyro program its parameters are trained like those of :attr:`guide`. ``mask``
-        is True where a value is observed, of the shape of ``x`` or of its batch.
+        is True where a value is observed, of the shape of ``x`` or of its batch. ``x`` may lie
+        outside of the likelihood's support, as means do; :meth:`check` refuses that.
 
         Raises:
-            ValueError: If ``x`` is not a tensor of the weights' dtype, has no rows or does not end
-                in the event shape, or the covariates do not fit.
+            ValueError: If ``x`` is not a tensor of the weights' dtype, has no rows, does not end in
+                the event shape, or has NaN or infinite values; or the covariates do not fit.
         """
         check_input("x", x, self.guide)
-        self.guide.scope.announce_parameters(self.guide)
         if mask is not None:
             mask = expand_mask(mask, x, self.event_shape)
             x = fill_missing(x, mask, self.guide.fill_value)
+        self.guide.validate(x)
+        self.guide.scope.announce_parameters(self.guide)
         return self.guide.encode(x, covariates, mask)
 
     @guard_process_state

@@ -116,6 +116,13 @@ def test_all_damaged_files_are_named_at_once(folder):
         data.images(folder)
 
 
+def test_a_png_without_its_end_is_damaged(folder):
+    whole = (folder / "cats" / "0.png").read_bytes()
+    (folder / "cats" / "0.png").write_bytes(whole[:-12])
+    with pytest.raises(ValueError, match=r"1 that cannot be read: 'cats/0.png' "):
+        data.images(folder)
+
+
 def test_other_faults(folder, tmp_path):
     for options, message in (
         ({"path": None}, "data.path to name a folder of images, as in"),

@@ -172,6 +172,35 @@ def test_a_vae_learns_from_real_mnist(mnist_root):
     assert evaluate.elbo(vae, made.x.test[:200]).elbo.mean() > before + 200
 
 
+@with_torchvision
+def test_real_archives_give_the_data_of_the_unpacked_files(mnist_root):
+    unpacked, packed = (data.mnist(root, binarize="none") for root in (mnist_root, DATA))
+    assert torch.equal(unpacked.x.test, packed.x.test)
+    assert torch.equal(unpacked.labels.train, packed.labels.train)
+
+
+@with_torchvision
+def test_archives_are_read_in_place_and_damage_is_named(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    images, labels = idx_files(raw, ("train", "t10k"))
+    for path in sorted(raw.iterdir())[1:]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    before = sorted(raw.iterdir())
+    made = data.fashion_mnist(tmp_path, valid=4, binarize="none")
+    check_parts(made, [x[:, None] for x in images], labels, 4)
+    assert sorted(raw.iterdir()) == before
+    packed = raw / "train-images-idx3-ubyte.gz"
+    content = packed.read_bytes()
+    for damaged in (content[:-20], content[:40] + b"oops" + content[44:], b"oops"):
+        packed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"files of fashion_mnist in .*, got damaged: put the"):
+            data.fashion_mnist(tmp_path)
+    packed.unlink()
+    with pytest.raises(ValueError, match="missing: FashionMNIST/raw/train-images-idx3-ubyte: put"):
+        data.fashion_mnist(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "folder"), [("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
 )

@@ -14,6 +14,7 @@ PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 RUN_ELSEWHERE = {
     "renyi.md": "objectives/test_exactness.py",
     "errors.md": "docs/test_error_messages.py",
+    "saving.md": "docs/test_saving.py",
     "search.md": "search/test_search.py",
 }
 """Pages whose code is no doctest, and the test that runs them."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_vae import VAE, config, data, evaluate, fit, progress
+from pyro_vae import VAE, config, data, evaluate, fit, fit_many, progress
 from pyro_vae.console import commands
 from pyro_vae.progress import Progress, read_progress, show_always
 from pyro_vae.run.experiment import run
@@ -114,6 +114,8 @@ def test_another_progress_is_refused(wrong, digits):
     for call in (fit, evaluate.elbo, evaluate.log_evidence):
         with pytest.raises(ValueError, match=message):
             call(vae, digits.x.test[:10], progress=wrong)
+    with pytest.raises(ValueError, match=message):
+        fit_many([vae], digits.x.test[:10], progress=wrong)
 
 
 def test_training_and_evaluation_show_where_they_are(lines_at_once, digits, capsys):
@@ -131,6 +133,18 @@ def test_training_and_evaluation_show_where_they_are(lines_at_once, digits, caps
     assert f"log evidence: 7 of {len(x)} rows" in said
     assert f"log evidence: {len(x)} of {len(x)} rows" in said
     assert f"ELBO: {len(x)} of {len(x)} rows" in said
+
+
+def test_many_trainings_show_where_they_are(lines_at_once, digits, capsys):
+    x = digits.x.valid
+    fit_many([made(), made()], x, epochs=2, backend="eager", progress=True)
+    assert "training: 2 of 2 epochs" in capsys.readouterr().err
+    clipped, free = made(), made()
+    clipped.encoder.register_forward_hook(lambda *_: None)
+    for show, lines in ((True, 2), (False, 0)):
+        with pytest.warns(UserWarning, match="one after another"):
+            fit_many([clipped, free], x, epochs=1, progress=show)
+        assert capsys.readouterr().err.count("training: 1 of 1 epochs") == lines
 
 
 def test_every_stage_of_a_run_shows_progress(lines_at_once, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Sparse counts: the same training and figures as dense ones, in less memory."""
 
+import copy
 import json
 from functools import partial
 
@@ -82,6 +83,19 @@ def test_training_and_evaluation_are_the_same_as_for_dense_counts(engine, likeli
             torch.manual_seed(1)
             found.append(estimate(rows.x, rows.covariates))
         assert torch.equal(*found)
+
+
+def test_data_with_sparse_rows_can_be_copied():
+    mine = make_data(sparse=True)
+    twin, rows = copy.deepcopy((mine, mine.train))
+    assert torch.equal(twin.x.train.to_dense(), mine.x.train.to_dense())
+    assert rows.x is twin.x.train
+    twin.x.train.values().zero_()
+    twin.covariates.train.zero_()
+    assert mine.x.train.values().all()
+    assert mine.covariates.train.any()
+    dense = make_data(sparse=False)
+    assert torch.equal(copy.deepcopy(dense).x.train, dense.x.train)
 
 
 @pytest.mark.long

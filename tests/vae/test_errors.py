@@ -8,9 +8,10 @@ import pytest
 import torch
 from pyro import poutine
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from helpers.tables import EVENT, LIKELIHOODS, data_for
-from pyro_vae import VAE, likelihoods, networks, objectives, posteriors, priors
+from pyro_vae import VAE, likelihoods, networks, objectives, posteriors, priors, transforms
 
 X = data_for("bernoulli")
 GREY = data_for("categorical")
@@ -163,6 +164,37 @@ def test_methods_refuse_wrong_shapes():
     for n in (0, -1, 2.5):
         with pytest.raises(ValueError, match=f"Expected n to be .* got {n}"):
             vae.sample(n, covariates=covariates)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"encoder": partial(networks.Embedding, levels=2)},
+        {"input_transform": partial(transforms.OneHot, levels=2)},
+        {"posterior": posteriors.Full},
+    ],
+)
+def test_methods_refuse_values_that_are_not_finite(wrong, parts):
+    vae = VAE(5, 2, **parts)
+    x = torch.ones(4, 5)
+    x[1, 2] = wrong
+    name = "no NaN, got 1" if wrong != wrong else "finite, got 1 infinite"
+    for call in (vae.encode, vae.reconstruct, partial(vae.interpolate, x[:1]), vae.guide):
+        with pytest.raises(ValueError, match=f"Expected x to (have|be) {name}"):
+            call(x)
+    assert vae.encode(x, mask=x.isfinite()).mean.isfinite().all()
+
+
+def test_encode_takes_means_and_can_be_mapped_and_captured():
+    vae, x = VAE(5, 2), torch.rand(4, 5)
+    expected = vae.encode(x).mean
+    torch.testing.assert_close(torch.func.vmap(lambda row: vae.encode(row).mean)(x), expected)
+    compiled = torch.compile(lambda x: vae.encode(x).mean, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+    with pyro.validation_enabled(False):
+        torch.testing.assert_close(make_fx(lambda x: vae.encode(x).mean)(x)(x), expected)
 
 
 REFUSED = {
