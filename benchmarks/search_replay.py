@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from omegaconf import OmegaConf
 
 from pyro_vae import config
 from pyro_vae.search.storage import build_pruner, build_sampler, without_advice
@@ -132,10 +133,10 @@ def suggest(trial: optuna.Trial) -> tuple[Any, ...]:
 
 def load_settings(kind: str, name: str) -> dict[str, Any]:
     """Returns the settings of a sampler or a pruner of ours."""
-    import yaml
-
-    path = config.APP / "hydra" / "sweeper" / kind / f"{name}.yaml"
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    settings = OmegaConf.load(config.APP / "hydra" / "sweeper" / kind / f"{name}.yaml")
+    # Hyperband refers to the number of epochs.
+    whole = OmegaConf.create({"train": {"epochs": EPOCHS}, "settings": settings})
+    loaded: dict[str, Any] = OmegaConf.to_container(whole, resolve=True)["settings"]
     return loaded
 
 
