@@ -185,7 +185,7 @@
   const charts = Object.fromEntries(
     ["plane", "strip", "parallel"].map((id) => [id, echarts.init(element(id), null, { renderer: "canvas" })]));
   const ANY = { name: "all runs", key: "", levels: ["all"], numbers: false };
-  const view = { set: 0, factor: factors.findIndex((one) => one.name !== "seed"), shown: new Set(), brushed: null };
+  const view = { set: 0, factor: data.start, shown: new Set(), brushed: null };
   const currentFactor = () => factors[view.factor] ?? ANY;
   const levelOf = (run) => runs[run].levels[view.factor] ?? "all";
   const hasMetrics = (id) =>
@@ -480,7 +480,7 @@
   fill(element("factor"), factors.map((factor) => factor.name));
   element("set-choice").hidden = sets.length < 2;
   element("factor-choice").hidden = !factors.length;
-  element("factor").value = String(view.factor = Math.max(0, view.factor));
+  element("factor").value = String(view.factor);
   element("set").addEventListener("change", (event) => {
     view.set = Number(event.target.value);
     clearBrush();
