@@ -72,9 +72,7 @@ def build_latex(comparison: Comparison, metrics: Sequence[str] = PAIRED_METRICS)
     return "\n".join([f"% {MARK}; needs \\usepackage{{booktabs}}.", *tables])
 
 
-def _build_table(
-    comparison: Comparison, group: Group, metrics: Sequence[str], number: int
-) -> str:
+def _build_table(comparison: Comparison, group: Group, metrics: Sequence[str], number: int) -> str:
     table = _tabulate(comparison, group, metrics)
     factors = len(group.factors)
     suffix = f"-{number}" if len(comparison.groups) > 1 else ""
@@ -91,9 +89,7 @@ def _build_table(
     return text.replace(start, f"\\small\n\\setlength{{\\tabcolsep}}{{3pt}}\n{start}")
 
 
-def _tabulate(
-    comparison: Comparison, group: Group, metrics: Sequence[str]
-) -> "pandas.DataFrame":
+def _tabulate(comparison: Comparison, group: Group, metrics: Sequence[str]) -> "pandas.DataFrame":
     import pandas
 
     columns = [comparison.factors.index(factor) for factor in group.factors]
@@ -111,7 +107,9 @@ def _tabulate(
 
 def _build_heading(metric: str) -> str:
     """Returns the name of a metric, with its unit unless the caption states it."""
-    return f"{NAMES[metric]} ({UNITS[metric]})" if UNITS[metric] not in ("", _UNIT) else NAMES[metric]
+    return (
+        f"{NAMES[metric]} ({UNITS[metric]})" if UNITS[metric] not in ("", _UNIT) else NAMES[metric]
+    )
 
 
 def _build_caption(comparison: Comparison, group: Group, metrics: Sequence[str]) -> str:

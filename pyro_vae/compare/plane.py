@@ -115,7 +115,13 @@ def _draw_contours(axes: "Axes") -> None:
         if end - start < 0.1 * (right - left):
             continue
         axes.plot(
-            [start, end], [total - start, total - end], "--", color=_GREY, lw=0.6, alpha=0.6, zorder=1
+            [start, end],
+            [total - start, total - end],
+            "--",
+            color=_GREY,
+            lw=0.6,
+            alpha=0.6,
+            zorder=1,
         )
         axes.text(
             start, total - start, f"  ELBO {-total:g}".replace("-", "\N{MINUS SIGN}"), fontsize=6,
