@@ -59,8 +59,8 @@ def _create(height: float = _HEIGHT) -> tuple["Figure", Any]:
     ax = figure.subplots()
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=_FONT)
-    ax.xaxis.label.set_size(_FONT)
-    ax.yaxis.label.set_size(_FONT)
+    ax.xaxis.label.set_fontsize(_FONT)
+    ax.yaxis.label.set_fontsize(_FONT)
     return figure, ax
 
 

@@ -230,7 +230,7 @@ def _drop_unread_logs() -> Iterator[None]:
         else:
             original(handler, record)
 
-    logging.Handler.handleError = handle_error  # type: ignore[method-assign]
+    logging.Handler.handleError = handle_error  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

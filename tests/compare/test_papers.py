@@ -140,7 +140,7 @@ def test_a_wrong_argument_of_a_figure_is_one_line(sweep, arguments, message):
 def test_no_finished_run_is_one_line(tmp_path):
     write(tmp_path / "0", state="interrupted")
     for function in (build_latex, draw_figure):
-        with pytest.raises(ValueError, match="Expected finished runs.*, got 1 run: 1 interrupted"):
+        with pytest.raises(ValueError, match=r"Expected finished runs.*, got 1 run: 1 interrupted"):
             function(compare([tmp_path]))
 
 
