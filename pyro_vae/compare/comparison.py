@@ -94,6 +94,36 @@ class Comparison:
             f"differences appear significant by chance; 'clear' is corrected for this."
         )
 
+    def choose_factor(self, group: Group, name: str | None = None) -> Factor | None:
+        """Returns the factor by which plots are grouped, or ``None`` if no setting differs.
+
+        Arguments:
+            group: A comparable set.
+            name: The name or the path of the factor. By default, it is the factor with the most
+                levels in the set; of several, the first. The seed is only chosen by its name.
+
+        Raises:
+            ValueError: If no factor has this name.
+        """
+        for factor in self.factors:
+            if name in (factor.name, factor.key):
+                return factor
+        if name is not None:
+            names = ", ".join(factor.name for factor in self.factors) or "none"
+            raise ValueError(f"Expected factor to be one of: {names}; got {name!r}")
+        settings = [factor for factor in self.factors if factor.key != "seed"]
+        return max(settings, key=lambda one: len(one.levels_of(group.runs)), default=None)
+
+    def explain_folded(self, group: Group) -> str:
+        """Returns a note on the settings that follow from the levels of a set; may be empty."""
+        parts = [
+            f"{factor.name}={level} has {', '.join(f'{k}={v}' for k, v in implied.items())}"
+            for factor in group.factors
+            for level in factor.levels_of(group.runs)
+            if (implied := factor.implied(level))
+        ]
+        return f"Settings that follow from a choice: {'; '.join(parts)}." if parts else ""
+
     def describe(self, configuration: Configuration, group: Group) -> str:
         """Returns the levels of a configuration, for the factors of its set."""
         settings = [factor for factor in self.factors if factor.key != "seed"]
@@ -172,9 +202,7 @@ def _summarize_set(
         references: The reference level of each factor.
     """
     ranked = rank_configurations(runs, factors, within)
-    varying = [
-        f for f in factors if f.key != "seed" and len({f.by_run[i] for i in within.runs}) > 1
-    ]
+    varying = [f for f in factors if f.key != "seed" and len(f.levels_of(within.runs)) > 1]
     return Group(
         within.title,
         within.runs,

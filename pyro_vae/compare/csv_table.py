@@ -16,14 +16,16 @@ __all__ = ["build_csv"]
 def build_csv(comparison: Comparison, out: Path) -> str:
     """Returns a csv with the folder, the state, all factors and all scalar metrics of each run.
 
-    A metric with the name of a factor becomes ``metrics.NAME``. The cell of a setting that a run
-    lacks is empty. Text that a spreadsheet would evaluate as a formula is preceded by a quote.
+    Each factor is followed by the settings that are folded into it. A metric with the name of a
+    factor becomes ``metrics.NAME``. The cell of a setting that a run lacks is empty. Text that a
+    spreadsheet would evaluate as a formula is preceded by a quote.
 
     Arguments:
         comparison: The comparison.
         out: The folder to which paths are relative.
     """
-    runs, factors = comparison.runs, comparison.factors
+    runs = comparison.runs
+    factors = [one for factor in comparison.factors for one in (factor, *factor.folded)]
     head = ["run", "state", *(factor.name for factor in factors)]
     metrics = list(
         dict.fromkeys(k for run in runs for k, v in run.metrics.items() if _is_scalar(v))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyro_vae.compare.comparable import ComparableSet
 from pyro_vae.compare.configurations import Mean, over_seeds
-from pyro_vae.compare.factors import Factor, find_tied_factors
+from pyro_vae.compare.factors import Factor
 from pyro_vae.compare.runs import RunRecord
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Difference:
 
     Attributes:
         factor: The name of the factor.
-        along: The names of settings that change together with it.
+        along: The folded settings that change with it, such as ``"lr=0.1 instead of 0.001"``.
         level: The level.
         reference: The level that is subtracted.
         pairs: The number of pairs of runs.
@@ -95,17 +95,14 @@ def paired_differences(
     complete = [i for i in within.runs if None not in map(runs[i].number, PAIRED_METRICS)]
     seeds = [run.seed for run in runs]
     for factor in factors:
-        present = {factor.by_run[index] for index in complete}
-        levels = [level for level in factor.levels if level in present]
+        levels = factor.levels_of(complete)
         if factor.key == "seed" or len(levels) < 2:
             continue
         reference = references[factor.name]
-        if reference not in present:
+        if reference not in levels:
             reference = levels[0]
-        tied = find_tied_factors(factor, factors)
-        equal = [other.by_run for other in factors if other is not factor and other not in tied]
+        equal = [other.by_run for other in factors if other is not factor]
         averages = _average_equal_runs(runs, complete, [factor.by_run, seeds, *equal])
-        along = tuple(other.name for other in tied)
         for level in levels:
             gains = (averages.loc[level] - averages.loc[reference]).dropna()
             if level != reference and len(gains):
@@ -113,10 +110,20 @@ def paired_differences(
                     metric: over_seeds(zip(gains.index.get_level_values(0), values, strict=True))
                     for metric, values in gains.to_dict("list").items()
                 }
+                along = _describe_folded(factor, level, reference)
                 differences.append(
                     Difference(factor.name, along, level, reference, len(gains), means)
                 )
     return differences
+
+
+def _describe_folded(factor: Factor, level: str, reference: str) -> tuple[str, ...]:
+    new, old = factor.implied(level), factor.implied(reference)
+    return tuple(
+        f"{name}={value} instead of {old[name]}"
+        for name, value in new.items()
+        if old.get(name, value) != value
+    )
 
 
 def _average_equal_runs(

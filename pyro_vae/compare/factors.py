@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyro_vae.compare.fields import flatten_settings
@@ -17,7 +17,6 @@ __all__ = [
     "ABSENT",
     "Factor",
     "find_factors",
-    "find_tied_factors",
     "format_level",
     "is_numeric",
     "shorten_paths",
@@ -47,20 +46,47 @@ class Factor:
         name: The shortest ending of the path that is unique among all settings.
         levels: Its levels: numbers by size, others in the order in which they appear.
         by_run: The level of each run, in the order of the runs.
+        folded: For the choice of a class, the settings below it that follow from it.
     """
 
     key: str
     name: str
     levels: tuple[str, ...]
     by_run: tuple[str, ...]
+    folded: tuple["Factor", ...] = ()
+
+    def levels_of(self, runs: Iterable[int]) -> list[str]:
+        """Returns the levels of some runs, in the order of all levels.
+
+        Arguments:
+            runs: The runs, as positions in the list of all.
+        """
+        present = {self.by_run[index] for index in runs}
+        return [level for level in self.levels if level in present]
+
+    def implied(self, level: str) -> dict[str, str]:
+        """Returns the folded settings of a level, by their paths below the factor.
+
+        A setting is left out unless two levels have different values of it. Arguments of a single
+        class need no mention.
+        """
+        if level not in self.by_run:
+            return {}
+        position = self.by_run.index(level)
+        shared = [one for one in self.folded if len({*one.levels} - {ABSENT}) > 1]
+        values = {one.key.removeprefix(f"{self.key}."): one.by_run[position] for one in shared}
+        return {name: value for name, value in values.items() if value != ABSENT}
 
 
 def find_factors(runs: Sequence[RunRecord]) -> list[Factor]:
     """Returns the settings in which runs differ, in the order of their configurations.
 
-    Two kinds of settings are left out: those that do not change a result, and arguments that
-    follow from a class. The latter exist for some levels of the class only, and are constant
-    within each. Runs with an unreadable configuration have no level of any factor.
+    Settings that do not change a result are left out. A setting that follows from the choice of a
+    class is folded into that factor: its path is below that of the class, and no two runs of the
+    same class have different values of it. A run without the setting counts as another value. If
+    several classes determine a setting, it is folded into the outermost one.
+
+    Runs with an unreadable configuration have no level of any factor.
 
     Arguments:
         runs: The runs.
@@ -70,9 +96,14 @@ def find_factors(runs: Sequence[RunRecord]) -> list[Factor]:
     paths = list(dict.fromkeys(key for one in readable for key in one))
     keys = [key for key in paths if len({one.get(key, ABSENT) for one in readable}) > 1]
     keys = [key for key in keys if not _is_redundant_null(key, keys, readable)]
-    keys = [key for key in keys if not _is_implied(key, keys, readable)]
     names = shorten_paths(paths)
-    return [_build_factor(key, names[key], settings, readable) for key in keys]
+    factors = {key: _build_factor(key, names[key], settings, readable) for key in keys}
+    classes = {key: _find_class(key, keys, readable) for key in keys}
+    return [
+        replace(factor, folded=tuple(factors[other] for other in keys if classes[other] == key))
+        for key, factor in factors.items()
+        if not classes[key]
+    ]
 
 
 def _build_factor(
@@ -92,24 +123,6 @@ def _build_factor(
     by_run = [names.get(level, level) for level in (one.get(key, ABSENT) for one in settings)]
     levels = [level for level, one in zip(by_run, settings, strict=True) if one]
     return Factor(key, name, _sort_levels(levels), tuple(by_run))
-
-
-def find_tied_factors(factor: Factor, factors: Sequence[Factor]) -> list[Factor]:
-    """Returns the arguments that change together with a class, and are constant within a level.
-
-    An example is the learning rate in a comparison of two optimizers.
-
-    Arguments:
-        factor: The choice of the class.
-        factors: All factors.
-    """
-    count = len(set(factor.by_run))
-    return [
-        other
-        for other in factors
-        if other.key.startswith(f"{factor.key}.")
-        and len(set(zip(factor.by_run, other.by_run, strict=True))) == count
-    ]
 
 
 def _read_settings(config: Mapping[str, Any]) -> _Settings:
@@ -145,12 +158,10 @@ def _is_redundant_null(key: str, keys: Sequence[str], settings: Sequence[_Settin
     return has_children and {one.get(key, ABSENT) for one in settings} <= {"null", ABSENT}
 
 
-def _is_implied(key: str, keys: Sequence[str], settings: Sequence[_Settings]) -> bool:
-    """Whether only some classes have an argument, and the class determines its level."""
-    if all(key in one for one in settings):
-        return False
-    parents = [parent for parent in keys if key.startswith(f"{parent}.")]
-    return any(_determines(parent, key, settings) for parent in parents)
+def _find_class(key: str, keys: Sequence[str], settings: Sequence[_Settings]) -> str:
+    """Returns the outermost class that determines a setting, or an empty string."""
+    parents = sorted((one for one in keys if key.startswith(f"{one}.")), key=len)
+    return next((parent for parent in parents if _determines(parent, key, settings)), "")
 
 
 def _determines(parent: str, key: str, settings: Sequence[_Settings]) -> bool:

@@ -42,6 +42,8 @@ def _build_section(comparison: Comparison, group: Group) -> list[str]:
         "### Configurations\n\nMean ± standard error over seeds, on held-out rows, best first.",
         _tabulate_configurations(comparison, group),
     ]
+    if folded := comparison.explain_folded(group):
+        parts.append(escape_markdown(folded))
     if group.best_by_level:
         parts += [
             "### Best configuration of each level",

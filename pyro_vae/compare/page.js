@@ -185,7 +185,7 @@
   const charts = Object.fromEntries(
     ["plane", "strip", "parallel"].map((id) => [id, echarts.init(element(id), null, { renderer: "canvas" })]));
   const ANY = { name: "all runs", key: "", levels: ["all"], numbers: false };
-  const view = { set: 0, factor: factors.findIndex((one) => one.name !== "seed"), shown: new Set(), brushed: null };
+  const view = { set: 0, factor: data.start, shown: new Set(), brushed: null };
   const currentFactor = () => factors[view.factor] ?? ANY;
   const levelOf = (run) => runs[run].levels[view.factor] ?? "all";
   const hasMetrics = (id) =>
@@ -219,9 +219,13 @@
     splitLine: { lineStyle: { color: look.line, opacity: 0.6 } },
     ...more,
   });
+  // Searches sample numbers with many digits; tables and tooltips show all of them.
+  const brief = (level) =>
+    level.length > 8 && level.includes(".") && Number.isFinite(Number(level))
+      ? String(Number(Number(level).toPrecision(4))) : level;
   const minus = (value) => String(Number(value.toPrecision(6))).replace("-", "\u2212");
   const legend = (look, names) => ({
-    show: names.length > 1, type: "scroll", top: 0, left: 0, right: 0, data: names, icon: "circle",
+    show: names.length > 1, type: "scroll", top: 0, left: 0, right: 0, data: names, icon: "circle", formatter: brief,
     textStyle: { color: look.soft, width: 150, overflow: "truncate" },
     pageTextStyle: { color: look.soft }, pageIconColor: look.accent, pageIconInactiveColor: look.line,
     itemWidth: 10, itemHeight: 10,
@@ -288,7 +292,7 @@
           markLine: {
             silent: true, symbol: "none", z: 1,
             lineStyle: { color: look.soft, type: [4, 4], width: 1, opacity: 0.55 },
-            label: { formatter: "{b}", position: "insideStartTop", color: look.soft, fontSize: 10.5 },
+            label: { formatter: "{b}", position: "insideStartTop", color: look.soft, fontSize: 12 },
             data: contours(x, y),
           },
         },
@@ -315,16 +319,16 @@
     const groups = byLevels(ids);
     const means = groups.map((one) => overSeeds(one.ids));
     const jitter = (id) => 0.44 * (((id * 0.618034) % 1) - 0.5);
-    const rotated = groups.length > 5 || groups.some((one) => one.level.length > 14);
+    const rotated = groups.length > 5 || groups.some((one) => brief(one.level).length > 14);
     charts.strip.setOption({
       ...base(look),
-      grid: { left: 70, right: 14, top: 14, bottom: rotated ? 92 : 52 },
+      grid: { left: 70, right: 14, top: 14, bottom: rotated ? 106 : 52 },
       xAxis: axis(look, currentFactor().name, {
-        type: "value", min: -0.5, max: groups.length - 0.5, nameGap: rotated ? 70 : 34,
+        type: "value", min: -0.5, max: groups.length - 0.5, nameGap: rotated ? 84 : 34,
         axisTick: { show: false }, splitLine: { show: false },
         axisLabel: {
           color: look.soft, customValues: groups.map((_, index) => index), rotate: rotated ? 35 : 0,
-          width: 110, overflow: "truncate", formatter: (index) => groups[index]?.level ?? "",
+          width: 110, overflow: "truncate", formatter: (index) => brief(groups[index]?.level ?? ""),
         },
       }),
       yAxis: axis(look, "Log evidence (nats per datum)", {
@@ -400,6 +404,7 @@
       parallelAxis: [
         ...indices.map((index, dim) => ({
           dim, name: factors[index].name, type: "category", data: categories(index), ...shared,
+          axisLabel: { ...shared.axisLabel, formatter: brief },
         })),
         ...MEASURED.map((key, offset) => ({
           dim: indices.length + offset, name: figure[key].name, type: "value", scale: true, ...shared,
@@ -470,6 +475,7 @@
     figures.forEach((one) => add(withUnit(one), number(run.figures[one.key], one.decimals)));
     panel.replaceChildren(title, list);
     panel.hidden = false;
+    panel.scrollIntoView({ block: "nearest" });
     table.getRows().forEach((row) => row.getElement().classList.toggle("chosen", row.getData().id === id));
   };
   Object.values(charts).forEach((chart) =>
@@ -480,7 +486,7 @@
   fill(element("factor"), factors.map((factor) => factor.name));
   element("set-choice").hidden = sets.length < 2;
   element("factor-choice").hidden = !factors.length;
-  element("factor").value = String(view.factor = Math.max(0, view.factor));
+  element("factor").value = String(view.factor);
   element("set").addEventListener("change", (event) => {
     view.set = Number(event.target.value);
     clearBrush();

@@ -79,12 +79,17 @@ class _Example(NamedTuple):
     images: list[_Image]
 
 
-def build_page(comparison: Comparison, out: Path) -> str:
+def build_page(comparison: Comparison, out: Path, factor: str | None = None) -> str:
     """Returns the page.
 
     Arguments:
         comparison: The comparison.
         out: The folder of the page; links to reports are relative to it.
+        factor: The factor by which the plots are grouped at first; by default that with the most
+            levels.
+
+    Raises:
+        ValueError: If no factor has this name.
     """
     environment = build_environment()
     environment.filters.update(format_mean=formatting.format_mean)
@@ -95,7 +100,7 @@ def build_page(comparison: Comparison, out: Path) -> str:
     styles = [_read_asset(name) for name in ("assets/tabulator_simple.min.css", "page.css")]
     return environment.from_string(_read_text("page.html.jinja")).render(
         comparison=comparison,
-        data=_embed_json(_build_data(comparison, out)),
+        data=_embed_json(_build_data(comparison, out, factor)),
         scripts=[Markup(script) for script in scripts],
         hashes=" ".join(f"'sha256-{_hash_script(script)}'" for script in scripts),
         styles=[Markup(style) for style in styles],
@@ -128,10 +133,12 @@ def _embed_json(values: Any) -> Markup:
     return Markup(text.replace("<", r"\u003c"))
 
 
-def _build_data(comparison: Comparison, out: Path) -> dict[str, Any]:
+def _build_data(comparison: Comparison, out: Path, factor: str | None) -> dict[str, Any]:
     """Returns the data of the table of runs and of the plots."""
     set_of_run = {index: i for i, group in enumerate(comparison.groups) for index in group.runs}
+    start = comparison.choose_factor(comparison.groups[0], factor) if comparison.groups else None
     return {
+        "start": comparison.factors.index(start) if start else 0,
         "factors": [
             {
                 "name": factor.name,

@@ -2,7 +2,9 @@
 
 import errno
 import functools
+import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -175,16 +177,23 @@ def stop_at_signals(
 ) -> int:
     """Runs a console command, and returns its exit code: 130 or 143 after a signal.
 
+    If the reader of its output has gone, as after ``| head``, the command ends at the next line
+    that it prints, without a message and with the exit code 141. A sweep, which logs its jobs,
+    completes them instead.
+
     Arguments:
         command: The command.
         program: Its name.
         continuation: Returns how to continue after an interruption, as an imperative.
     """
     try:
-        with raise_on_signals():
-            return command()
+        with raise_on_signals(), _drop_unread_logs():
+            return _run_and_flush(command)
     except BaseException as error:
         if not (_received or isinstance(error, KeyboardInterrupt)):
+            if _is_output_closed(error):
+                _discard_output()
+                return 128 + signal.SIGPIPE
             raise
         number = _received[0] if _received else signal.SIGINT
         name = signal.Signals(number).name
@@ -194,6 +203,79 @@ def stop_at_signals(
         return 128 + number
     finally:
         _received.clear()
+
+
+def _run_and_flush(command: Callable[[], int]) -> int:
+    """Runs a command, and raises a ``BrokenPipeError`` if nobody reads its output."""
+    try:
+        code = command()
+    except SystemExit:
+        _flush_output()
+        raise
+    _flush_output()
+    return code
+
+
+@contextmanager
+def _drop_unread_logs() -> Iterator[None]:
+    """Lets a command that logs to a closed pipe go on without output.
+
+    Otherwise each record prints a traceback, and the jobs of a sweep fail with the unwritten text.
+    """
+    original = logging.Handler.handleError
+
+    def handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+        if _is_output_closed(sys.exc_info()[1]):
+            _discard_output()
+        else:
+            original(handler, record)
+
+    logging.Handler.handleError = handle_error  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        logging.Handler.handleError = original  # type: ignore[method-assign]
+
+
+def _flush_output() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError):
+        # The interpreter reports it at exit.
+        pass
+
+
+def _is_output_closed(error: BaseException | None) -> bool:
+    """Whether an error is due to a reader of standard output that has gone.
+
+    Other pipes, such as those to worker processes, may break too.
+    """
+    cause = error.cause if isinstance(error, _UserError) else error
+    return isinstance(cause, BrokenPipeError) and _is_closed_pipe(sys.stdout)
+
+
+def _is_closed_pipe(stream: Any) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Redirects closed pipes to the null device, because the interpreter flushes them at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if _is_closed_pipe(stream):
+            os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def show_errors(
@@ -222,6 +304,8 @@ def show_errors(
         return 2
     except (Exception, _UserError) as error:
         check_interrupted()
+        if _is_output_closed(error):
+            raise
         # Unwrapped, to be shown like an error raised outside Hydra.
         error = error.cause if isinstance(error, _UserError) else error
         line = None if full == "1" else _format_error(error, expected)

@@ -560,7 +560,7 @@ def test_what_changes_with_a_class_does_not_hide_its_difference(tmp_path):
     write(tmp_path / "0", {}, figures(-20))
     write(tmp_path / "1", sgd, figures(-22))
     ((key, one),) = differences(tmp_path).items()
-    assert (key, one.along) == (("optimizer", "SGD", "Adam"), ("lr",))
+    assert (key, one.along) == (("optimizer", "SGD", "Adam"), ("lr=0.1 instead of 0.001",))
     assert one.means["log_evidence"].value == -2
 
 

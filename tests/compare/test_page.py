@@ -1,6 +1,7 @@
 """The page of a comparison in a browser: what it shows, and that it asks for nothing."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -90,11 +91,13 @@ def visit(browser):
     """Opens a page, and fails if it complains or asks for anything."""
     pages, complaints, requests = [], [], []
 
-    def opened(path, width=1280, scheme="light", javascript=True):
+    def opened(path, width=1280, scheme="light", javascript=True, touch=False):
         page = browser.new_page(
             viewport={"width": width, "height": 900},
             color_scheme=scheme,
             java_script_enabled=javascript,
+            has_touch=touch,
+            is_mobile=touch,
         )
         pages.append(page)
         page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
@@ -148,6 +151,96 @@ def test_it_fits_its_window(visit, small, width, scheme):
     assert points(page, "plane") == points(page, "strip") == points(page, "parallel") == 16
     images = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert images == [4] * 4
+
+
+MEASURE = """() => {
+  const width = document.documentElement.clientWidth;
+  const box = (one) => one.getBoundingClientRect();
+  const seen = (one) => box(one).width > 0 && getComputedStyle(one).visibility !== "hidden";
+  const all = (query) => [...document.querySelectorAll(query)].filter(seen);
+  const name = (one) => one.outerHTML.slice(0, 80);
+  const hasText = (one) => [...one.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  const blocks = all("section > *, .pictures > *, section, header > *");
+  const overlaps = blocks.filter((one) => {
+    const next = one.nextElementSibling;
+    if (!next || !seen(next)) return false;
+    return box(next).top < box(one).bottom - 1 && box(next).left < box(one).right - 1;
+  });
+  return {
+    page: document.documentElement.scrollWidth - width,
+    beyond: all("main *").filter((one) => box(one).right > width + 1)
+      .filter((one) => !one.closest(".scroll, #table, pre")).map(name),
+    font: Math.min(
+      ...all("main *").filter(hasText).map((one) => parseFloat(getComputedStyle(one).fontSize))),
+    overlaps: overlaps.map(name),
+    control: Math.min(...all("button, select, input, summary").map((one) => box(one).height)),
+    cropped: all(".plot canvas")
+      .filter((one) => box(one).width > box(one.closest(".plot")).width + 1).map(name),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """The page of four factors with long levels, two sets, a failure and a study."""
+    root = tmp_path_factory.mktemp("wide")
+    for index in range(24):
+        name = ("IWAE", "ELBO")[index // 12]
+        settings = {
+            "vae.prior._target_": f"pyro_vae.priors.{('Normal', 'Mixture', 'Vamp')[index % 3]}",
+            "vae.encoder.hidden": [200, 200 + index % 2, 100, 100],
+            "optimizer.lr": 0.0012345678901 * (1 + index // 3 % 4),
+            "objective._target_": f"pyro_vae.objectives.{name}",
+            "objective.num_particles": 5 if name == "IWAE" else 1,
+            "data._target_": f"pyro_vae.data.{('digits', 'moons')[index % 7 == 0]}",
+        }
+        metrics = {"log_evidence": -20.0 - index, "data": ("digits", "moons")[index % 7 == 0]}
+        compare_runs.write(root / f"{index:012x}", settings, metrics)
+    compare_runs.write(root / "bad", settings, state="failed", reason="a word " * 60)
+    trials = [
+        {"number": n, "state": "finished", "values": [-20.0 - n], "folders": [],
+         "params": {"optimizer.lr": 0.00123, "vae/prior": "normal"}}
+        for n in range(3)
+    ]  # fmt: skip
+    study = {
+        "study": "mine", "objectives": ["log_evidence"], "directions": ["maximize"], "best": [0],
+        "trials": trials, "importances": {"log_evidence": {"optimizer.lr": 0.7, "vae/prior": 0.3}},
+    }  # fmt: skip
+    (root / "study.json").write_text(json.dumps(study))
+    assert main([str(root)]) == 0
+    return root / "comparison.html"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_is_readable_on_a_phone_and_on_a_desk(visit, wide, width):
+    page = visit(wide, width, touch=width == 390)
+    measured = page.evaluate(MEASURE)
+    least = measured.pop("control")
+    assert measured.pop("font") >= 12
+    assert measured == {"page": 0, "beyond": [], "overlaps": [], "cropped": []}
+    assert least >= (44 if width == 390 else 24)
+
+
+def test_a_touch_shows_a_run_and_a_swipe_along_an_axis_selects(visit, small):
+    page = visit(small, 390, touch=True)
+    page.locator("#plane").scroll_into_view_if_needed()
+    box = page.locator("#plane").bounding_box()
+    where = page.evaluate(
+        """() => {
+      const chart = echarts.getInstanceByDom(document.getElementById("plane"));
+      return chart.convertToPixel({ seriesIndex: 0 }, chart.getOption().series[0].data[0].value);
+    }"""
+    )
+    page.touchscreen.tap(box["x"] + where[0], box["y"] + where[1])
+    expect(page.locator("#detail")).to_be_in_viewport()
+    page.locator("#parallel").scroll_into_view_if_needed()
+    box = page.locator("#parallel").bounding_box()
+    session = page.context.new_cdp_session(page)
+    x, y = box["x"] + 52, box["y"] + 60
+    for kind, move in [("Start", 0), *(("Move", 8 * n) for n in range(1, 8)), ("End", None)]:
+        points = [] if move is None else [{"x": x, "y": y + move}]
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    expect(page.locator("#count")).to_have_text("8 of 16 runs shown")
 
 
 def test_a_click_sorts(visit, small):

@@ -147,6 +147,56 @@ def test_an_error_of_the_program_keeps_its_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+# Closed pipes
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("print('a')", 141),
+        ("print('a'); sys.exit(0)", 141),
+        # A sweep logs its jobs, and its processes inherit the text that is not yet written.
+        ("logging.warning('a'); print('b')", 0),
+    ],
+)
+def test_a_closed_pipe_ends_a_command_quietly(body, code, unbuffered):
+    done = run_with_closed_output(body, PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_another_broken_pipe_is_an_error():
+    done = run_with_closed_output(
+        "raise BrokenPipeError(32, 'Broken pipe', 'worker')", closed=False
+    )
+    assert done.returncode == 1
+    assert "BrokenPipeError: Broken pipe: 'worker'" in done.stderr
+
+
+def run_with_closed_output(body, *, closed=True, **environment):
+    """Runs the body of a command with a standard output that nobody reads."""
+    code = (
+        "import logging, sys; from pyro_vae.console import commands\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "def command():\n"
+        f"    {body}\n"
+        "    return 0\n"
+        "sys.exit(commands.run_command(command, program='x'))"
+    )
+    reader, writer = os.pipe()
+    if closed:
+        os.close(reader)
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True,
+            env=os.environ | environment, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+        if not closed:
+            os.close(reader)
+
+
 # Commands
 
 
