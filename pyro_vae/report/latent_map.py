@@ -177,7 +177,7 @@ def _describe_labels(run: TrainedRun, labels: Any, index: Tensor) -> dict[str, A
         share = np.nan_to_num((labels - low) / max(high - low, 1e-12))
         kind = np.round(share * (_SHADES - 1)).astype(int)
         colours = colormaps["viridis"](np.linspace(0, 1, _SHADES))
-        legend = [[f"{low:g}", 0], [f"{high:g}", _SHADES - 1]]
+        legend = [[_name_label(run, low), 0], [_name_label(run, high), _SHADES - 1]]
     else:
         colours = colormaps["tab10" if len(kinds) <= 10 else "tab20"](np.arange(len(kinds)))
         legend = [[shorten_text(str(name)), number] for number, name in enumerate(kinds)]
@@ -186,17 +186,22 @@ def _describe_labels(run: TrainedRun, labels: Any, index: Tensor) -> dict[str, A
         "palette": [to_hex(colour) for colour in colours],
         "color": kind[rows].tolist(),
         "legend": legend,
-        "label": _name_labels(run, labels[rows], rows),
+        "label": _list_labels(run, labels[rows], index),
     }
 
 
-def _name_labels(run: TrainedRun, labels: Any, rows: Any) -> list[str]:
-    names = run.data.label_names
-    if names is not None:
+def _list_labels(run: TrainedRun, labels: Any, index: Tensor) -> list[str]:
+    if run.data.label_names is not None:
         assert run.data.labels is not None
-        return [shorten_text(str(names[k])) for k in run.data.labels.test.cpu()[rows].tolist()]
-    is_float = labels.dtype.kind == "f"
-    return [f"{value:.6g}" if is_float else str(value) for value in labels.tolist()]
+        labels = run.data.labels.test.cpu()[index.cpu()]
+    return [_name_label(run, label) for label in labels.tolist()]
+
+
+def _name_label(run: TrainedRun, label: Any) -> str:
+    """Returns the name of a label, which may be its number."""
+    if run.data.label_names is not None:
+        label = run.data.label_names[int(label)]
+    return f"{label:.6g}" if isinstance(label, float) else shorten_text(str(label))
 
 
 def _describe_map(run: TrainedRun, count: int, projection: Projection) -> str:
