@@ -117,7 +117,7 @@ def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None
     kinds = None if labels is None else np.asarray(labels)
     if kinds is not None and kinds.shape != z.shape[:1]:
         raise ValueError(f"Expected labels of shape {z.shape[:1]}, got {kinds.shape}")
-    points, x_label, y_label = _project_to_plane(z)
+    points, x_label, y_label = project_to_plane(z)
     ax = _create_axes(5.6, 4.4) if ax is None else ax
     _scatter_points(ax, points, kinds)
     ax.set_aspect("equal" if y_label else "auto", adjustable="datalim")
@@ -381,7 +381,7 @@ def _build_mosaic(tiles: _Array, columns: int) -> _Array:
     return mosaic[:-gap, :-gap]
 
 
-def _project_to_plane(z: _Array) -> tuple[_Array, str, str]:
+def project_to_plane(z: _Array) -> tuple[_Array, str, str]:
     """Projects embeddings to a plane; returns the points and the labels of both axes."""
     if z.shape[1] == 1:
         # Multiples of the golden ratio spread points evenly and deterministically.

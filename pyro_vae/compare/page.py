@@ -1,8 +1,6 @@
 """The comparison as a self-contained page, which loads no other file and needs no network."""
 
 import base64
-import hashlib
-import json
 import os
 import re
 import struct
@@ -21,8 +19,7 @@ from pyro_vae.compare.differences import PAIRED_METRICS
 from pyro_vae.compare.factors import is_numeric
 from pyro_vae.compare.runs import RunRecord
 from pyro_vae.compare.study_figures import draw_study
-from pyro_vae.files.atomic import strict_json
-from pyro_vae.files.html import build_environment, format_number
+from pyro_vae.files.html import build_environment, embed_json, format_number, hash_script
 from pyro_vae.files.untrusted import read_bytes
 
 __all__ = ["build_page"]
@@ -100,9 +97,9 @@ def build_page(comparison: Comparison, out: Path, factor: str | None = None) -> 
     styles = [_read_asset(name) for name in ("assets/tabulator_simple.min.css", "page.css")]
     return environment.from_string(_read_text("page.html.jinja")).render(
         comparison=comparison,
-        data=_embed_json(_build_data(comparison, out, factor)),
+        data=embed_json(_build_data(comparison, out, factor)),
         scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{_hash_script(script)}'" for script in scripts),
+        hashes=" ".join(map(hash_script, scripts)),
         styles=[Markup(style) for style in styles],
         examples=list(_find_examples(comparison)),
         studies=[(study, draw_study(study)) for study in comparison.studies],
@@ -120,17 +117,6 @@ def _read_text(name: str) -> str:
 def _read_asset(name: str) -> str:
     """Returns a script or style without its link to a source map, which browsers would load."""
     return re.sub(r"/[/*]# sourceMappingURL=\S+( \*/)?", "", _read_text(name))
-
-
-def _hash_script(script: str) -> str:
-    """Returns the hash that allows a script under the content security policy."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _embed_json(values: Any) -> Markup:
-    """Returns JSON for a script element, which no text in it can close."""
-    text = json.dumps(json.loads(strict_json(values)), separators=(",", ":"))
-    return Markup(text.replace("<", r"\u003c"))
 
 
 def _build_data(comparison: Comparison, out: Path, factor: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "hold_folder",
     "is_held",
     "remove_partial",
+    "replace_non_finite",
     "strict_json",
     "write_whole",
 ]
@@ -227,12 +228,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def strict_json(values: Any) -> str:
     """Returns JSON with null in place of NaN and infinity, which the standard excludes."""
+    return json.dumps(replace_non_finite(values), indent=2, allow_nan=False) + "\n"
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(clean(values), indent=2, allow_nan=False) + "\n"
+def replace_non_finite(value: Any) -> Any:
+    """Returns nested values with ``None`` in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replace_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

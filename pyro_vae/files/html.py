@@ -1,10 +1,17 @@
-"""What all HTML pages share: the template environment, and numbers as text."""
+"""What all HTML pages share: the template environment, scripts and their data, and numbers."""
 
+import base64
+import hashlib
+import json
 import math
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-__all__ = ["build_environment", "format_number"]
+from pyro_vae.files.atomic import replace_non_finite
+
+__all__ = ["build_environment", "embed_json", "format_number", "hash_script"]
 
 
 def build_environment() -> jinja2.Environment:
@@ -12,6 +19,23 @@ def build_environment() -> jinja2.Environment:
     return jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def embed_json(values: Any) -> Markup:
+    r"""Returns JSON for a script element, which no text in it can close.
+
+    Example:
+        >>> print(embed_json({"name": "</script>", "value": math.nan}))
+        {"name":"\u003c/script>","value":null}
+    """
+    text = json.dumps(replace_non_finite(values), separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", r"\u003c"))
+
+
+def hash_script(script: str) -> str:
+    """Returns the hash that allows a script under the content security policy."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def format_number(

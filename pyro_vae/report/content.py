@@ -12,6 +12,8 @@ from pyro_vae.data import Data
 from pyro_vae.evaluate import Evidence
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, Module
 from pyro_vae.report import figures
+from pyro_vae.report.latent_map import build_map
+from pyro_vae.report.latents import Latents
 from pyro_vae.report.table_content import (
     fit_columns,
     is_table,
@@ -37,8 +39,9 @@ def build_report(
     Arguments:
         run: The run.
         metrics: Its metrics.
-        evidence: The log evidence of its held-out rows, to list the least likely ones.
+        evidence: The log evidence of its held-out rows, for the map and the least likely rows.
     """
+    latents = Latents(run)
     fits = fit_columns(run) if is_table(run) else []
     tables = [list_columns(run, fits)] if fits else []
     if fits and evidence is not None:
@@ -49,8 +52,9 @@ def build_report(
         settings=_list_settings(run, metrics),
         figures=_list_metrics(metrics),
         warnings=find_warnings(metrics) + warn_of_columns(fits),
-        pictures=figures.draw_figures(run, metrics, fits),
+        pictures=figures.draw_figures(run, metrics, latents, fits),
         history=run.result.history,
+        latent_map=build_map(run, latents, evidence),
     )
 
 

@@ -11,7 +11,7 @@ from pyro_vae.networks import eval_mode
 from pyro_vae.report.drawing import create_axes, get_figure, to_numpy
 from pyro_vae.report.trained_run import TrainedRun
 
-__all__ = ["draw_counts"]
+__all__ = ["draw_counts", "is_given_sum"]
 
 _ROWS = 2000
 """The most rows that are compared."""
@@ -31,7 +31,7 @@ def _generate(run: TrainedRun) -> Tensor:
     with eval_mode(run.vae):
         prior = run.vae.prior_distribution(covariates).expand(torch.Size((len(x),)))
         p = run.vae.decode(prior.sample(), covariates)
-        if _is_given_sum(run):
+        if is_given_sum(run):
             p = p.at_size(x.flatten(1).sum(1))
         return p.sample()
 
@@ -40,7 +40,8 @@ def _get_observed(run: TrainedRun) -> Tensor:
     return run.data.test.batch(slice(_ROWS)).x
 
 
-def _is_given_sum(run: TrainedRun) -> bool:
+def is_given_sum(run: TrainedRun) -> bool:
+    """Whether the likelihood takes the sum of a row as given."""
     return getattr(run.vae.likelihood, "condition", None) is not None
 
 
@@ -76,6 +77,6 @@ def _draw_sums(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Pictur
     ax = plots.histograms(values, ax=create_axes(5.6, 3.2))
     ax.set_xlabel("sum of a row")
     caption = "The sums of held-out rows, and those of as many generated rows."
-    if _is_given_sum(run):
+    if is_given_sum(run):
         caption += " Generated rows have the sums of held-out rows as size factors."
     return report.Picture("row_sums.png", "Row sums", caption, get_figure(ax))

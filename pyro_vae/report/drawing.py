@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["create_axes", "get_figure", "sample_rows", "to_numpy"]
+__all__ = ["create_axes", "get_figure", "is_image", "sample_rows", "to_numpy"]
 
 
 def create_axes(width: float, height: float) -> Axes:
@@ -21,6 +22,11 @@ def get_figure(ax: Axes) -> Figure:
     figure = ax.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def is_image(event_shape: torch.Size) -> bool:
+    """Whether data of a shape are images."""
+    return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))
 
 
 def sample_rows(vae: VAE, count: int, covariates: Tensor | None, mean: bool) -> Tensor:

@@ -4,15 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.distributions import constraints
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_vae import evaluate, plots, report
 from pyro_vae.collapse import ACTIVE_VARIANCE
-from pyro_vae.data import Data
 from pyro_vae.data.sparse_rows import take_rows
 from pyro_vae.distributions.blocks import contains_means, find_centre, is_real_vector
 from pyro_vae.evaluate.evidence import evidence_by_particles
@@ -20,7 +17,8 @@ from pyro_vae.networks import eval_mode
 from pyro_vae.progress import Progress
 from pyro_vae.report.count_figures import draw_counts
 from pyro_vae.report.covariate_figures import draw_levels, draw_transfers, find_categories
-from pyro_vae.report.drawing import create_axes, get_figure, sample_rows, to_numpy
+from pyro_vae.report.drawing import create_axes, get_figure, is_image, sample_rows, to_numpy
+from pyro_vae.report.latents import Latents
 from pyro_vae.report.series_figures import (
     draw_series_reconstructions,
     draw_series_samples,
@@ -32,7 +30,6 @@ from pyro_vae.vae.vae import VAE
 
 __all__ = ["draw_figures"]
 
-_TSNE_ROWS = 1000
 _PROPOSAL_ROWS = 50
 _PROPOSAL_VALUES = 50_000
 """The most values of the rows whose evidence is drawn, if these are at least ten rows."""
@@ -49,24 +46,24 @@ _PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
 
 
 def draw_figures(
-    run: TrainedRun, metrics: dict[str, Any], fits: Sequence[ColumnFit] = ()
+    run: TrainedRun, metrics: dict[str, Any], latents: Latents, fits: Sequence[ColumnFit] = ()
 ) -> list[report.Picture]:
     """Returns the figures of a run; those of images only if the data are images.
 
     Arguments:
         run: The run.
         metrics: Its metrics.
+        latents: The embeddings of its held-out rows.
         fits: The columns of a table.
     """
     vae, (x, mask, _, covariates) = run.vae, run.data.test
-    labels = get_labels(run.data)
-    means = evaluate.posterior_means(vae, x, covariates=covariates, mask=mask)
+    means = latents.means
     kl = metrics["kl_per_dimension"]
     draws: list[Callable[[], report.Picture]] = []
     if is_series(vae):
         draws.append(partial(draw_series_reconstructions, vae, x, mask, covariates))
         draws.append(partial(draw_series_samples, vae, covariates))
-    elif _is_image(vae.event_shape):
+    elif is_image(vae.event_shape):
         draws.append(partial(_draw_reconstructions, vae, x, mask, covariates))
         draws.append(partial(_draw_samples, vae, covariates))
         real = is_real_vector(getattr(vae.posterior, "support", None))
@@ -87,10 +84,9 @@ def draw_figures(
         draws += draw_table(run, list(fits))
     if vae.event_shape == (2,):
         draws.append(partial(_draw_plane, vae, x, covariates))
-    draws.append(partial(_draw_latent, means, labels, _name_centre(vae)))
-    # t-SNE crashes on identical embeddings, such as those of a collapsed encoder.
-    if vae.latent_dim > 2 and len(means) > 3 and bool((means[:_TSNE_ROWS].var(0) > 1e-6).any()):
-        draws.append(partial(_draw_tsne, means, labels))
+    draws.append(partial(_draw_latent, means, latents.labels, _name_centre(vae)))
+    if latents.has_tsne:
+        draws.append(partial(_draw_tsne, latents))
     if kl is not None:
         draws.append(partial(draw_rates, kl, find_active_units(vae, x, covariates, mask)))
     proposals = partial(_draw_proposals, run, metrics["log_evidence_particles"])
@@ -104,16 +100,6 @@ def _draw_all(draws: Sequence[Callable[[], report.Picture]]) -> list[report.Pict
             figures.append(draw())
             progress.advance()
     return figures
-
-
-def get_labels(data: Data) -> Any:
-    """Returns the labels of held-out data, as names if they are few enough for a legend."""
-    if data.labels is None:
-        return None
-    labels = to_numpy(data.labels.test)
-    if data.label_names is None or len(data.label_names) > plots.MAX_KINDS:
-        return labels
-    return np.array(data.label_names)[labels]
 
 
 def _draw_reconstructions(
@@ -187,7 +173,8 @@ def _draw_traversals(
         z[row, :, dimension] = values
     with eval_mode(vae):
         decoded = vae.decode(z.flatten(0, 1), None if covariates is None else covariates[:1]).mean
-    ax = plots.images(to_numpy(decoded), columns=len(values), ax=create_axes(5.6, 3.4))
+    height = 0.2 + 5.6 / len(values) * len(order)
+    ax = plots.images(to_numpy(decoded), columns=len(values), ax=create_axes(5.6, height))
     caption = (
         f"The embedding of the first held-out datum with one dimension varied from -3 to 3. Rows: "
         f"dimensions {', '.join(str(int(d) + 1) for d in order)}, in order of decreasing rate."
@@ -267,22 +254,15 @@ def _draw_latent(means: Tensor, labels: Any, centre: str) -> report.Picture:
     return report.Picture("latent.png", "Latent space", caption, get_figure(ax))
 
 
-def _draw_tsne(means: Tensor, labels: Any) -> report.Picture:
+def _draw_tsne(latents: Latents) -> report.Picture:
     """Draws embeddings by t-SNE, which preserves neighbourhoods."""
-    from sklearn.manifold import TSNE
-
-    embeddings = to_numpy(means[:_TSNE_ROWS])
-    perplexity = min(30.0, (len(embeddings) - 1) / 3)
-    with threadpool_limits(torch.get_num_threads()):
-        # After 500 iterations neighbourhoods no longer change, at half the time of the default.
-        tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0, max_iter=500)
-        flat = tsne.fit_transform(embeddings)
+    flat, labels = latents.tsne, latents.labels
     ax = plots.latent(
-        flat, None if labels is None else labels[:_TSNE_ROWS], ax=create_axes(5.6, 4.4)
+        flat, None if labels is None else labels[: len(flat)], ax=create_axes(5.6, 4.4)
     )
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
     caption = (
-        f"{len(embeddings):,} embeddings projected by t-SNE: neighbourhoods are meaningful, "
+        f"{len(flat):,} embeddings projected by t-SNE: neighbourhoods are meaningful, "
         f"distances are not."
     )
     return report.Picture("tsne.png", "Latent space by t-SNE", caption, get_figure(ax))
@@ -344,7 +324,3 @@ def _draw_proposals(run: TrainedRun, num_particles: int) -> report.Picture:
         f"high likelihood."
     )
     return report.Picture("proposals.png", "Why the encoder is needed", caption, get_figure(ax))
-
-
-def _is_image(event_shape: torch.Size) -> bool:
-    return len(event_shape) == 2 or (len(event_shape) == 3 and event_shape[0] in (1, 3))

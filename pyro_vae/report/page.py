@@ -8,16 +8,18 @@ import struct
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from markupsafe import Markup
 
 from pyro_vae.files.atomic import write_whole
-from pyro_vae.files.html import build_environment, format_number
+from pyro_vae.files.html import build_environment, embed_json, format_number, hash_script
 from pyro_vae.progress import Progress
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["Figure", "Picture", "Report", "Table", "write"]
+__all__ = ["Figure", "LatentMap", "Picture", "Report", "Table", "write"]
 
 
 class Figure(NamedTuple):
@@ -70,6 +72,19 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class LatentMap(NamedTuple):
+    """A map of embeddings, which shows data and decoded points; it needs JavaScript.
+
+    Attributes:
+        caption: Its description.
+        data: The values for the script of the page; ``None`` for a map that the latents do not
+            have.
+    """
+
+    caption: str
+    data: Mapping[str, Any] | None
+
+
 class Report(NamedTuple):
     """The content of a report.
 
@@ -81,6 +96,7 @@ class Report(NamedTuple):
         pictures: The plots, in the order in which they are shown.
         history: One row per epoch.
         tables: Tables, which are shown below the plots.
+        latent_map: The map of the embeddings, or ``None``.
     """
 
     title: str
@@ -90,6 +106,7 @@ class Report(NamedTuple):
     pictures: Sequence[Picture]
     history: Sequence[Mapping[str, float]]
     tables: Sequence[Table] = ()
+    latent_map: LatentMap | None = None
 
 
 def write(report: Report, folder: Path | str) -> Path:
@@ -152,10 +169,20 @@ def _render(report: Report, pngs: Sequence[bytes]) -> str:
     environment.filters.update(
         format_value=_format_value, format_error=_format_error, is_available=_is_available
     )
-    source = resources.files("pyro_vae.report").joinpath("page.html.jinja").read_text("utf-8")
     plots = [p._asdict() | _embed_png(png) for p, png in zip(report.pictures, pngs, strict=True)]
-    page = environment.from_string(source)
-    return page.render(report=report, plots=plots, summary=_summarize(report))
+    values = None if report.latent_map is None else report.latent_map.data
+    return environment.from_string(_read_text("page.html.jinja")).render(
+        report=report,
+        plots=plots,
+        summary=_summarize(report),
+        map_data=None if values is None else embed_json(values),
+        script=Markup(_read_text("map.js")),
+        script_hash=Markup(hash_script(_read_text("map.js"))),
+    )
+
+
+def _read_text(name: str) -> str:
+    return resources.files("pyro_vae.report").joinpath(name).read_text("utf-8")
 
 
 def _embed_png(png: bytes) -> dict[str, str | int]:

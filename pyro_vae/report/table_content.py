@@ -26,6 +26,8 @@ __all__ = [
     "ColumnFit",
     "draw_table",
     "fit_columns",
+    "format_cell",
+    "get_schema",
     "is_table",
     "list_columns",
     "list_outliers",
@@ -84,7 +86,7 @@ def fit_columns(run: TrainedRun) -> list[ColumnFit]:
     """Returns all columns of a table, the worst fitted first."""
     observed, generated = _get_rows(run)
     fits = []
-    for index, column in enumerate(_get_schema(run).columns):
+    for index, column in enumerate(get_schema(run).columns):
         x, y = observed[:, index], generated[:, index]
         x = x[~np.isnan(x)]
         if len(x):
@@ -92,7 +94,7 @@ def fit_columns(run: TrainedRun) -> list[ColumnFit]:
     return sorted(fits, key=lambda fit: -fit.excess)
 
 
-def _get_schema(run: TrainedRun) -> Schema:
+def get_schema(run: TrainedRun) -> Schema:
     """Returns the columns; those of a table of numbers are all real."""
     if run.data.schema is not None:
         return run.data.schema
@@ -226,7 +228,7 @@ def _correlate(run: TrainedRun, rows: Any) -> Any:
     """Returns the correlations of all pairs of different columns."""
     import pandas
 
-    schema = _get_schema(run)
+    schema = get_schema(run)
     transform = _get_transform(schema)
     x = torch.as_tensor(rows)
     mask = ~x.isnan()
@@ -249,7 +251,7 @@ def _list_pairs(transform: Any) -> list[tuple[int, int]]:
 
 def _name_pairs(run: TrainedRun) -> list[str]:
     """Returns the names of these pairs."""
-    schema = _get_schema(run)
+    schema = get_schema(run)
     transform = _get_transform(schema)
     names = [schema.columns[i].name[:16] for i in transform.numeric.tolist()]
     for i, level in zip(transform.coded.tolist(), transform.level.tolist(), strict=True):
@@ -362,12 +364,17 @@ def _measure_surprise(
 
 def _describe_values(run: TrainedRun, x: Tensor, surprise: Tensor) -> list[str]:
     """Returns the two most surprising values of a row, with their columns."""
-    columns = _get_schema(run).columns
+    columns = get_schema(run).columns
     values = x.double() if run.data.scaling is None else run.data.scaling.undo(x.double())
     texts = []
     for index in surprise.argsort(descending=True)[:2].tolist():
         if surprise[index].isfinite() and surprise[index] > 0:
-            column, value = columns[index], values[index].item()
-            shown = column.levels[int(value)] if column.is_coded else f"{value:.6g}"
+            column = columns[index]
+            shown = format_cell(column, values[index].item())
             texts.append(f"{column.name} = {shown} (\N{MINUS SIGN}{surprise[index]:.1f})")
     return texts
+
+
+def format_cell(column: Column, value: float) -> str:
+    """Returns a value of a column as text; a mean of codes becomes the nearest level."""
+    return column.levels[round(value)] if column.is_coded else f"{value:.6g}"

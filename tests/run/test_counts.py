@@ -10,6 +10,7 @@ from helpers.graphs import count_graph_calls
 from pyro_vae import VAE, config, data, evaluate, objectives
 from pyro_vae.compiled import inference
 from pyro_vae.report import figures
+from pyro_vae.report.latents import Latents
 from pyro_vae.report.trained_run import TrainedRun
 from pyro_vae.run import experiment
 from pyro_vae.training.single import FitResult
@@ -53,7 +54,7 @@ def test_each_figure_decodes_its_samples_once(decoded):
     result = FitResult(history, 1, 1, 0.1, "eager")
     run = TrainedRun(cfg, digits, vae, objectives.ELBO(), result)
     metrics, _ = experiment.evaluate_trained_run(run)
-    figures.draw_figures(run, metrics)
+    figures.draw_figures(run, metrics, Latents(run))
     # Four chunks of 90 rows hold the 359, so one row is decoded twice.
     assert counts["evidence"] == 360 * 50
     # One chunk holds all rows.

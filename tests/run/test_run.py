@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vae import config, data
-from pyro_vae.report.figures import get_labels
+from pyro_vae.report.latents import get_labels
 from pyro_vae.run.experiment import run
 from pyro_vae.run.folder import RunFolder
 
