@@ -32,6 +32,9 @@ _SPECIAL = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
+        # At the start of a row, these would be arguments of the command that ends the last one.
+        "[": "{[}",
+        "*": "{*}",
         NBSP: "~",
         "±": r"$\pm$",
         "\N{MINUS SIGN}": "$-$",
@@ -126,7 +129,10 @@ def _build_caption(comparison: Comparison, group: Group, metrics: Sequence[str])
 
 
 def _format_level(level: str) -> str:
-    return f"${level}$" if is_numeric(level) else escape_latex(level)
+    if not is_numeric(level):
+        return escape_latex(level)
+    digits, _, exponent = level.partition("e")
+    return f"${digits} \\times 10^{{{int(exponent)}}}$" if exponent else f"${digits}$"
 
 
 def _format_cell(mean: Mean | None, metric: str) -> str:

@@ -83,6 +83,21 @@ def test_text_of_a_run_is_shown_and_not_executed(tmp_path):
     assert render_figure(draw_figure(comparison), "pdf").startswith(b"%PDF")
 
 
+def test_levels_that_begin_a_row_are_no_arguments_of_its_command(tmp_path):
+    for place, hidden in enumerate(([200, 100], "*")):
+        settings = {"vae.encoder.hidden": hidden}
+        write(tmp_path / str(place), settings, {"log_evidence": -20.0 - place})
+    rows = cells(build_latex(compare([tmp_path])))
+    assert [row[0] for row in rows] == ["{[}200, 100]", "{*}"]
+
+
+def test_an_exponent_is_a_power_of_ten(tmp_path):
+    for place, rate in enumerate((1e-5, 3e-5)):
+        write(tmp_path / str(place), {"optimizer.lr": rate}, {"log_evidence": -20.0 - place})
+    rows = cells(build_latex(compare([tmp_path])))
+    assert [row[0] for row in rows] == [r"$1 \times 10^{-5}$", r"$3 \times 10^{-5}$"]
+
+
 def test_each_comparable_set_has_a_table(tmp_path):
     for place, data in enumerate(("mnist", "digits", "digits")):
         write(tmp_path / str(place), {"seed": place}, {"data": data})
