@@ -82,15 +82,16 @@ class Journal(Callback):
 
 def _check_tracker(config: DictConfig) -> None:
     """Raises the error of a tracker before any job; this also creates a database for all jobs."""
-    if config.get("tracker") is None:
+    node = config.get("tracker")
+    if not isinstance(node, DictConfig) or node.get("_target_") is None:
         return
     try:
-        node = OmegaConf.to_container(config.tracker, resolve=True)
+        values = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException:
         # Jobs may have settings that this configuration lacks.
         return
     try:
-        check_in_process(cast(dict[str, Any], node))
+        check_in_process(cast(dict[str, Any], values))
     except ValueError as error:
         raise_past_hydra(error)
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from omegaconf import DictConfig
+
 from pyro_vae import config
 from pyro_vae.trackers.protocol import RunTracker
 
@@ -23,18 +25,25 @@ _METHODS = {
 
 
 def build_tracker(node: Any) -> RunTracker | None:
-    """Returns the tracker that ``tracker`` describes, or ``None`` for ``null``.
+    """Returns the tracker that ``tracker`` describes, or ``None`` if it has no ``_target_``.
 
     Raises:
         ValueError: If it cannot be built, or lacks a method of :class:`RunTracker`.
     """
     if node is None:
         return None
-    if not isinstance(node, Mapping) and not hasattr(node, "keys"):
+    if not isinstance(node, (Mapping, DictConfig)):
         raise ValueError(
             f"Expected tracker to be null or settings with a _target_, as in tracker=tensorboard, "
             f"got {node!r}"
         )
+    if node.get("_target_") is None:
+        if len(node) > 1:
+            raise ValueError(
+                f"Expected tracker._target_ to name the class of a tracker, got only "
+                f"{', '.join(map(str, node))}: choose one, as in tracker=tensorboard"
+            )
+        return None
     try:
         tracker = config.build(node)
     except ValueError:

@@ -1,5 +1,6 @@
 """Logs runs to TensorBoard."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ class TensorBoardTracker:
     """Logs a run to event files in the subfolder ``tensorboard`` of its folder.
 
     The curves and final metrics are scalars in double precision, the settings are hyperparameters,
-    and the texts of ``metrics.json`` are texts. A resumed run hides what it logged before, and
-    logs all epochs again.
+    and the texts of ``metrics.json`` are texts. A resumed run logs all its epochs again, to a new
+    file that replaces the old one.
 
     Raises:
         ValueError: If TensorBoard is not installed.
@@ -35,9 +36,9 @@ class TensorBoardTracker:
         from torch.utils.tensorboard.summary import hparams
 
         folder = run.folder / FOLDER
-        resumed = folder.is_dir() and any(folder.iterdir())
-        # Readers drop all earlier events of the run, those of lost epochs included.
-        self.writer = SummaryWriter(str(folder), purge_step=0 if resumed else None)
+        # The new file has all epochs; the old ones may have others that are repeated.
+        shutil.rmtree(folder, ignore_errors=True)
+        self.writer = SummaryWriter(str(folder))
         self.step = 0
         settings = flatten(run.settings)
         _, session_start, _ = hparams(settings, {})
