@@ -181,9 +181,9 @@ def _train_and_write(
         announce(f"{data.source}\n{textwrap.indent(data.schema.describe(), '  ')}")
     if is_fit(train):
         settings = train.keywords
-        # The epoch of an error is undone, so the tracker of the run comes last.
+        # The tracker of the run comes first, because others may end the training after an epoch.
         trackers = [
-            other for other in (settings.get("tracker"), tracker, tracking) if other is not None
+            other for other in (tracking, settings.get("tracker"), tracker) if other is not None
         ]
         cost = CostTracker(settings.get("epochs", 100), vae, data.test, cfg.evaluate, trackers)
         train = partial(train, tracker=cost)

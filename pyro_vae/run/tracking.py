@@ -147,8 +147,8 @@ def track_run(
         tracker.start(run)
     except Exception as error:
         raise ValueError(
-            f"Expected {type(tracker).__name__} to start, got {type(error).__name__}: {error}; "
-            f"tracker=null runs without a tracker"
+            f"Expected {type(tracker).__name__} to start, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())} (nothing was trained)"
         ) from error
     tracking = Tracking(tracker, run)
     try:

@@ -83,7 +83,7 @@ class Journal(Callback):
 def _check_tracker(config: DictConfig) -> None:
     """Raises the error of a tracker before any job; this also creates a database for all jobs."""
     node = config.get("tracker")
-    if not isinstance(node, DictConfig) or node.get("_target_") is None:
+    if not isinstance(node, DictConfig):
         return
     try:
         values = OmegaConf.to_container(node, resolve=True)

@@ -25,25 +25,18 @@ _METHODS = {
 
 
 def build_tracker(node: Any) -> RunTracker | None:
-    """Returns the tracker that ``tracker`` describes, or ``None`` if it has no ``_target_``.
+    """Returns the tracker that ``tracker`` describes, or ``None`` if it is ``None``.
 
     Raises:
         ValueError: If it cannot be built, or lacks a method of :class:`RunTracker`.
     """
     if node is None:
         return None
-    if not isinstance(node, (Mapping, DictConfig)):
+    if not isinstance(node, (Mapping, DictConfig)) or not node.get("_target_"):
         raise ValueError(
-            f"Expected tracker to be null or settings with a _target_, as in tracker=tensorboard, "
-            f"got {node!r}"
+            f"Expected tracker to have a _target_, the class of a tracker, got {node!r}: choose one, "
+            f"as in tracker=tensorboard"
         )
-    if node.get("_target_") is None:
-        if len(node) > 1:
-            raise ValueError(
-                f"Expected tracker._target_ to name the class of a tracker, got only "
-                f"{', '.join(map(str, node))}: choose one, as in tracker=tensorboard"
-            )
-        return None
     try:
         tracker = config.build(node)
     except ValueError:

@@ -16,7 +16,7 @@ QUICK = [
     "evaluate.num_particles=10", "evaluate.elbo_particles=2", "evaluate.baseline_components=0",
     "train.checkpoint_seconds=0",
 ]  # fmt: skip
-RECORDER = "tracker._target_=helpers.recorder.Recorder"
+RECORDER = "+tracker._target_=helpers.recorder.Recorder"
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_a_store_that_fails_ends_no_training_and_gets_the_epochs_at_the_end(tmp_
     Recorder.Gone = Gone
     try:
         with pytest.warns(UserWarning, match=r"Epoch 2 could not be logged .*the store is gone"):
-            names = train(tmp_path / "a", "tracker._target_=helpers.recorder.Recorder.Gone")
+            names = train(tmp_path / "a", "+tracker._target_=helpers.recorder.Recorder.Gone")
     finally:
         del Recorder.Gone
     assert names == ["start", "log 1", "log 2", "log 3", "finish"]
@@ -113,8 +113,9 @@ def test_a_pruned_run_and_a_failed_one_are_marked(tmp_path):
 
     with pytest.raises(PrunedError):
         train(tmp_path / "a", RECORDER, tracker=Pruner())
-    # The epoch of the error is undone.
-    assert [name for name, _ in Recorder.calls] == ["start", "log 1", "abort"]
+    assert [name for name, _ in Recorder.calls] == ["start", "log 1", "log 2", "abort"]
+    # The epoch after which it was pruned is one of the training.
+    assert len((tmp_path / "a" / "history.csv").read_text().splitlines()) == 1 + 2
     assert Recorder.calls[-1][1] == ("pruned", "PrunedError: pruned after epoch 2")
     fails = "+train.tracker={_target_: helpers.recorder.Recorder, fails: [log 1]}"
     with pytest.raises(ConnectionError):
@@ -123,10 +124,10 @@ def test_a_pruned_run_and_a_failed_one_are_marked(tmp_path):
 
 
 MISTAKES = {
-    "tracker._target_=helpers.killer.Killer +tracker.folder=here": "a method start(run)",
-    "tracker._target_=no.such.Tracker": "got no.such.Tracker, which cannot be built",
-    "tracker._target_=helpers.recorder.Recorder +tracker.speed=1": "argument 'speed'",
-    "+tracker.uri=here": "Expected tracker._target_ to name the class",
+    "+tracker._target_=helpers.killer.Killer +tracker.folder=here": "a method start(run)",
+    "+tracker._target_=no.such.Tracker": "got no.such.Tracker, which cannot be built",
+    "+tracker._target_=helpers.recorder.Recorder +tracker.speed=1": "argument 'speed'",
+    "+tracker.uri=here": "Expected tracker to have a _target_",
     "tracker=mlflow tracker.uri=3": "Expected tracker.uri to be the URI of a database",
     "tracker=mlflow tracker.experiment=''": "Expected tracker.experiment to be a name",
     "tracker=wandb tracker.library=aim": "Expected tracker.library to be wandb or trackio",
