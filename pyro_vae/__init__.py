@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         report,
         reuse,
         sweeps,
+        trackers,
         transforms,
     )
     from pyro_vae.compiled.step import compile
@@ -62,6 +63,7 @@ __all__ = [
     "reuse",
     "save",
     "sweeps",
+    "trackers",
     "transforms",
 ]
 

@@ -24,6 +24,7 @@ __all__ = [
     "explain",
     "pass_errors",
     "raise_on_signals",
+    "raise_past_hydra",
     "run_command",
     "run_process",
     "show_errors",
@@ -103,6 +104,11 @@ def pass_errors(task: Callable[[Any], _T]) -> Callable[[Any], _T]:
             raise _UserError(error) from error
 
     return run_task
+
+
+def raise_past_hydra(error: Exception) -> NoReturn:
+    """Raises an error from a callback of Hydra, where an ``Exception`` would be a warning."""
+    raise _UserError(error) from error
 
 
 def check_options(program: str) -> None:

@@ -40,8 +40,10 @@ from pyro_vae.run.checks import (
 )
 from pyro_vae.run.cost import CostTracker
 from pyro_vae.run.folder import RunFolder, check_out
+from pyro_vae.run.tracking import Tracking, describe_run, track_run
 from pyro_vae.seeding import fork_and_seed_rng
 from pyro_vae.sweeps.job_id import run_id
+from pyro_vae.trackers.build import build_tracker
 from pyro_vae.training.checkpointer import write_history
 from pyro_vae.training.single import Tracker
 from pyro_vae.vae.serialization import save_weights
@@ -57,6 +59,7 @@ def run(
     name: str | None = None,
     files: Mapping[str, str] | None = None,
     tracker: Tracker | None = None,
+    group: str | None = None,
 ) -> float:
     """Trains and evaluates the VAE of a configuration, and writes the results to ``cfg.out``.
 
@@ -68,7 +71,8 @@ def run(
         cfg: A composed configuration, ``pyro_vae.config.compose``.
         name: The name of the configuration; by default :func:`pyro_vae.sweeps.run_id` of it.
         files: Further texts to write to the folder, by their names.
-        tracker: A tracker of the training, besides that of the configuration.
+        tracker: A tracker of the training, besides those of the configuration.
+        group: The name of the study of a sweep, for the tracker of the configuration.
 
     Returns:
         The held-out log evidence, in nats per datum.
@@ -84,6 +88,7 @@ def run(
         check_out(cfg), name, resume=cfg.resume, overwrite=cfg.get("overwrite", False)
     )
     folder.check()
+    run_tracker = build_tracker(cfg.get("tracker"))
     ready = _prepare(cfg)
     check_training(ready)
     with hold_folder(folder.out):
@@ -94,8 +99,9 @@ def run(
             check_training(ready, folder.checkpoint)
         work_folder = folder.open({**(files or {}), **_first_files(ready)})
         try:
-            with show_always():
-                metrics = _train_and_write(ready, work_folder, tracker)
+            describe = partial(describe_run, cfg, work_folder, name, group)
+            with show_always(), track_run(run_tracker, describe) as tracking:
+                metrics = _train_and_write(ready, work_folder, tracker, tracking)
         except BaseException:
             folder.abandon(work_folder)
             raise
@@ -167,14 +173,19 @@ def _first_files(ready: PreparedRun) -> dict[str, str]:
     }
 
 
-def _train_and_write(ready: PreparedRun, folder: Path, tracker: Tracker | None) -> dict[str, Any]:
+def _train_and_write(
+    ready: PreparedRun, folder: Path, tracker: Tracker | None, tracking: Tracking | None
+) -> dict[str, Any]:
     """Trains and evaluates, writes all results to a folder, and returns the metrics."""
     cfg, data, vae, objective, optimizer, train = ready
     if data.schema is not None:
         announce(f"{data.source}\n{textwrap.indent(data.schema.describe(), '  ')}")
     if is_fit(train):
         settings = train.keywords
-        trackers = [other for other in (settings.get("tracker"), tracker) if other is not None]
+        # The tracker of the run comes first, because others may end the training after an epoch.
+        trackers = [
+            other for other in (tracking, settings.get("tracker"), tracker) if other is not None
+        ]
         cost = CostTracker(settings.get("epochs", 100), vae, data.test, cfg.evaluate, trackers)
         train = partial(train, tracker=cost)
     elif tracker is not None:
@@ -207,6 +218,8 @@ def _train_and_write(ready: PreparedRun, folder: Path, tracker: Tracker | None) 
     from pyro_vae.report.page import write
 
     write(build_report(run, metrics, evidence), folder)
+    if tracking is not None:
+        tracking.finish(result.history, metrics)
     return metrics
 
 

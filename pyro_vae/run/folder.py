@@ -16,14 +16,18 @@ from omegaconf import DictConfig
 
 from pyro_vae.files.atomic import remove_partial, write_whole
 from pyro_vae.sweeps.job_id import NAME, read_run_id
+from pyro_vae.trackers.tensorboard import FOLDER
 
-__all__ = ["UNFINISHED", "RunFolder", "check_out"]
+__all__ = ["TRACKED", "UNFINISHED", "RunFolder", "check_out"]
 
 UNFINISHED = ".unfinished"
 """The subfolder of a finished run for the results that will replace it."""
 
 _COMPLETE = ".complete"
 """The same folder once its results are complete."""
+
+TRACKED = "tracker.json"
+"""The file with the key by which a tracker continues a run."""
 
 _CHECKPOINTS = ("resume.pt", "last.safetensors", "model.safetensors")
 _CONTENT = (
@@ -36,6 +40,9 @@ _CONTENT = (
     "failure.json",
     "pruned.json",
     ".hydra",
+    TRACKED,
+    FOLDER,
+    "wandb",
     NAME,
     *_CHECKPOINTS,
 )
@@ -128,10 +135,12 @@ class RunFolder:
             shutil.rmtree(work_folder, ignore_errors=True)
         work_folder.mkdir(parents=True, exist_ok=True)
         if work_folder == self.out:
-            _remove(work_folder, [] if self.resume else [*_CHECKPOINTS, "history.csv"])
+            _remove(work_folder, [] if self.resume else [*_CHECKPOINTS, "history.csv", TRACKED])
             _remove(work_folder, ["report.html"])
         elif checkpoint is not None and checkpoint.parent != work_folder:
-            write_whole(work_folder / checkpoint.name, checkpoint.read_bytes())
+            for path in (checkpoint, checkpoint.with_name(TRACKED)):
+                if path.exists():
+                    write_whole(work_folder / path.name, path.read_bytes())
         for file, text in {**files, NAME: self.name}.items():
             (work_folder / file).parent.mkdir(exist_ok=True)
             write_whole(work_folder / file, text.encode())

@@ -4,14 +4,12 @@ import json
 import os
 from typing import Any, NamedTuple
 
+from pyro_vae.trackers.protocol import PrunedError
+
 __all__ = ["VARIABLE", "PrunedError", "PruningTracker", "TrialReference"]
 
 VARIABLE = "PYRO_VAE_TRIAL"
 """The environment variable that refers to the trial of a job."""
-
-
-class PrunedError(Exception):
-    """A trial was pruned."""
 
 
 class TrialReference(NamedTuple):

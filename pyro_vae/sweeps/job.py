@@ -308,7 +308,12 @@ def _run_worker(
                 write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
                 write_whole(folder / NAME, name.encode())
             tracker = None if trial is None else PruningTracker(trial)
-            run(OmegaConf.create(cfg | {"resume": True}), name=name, tracker=tracker)
+            run(
+                OmegaConf.create(cfg | {"resume": True}),
+                name=name,
+                tracker=tracker,
+                group=str(cfg["study"]),
+            )
         except FolderInUseError:
             return _IN_USE
         except PrunedError as error:

@@ -22,6 +22,7 @@ UNRELATED = (
     "overwrite",
     "study",
     "isolate",
+    "tracker",
     "threads",
     "device",
     "train.checkpoint_seconds",

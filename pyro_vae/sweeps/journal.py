@@ -10,13 +10,15 @@ from collections import Counter
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from pyro_vae.console.commands import explain
+from pyro_vae.console.commands import explain, raise_past_hydra
 from pyro_vae.sweeps import job_status
+from pyro_vae.trackers.build import check_in_process
 
 __all__ = [
     "Entry",
@@ -75,6 +77,23 @@ class Journal(Callback):
         path = Path(config.hydra.sweep.dir).absolute() / ".journal" / file
         os.environ[VARIABLE] = str(path)
         _record_created(path.parent.parent)
+        _check_tracker(config)
+
+
+def _check_tracker(config: DictConfig) -> None:
+    """Raises the error of a tracker before any job; this also creates a database for all jobs."""
+    node = config.get("tracker")
+    if not isinstance(node, DictConfig):
+        return
+    try:
+        values = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException:
+        # Jobs may have settings that this configuration lacks.
+        return
+    try:
+        check_in_process(cast(dict[str, Any], values))
+    except ValueError as error:
+        raise_past_hydra(error)
 
 
 def _record_created(folder: Path) -> None:

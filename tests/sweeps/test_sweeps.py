@@ -90,7 +90,7 @@ def test_a_setting_that_equals_the_default_does_not_change_the_name():
     "override",
     [
         "threads=2", "device=cuda", "out=elsewhere", "resume=true", "study=mine", "isolate=false",
-        "train.checkpoint_seconds=1", "+data.root=here", "+data.download=true",
+        "train.checkpoint_seconds=1", "+data.root=here", "+data.download=true", "tracker=mlflow",
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_does_not_change_the_name(override):

@@ -1,0 +1,93 @@
+"""Builds trackers from the configuration, with one error for whatever is wrong."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pyro_vae import config
+from pyro_vae.trackers.protocol import RunTracker
+
+__all__ = ["build_tracker", "check_in_process", "require_extra", "set_default_environment"]
+
+_METHODS = {
+    "start": "run",
+    "log": "values, step",
+    "finish": "metrics, figures",
+    "abort": "outcome, reason",
+}
+"""The methods of a tracker, and the arguments of each."""
+
+
+def build_tracker(node: Any) -> RunTracker | None:
+    """Returns the tracker that ``tracker`` describes, or ``None`` if it is ``None``.
+
+    Raises:
+        ValueError: If it cannot be built, or lacks a method of :class:`RunTracker`.
+    """
+    if node is None:
+        return None
+    if not isinstance(node, (Mapping, DictConfig)) or not node.get("_target_"):
+        raise ValueError(
+            f"Expected tracker to have a _target_, the class of a tracker, got {node!r}: choose one, "
+            f"as in tracker=tensorboard"
+        )
+    try:
+        tracker = config.build(node)
+    except ValueError:
+        raise
+    except Exception as error:
+        # Hydra's error has the original one as its cause.
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"Expected tracker to be settings of a tracker, got {node.get('_target_')}, which "
+            f"cannot be built: {type(cause).__name__}: {cause}"
+        ) from error
+    for method, arguments in _METHODS.items():
+        if not callable(getattr(tracker, method, None)):
+            raise ValueError(
+                f"Expected tracker to have a method {method}({arguments}), got "
+                f"{type(tracker).__name__}"
+            )
+    return tracker
+
+
+def check_in_process(node: Mapping[str, Any]) -> None:
+    """Builds a tracker in another process, and raises its error.
+
+    A sweep forks processes later, which must not share connections to a store.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(_check, node).result()
+
+
+def _check(node: Mapping[str, Any]) -> None:
+    build_tracker(node)
+
+
+def require_extra(module: str, extra: str) -> None:
+    """Raises a ``ValueError`` unless the module of an extra is installed."""
+    if find_spec(module) is None:
+        raise ValueError(
+            f"Expected {module} for tracker={extra}, got none: pip install 'pyro_vae[{extra}]'"
+        )
+
+
+@contextmanager
+def set_default_environment(**values: str) -> Iterator[None]:
+    """Sets environment variables that are not set, and restores all of them afterwards."""
+    before = dict(os.environ)
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
