@@ -34,8 +34,8 @@ def build_tracker(node: Any) -> RunTracker | None:
         return None
     if not isinstance(node, (Mapping, DictConfig)) or not node.get("_target_"):
         raise ValueError(
-            f"Expected tracker to have a _target_, the class of a tracker, got {node!r}: choose one, "
-            f"as in tracker=tensorboard"
+            f"Expected tracker to have a _target_, the class of a tracker, got {node!r}: choose "
+            f"one, as in tracker=tensorboard"
         )
     try:
         tracker = config.build(node)
