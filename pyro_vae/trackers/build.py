@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from omegaconf import DictConfig
 from pyro_vae import config
 from pyro_vae.trackers.protocol import RunTracker
 
-__all__ = ["build_tracker", "check_in_process", "require_extra", "set_default_environment"]
+__all__ = ["build_tracker", "check_in_process", "keep_process_state", "require_extra"]
 
 _METHODS = {
     "start": "run",
@@ -80,14 +82,22 @@ def require_extra(module: str, extra: str) -> None:
 
 
 @contextmanager
-def set_default_environment(**values: str) -> Iterator[None]:
-    """Sets environment variables that are not set, and restores all of them afterwards."""
-    before = dict(os.environ)
-    for name, value in values.items():
+def keep_process_state(**environment: str) -> Iterator[None]:
+    """Restores what the libraries of trackers change in the process.
+
+    These are environment variables, filters of warnings, and the hook for errors.
+
+    Arguments:
+        environment: Variables to set in the meantime, unless they are set.
+    """
+    before, hook = dict(os.environ), sys.excepthook
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
+        sys.excepthook = hook
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.files.atomic import hold_folder
-from pyro_vae.trackers.build import require_extra, set_default_environment
+from pyro_vae.trackers.build import keep_process_state, require_extra
 from pyro_vae.trackers.protocol import Outcome, TrackedRun
 from pyro_vae.trackers.values import flatten, split_metrics
 
@@ -182,7 +182,7 @@ class MLflowTracker:
 @contextmanager
 def _configure() -> Iterator[None]:
     """Makes MLflow send no usage data, and give up soon if the server is out of reach."""
-    with set_default_environment(
+    with keep_process_state(
         MLFLOW_DISABLE_TELEMETRY="true",
         MLFLOW_CONFIGURE_LOGGING="false",
         MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pyro_vae.trackers.build import require_extra, set_default_environment
+from pyro_vae.trackers.build import keep_process_state, require_extra
 from pyro_vae.trackers.protocol import Outcome, TrackedRun
 from pyro_vae.trackers.values import split_metrics
 
@@ -31,8 +31,8 @@ class WandbTracker:
     """Logs a run by the functions ``init``, ``log`` and ``finish`` of wandb or trackio.
 
     The settings are the configuration of the run, the curves and final metrics are logged by
-    epoch, and the figures are images. A sweep is a group of runs. Neither the output of the
-    process nor the load of the machine is logged by default, except by wandb with a network.
+    epoch, and the figures are images. A sweep is a group of runs. The output of the process is
+    not logged.
 
     With ``WANDB_MODE=offline``, wandb writes to the subfolder ``wandb`` of the run, without
     network. trackio writes to a database in its own folder, ``TRACKIO_DIR``.
@@ -144,6 +144,6 @@ class WandbTracker:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Discards output, and restores the environment afterwards."""
-    with redirect_stdout(io.StringIO()), set_default_environment(**_QUIET):
+    """Discards output, and restores the state of the process afterwards."""
+    with redirect_stdout(io.StringIO()), keep_process_state(**_QUIET):
         yield

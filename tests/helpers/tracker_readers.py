@@ -154,7 +154,7 @@ def _split_rows(rows, settings, group):
     for row in rows:
         for name, value in row.items():
             if name.startswith("figures/"):
-                figures.add(name.removeprefix("figures/"))
+                figures.add(name.removeprefix("figures/").partition(".")[0])
             elif isinstance(value, str):
                 texts[name] = value
             elif not name.startswith("_") and isinstance(value, (int, float)):

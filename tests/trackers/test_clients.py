@@ -82,3 +82,43 @@ def test_a_sweep_with_a_killed_job_is_logged_completely_and_once(tracker, tmp_pa
         assert (run.group, run.outcome) == ("grid", LAST[tracker])
         assert name == killed or run == first[name]
     assert {read_latent_dim(run.settings) for run in tracked.values()} == {2, 3}
+
+
+ALONE = """
+import logging, os, socket, sys, warnings
+from pathlib import Path
+from pyro_vae.trackers import MLflowTracker, TrackedRun, WandbTracker
+
+state = lambda: (dict(os.environ), sys.stdout, sys.stderr, sys.excepthook, warnings.showwarning,
+                 list(logging.root.handlers), logging.root.level, warnings.filters[:])
+reached = []
+connect = socket.socket.connect
+def refuse(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        reached.append(address)
+        raise OSError("no network")
+    return connect(self, address)
+socket.socket.connect = refuse
+socket.getaddrinfo = lambda *words, **names: refuse(socket.socket(), words)
+before = state()
+kind = sys.argv[1]
+tracker = MLflowTracker() if kind == "mlflow" else WandbTracker(kind)
+tracker.start(TrackedRun("abc", "0" * 32, "study", {"seed": 1}, Path.cwd(), [{"epoch": 1}]))
+tracker.log({"epoch": 2}, 2)
+tracker.finish({"elbo": 1.0, "data": "moons"}, [])
+names = ("environment", "stdout", "stderr", "hook", "warnings", "handlers", "level", "filters")
+changed = [n for n, old, new in zip(names, before, state()) if old != new]
+print("changed", changed, "reached", reached)
+"""
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb", "trackio"])
+def test_a_client_reaches_no_network_and_leaves_the_process_as_it_was(tracker, tmp_path):
+    environment = os.environ | {
+        "HF_TOKEN": "hf_abc", "TRACKIO_DIR": str(tmp_path / "files"), "WANDB_MODE": "offline",
+    }  # fmt: skip
+    said = subprocess.run(
+        [sys.executable, "-c", ALONE, tracker], cwd=tmp_path, env=environment, text=True,
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    assert said == "changed [] reached []\n"
