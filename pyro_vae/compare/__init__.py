@@ -2,3 +2,7 @@
 
 Nothing here needs PyTorch.
 """
+
+from pyro_vae.compare.comparison import Comparison, compare
+
+__all__ = ["Comparison", "compare"]

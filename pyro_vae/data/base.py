@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling, check_protocol
 from pyro_vae.data.sparse_rows import take_rows
+from pyro_vae.display.text import describe_fields
 from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import (
     check_device,
@@ -40,6 +41,9 @@ class Split(NamedTuple):
     valid: Tensor
     test: Tensor
 
+    def __repr__(self) -> str:
+        return describe_fields(self)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Split":
         """Returns the split with a function applied to each part."""
         return Split(*map(function, self))
@@ -59,6 +63,9 @@ class Batch(NamedTuple):
     mask: Tensor | None
     covariates: Tensor | None
 
+    def __repr__(self) -> str:
+        return describe_fields(self)
+
 
 class Rows(NamedTuple):
     """Rows, with a mask of observed values, a flag for dynamic binarization, and covariates.
@@ -76,6 +83,9 @@ class Rows(NamedTuple):
     mask: Tensor | None = None
     dynamic: bool = False
     covariates: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
         """Returns the rows at an index, dense, and sampled on their device if dynamic."""
@@ -121,6 +131,9 @@ class Data(NamedTuple):
     covariates: Split | None = None
     covariate_columns: Covariates | None = None
     schema: Schema | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     @property
     def event_shape(self) -> torch.Size:

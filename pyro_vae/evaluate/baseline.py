@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import transforms
 from pyro_vae.conditional import Likelihood
+from pyro_vae.display.text import describe_fields, describe_mean
 from pyro_vae.distributions import ContinuousBernoulli, Levels
 from pyro_vae.progress import Progress
 from pyro_vae.validation import check_seed, check_size, check_tensor, describe_value
@@ -37,6 +38,9 @@ class MixtureFit(NamedTuple):
     components: int
     iterations: int
     smoothing: float
+
+    def __repr__(self) -> str:
+        return describe_fields(self, log_evidence=describe_mean(self.log_evidence))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyro_vae.display.text import describe_fields
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.html import build_environment, format_number
 from pyro_vae.progress import Progress
@@ -90,6 +91,9 @@ class Report(NamedTuple):
     pictures: Sequence[Picture]
     history: Sequence[Mapping[str, float]]
     tables: Sequence[Table] = ()
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
 
 def write(report: Report, folder: Path | str) -> Path:

@@ -14,6 +14,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_vae.display.text import describe_arguments, describe_fields
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives.core.fallback import describe_failure, is_captured, restore_on_error
 from pyro_vae.objectives.core.sites import AnyTrace, Pair
@@ -83,6 +84,9 @@ class Values(NamedTuple):
     log_weights: Tensor | None
     rate_per_dimension: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        return describe_fields(self)
+
 
 class Objective(pyro.infer.ELBO):
     """A loss for Pyro models and guides of static structure with reparameterized latent sites.
@@ -132,6 +136,9 @@ class Objective(pyro.infer.ELBO):
         )
         self._requested_nesting = max_plate_nesting
         self._layouts = WeakIdKeyDictionary()
+
+    def __repr__(self) -> str:
+        return describe_arguments(self, "num_particles")
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without the cached layouts, whose keys are models of the caller."""
