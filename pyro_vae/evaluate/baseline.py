@@ -1,7 +1,7 @@
 """A baseline that a VAE should beat: a mixture of its likelihood, fitted by EM."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -53,7 +53,7 @@ def mixture(
     components: int = 50,
     iterations: int = 100,
     seed: int = 0,
-) -> MixtureFit | None:
+) -> MixtureFit | Any:
     r"""Fits a mixture of a likelihood by expectation maximization, and scores test rows exactly.
 
     .. math:: p(x) = \sum_k \pi_k\, p(x \mid \theta_k)

@@ -78,10 +78,11 @@ class Values(NamedTuple):
             at which both guide and model factorize over dimensions; they sum to the site's rate.
     """
 
-    objective: Tensor | None
+    # Any, because a caller knows whether an objective has these, and need not check for None.
+    objective: Tensor | Any
     log_likelihood: dict[str, Tensor]
     rate: dict[str, Tensor]
-    log_weights: Tensor | None
+    log_weights: Tensor | Any
     rate_per_dimension: dict[str, Tensor]
 
     def __repr__(self) -> str:
