@@ -5,18 +5,25 @@ Docstrings keep to what Python's own tools read: roles such as ``:class:`` and `
 """
 
 import html
+import os
+import posixpath
 import re
 import textwrap
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 __all__ = [
     "Docstrings",
+    "drop_bars",
     "list_members",
+    "on_files",
     "on_page_content",
     "on_page_markdown",
     "to_markdown",
@@ -34,6 +41,7 @@ LITERAL = re.compile(r"``([^`]+)``")
 LITERAL_BLOCK = re.compile(r"^([ ]{4})``([^`]+)``$", re.MULTILINE)
 MEMBERS = re.compile(r"^::: ([\w.]+)\.\*$", re.MULTILINE)
 NAMED_FENCE = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
+NOTEBOOK = re.compile(r"(tutorials/\w+)\.ipynb\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">\w</mi>){2,}')
 CELL = re.compile(r"<(t[dh])[ >].*?</\1>", re.DOTALL)
@@ -90,9 +98,46 @@ def references(match: re.Match[str]) -> str:
     return "**References**\n\n" + "\n".join(f"- {line}" for line in linked) + "\n\n"
 
 
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds a page for each notebook, with the outputs of PYRO_VAE_NOTEBOOKS if that is a folder."""
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    executed = os.environ.get("PYRO_VAE_NOTEBOOKS")
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        folder, name = posixpath.split(file.src_uri)
+        path = Path(executed, name) if executed else Path(config.docs_dir, file.src_uri)
+        notebook = nbformat.read(path, as_version=4)
+        drop_bars(notebook)
+        exporter = MarkdownExporter(exclude_input_prompt=True)
+        resources = {"unique_key": name.removesuffix(".ipynb")}
+        text, resources = exporter.from_notebook_node(notebook, resources)
+        title, _, rest = text.strip().partition("\n")
+        text = f"{title}\n\n[Download this notebook]({name})\n{rest}\n"
+        pages = {f"{name.removesuffix('.ipynb')}.md": text, **resources["outputs"]}
+        for page, content in pages.items():
+            files.append(File.generated(config, f"{folder}/{page}", content=content))
+    return files
+
+
+def drop_bars(notebook: Any) -> None:
+    """Leaves out of an executed notebook what its bars and warnings have written."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                # A bar overwrites its line after a carriage return.
+                output.text = re.sub(r"[^\n]*\r", "", output.text)
+        cell.outputs = [
+            output
+            for output in cell.get("outputs", [])
+            if output.get("name") != "stderr" and output.get("text", "shown").strip()
+        ]
+
+
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Fills in ``::: package.*``, and makes titles of file names, as in ``text people.csv``."""
     markdown = MEMBERS.sub(lambda m: list_members(m[1]), markdown)
+    markdown = NOTEBOOK.sub(r"\1.md)", markdown)
     return NAMED_FENCE.sub(r'```\1 title="\2"', markdown)
 
 

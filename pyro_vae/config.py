@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 __all__ = [
     "APP",
@@ -36,8 +36,8 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
     A program that uses Hydra itself may call it, because Hydra's global state does not change.
 
     Arguments:
-        overrides: As on the command line. They must include ``out``, because its default is
-            defined only while Hydra runs a job.
+        overrides: As on the command line. Without ``out``, the run has a new folder,
+            ``outputs/DATE``, as with the command.
 
     Raises:
         ValueError: If ``overrides`` is not a list of strings.
@@ -45,6 +45,8 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
     Example:
         >>> compose(["vae/prior=vamp", "out=."]).vae.prior.components
         50
+        >>> compose().out.startswith("outputs/")
+        True
     """
     import hydra
 
@@ -52,7 +54,14 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
     if overrides is not None and not (listed and all(isinstance(o, str) for o in overrides)):
         raise ValueError(f"Expected overrides to be a list of strings, got {overrides!r}")
     with _isolate_hydra(), hydra.initialize_config_dir(str(APP), version_base="1.3"):
-        return hydra.compose("pyro_vae", overrides=list(overrides or []))
+        cfg = hydra.compose("pyro_vae", list(overrides or []), return_hydra_config=True)
+        stored: Any = OmegaConf.to_container(cfg)
+        if stored["out"] == "${hydra:runtime.output_dir}":
+            # Hydra defines that folder only while it runs a job.
+            cfg.out = cfg.hydra.run.dir
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Plots of arrays on a matplotlib ``Axes``, which each function returns.
 
 No function uses pyplot, or changes the current figure and backend. Without an ``ax`` a function
-creates a new figure: ``plots.samples(x).figure``.
+creates a new figure: ``plots.samples(x).figure``. A notebook shows it if the call ends a cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+
+from pyro_vae.display.axes import NotebookAxes, NotebookFigure
 
 __all__ = [
     "agreement",
@@ -335,7 +336,8 @@ def rates(
 
 def _create_axes(width: float, height: float) -> Axes:
     """Returns the axes of a new figure of a size in inches, independent of pyplot."""
-    return Figure(figsize=(max(width, 2), max(height, 1)), layout="constrained").add_subplot()
+    figure = NotebookFigure(figsize=(max(width, 2), max(height, 1)), layout="constrained")
+    return figure.add_subplot(axes_class=NotebookAxes)
 
 
 def tidy_axes(ax: Axes, *, xlabel: str, ylabel: str) -> Axes:

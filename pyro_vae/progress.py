@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["Progress", "announce", "check_progress", "read_progress", "show_always"]
 
@@ -35,7 +35,7 @@ def show_always() -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """Prints a line to standard error, above a bar if there is one, within :func:`show_always`."""
+    """Prints a line, above a bar if there is one, within :func:`show_always`."""
     if not _always.get():
         return
     # A full disk or a closed pipe must not stop the work.
@@ -43,7 +43,7 @@ def announce(text: str) -> None:
         if _draws_bars():
             from tqdm.auto import tqdm
 
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(text, file=_choose_stream())
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -142,6 +142,7 @@ class Progress:
                 unit=self.unit,
                 leave=False,
                 bar_format=_FORMAT,
+                file=_choose_stream(),
                 # Some terminals, such as those of containers, report zero columns.
                 ncols=None if _in_notebook() else shutil.get_terminal_size().columns,
             )
@@ -182,6 +183,11 @@ def _draws_bars() -> bool:
         if sys.stderr.isatty():
             return True
     return _in_notebook()
+
+
+def _choose_stream() -> TextIO:
+    """Returns standard error, or standard output in a notebook, which marks the other in red."""
+    return sys.stdout if _in_notebook() else sys.stderr
 
 
 def _in_notebook() -> bool:

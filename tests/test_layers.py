@@ -15,6 +15,7 @@ LAYERS = [
     {
         "collapse",
         "config",
+        "display",
         "files",
         "finite",
         "guard",
@@ -43,6 +44,7 @@ LAYERS = [
 ]
 
 SAME_LAYER = {
+    "display": {"files"},
     # A run asks for the name of its folder, and a job of a sweep is a run.
     "run": {"sweeps"},
     "sweeps": {"run", "search"},

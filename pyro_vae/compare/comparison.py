@@ -8,6 +8,7 @@ from pathlib import Path
 from pyro_vae.compare.caveats import find_caveats
 from pyro_vae.compare.comparable import ComparableSet, find_comparable_sets
 from pyro_vae.compare.configurations import (
+    METRICS,
     Configuration,
     Mean,
     compute_lead,
@@ -15,17 +16,33 @@ from pyro_vae.compare.configurations import (
     rank_configurations,
 )
 from pyro_vae.compare.differences import (
+    PAIRED_METRICS,
     Difference,
     choose_references,
     paired_differences,
     verdict,
 )
 from pyro_vae.compare.factors import Factor, find_factors
-from pyro_vae.compare.formatting import NBSP, format_mean
+from pyro_vae.compare.formatting import (
+    NAMES,
+    NBSP,
+    UNITS,
+    escape_control_characters,
+    format_mean,
+)
 from pyro_vae.compare.runs import STATES, RunRecord, find_runs
 from pyro_vae.compare.studies import StudyRecord, find_studies
 
-__all__ = ["Comparison", "Group", "compare"]
+__all__ = ["CONFIGURATIONS", "DIFFERENCES", "Comparison", "Group", "compare"]
+
+CONFIGURATIONS = "Mean ± standard error over seeds, on held-out rows, best first."
+"""The caption of the table of configurations."""
+
+DIFFERENCES = (
+    "Differences between runs that are otherwise identical, including the seed. Mean ± standard "
+    "error over seeds, in nats per datum."
+)
+"""The caption of the table of paired differences."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,11 @@ class Group:
     best_by_level: tuple[tuple[str, str, Configuration], ...]
     differences: tuple[Difference, ...]
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.runs)} runs, {len(self.configurations)} configurations"
+        names = ", ".join(factor.name for factor in self.factors) or "none"
+        return escape_control_characters(f"Group({self.title!r}, {counts}, factors: {names})")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -70,6 +92,25 @@ class Comparison:
     groups: tuple[Group, ...]
     caveats: tuple[str, ...]
     studies: tuple[StudyRecord, ...] = ()
+
+    def __repr__(self) -> str:
+        text = f"Comparison({self.title!r}, {self.count_states()}). {self.headline()}"
+        return escape_control_characters(text)
+
+    def _repr_html_(self) -> str:
+        # Imported late, because only notebooks need it.
+        from pyro_vae.display.html import render_list, render_table
+
+        parts = [render_list([f"{self.count_states()}.", self.headline(), *self.caveats])]
+        for group in self.groups:
+            left, (head, rows) = len(group.factors), self.tabulate_configurations(group)
+            caption = f"{group.title}. {CONFIGURATIONS}"
+            parts.append(render_table(rows, head, left=left, caption=caption))
+            if group.differences:
+                head, rows = self.tabulate_differences(group)
+                caption = f"{DIFFERENCES} {self.explain_verdict()}"
+                parts.append(render_table(rows, head, caption=caption))
+        return "".join(parts)
 
     @property
     def comparisons(self) -> int:
@@ -129,6 +170,39 @@ class Comparison:
         settings = [factor for factor in self.factors if factor.key != "seed"]
         levels = {f.name: lv for f, lv in zip(settings, configuration.levels, strict=True)}
         return ", ".join(f"{f.name}={levels[f.name]}" for f in group.factors) or "the only one"
+
+    def tabulate_configurations(self, group: Group) -> tuple[list[str], list[list[str]]]:
+        """Returns the head and the rows of the table of configurations of a set, best first."""
+        settings = [factor for factor in self.factors if factor.key != "seed"]
+        columns = [settings.index(factor) for factor in group.factors]
+        units = [f"{NAMES[m]} ({UNITS[m]})" if UNITS[m] else NAMES[m] for m in METRICS]
+        head = [*(factor.name for factor in group.factors), *units, "seeds", "runs"]
+        rows = [
+            [
+                *(one.levels[column] for column in columns),
+                *(format_mean(one.means.get(metric), metric) for metric in METRICS),
+                str(max((mean.seeds for mean in one.means.values()), default=0)),
+                f"{len(one.runs)} of {one.planned}",
+            ]
+            for one in group.configurations
+        ]
+        return head, rows
+
+    def tabulate_differences(self, group: Group) -> tuple[list[str], list[list[str]]]:
+        """Returns the head and the rows of the table of paired differences of a set."""
+        names = [NAMES[metric] for metric in PAIRED_METRICS]
+        rows = [
+            [
+                f"{one.factor}: {one.level} minus {one.reference}"
+                + (f" (with {', '.join(one.along)})" if one.along else ""),
+                *(format_mean(one.means[metric], metric, signed=True) for metric in PAIRED_METRICS),
+                str(one.means["log_evidence"].seeds),
+                str(one.pairs),
+                self.verdict(one),
+            ]
+            for one in group.differences
+        ]
+        return ["difference", *names, "seeds", "pairs", "verdict"], rows
 
     def count_states(self) -> str:
         """Returns the number of runs in each state, as text."""

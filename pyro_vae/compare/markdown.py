@@ -3,10 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from pyro_vae.compare.comparison import Comparison, Group
-from pyro_vae.compare.configurations import METRICS
-from pyro_vae.compare.differences import PAIRED_METRICS
-from pyro_vae.compare.formatting import NAMES, UNITS, escape_control_characters, format_mean
+from pyro_vae.compare.comparison import CONFIGURATIONS, DIFFERENCES, Comparison, Group
+from pyro_vae.compare.formatting import NAMES, escape_control_characters, format_mean
 from pyro_vae.compare.studies import StudyRecord
 
 __all__ = ["build_markdown", "escape_markdown"]
@@ -39,8 +37,8 @@ def _build_section(comparison: Comparison, group: Group) -> list[str]:
     finished = f"{len(group.runs):,} finished run{'s' * (len(group.runs) != 1)}"
     parts = [
         f"## {escape_markdown(group.title)} ({finished})",
-        "### Configurations\n\nMean ± standard error over seeds, on held-out rows, best first.",
-        _tabulate_configurations(comparison, group),
+        f"### Configurations\n\n{CONFIGURATIONS}",
+        _format_table(*comparison.tabulate_configurations(group), len(group.factors)),
     ]
     if folded := comparison.explain_folded(group):
         parts.append(escape_markdown(folded))
@@ -50,30 +48,10 @@ def _build_section(comparison: Comparison, group: Group) -> list[str]:
             _tabulate_best_by_level(comparison, group),
         ]
     if group.differences:
-        note = (
-            f"Differences between runs that are otherwise identical, including the seed. Mean ± "
-            f"standard error over seeds, in nats per datum. {comparison.explain_verdict()}"
-        )
-        table = _tabulate_differences(comparison, group)
+        note = f"{DIFFERENCES} {comparison.explain_verdict()}"
+        table = _format_table(*comparison.tabulate_differences(group), 1)
         parts += [f"### Paired differences\n\n{note}", table]
     return parts
-
-
-def _tabulate_configurations(comparison: Comparison, group: Group) -> str:
-    settings = [factor for factor in comparison.factors if factor.key != "seed"]
-    columns = [settings.index(factor) for factor in group.factors]
-    units = [f"{NAMES[m]} ({UNITS[m]})" if UNITS[m] else NAMES[m] for m in METRICS]
-    head = [*(factor.name for factor in group.factors), *units, "seeds", "runs"]
-    rows = [
-        [
-            *(one.levels[column] for column in columns),
-            *(format_mean(one.means.get(metric), metric) for metric in METRICS),
-            str(max((mean.seeds for mean in one.means.values()), default=0)),
-            f"{len(one.runs)} of {one.planned}",
-        ]
-        for one in group.configurations
-    ]
-    return _format_table(head, rows, len(group.factors))
 
 
 def _tabulate_best_by_level(comparison: Comparison, group: Group) -> str:
@@ -87,22 +65,6 @@ def _tabulate_best_by_level(comparison: Comparison, group: Group) -> str:
     ]
     head = ["level", "best configuration", "Log evidence (nats per datum)"]
     return _format_table(head, rows, 2)
-
-
-def _tabulate_differences(comparison: Comparison, group: Group) -> str:
-    names = [NAMES[metric] for metric in PAIRED_METRICS]
-    rows = [
-        [
-            f"{one.factor}: {one.level} minus {one.reference}"
-            + (f" (with {', '.join(one.along)})" if one.along else ""),
-            *(format_mean(one.means[metric], metric, signed=True) for metric in PAIRED_METRICS),
-            str(one.means["log_evidence"].seeds),
-            str(one.pairs),
-            comparison.verdict(one),
-        ]
-        for one in group.differences
-    ]
-    return _format_table(["difference", *names, "seeds", "pairs", "verdict"], rows, 1)
 
 
 def _tabulate_best_trials(study: StudyRecord) -> str:

@@ -46,8 +46,8 @@ class RunRecord:
     folder: Path
     name: str
     state: str
-    config: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     failure: Failure | None = None
     problem: str = ""
 

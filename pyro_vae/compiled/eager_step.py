@@ -63,6 +63,9 @@ class EagerStep:
         self.settings = settings
         self.engine: str | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.objective!r}, engine={self.engine!r})"
+
     def run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Makes an eager step, whose parameters may differ between calls."""
         self.engine = "eager"

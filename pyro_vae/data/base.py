@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.data.covariates import Covariates, parse_kinds
 from pyro_vae.data.preparation import Preparation, Scaling, check_protocol
 from pyro_vae.data.sparse_rows import copy_tensor, take_rows
+from pyro_vae.display.text import describe_fields
 from pyro_vae.tables.schema import Schema
 from pyro_vae.validation import (
     check_device,
@@ -41,6 +42,9 @@ class Split(NamedTuple):
     valid: Tensor
     test: Tensor
 
+    def __repr__(self) -> str:
+        return describe_fields(self)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Split":
         """Returns the split with a function applied to each part."""
         return Split(*map(function, self))
@@ -64,6 +68,9 @@ class Batch(NamedTuple):
     mask: Tensor | None
     covariates: Tensor | None
 
+    def __repr__(self) -> str:
+        return describe_fields(self)
+
 
 class Rows(NamedTuple):
     """Rows, with a mask of observed values, a flag for dynamic binarization, and covariates.
@@ -81,6 +88,9 @@ class Rows(NamedTuple):
     mask: Tensor | None = None
     dynamic: bool = False
     covariates: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
         """Returns the rows at an index, dense, and sampled on their device if dynamic."""
@@ -131,6 +141,9 @@ class Data(NamedTuple):
     covariates: Split | None = None
     covariate_columns: Covariates | None = None
     schema: Schema | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     @property
     def event_shape(self) -> torch.Size:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.display.text import describe_fields
 from pyro_vae.validation import check_choice, check_tensor, describe_value, list_names
 
 __all__ = ["Covariate", "Covariates", "parse_kinds"]
@@ -35,6 +36,9 @@ class Covariate(NamedTuple):
     levels: tuple[str, ...] = ()
     loc: float = 0.0
     scale: float = 1.0
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     @property
     def dim(self) -> int:
@@ -89,6 +93,9 @@ class Covariates(NamedTuple):
     """
 
     columns: tuple[Covariate, ...]
+
+    def __repr__(self) -> str:
+        return f"Covariates({self.describe()})"
 
     @classmethod
     def fit(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.covariates import Covariates
+from pyro_vae.display.text import describe_fields
 from pyro_vae.files.untrusted import read_json
 from pyro_vae.masking import compute_moments
 from pyro_vae.tables.schema import Schema
@@ -48,13 +49,16 @@ class Scaling(NamedTuple):
     loc: Tensor
     scale: Tensor
 
+    def __repr__(self) -> str:
+        return describe_fields(self)
+
     @classmethod
     def fit(cls, x: Tensor, observed: Tensor) -> "Scaling":
         """Returns the mean and standard deviation of observed values; 0 for constant columns.
 
         Example:
             >>> Scaling.fit(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.ones(2, 2) > 0)
-            Scaling(loc=tensor([2., 5.]), scale=tensor([1., 0.]))
+            Scaling(loc=float32[2], scale=float32[2])
         """
         return cls(*compute_moments(x, observed))
 
@@ -87,6 +91,9 @@ class Preparation(NamedTuple):
     scaling: Scaling | None = None
     covariates: Covariates | None = None
     schema: Schema | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, which preserves each number exactly."""

@@ -1,7 +1,7 @@
 """A baseline that a VAE should beat: a mixture of its likelihood, fitted by EM."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import transforms
 from pyro_vae.conditional import Likelihood
+from pyro_vae.display.text import describe_fields, describe_mean
 from pyro_vae.distributions import ContinuousBernoulli, Levels
 from pyro_vae.progress import Progress
 from pyro_vae.validation import check_seed, check_size, check_tensor, describe_value
@@ -38,6 +39,9 @@ class MixtureFit(NamedTuple):
     iterations: int
     smoothing: float
 
+    def __repr__(self) -> str:
+        return describe_fields(self, log_evidence=describe_mean(self.log_evidence))
+
 
 @torch.no_grad()
 def mixture(
@@ -49,7 +53,7 @@ def mixture(
     components: int = 50,
     iterations: int = 100,
     seed: int = 0,
-) -> MixtureFit | None:
+) -> MixtureFit | Any:
     r"""Fits a mixture of a likelihood by expectation maximization, and scores test rows exactly.
 
     .. math:: p(x) = \sum_k \pi_k\, p(x \mid \theta_k)

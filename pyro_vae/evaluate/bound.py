@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.display.text import describe_fields, describe_mean
 from pyro_vae.evaluate.chunks import (
     MAX_ELEMENTS,
     RowResults,
@@ -49,6 +50,10 @@ class Bound(NamedTuple):
     rate: Tensor
     distortion: Tensor
     closed_form: bool
+
+    def __repr__(self) -> str:
+        parts = {name: describe_mean(getattr(self, name)) for name in self._fields[:3]}
+        return describe_fields(self, **parts)
 
 
 @guard_process_state

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.sparse_rows import is_sparse
+from pyro_vae.display.text import describe_fields, describe_mean, describe_range
 from pyro_vae.evaluate.chunks import (
     MAX_ELEMENTS,
     RowResults,
@@ -59,6 +60,14 @@ class Evidence(NamedTuple):
     standard_error: Tensor
     effective_sample_size: Tensor
     num_particles: int
+
+    def __repr__(self) -> str:
+        return describe_fields(
+            self,
+            log_evidence=describe_mean(self.log_evidence),
+            standard_error=describe_range(self.standard_error),
+            effective_sample_size=describe_range(self.effective_sample_size),
+        )
 
 
 @overload

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.display.text import describe_fields, describe_range
 from pyro_vae.distributions import Mixed
 from pyro_vae.evaluate.chunks import (
     MAX_ELEMENTS,
@@ -40,6 +41,10 @@ class Imputation(NamedTuple):
     x: Tensor
     draws: Tensor
     effective_sample_size: Tensor
+
+    def __repr__(self) -> str:
+        sizes = describe_range(self.effective_sample_size)
+        return describe_fields(self, effective_sample_size=sizes)
 
 
 @guard_process_state

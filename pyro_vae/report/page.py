@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
+from pyro_vae.display.text import describe_fields
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.html import build_environment, embed_json, format_number, hash_script
 from pyro_vae.progress import Progress
@@ -107,6 +108,9 @@ class Report(NamedTuple):
     history: Sequence[Mapping[str, float]]
     tables: Sequence[Table] = ()
     latent_map: LatentMap | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
 
 def write(report: Report, folder: Path | str) -> Path:

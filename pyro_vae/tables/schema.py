@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.display.text import describe_fields
 from pyro_vae.validation import check_choice, check_tensor, describe_value, list_names
 
 __all__ = ["CODED", "KINDS", "Column", "Schema", "format_levels", "order_levels"]
@@ -34,6 +35,9 @@ class Column(NamedTuple):
     kind: str
     levels: tuple[str, ...] = ()
     decimals: int | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     @property
     def is_coded(self) -> bool:
@@ -172,6 +176,9 @@ class Schema(NamedTuple):
     """
 
     columns: tuple[Column, ...]
+
+    def __repr__(self) -> str:
+        return f"Schema({self.describe()})".replace("\n", "; ")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Rows
+from pyro_vae.display.text import describe_fields
 from pyro_vae.files.atomic import hold_folder, remove_partial
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives import Schedule
@@ -60,6 +61,36 @@ class FitResult(NamedTuple):
     seconds: float
     engine: str
     failure: str | None = None
+
+    @property
+    def _best_row(self) -> dict[str, float]:
+        return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
+
+    def __repr__(self) -> str:
+        best = self._best_row
+        key = "valid_elbo" if "valid_elbo" in best else "train_objective"
+        value = f", {key} {best[key]:.3f} at best_epoch" if best else ""
+        return describe_fields(self, history=f"[{len(self.history)} epochs{value}]")
+
+    def _repr_html_(self) -> str:
+        # Imported late, because only notebooks need it.
+        from pyro_vae.display.html import render_curves, render_table
+
+        metrics = [(name.replace("_", " "), value) for name, value in self._best_row.items()]
+        rows = [
+            ("best epoch", f"{self.best_epoch} of {len(self.history)}"),
+            *((name, f"{value:.3f}") for name, value in metrics if name != "epoch"),
+            ("steps", f"{self.steps:,}"),
+            ("seconds", f"{self.seconds:.1f}"),
+            ("engine", self.engine),
+            *([("failure", self.failure)] if self.failure else []),
+        ]
+        lines = {
+            name: [row[key] for row in self.history]
+            for key, name in (("valid_elbo", "validation ELBO"), ("train_objective", "training"))
+            if self.history and key in self.history[0]
+        }
+        return render_table(rows) + (render_curves(lines) if len(self.history) > 1 else "")
 
 
 @guard_process_state

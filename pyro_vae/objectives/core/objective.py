@@ -14,6 +14,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_vae.display.text import describe_arguments, describe_fields
 from pyro_vae.guard import guard_process_state
 from pyro_vae.objectives.core.fallback import describe_failure, is_captured, restore_on_error
 from pyro_vae.objectives.core.sites import AnyTrace, Pair
@@ -77,11 +78,15 @@ class Values(NamedTuple):
             at which both guide and model factorize over dimensions; they sum to the site's rate.
     """
 
-    objective: Tensor | None
+    # Any, because a caller knows whether an objective has these, and need not check for None.
+    objective: Tensor | Any
     log_likelihood: dict[str, Tensor]
     rate: dict[str, Tensor]
-    log_weights: Tensor | None
+    log_weights: Tensor | Any
     rate_per_dimension: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
 
 class Objective(pyro.infer.ELBO):
@@ -132,6 +137,9 @@ class Objective(pyro.infer.ELBO):
         )
         self._requested_nesting = max_plate_nesting
         self._layouts = WeakIdKeyDictionary()
+
+    def __repr__(self) -> str:
+        return describe_arguments(self, "num_particles")
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without the cached layouts, whose keys are models of the caller."""

@@ -1,0 +1,1 @@
+"""Short texts, tables and plots of results, for prompts and notebooks."""
