@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from pyro_vae.console.commands import explain, stop_at_signals
+from pyro_vae.console.commands import VERSION, explain, stop_at_signals
 
 __all__ = ["main"]
 
@@ -67,6 +67,7 @@ def _build_parser() -> argparse.ArgumentParser:
         default=[],
         help="the reference level of a factor; by default its first level",
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser
 
 

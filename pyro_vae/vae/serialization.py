@@ -14,14 +14,8 @@ from torch import Tensor
 
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.untrusted import parse_json, read_bytes
-from pyro_vae.vae.recipe import (
-    build_vae,
-    check_allow,
-    check_classes,
-    check_recipe,
-    find_differences,
-    suggest_remedy,
-)
+from pyro_vae.vae.allow import check_allow, check_classes
+from pyro_vae.vae.recipe import build_vae, check_recipe, find_differences, suggest_remedy
 from pyro_vae.vae.vae import PARTS, VAE
 from pyro_vae.validation import check_path, describe_value
 
