@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from pyro_vae import __version__
+import pyro_vae
 from pyro_vae.progress import read_progress
 
 __all__ = [
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 AGAIN = "run the same command again"
 
-VERSION = f"pyro_vae {__version__}"
+VERSION = f"pyro_vae {pyro_vae.__version__}"
 """The output of ``--version``."""
 
 _FULL = "HYDRA_FULL_ERROR"

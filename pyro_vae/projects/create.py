@@ -43,7 +43,8 @@ def create_project(folder: Path | str) -> Path:
     _check_name(target)
     if not target.parent.is_dir():
         raise ValueError(
-            f"Expected FOLDER in a folder that exists, got '{folder}': create '{target.parent}' first"
+            f"Expected FOLDER in a folder that exists, got '{folder}': create '{target.parent}' "
+            f"first"
         )
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         kind = "a folder with files" if target.is_dir() else "a file"
@@ -71,8 +72,8 @@ def _check_name(target: Path) -> None:
     spec = find_spec(name)
     if spec is not None and str(target) not in (spec.submodule_search_locations or []):
         raise ValueError(f"{expected}, got '{name}', which is an installed module")
-    for other in importlib.metadata.distributions(name=name):
-        is_project = bool(other.entry_points.select(group="pyro_vae.conf"))
+    for distribution in importlib.metadata.distributions(name=name):
+        is_project = bool(distribution.entry_points.select(group="pyro_vae.conf"))
         remedy = f", or pip uninstall {name} if it is gone" if is_project else ""
         raise ValueError(
             f"{expected}, got '{name}', which is an installed distribution: choose another "

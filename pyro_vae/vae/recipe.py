@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from importlib import import_module
 from itertools import chain
 from numbers import Number
-from pathlib import Path
 from typing import Any
 
 import numpy as np

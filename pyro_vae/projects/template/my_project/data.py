@@ -1,6 +1,7 @@
 """The data sets of this project."""
 
 import torch
+
 from pyro_vae.data import Data
 from pyro_vae.data.base import split_row_numbers
 

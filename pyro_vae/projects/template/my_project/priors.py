@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
-from pyro_vae.conditional import Prior
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from pyro_vae.conditional import Prior
 
 __all__ = ["MyPrior"]
 
