@@ -135,8 +135,8 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
         allow: Dotted names of further classes, such as ``"my_package.MyPrior"``.
 
     Raises:
-        ValueError: If the file is missing, damaged or of another format, or names a class that is
-            not allowed.
+        ValueError: If the file is missing, damaged or of another format, or names classes that are
+            not allowed; the message lists all of them.
     """
     allowed = check_allow(allow)
     path = check_path("path", path)
