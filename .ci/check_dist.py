@@ -19,6 +19,9 @@ for name in (
     "pyro_vae/report/page.html.jinja",
     "pyro_vae/compare/page.html.jinja",
     "pyro_vae/compare/assets/echarts.min.js",
+    "pyro_vae/projects/template/pyproject.toml",
+    "pyro_vae/projects/template/my_project/conf/vae/prior/my_prior.yaml",
+    "pyro_vae/projects/template/tests/test_my_experiment.py",
     "hydra_plugins/pyro_vae.py",
 ):
     assert name in names, name

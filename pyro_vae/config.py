@@ -4,6 +4,8 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ __all__ = [
     "build",
     "compose",
     "find_folder",
+    "find_projects",
     "format_override",
     "quote_value",
     "resolve_references",
@@ -30,8 +33,52 @@ APP = find_folder() / "app"
 """The folder of the command's configuration."""
 
 
+def find_projects() -> dict[str, Path]:
+    """Returns the configuration folder of each installed project, by the name of the project.
+
+    A project names its folder in the group ``pyro_vae.conf`` of its entry points. Its modules are
+    not imported.
+
+    Raises:
+        ValueError: If a folder is missing, or one of its files has the path of a file of this
+            package or of another project.
+    """
+    folders: dict[str, Path] = {}
+    for point in sorted(entry_points(group="pyro_vae.conf"), key=lambda point: point.name):
+        folder = _locate_project(point)
+        if folder in folders.values():
+            continue
+        others = [("pyro_vae", APP), ("pyro_vae", APP.parent / "share"), *folders.items()]
+        for file in sorted(folder.rglob("*.yaml")):
+            path = file.relative_to(folder)
+            for other, root in others:
+                if (root / path).is_file():
+                    raise ValueError(
+                        f"Expected each option in one package only, got '{path}' in {other} and in "
+                        f"{point.name}: rename '{file}'"
+                    )
+        folders[point.name] = folder
+    return folders
+
+
+def _locate_project(point: EntryPoint) -> Path:
+    """Returns the folder that an entry point names as ``package.folder``."""
+    package, _, path = point.value.partition(".")
+    # A parent of the folder would be imported if it were looked up by its whole name.
+    spec = find_spec(package) if package.isidentifier() else None
+    for parent in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(parent, *path.split("."))
+        if path and folder.is_dir():
+            return folder
+    name = point.dist.name if point.dist else point.name
+    raise ValueError(
+        f"Expected the project {name} to have the folder {point.value}, which its entry point "
+        f"pyro_vae.conf names, got none: install the project again, or pip uninstall {name}"
+    )
+
+
 def compose(overrides: list[str] | None = None) -> DictConfig:
-    """Composes the configuration of a run, like the command.
+    """Composes the configuration of a run, like the command, with installed projects.
 
     A program that uses Hydra itself may call it, because Hydra's global state does not change.
 
@@ -40,7 +87,7 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
             ``outputs/DATE``, as with the command.
 
     Raises:
-        ValueError: If ``overrides`` is not a list of strings.
+        ValueError: If ``overrides`` is not a list of strings, or as of :func:`find_projects`.
 
     Example:
         >>> compose(["vae/prior=vamp", "out=."]).vae.prior.components

@@ -40,7 +40,7 @@ LAYERS = [
     {"training"},
     {"report", "sklearn"},
     {"reuse", "run", "search", "sweeps"},
-    {"__main__", "cli", "compare"},
+    {"__main__", "cli", "compare", "projects"},
 ]
 
 SAME_LAYER = {
@@ -49,7 +49,7 @@ SAME_LAYER = {
     "run": {"sweeps"},
     "sweeps": {"run", "search"},
     "search": {"sweeps"},
-    "cli": {"compare"},
+    "cli": {"compare", "projects"},
     "__main__": {"cli"},
 }
 """The packages of its own layer that a package may import."""

@@ -1,4 +1,4 @@
-"""Another program's Hydra application, which composes this package's group ``vae``."""
+"""Another program's Hydra application, which composes groups of this package."""
 
 import sys
 
@@ -13,6 +13,12 @@ def main(cfg: DictConfig) -> None:
     vae = hydra.utils.instantiate(cfg.vae, event_shape=(1, 8, 8), _convert_="all")
     assert type(vae.posterior).__name__ == "Full"
     assert cfg.other.prior._target_ == "pyro_vae.priors.Vamp"
+    x = hydra.utils.instantiate(cfg.data).x.train
+    assert tuple(x.shape[1:]) == (2,)
+    assert cfg.objective._target_ == "pyro_vae.objectives.IWAE"
+    assert (
+        hydra.utils.instantiate(cfg.optimizer)(vae.parameters()).defaults["lr"] == cfg.optimizer.lr
+    )
     print(vae)
 
 

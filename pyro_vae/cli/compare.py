@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from pyro_vae.console.commands import explain, stop_at_signals
+from pyro_vae.console.commands import VERSION, explain, stop_at_signals
 
 if TYPE_CHECKING:
     from pyro_vae.compare import Comparison
@@ -82,6 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the rate-distortion plane for papers: FILE.pdf or FILE.svg",
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser
 
 

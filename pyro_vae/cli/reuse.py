@@ -4,18 +4,21 @@ PyTorch is imported late, so help is quick.
 """
 
 import atexit
+import os
+import shlex
 import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pyro_vae.config import APP
-from pyro_vae.console.commands import EXPECTED, check_options, pass_errors, run_command
+from pyro_vae.config import APP, find_projects, format_override
+from pyro_vae.console.commands import EXPECTED, pass_errors, prepare_options, run_command
 from pyro_vae.files.atomic import check_new_file
 from pyro_vae.progress import show_always
 
@@ -29,7 +32,9 @@ _OUT_FILES: set[str | None] = set()
 
 def _list_options(group: str) -> str:
     """Returns the names of a group's options, wrapped for the second column of the help."""
-    names = ", ".join(sorted(path.stem for path in (APP / group).glob("*.yaml")))
+    folders = [APP, *find_projects().values()]
+    options = sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
+    names = ", ".join(options)
     return textwrap.fill(names, 95, initial_indent=_MARGIN, subsequent_indent=_MARGIN).lstrip()
 
 
@@ -103,7 +108,7 @@ def _sample(cfg: DictConfig) -> None:
 
 def _run_application(program: str, application: Callable[[], Any]) -> NoReturn:
     def command() -> int:
-        check_options(program)
+        prepare_options(program)
         _OUT_FILES.clear()
         application()
         return 0
@@ -116,7 +121,7 @@ def _evaluate_and_print(cfg: Any) -> float:
     from pyro_vae import reuse
 
     _check_out_file(cfg.out)
-    with show_always():
+    with show_always(), _propose_command():
         metrics = reuse.judge_run(cfg.run, **_common_arguments(cfg), **cfg.evaluate, seed=cfg.seed)
     print(reuse.summary(metrics, reuse.write_evaluation(metrics, cfg.out)))
     return metrics["log_evidence"]
@@ -136,9 +141,25 @@ def _write_table(cfg: DictConfig, function: str, title: str, names: tuple[str, .
     _check_out_file(cfg.out)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     arguments = {name: settings[name] for name in names} | _common_arguments(cfg)
-    with show_always():
+    with show_always(), _propose_command():
         path = getattr(reuse, function)(cfg.run, out=cfg.out, **arguments)
     print(f"{title:<9}  {path}")
+
+
+@contextmanager
+def _propose_command() -> Iterator[None]:
+    """Adds to an error about names that are not allowed the command line that allows them."""
+    from pyro_vae.vae.allow import NotAllowedError
+
+    try:
+        yield
+    except NotAllowedError as error:
+        if not error.names:
+            raise
+        words = [word for word in sys.argv if word.lstrip("+").partition("=")[0] != "allow"]
+        words[0] = os.path.basename(words[0])
+        command = f"{shlex.join(words)} {format_override('allow', error.names)}"
+        raise ValueError(f"{error.fault}: if you trust the run, type {command}") from None
 
 
 def _check_out_file(out: str | None) -> None:

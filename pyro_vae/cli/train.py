@@ -38,7 +38,7 @@ def _run_single(cfg: DictConfig) -> float:
 
 
 def _run_application() -> int:
-    commands.check_options("pyro-vae")
+    commands.prepare_options("pyro-vae")
     try:
         _application()
     except SystemExit as error:

@@ -1,5 +1,6 @@
 """Signals and errors of the console commands: one line each, and an exit code."""
 
+import argparse
 import errno
 import functools
 import logging
@@ -14,15 +15,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import pyro_vae
 from pyro_vae.progress import read_progress
 
 __all__ = [
     "AGAIN",
     "EXPECTED",
+    "VERSION",
     "check_interrupted",
-    "check_options",
     "explain",
     "pass_errors",
+    "prepare_options",
     "raise_on_signals",
     "raise_past_hydra",
     "run_command",
@@ -34,6 +37,9 @@ __all__ = [
 _T = TypeVar("_T")
 
 AGAIN = "run the same command again"
+
+VERSION = f"pyro_vae {pyro_vae.__version__}"
+"""The output of ``--version``."""
 
 _FULL = "HYDRA_FULL_ERROR"
 """The environment variable that enables tracebacks, here and in Hydra."""
@@ -111,8 +117,16 @@ def raise_past_hydra(error: Exception) -> NoReturn:
     raise _UserError(error) from error
 
 
-def check_options(program: str) -> None:
-    """Raises a :class:`_UsageError` for command-line options unknown to Hydra."""
+def prepare_options(program: str) -> None:
+    """Checks the command line of a Hydra application, and prepares it for Hydra.
+
+    Hydra accepts settings only side by side. Here they and options come in any order; settings are
+    moved to the front. ``--version`` prints the version of this package.
+
+    Raises:
+        _UsageError: If an option is unknown to Hydra.
+        ValueError: If a setting has no name.
+    """
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
@@ -122,11 +136,20 @@ def check_options(program: str) -> None:
             f"--hydra-help options)"
         )
 
-    parser = get_args_parser()
+    # Hydra's own --version, which prints the version of Hydra alone, is replaced.
+    parser = argparse.ArgumentParser(
+        parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
+    )
     parser.error = refuse  # type: ignore[method-assign]
-    for word in parser.parse_args().overrides:
+    parser.add_argument("--version", action="version", version=VERSION)
+    settings = parser.parse_intermixed_args().overrides
+    for word in settings:
         if word.startswith("="):
             raise ValueError(f"Expected settings as KEY=VALUE, got {word!r}: --help lists them")
+    options = sys.argv[1:]
+    for word in settings:
+        options.remove(word)
+    sys.argv[1:] = [*settings, *options]
 
 
 def check_interrupted() -> None:

@@ -1,8 +1,7 @@
 """A finished run and rows that fit it."""
 
-import inspect
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,9 @@ from pyro_vae.data.sparse_rows import is_sparse, select_sparse_rows, take_rows
 from pyro_vae.evaluate.metrics import describe_protocol
 from pyro_vae.files.untrusted import read_yaml
 from pyro_vae.reuse.own_data import USER_DATA, check_unchanged
+from pyro_vae.reuse.stored_targets import add_targets, check_targets
 from pyro_vae.seeding import fork_and_seed_rng
-from pyro_vae.vae.recipe import check_allow
+from pyro_vae.vae.allow import NotAllowedError
 from pyro_vae.vae.serialization import load
 from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import check_choice, check_device, list_names
@@ -101,15 +101,30 @@ def preparation(run: Path | str, *, allow: Sequence[str] = ()) -> Preparation:
 
 
 def open_vae(
-    run: Path | str, device: torch.device | str, allow: Sequence[str]
+    run: Path | str,
+    device: torch.device | str,
+    allow: Sequence[str],
+    *,
+    own_data: bool = False,
 ) -> tuple[VAE, Preparation, dict[str, Any]]:
-    """Returns the VAE of a run, the preparation of its data, and its configuration."""
+    """Returns the VAE of a run, the preparation of its data, and its configuration.
+
+    Arguments:
+        run: The folder of the run.
+        device: The device of the VAE.
+        allow: As in :func:`judge_run`.
+        own_data: Whether the run's own data will be built, whose names an error adds.
+    """
     torch_device = check_device(device)
     folder = _find_run_folder(run)
     cfg = read_configuration(folder)
     # The constructor of a VAE draws initial weights, which changes the random state.
     with fork_and_seed_rng(torch.device("cpu"), 0):
-        vae = load(folder, allow=allow).to(torch_device)
+        try:
+            vae = load(folder, allow=allow).to(torch_device)
+        except NotAllowedError as error:
+            builds_data = own_data or not (folder / "data.json").is_file()
+            raise add_targets(error, cfg["data"] if builds_data else None, folder, allow) from None
     return vae, preparation(folder, allow=allow), cfg
 
 
@@ -122,7 +137,7 @@ def open_run(
 ) -> tuple[SelectedRows, VAE, dict[str, Any]]:
     """Returns rows that fit a run, with its VAE and its configuration."""
     check_choice("part", part, _PARTS)
-    vae, like, cfg = open_vae(run, device, allow)
+    vae, like, cfg = open_vae(run, device, allow, own_data=source is None)
     folder = _find_run_folder(run)
     if source is None:
         dataset, seed = build_own_data(folder, allow, like), _get_seed(cfg["data"])
@@ -241,7 +256,7 @@ def build_own_data(folder: Path, allow: Sequence[str], like: Preparation | None 
         ValueError: If the configuration names functions that are not allowed, or building fails.
     """
     node = read_configuration(folder)["data"]
-    _check_targets(node, folder, allow)
+    check_targets(node, folder, allow)
     options = node | ({"download": False} if "download" in node else {})
     try:
         dataset = _build_data(options, like)
@@ -258,37 +273,6 @@ def build_own_data(folder: Path, allow: Sequence[str], like: Preparation | None 
             f"{type(dataset).__name__}"
         )
     return dataset
-
-
-def _check_targets(node: Mapping[str, Any], folder: Path, allow: Sequence[str]) -> None:
-    """Raises a ``ValueError`` unless a stored configuration calls only allowed names.
-
-    Data sets of this package are allowed at the top level, names from the user at any level.
-    """
-    allowed = check_allow(allow)
-    data_sets = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
-    if not isinstance(node.get("_target_"), str):
-        raise ValueError(f"Expected the data of '{folder}' to have a _target_, got none")
-    _check_node(node, {f"pyro_vae.data.{name}" for name in data_sets} | allowed, allowed, folder)
-
-
-def _check_node(node: Any, here: Collection[str], below: Collection[str], folder: Path) -> None:
-    """Raises a ``ValueError`` for a name that is not allowed here, or not allowed below."""
-    for key in node if isinstance(node, dict) else ():
-        value = node[key]
-        if key == "_target_" and not (isinstance(value, str) and value in here):
-            raise ValueError(
-                f"Expected the data of '{folder}' to be built by pyro_vae.data, got "
-                f"{value!r:.100}: if you trust the run, "
-                f"{config.format_override('allow', [f'{value!s:.100}'])}"
-            )
-        if (key != "_target_" and key.startswith("_") and key.endswith("_")) or value == "???":
-            raise ValueError(
-                f"Expected the data of '{folder}' to have plain settings, got {key}={value!r:.50}"
-            )
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
-        _check_node(child, below, below, folder)
 
 
 def _get_seed(node: Mapping[str, Any]) -> int:

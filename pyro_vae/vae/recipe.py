@@ -5,12 +5,11 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from importlib import import_module
 from itertools import chain
 from numbers import Number
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,20 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae import transforms
+from pyro_vae.vae.allow import check_classes, find_foreign_classes
 from pyro_vae.vae.build import describe_part
 from pyro_vae.vae.vae import PARTS, VAE
 
-__all__ = [
-    "build_vae",
-    "check_allow",
-    "check_classes",
-    "check_recipe",
-    "find_differences",
-    "suggest_remedy",
-]
+__all__ = ["build_vae", "check_recipe", "find_differences", "suggest_remedy"]
 
-_PACKAGES = ("priors", "posteriors", "likelihoods", "networks", "transforms")
-_MODULE = "pyro_vae.networks.Module"
 _NEEDED = {"event_shape", "latent_dim", "name", "parts"}
 _OPTIONAL = {"plate", "covariate_dim"}
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,18 +40,6 @@ _HOOKS = (
 
 _INTERNAL = frozenset(vars(nn.Module()))
 _MAX_DEPTH = 4
-
-
-def check_allow(allow: Sequence[str]) -> frozenset[str]:
-    """Returns the allowed names, or raises a ``ValueError`` unless they are dotted names."""
-    is_list = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
-    names = list(allow) if is_list else [None]
-    if not all(isinstance(n, str) and all(map(str.isidentifier, n.split("."))) for n in names):
-        raise ValueError(
-            f"Expected allow to be a list of dotted names, as in ['my_package.MyPrior'], got "
-            f"{allow!r}"
-        )
-    return frozenset(map(str, names))
 
 
 def check_recipe(recipe: Any) -> dict[str, Any]:
@@ -83,40 +62,6 @@ def check_recipe(recipe: Any) -> dict[str, Any]:
     return recipe
 
 
-def check_classes(
-    recipe: Mapping[str, Any], allow: Collection[str], file: Path | str = "a file"
-) -> None:
-    """Raises a ``ValueError`` unless each class belongs to this package or is allowed by name.
-
-    Arguments:
-        recipe: A recipe as :func:`check_recipe` returns it, with all parts.
-        allow: Dotted names of classes of other packages.
-        file: The source of the recipe, named in the error.
-    """
-    allowed = _package_classes() | set(allow)
-    for role, part in recipe["parts"].items():
-        for name in _find_names(part):
-            if not isinstance(name, str) or name not in allowed:
-                raise ValueError(
-                    f"Expected {role} to be a class of pyro_vae, got {name!r:.100} in {file}: if "
-                    f"you trust the file, load(path, allow=[{name!r:.100}])"
-                )
-
-
-def _find_names(part: Mapping[str, Any]) -> Iterator[Any]:
-    """Yields the name of a part's class, and those that it imports by its arguments.
-
-    A :class:`~pyro_vae.networks.Module` imports its ``path``, which can be that of a class with
-    further such arguments.
-    """
-    name, arguments = part["class"], part["arguments"]
-    while True:
-        yield name
-        if name != _MODULE or not isinstance(arguments, Mapping):
-            return
-        name, arguments = arguments.get("path"), arguments.get("arguments")
-
-
 def build_vae(
     recipe: Mapping[str, Any], weights: Mapping[str, Tensor], allow: Collection[str] = ()
 ) -> VAE:
@@ -131,9 +76,7 @@ def build_vae(
         ValueError: If a class is not allowed, a part cannot be built, or weights do not fit.
     """
     check_classes(recipe, allow)
-    classes = _package_classes()
-    names = [name for part in recipe["parts"].values() for name in _find_names(part)]
-    trusted = classes.issuperset(names)
+    trusted = not find_foreign_classes(recipe)
     budget = _Budget(sum(value.numel() for value in weights.values()))
     with torch.device("cpu"), budget if trusted else nullcontext():
         vae = _construct_vae(recipe)
@@ -170,14 +113,6 @@ def suggest_remedy(path: str) -> str:
     role = path.partition(".")[0]
     remedy = f"Build the VAE with that part, VAE(..., {role}=...)" if role in PARTS else "Undo this"
     return f"{remedy}, or save vae.state_dict() instead"
-
-
-def _package_classes() -> set[str]:
-    return {
-        f"pyro_vae.{package}.{member}"
-        for package in _PACKAGES
-        for member in import_module(f"pyro_vae.{package}").__all__
-    }
 
 
 _FACTORIES = {

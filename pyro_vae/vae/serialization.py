@@ -14,14 +14,8 @@ from torch import Tensor
 
 from pyro_vae.files.atomic import write_whole
 from pyro_vae.files.untrusted import parse_json, read_bytes
-from pyro_vae.vae.recipe import (
-    build_vae,
-    check_allow,
-    check_classes,
-    check_recipe,
-    find_differences,
-    suggest_remedy,
-)
+from pyro_vae.vae.allow import check_allow, check_classes
+from pyro_vae.vae.recipe import build_vae, check_recipe, find_differences, suggest_remedy
 from pyro_vae.vae.vae import PARTS, VAE
 from pyro_vae.validation import check_path, describe_value
 
@@ -141,8 +135,8 @@ def load(path: Path | str, *, allow: Sequence[str] = ()) -> VAE:
         allow: Dotted names of further classes, such as ``"my_package.MyPrior"``.
 
     Raises:
-        ValueError: If the file is missing, damaged or of another format, or names a class that is
-            not allowed.
+        ValueError: If the file is missing, damaged or of another format, or names classes that are
+            not allowed; the message lists all of them.
     """
     allowed = check_allow(allow)
     path = check_path("path", path)

@@ -14,6 +14,7 @@ MAINS = {
     "pyro-vae": ("pyro_vae.cli.train", "main"),
     "pyro-vae-compare": ("pyro_vae.cli.compare", "main"),
     "pyro-vae-embed": ("pyro_vae.cli.reuse", "run_embed"),
+    "pyro-vae-init": ("pyro_vae.cli.init", "main"),
     "pyro-vae-impute": ("pyro_vae.cli.reuse", "run_impute"),
     "pyro-vae-sample": ("pyro_vae.cli.reuse", "run_sample"),
     "pyro-vae-score": ("pyro_vae.cli.reuse", "run_score"),

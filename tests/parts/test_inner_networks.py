@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_vae import VAE, fit, likelihoods, load, networks, save, transforms
 from pyro_vae.networks import MLP, Embedding, GRUEncoder, Module
-from pyro_vae.vae.recipe import check_classes
+from pyro_vae.vae.allow import check_classes
 
 INNER = {
     "gated_mlp": {"hidden": [4]},

@@ -122,6 +122,21 @@ pyro-vae-sample run=done n=0 | Expected n to be an integer of at least 1
 pyro-vae-sample run=done covariate=a | got 'covariate': did you mean covariates?
 pyro-vae-score run=done out=scores.txt | Expected out to name a .parquet or .csv file
 pyro-vae-score run=nowhere | Expected run to be the folder of a finished run
+# Projects
+pyro-vae-init | the following arguments are required: FOLDER
+pyro-vae-init '' | Expected FOLDER to name a new folder, got ''
+pyro-vae-init . | Expected FOLDER to name a new folder, got '.'
+pyro-vae-init my-project | as in my_project, got 'my-project': use 'my_project'
+pyro-vae-init 'my project!' | got 'my project!': use 'my_project'
+pyro-vae-init 2nd | Expected FOLDER to have the name of a new Python package, as in my_project, got
+pyro-vae-init class | got 'class', which is a keyword of Python
+pyro-vae-init torch | got 'torch', which is an installed module
+pyro-vae-init pyro_vae | got 'pyro_vae', which is an installed module
+pyro-vae-init json | got 'json', which is an installed module
+pyro-vae-init scikit_learn | got 'scikit_learn', which is an installed distribution: choose another
+pyro-vae-init tests | got 'tests', which is
+pyro-vae-init nowhere/study | nowhere' first
+pyro-vae-init done | Expected FOLDER to be a new folder, got 'done', which is a folder with files
 # Comparisons
 pyro-vae-compare | the following arguments are required: FOLDER
 pyro-vae-compare missing | Expected FOLDER to be a folder that exists, got 'missing'

@@ -1,0 +1,1 @@
+"""Parts of variational autoencoders, with their data and experiments."""
