@@ -1,6 +1,7 @@
 """Logs runs to MLflow."""
 
 import re
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class MLflowTracker:
                 # Creates the database, if it is missing.
                 self.client.search_experiments(max_results=1)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = textwrap.shorten(str(error), 200, placeholder="...")
             raise ValueError(
                 f"Expected tracker.uri to be a store of MLflow within reach, got {uri!r} "
                 f"({type(error).__name__}: {reason})"
