@@ -106,6 +106,8 @@ OTHER_DEFAULTS = {
     "objective/capacity: capacity", "vae/decoder/mlp: hidden", "vae/encoder/mlp: hidden",
     # What makes it another option than the prior that is not learned.
     "vae/prior/normal_learned: learned",
+    # The same class, of another library.
+    "tracker/trackio: library",
 }  # fmt: skip
 """Settings whose default of the commands is another than that of the function."""
 

@@ -192,8 +192,9 @@ def test_encode_takes_means_and_can_be_mapped_and_captured():
     expected = vae.encode(x).mean
     torch.testing.assert_close(torch.func.vmap(lambda row: vae.encode(row).mean)(x), expected)
     compiled = torch.compile(lambda x: vae.encode(x).mean, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), expected)
+    # PyTorch's checks of parameters of distributions cannot be compiled.
     with pyro.validation_enabled(False):
+        torch.testing.assert_close(compiled(x), expected)
         torch.testing.assert_close(make_fx(lambda x: vae.encode(x).mean)(x)(x), expected)
 
 
