@@ -1,5 +1,5 @@
 """The report of a run: one self-contained HTML page and its figures."""
 
-from pyro_vae.report.page import Figure, LatentMap, Picture, Report, Table, write
+from pyro_vae.report.page import Figure, LatentMap, Metric, Report, Table, write
 
-__all__ = ["Figure", "LatentMap", "Picture", "Report", "Table", "write"]
+__all__ = ["Figure", "LatentMap", "Metric", "Report", "Table", "write"]

@@ -50,9 +50,9 @@ def build_report(
         tables=tables,
         title=_format_title(run),
         settings=_list_settings(run, metrics),
-        figures=_list_metrics(metrics),
+        metrics=_list_metrics(metrics),
         warnings=find_warnings(metrics) + warn_of_columns(fits),
-        pictures=figures.draw_figures(run, metrics, latents, fits),
+        figures=figures.draw_figures(run, metrics, latents, fits),
         history=run.result.history,
         latent_map=build_map(run, latents, evidence),
     )
@@ -156,7 +156,7 @@ def format_condition(metrics: Mapping[str, Any]) -> str:
     return f" given {', '.join(names)}" if names else ""
 
 
-def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
+def _list_metrics(metrics: dict[str, Any]) -> list[report.Metric]:
     """Returns the metrics with their explanations."""
     given = format_condition(metrics)
     particles = f"{metrics['log_evidence_particles']:,}"
@@ -189,7 +189,7 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
         )),
     ]  # fmt: skip
     listed_metrics = [
-        report.Figure(name, metrics[key], "nats per datum", metrics.get(error or ""), meaning)
+        report.Metric(name, metrics[key], "nats per datum", metrics.get(error or ""), meaning)
         for name, key, error, meaning in rows
         if not (key == "mixture_log_evidence" and (given or not metrics["mixture_components"]))
     ]
@@ -198,7 +198,7 @@ def _list_metrics(metrics: dict[str, Any]) -> list[report.Figure]:
         f"variance above {ACTIVE_VARIANCE:g} over the data, in units of the prior's variance where "
         f"z is bounded. Inactive dimensions are not an error."
     )
-    listed_metrics.append(report.Figure("Active units", metrics["active_units"], "", None, meaning))
+    listed_metrics.append(report.Metric("Active units", metrics["active_units"], "", None, meaning))
     return listed_metrics
 
 

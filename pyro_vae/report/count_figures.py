@@ -17,7 +17,7 @@ _ROWS = 2000
 """The most rows that are compared."""
 
 
-def draw_counts(run: TrainedRun) -> list[Callable[[], report.Picture]]:
+def draw_counts(run: TrainedRun) -> list[Callable[[], report.Figure]]:
     """Returns functions that draw variances, zeros and row sums of data and model."""
     # Drawn once, with the first figure.
     generate = cache(partial(_generate, run))
@@ -45,7 +45,7 @@ def is_given_sum(run: TrainedRun) -> bool:
     return getattr(run.vae.likelihood, "condition", None) is not None
 
 
-def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
+def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Figure:
     ax = create_axes(4.8, 4.4)
     series = {"observed": _get_observed(run), "generated": generate()}
     for (name, x), color in zip(series.items(), (plots.BLUE, plots.ORANGE), strict=True):
@@ -59,18 +59,18 @@ def _draw_variances(run: TrainedRun, generate: Callable[[], Tensor]) -> report.P
     ax.legend(frameon=False)
     plots.tidy_axes(ax, xlabel="mean", ylabel="variance")
     caption = "Mean and variance of each element over rows, in held-out and in generated data."
-    return report.Picture("variances.png", "Mean and variance", caption, get_figure(ax))
+    return report.Figure("variances.png", "Mean and variance", caption, get_figure(ax))
 
 
-def _draw_zeros(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
+def _draw_zeros(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Figure:
     shares = ((x.flatten(1) == 0).double().mean(0) for x in (_get_observed(run), generate()))
     ax = plots.agreement(*map(to_numpy, shares), ax=create_axes(4.8, 4.4))
     ax.set(xlabel="observed share of zeros", ylabel="generated share of zeros")
     caption = "The share of zeros of each element, in held-out and in generated data."
-    return report.Picture("zeros.png", "Zeros", caption, get_figure(ax))
+    return report.Figure("zeros.png", "Zeros", caption, get_figure(ax))
 
 
-def _draw_sums(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Picture:
+def _draw_sums(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Figure:
     sums = (x.flatten(1).sum(1) for x in (_get_observed(run), generate()))
     observed, generated = map(to_numpy, sums)
     values = {"observed": observed, "generated": generated}
@@ -79,4 +79,4 @@ def _draw_sums(run: TrainedRun, generate: Callable[[], Tensor]) -> report.Pictur
     caption = "The sums of held-out rows, and those of as many generated rows."
     if is_given_sum(run):
         caption += " Generated rows have the sums of held-out rows as size factors."
-    return report.Picture("row_sums.png", "Row sums", caption, get_figure(ax))
+    return report.Figure("row_sums.png", "Row sums", caption, get_figure(ax))

@@ -16,7 +16,7 @@ _MAX_LEVELS = 10
 
 
 @torch.no_grad()
-def draw_levels(run: TrainedRun, column: Covariate) -> report.Picture:
+def draw_levels(run: TrainedRun, column: Covariate) -> report.Figure:
     """Draws samples for each level of a covariate, with the same z in each column."""
     vae, levels, encoding = run.vae, column.levels[:_MAX_LEVELS], run.data.covariate_columns
     covariates = run.data.test.covariates
@@ -35,11 +35,11 @@ def draw_levels(run: TrainedRun, column: Covariate) -> report.Picture:
         f"column has the same z, drawn from the prior."
     )
     name = f"levels_{_to_file_name(column.name)}.png"
-    return report.Picture(name, f"Samples by {column.name}", caption, get_figure(ax))
+    return report.Figure(name, f"Samples by {column.name}", caption, get_figure(ax))
 
 
 @torch.no_grad()
-def draw_transfers(run: TrainedRun, column: Covariate) -> report.Picture:
+def draw_transfers(run: TrainedRun, column: Covariate) -> report.Figure:
     """Draws held-out data and their reconstructions under each level of a covariate."""
     x, mask, covariates = run.data.test.batch(slice(8))
     assert covariates is not None
@@ -60,7 +60,7 @@ def draw_transfers(run: TrainedRun, column: Covariate) -> report.Picture:
         f"{column.name} set to {', '.join(levels)}."
     )
     name = f"transfer_{_to_file_name(column.name)}.png"
-    return report.Picture(name, f"The effect of {column.name}", caption, get_figure(ax))
+    return report.Figure(name, f"The effect of {column.name}", caption, get_figure(ax))
 
 
 def find_categories(data: Data) -> list[Covariate]:

@@ -47,7 +47,7 @@ _PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
 
 def draw_figures(
     run: TrainedRun, metrics: dict[str, Any], latents: Latents, fits: Sequence[ColumnFit] = ()
-) -> list[report.Picture]:
+) -> list[report.Figure]:
     """Returns the figures of a run; those of images only if the data are images.
 
     Arguments:
@@ -59,7 +59,7 @@ def draw_figures(
     vae, (x, mask, _, covariates) = run.vae, run.data.test
     means = latents.means
     kl = metrics["kl_per_dimension"]
-    draws: list[Callable[[], report.Picture]] = []
+    draws: list[Callable[[], report.Figure]] = []
     if is_series(vae):
         draws.append(partial(draw_series_reconstructions, vae, x, mask, covariates))
         draws.append(partial(draw_series_samples, vae, covariates))
@@ -93,7 +93,7 @@ def draw_figures(
     return _draw_all([*draws, partial(_draw_curves, run), proposals])
 
 
-def _draw_all(draws: Sequence[Callable[[], report.Picture]]) -> list[report.Picture]:
+def _draw_all(draws: Sequence[Callable[[], report.Figure]]) -> list[report.Figure]:
     figures = []
     with Progress("drawing", len(draws), "figures") as progress:
         for draw in draws:
@@ -104,7 +104,7 @@ def _draw_all(draws: Sequence[Callable[[], report.Picture]]) -> list[report.Pict
 
 def _draw_reconstructions(
     vae: VAE, x: Tensor, mask: Tensor | None, covariates: Tensor | None
-) -> report.Picture:
+) -> report.Figure:
     """Draws held-out data above their reconstructions."""
     count = 10 if max(x.shape[-2:]) <= _SMALL_IMAGE else 6
     ax = create_axes(8, 1.9 if count == 10 else 2.8)
@@ -116,16 +116,16 @@ def _draw_reconstructions(
         f"Held-out data (top), and the mean of p(x given z) at the {_name_centre(vae)} of "
         f"q(z given x)."
     )
-    return report.Picture("reconstructions.png", "Reconstructions", caption, get_figure(ax))
+    return report.Figure("reconstructions.png", "Reconstructions", caption, get_figure(ax))
 
 
-def _draw_samples(vae: VAE, covariates: Tensor | None) -> report.Picture:
+def _draw_samples(vae: VAE, covariates: Tensor | None) -> report.Figure:
     images = sample_rows(vae, 40, covariates, mean=True)
     ax = plots.samples(to_numpy(images), ax=create_axes(5.6, 3.6))
     caption = "Means of p(x given z) for z drawn from the prior, without the encoder."
     if covariates is not None:
         caption += " The covariates are those of held-out rows."
-    return report.Picture("samples.png", "Samples", caption, get_figure(ax))
+    return report.Figure("samples.png", "Samples", caption, get_figure(ax))
 
 
 def _name_centre(vae: VAE) -> str:
@@ -143,7 +143,7 @@ def _name_path(vae: VAE) -> str:
 
 def _draw_interpolations(
     vae: VAE, x: Tensor, mask: Tensor | None, covariates: Tensor | None
-) -> report.Picture:
+) -> report.Figure:
     """Draws the decoder's means on straight lines between embeddings of held-out data."""
     count = min(5, len(x) // 2)
     start, end = slice(count), slice(count, 2 * count)
@@ -157,13 +157,13 @@ def _draw_interpolations(
     caption = f"Means of p(x given z) on the {_name_path(vae)} the embeddings of two held-out data."
     if covariates is not None:
         caption += " The covariates are those of the left one."
-    return report.Picture("interpolations.png", "Interpolations", caption, get_figure(ax))
+    return report.Figure("interpolations.png", "Interpolations", caption, get_figure(ax))
 
 
 @torch.no_grad()
 def _draw_traversals(
     vae: VAE, means: Tensor, kl: list[float] | None, covariates: Tensor | None
-) -> report.Picture:
+) -> report.Figure:
     """Draws traversals of the dimensions with the highest rate."""
     importance = means.var(0).cpu() if kl is None else torch.tensor(kl)
     order = importance.argsort(descending=True)[:6]
@@ -179,7 +179,7 @@ def _draw_traversals(
         f"The embedding of the first held-out datum with one dimension varied from -3 to 3. Rows: "
         f"dimensions {', '.join(str(int(d) + 1) for d in order)}, in order of decreasing rate."
     )
-    return report.Picture("traversals.png", "Traversals", caption, get_figure(ax))
+    return report.Figure("traversals.png", "Traversals", caption, get_figure(ax))
 
 
 def _has_categories(vae: VAE) -> bool:
@@ -191,7 +191,7 @@ def _has_categories(vae: VAE) -> bool:
 @torch.no_grad()
 def _draw_categories(
     vae: VAE, x: Tensor, mask: Tensor | None, covariates: Tensor | None
-) -> report.Picture:
+) -> report.Figure:
     """Draws the decoder's mean for each category of the first variables, the others fixed."""
     first = None if covariates is None else covariates[:1]
     variables = getattr(vae.posterior, "variables", 1)
@@ -214,11 +214,11 @@ def _draw_categories(
         else f"Means of p(x given z) for {z.shape[1]} categories of the first {rows} of "
         f"{variables} variables, one a row; the others are those of the first held-out datum."
     )
-    return report.Picture("categories.png", "Categories", caption, get_figure(ax))
+    return report.Figure("categories.png", "Categories", caption, get_figure(ax))
 
 
 @torch.no_grad()
-def _draw_manifold(vae: VAE, side: int = 15) -> report.Picture:
+def _draw_manifold(vae: VAE, side: int = 15) -> report.Figure:
     """Draws the decoder's means over the plane of a two-dimensional latent."""
     quantiles = torch.linspace(0.02, 0.98, side)
     values = torch.special.ndtri(quantiles).to(next(vae.parameters()))
@@ -227,10 +227,10 @@ def _draw_manifold(vae: VAE, side: int = 15) -> report.Picture:
         decoded = vae.decode(z.flatten(0, 1)).mean
     ax = plots.images(to_numpy(decoded), columns=side, ax=create_axes(5.6, 5.6))
     caption = "Means of p(x given z) over the plane of z, at quantiles of a standard normal."
-    return report.Picture("manifold.png", "Manifold", caption, get_figure(ax))
+    return report.Figure("manifold.png", "Manifold", caption, get_figure(ax))
 
 
-def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Picture:
+def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Figure:
     """Draws two-dimensional data and as many samples from the model."""
     points = torch.cat(
         [take_rows(x, slice(None)), sample_rows(vae, len(x), covariates, mean=False)]
@@ -242,19 +242,19 @@ def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Pictur
     assert legend is not None
     legend.set_title("")
     caption = "Held-out data, and as many samples from the model."
-    return report.Picture("plane.png", "Data and samples", caption, get_figure(ax))
+    return report.Figure("plane.png", "Data and samples", caption, get_figure(ax))
 
 
-def _draw_latent(means: Tensor, labels: Any, centre: str) -> report.Picture:
+def _draw_latent(means: Tensor, labels: Any, centre: str) -> report.Figure:
     """Draws embeddings, projected to two principal components if they have more dimensions."""
     ax = plots.latent(to_numpy(means), labels, ax=create_axes(5.6, 4.4))
     caption = f"Posterior {centre}s of held-out data" + (
         "." if labels is None else ", coloured by label. The model was trained without labels."
     )
-    return report.Picture("latent.png", "Latent space", caption, get_figure(ax))
+    return report.Figure("latent.png", "Latent space", caption, get_figure(ax))
 
 
-def _draw_tsne(latents: Latents) -> report.Picture:
+def _draw_tsne(latents: Latents) -> report.Figure:
     """Draws embeddings by t-SNE, which preserves neighbourhoods."""
     flat, labels = latents.tsne, latents.labels
     ax = plots.latent(
@@ -265,7 +265,7 @@ def _draw_tsne(latents: Latents) -> report.Picture:
         f"{len(flat):,} embeddings projected by t-SNE: neighbourhoods are meaningful, "
         f"distances are not."
     )
-    return report.Picture("tsne.png", "Latent space by t-SNE", caption, get_figure(ax))
+    return report.Figure("tsne.png", "Latent space by t-SNE", caption, get_figure(ax))
 
 
 def find_active_units(
@@ -281,7 +281,7 @@ def find_active_units(
     return evaluate.active_units(vae, x, covariates=covariates, mask=mask).cpu()
 
 
-def draw_rates(kl: list[float], active: Tensor | None) -> report.Picture:
+def draw_rates(kl: list[float], active: Tensor | None) -> report.Figure:
     """Draws the rate of each dimension, with the active ones highlighted."""
     ax = plots.rates(kl, active=active, ax=create_axes(5.6, 3.2))
     caption = (
@@ -289,10 +289,10 @@ def draw_rates(kl: list[float], active: Tensor | None) -> report.Picture:
         f"varies over the data by more than {ACTIVE_VARIANCE:g} in variance, in units of the "
         f"prior's where z is bounded."
     )
-    return report.Picture("rates.png", "Rate by latent dimension", caption, get_figure(ax))
+    return report.Figure("rates.png", "Rate by latent dimension", caption, get_figure(ax))
 
 
-def _draw_curves(run: TrainedRun) -> report.Picture:
+def _draw_curves(run: TrainedRun) -> report.Figure:
     history = run.result.history
     ax = plots.curves(history, ax=create_axes(5.6, 3.2))
     if "valid_elbo" in history[0]:
@@ -302,10 +302,10 @@ def _draw_curves(run: TrainedRun) -> report.Picture:
     if len(history) <= _FEW_EPOCHS:
         values = ", ".join(f"{row['train_objective']:.2f}" for row in history)
         caption += f" The objective: {values}.".replace("-", "\N{MINUS SIGN}")
-    return report.Picture("curves.png", "Training", caption, get_figure(ax))
+    return report.Figure("curves.png", "Training", caption, get_figure(ax))
 
 
-def _draw_proposals(run: TrainedRun, num_particles: int) -> report.Picture:
+def _draw_proposals(run: TrainedRun, num_particles: int) -> report.Figure:
     """Draws estimates of the log evidence with the encoder and without."""
     counts = [count for count in _PARTICLES if count <= max(num_particles, _PARTICLES[2])]
     most = max(10, _PROPOSAL_VALUES // run.vae.event_shape.numel())
@@ -323,4 +323,4 @@ def _draw_proposals(run: TrainedRun, num_particles: int) -> report.Picture:
         f"prior explain a given datum, so the estimate is too low. The encoder proposes z with a "
         f"high likelihood."
     )
-    return report.Picture("proposals.png", "Why the encoder is needed", caption, get_figure(ax))
+    return report.Figure("proposals.png", "Why the encoder is needed", caption, get_figure(ax))

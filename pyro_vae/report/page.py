@@ -20,10 +20,10 @@ from pyro_vae.progress import Progress
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["Figure", "LatentMap", "Picture", "Report", "Table", "write"]
+__all__ = ["Figure", "LatentMap", "Metric", "Report", "Table", "write"]
 
 
-class Figure(NamedTuple):
+class Metric(NamedTuple):
     """A metric with its explanation.
 
     Attributes:
@@ -41,7 +41,7 @@ class Figure(NamedTuple):
     meaning: str
 
 
-class Picture(NamedTuple):
+class Figure(NamedTuple):
     """A plot with its caption.
 
     Attributes:
@@ -92,9 +92,9 @@ class Report(NamedTuple):
     Attributes:
         title: The data, the likelihood, the prior and the posterior.
         settings: The settings needed to repeat the run, by their names.
-        figures: The metrics, starting with the one for the summary.
+        metrics: The metrics, starting with the one for the summary.
         warnings: Warnings about the validity of the metrics.
-        pictures: The plots, in the order in which they are shown.
+        figures: The plots, in the order in which they are shown.
         history: One row per epoch.
         tables: Tables, which are shown below the plots.
         latent_map: The map of the embeddings, or ``None``.
@@ -102,9 +102,9 @@ class Report(NamedTuple):
 
     title: str
     settings: Mapping[str, str]
-    figures: Sequence[Figure]
+    metrics: Sequence[Metric]
     warnings: Sequence[str]
-    pictures: Sequence[Picture]
+    figures: Sequence[Figure]
     history: Sequence[Mapping[str, float]]
     tables: Sequence[Table] = ()
     latent_map: LatentMap | None = None
@@ -130,8 +130,8 @@ def write(report: Report, folder: Path | str) -> Path:
 
     Example:
         >>> import tempfile
-        >>> figure = Figure("ELBO", -18.2, "nats per datum", 0.2, "A lower bound.")
-        >>> report = Report("digits", {"Seed": "0"}, [figure], [], [], [])
+        >>> metric = Metric("ELBO", -18.2, "nats per datum", 0.2, "A lower bound.")
+        >>> report = Report("digits", {"Seed": "0"}, [metric], [], [], [])
         >>> write(report, tempfile.mkdtemp()).name
         'report.html'
     """
@@ -139,16 +139,16 @@ def write(report: Report, folder: Path | str) -> Path:
         raise ValueError(f"Expected report to be a Report, got {type(report).__name__}")
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise ValueError(f"Expected folder to be a path, got {folder!r}")
-    _check_files([picture.file for picture in report.pictures])
+    _check_files([figure.file for figure in report.figures])
     page = Path(folder) / "report.html"
     (page.parent / "figures").mkdir(parents=True, exist_ok=True)
     pngs = []
-    with Progress("writing the report", len(report.pictures), "figures") as progress:
-        for picture in report.pictures:
-            pngs.append(_to_png(picture.figure))
+    with Progress("writing the report", len(report.figures), "figures") as progress:
+        for figure in report.figures:
+            pngs.append(_to_png(figure.figure))
             progress.advance()
-    for picture, png in zip(report.pictures, pngs, strict=True):
-        write_whole(page.parent / "figures" / picture.file, png)
+    for figure, png in zip(report.figures, pngs, strict=True):
+        write_whole(page.parent / "figures" / figure.file, png)
     write_whole(page, _render(report, pngs).encode())
     return page
 
@@ -173,7 +173,7 @@ def _render(report: Report, pngs: Sequence[bytes]) -> str:
     environment.filters.update(
         format_value=_format_value, format_error=_format_error, is_available=_is_available
     )
-    plots = [p._asdict() | _embed_png(png) for p, png in zip(report.pictures, pngs, strict=True)]
+    plots = [p._asdict() | _embed_png(png) for p, png in zip(report.figures, pngs, strict=True)]
     values = None if report.latent_map is None else report.latent_map.data
     return environment.from_string(_read_text("page.html.jinja")).render(
         report=report,
@@ -200,9 +200,9 @@ def _summarize(report: Report) -> str:
     """Returns the run in one sentence."""
     epochs = len(report.history)
     after = f" after {epochs:,} epoch{'s' * (epochs != 1)} of training" if epochs else ""
-    if not report.figures:
+    if not report.metrics:
         return f"No metric was computed{after}."
-    first = report.figures[0]
+    first = report.metrics[0]
     name = first.name if first.name[:2].isupper() else first.name[:1].lower() + first.name[1:]
     if not _is_available(first.value):
         return f"The {name} is {_format_value(first)}{after}."
@@ -214,32 +214,32 @@ def _is_available(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def _format_value(figure: Figure) -> str:
+def _format_value(metric: Metric) -> str:
     """Returns the value of a metric as text, with its significant digits."""
-    return _format_number(figure.value, figure)
+    return _format_number(metric.value, metric)
 
 
-def _format_error(figure: Figure) -> str:
+def _format_error(metric: Metric) -> str:
     """Returns the standard error of a metric as text, empty if it is unknown."""
-    if figure.standard_error is None or not _is_available(figure.value):
+    if metric.standard_error is None or not _is_available(metric.value):
         return ""
-    return f"±\N{NO-BREAK SPACE}{_format_number(figure.standard_error, figure)}"
+    return f"±\N{NO-BREAK SPACE}{_format_number(metric.standard_error, metric)}"
 
 
-def _format_number(value: float | None, figure: Figure) -> str:
-    return format_number(value, choose_decimals(figure), missing="not available")
+def _format_number(value: float | None, metric: Metric) -> str:
+    return format_number(value, choose_decimals(metric), missing="not available")
 
 
-def choose_decimals(figure: Figure) -> int:
+def choose_decimals(metric: Metric) -> int:
     """Returns the number of decimals of a metric.
 
     They show one digit of the standard error. Without one they are two for nats, and show three
     significant digits otherwise.
     """
-    value, spread = abs(figure.value or 0.0), figure.standard_error or 0.0
+    value, spread = abs(metric.value or 0.0), metric.standard_error or 0.0
     if 0 < spread < math.inf:
         return min(6, max(2, -math.floor(math.log10(spread))))
-    if "nats" in figure.unit:
+    if "nats" in metric.unit:
         return 2
     if not math.isfinite(value) or float(value).is_integer():
         return 0

@@ -20,7 +20,7 @@ def is_series(vae: VAE) -> bool:
 
 def draw_series_reconstructions(
     vae: VAE, x: Tensor, mask: Tensor | None, covariates: Tensor | None
-) -> report.Picture:
+) -> report.Figure:
     """Draws held-out series and their reconstructions."""
     x, observed = x[:_ROWS], None if mask is None else mask[:_ROWS]
     own = None if covariates is None else covariates[:_ROWS]
@@ -35,12 +35,12 @@ def draw_series_reconstructions(
         f"{len(x)} held-out series (dots), and the mean of p(x given z) at the mean of q(z given "
         f"x) (lines), which goes on after a series ends."
     )
-    return report.Picture("reconstructions.png", "Reconstructions", caption, get_figure(ax))
+    return report.Figure("reconstructions.png", "Reconstructions", caption, get_figure(ax))
 
 
-def draw_series_samples(vae: VAE, covariates: Tensor | None) -> report.Picture:
+def draw_series_samples(vae: VAE, covariates: Tensor | None) -> report.Figure:
     """Draws the means of series from the model."""
     means = sample_rows(vae, _ROWS, covariates, mean=True)
     ax = plots.series(to_numpy(means[..., 0]), ax=create_axes(5.6, 4.4))
     caption = "Means of p(x given z) for z drawn from the prior, without the encoder."
-    return report.Picture("samples.png", "Samples", caption, get_figure(ax))
+    return report.Figure("samples.png", "Samples", caption, get_figure(ax))

@@ -144,9 +144,9 @@ def warn_of_columns(fits: Sequence[ColumnFit]) -> list[str]:
     ]
 
 
-def draw_table(run: TrainedRun, fits: list[ColumnFit]) -> list[Callable[[], report.Picture]]:
+def draw_table(run: TrainedRun, fits: list[ColumnFit]) -> list[Callable[[], report.Figure]]:
     """Returns functions that draw columns, correlations and gaps."""
-    draws: list[Callable[[], report.Picture]] = [partial(_draw_columns, fits)]
+    draws: list[Callable[[], report.Figure]] = [partial(_draw_columns, fits)]
     if len(fits) > 1:
         draws.append(partial(_draw_correlations, run))
     if run.data.mask is not None and not bool(run.data.mask.train.all()):
@@ -154,7 +154,7 @@ def draw_table(run: TrainedRun, fits: list[ColumnFit]) -> list[Callable[[], repo
     return draws
 
 
-def _draw_columns(fits: list[ColumnFit]) -> report.Picture:
+def _draw_columns(fits: list[ColumnFit]) -> report.Figure:
     shown = fits[:_PANELS]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
@@ -169,7 +169,7 @@ def _draw_columns(fits: list[ColumnFit]) -> report.Picture:
         f"{which}: held-out values beside generated ones, the worst fitted first. In brackets: "
         f"distance / its 95 % quantile for samples of one distribution."
     )
-    return report.Picture("columns.png", "Columns", caption, figure)
+    return report.Figure("columns.png", "Columns", caption, figure)
 
 
 def _draw_column(ax: Any, fit: ColumnFit) -> None:
@@ -206,7 +206,7 @@ def _choose_bins(column: Column, low: float, high: float) -> Any:
     return np.linspace(first, high + margin, _BINS)
 
 
-def _draw_correlations(run: TrainedRun) -> report.Picture:
+def _draw_correlations(run: TrainedRun) -> report.Figure:
     observed, generated = (_correlate(run, rows) for rows in _get_rows(run))
     known = ~(np.isnan(observed) | np.isnan(generated))
     x, y = observed[known], generated[known]
@@ -221,7 +221,7 @@ def _draw_correlations(run: TrainedRun) -> report.Picture:
         "that differ most are named. Logarithms stand for positive numbers and counts, indicators "
         "for categories."
     )
-    return report.Picture("correlations.png", "Correlations", caption, get_figure(ax))
+    return report.Figure("correlations.png", "Correlations", caption, get_figure(ax))
 
 
 def _correlate(run: TrainedRun, rows: Any) -> Any:
@@ -260,7 +260,7 @@ def _name_pairs(run: TrainedRun) -> list[str]:
     return [f"{names[i]}, {names[j]}" for i, j in _list_pairs(transform)]
 
 
-def _draw_gaps(run: TrainedRun) -> report.Picture:
+def _draw_gaps(run: TrainedRun) -> report.Figure:
     assert run.data.mask is not None
     shares = to_numpy(1 - run.data.mask.train.double().mean(0))
     order = [i for i in np.argsort(-shares) if shares[i] > 0][:_MAX_LISTED]
@@ -270,7 +270,7 @@ def _draw_gaps(run: TrainedRun) -> report.Picture:
     ax.tick_params(labelsize=8)
     plots.tidy_axes(ax, xlabel="share of missing values", ylabel="")
     caption = "The share of missing values in the training rows."
-    return report.Picture("missing.png", "Missing values", caption, get_figure(ax))
+    return report.Figure("missing.png", "Missing values", caption, get_figure(ax))
 
 
 def list_columns(run: TrainedRun, fits: list[ColumnFit]) -> report.Table:

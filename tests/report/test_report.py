@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from pyro_vae import plots, report
 from pyro_vae.files import atomic
-from pyro_vae.report.page import Figure, Picture, Report
+from pyro_vae.report.page import Figure, Metric, Report
 
 VOID = {"meta", "link", "img", "br"}
 ATTACK = "<img src=x onerror=alert(1)>\"'&amp;</title></style><script>1</script>"
@@ -62,11 +62,9 @@ def pictures():
     wide = Canvas(figsize=(8, 2), layout="constrained")
     plots.reconstructions(x[:10], again[:10], ax=wide.add_subplot())
     return [
-        Picture("reconstructions.png", "Reconstructions", "Data above, means below.", wide),
-        Picture(
-            "latent.png", "Latent space", "Means.", plots.latent(z, digits.target[:300]).figure
-        ),
-        Picture("rates.png", "Rates", "KL by dimension.", plots.rates(z.var(0)).figure),
+        Figure("reconstructions.png", "Reconstructions", "Data above, means below.", wide),
+        Figure("latent.png", "Latent space", "Means.", plots.latent(z, digits.target[:300]).figure),
+        Figure("rates.png", "Rates", "KL by dimension.", plots.rates(z.var(0)).figure),
     ]
 
 
@@ -75,13 +73,13 @@ def told(pictures):
     return Report(
         title="digits · Bernoulli likelihood",
         settings={"Data": "digits, binarized", "Prior": "Normal(latent_dim=6)", "Seed": "0"},
-        figures=[
-            Figure("Log evidence", -18.2149, "nats per datum", 0.2351, "How well it predicts."),
-            Figure("ELBO", -19.0, "nats per datum", None, "A lower bound."),
-            Figure("Active units", 5, "", None, "Dimensions in use."),
+        metrics=[
+            Metric("Log evidence", -18.2149, "nats per datum", 0.2351, "How well it predicts."),
+            Metric("ELBO", -19.0, "nats per datum", None, "A lower bound."),
+            Metric("Active units", 5, "", None, "Dimensions in use."),
         ],
         warnings=["One dimension is not used.", "The posterior is loose."],
-        pictures=pictures,
+        figures=pictures,
         history=[{"epoch": 1, "train_objective": -20.0}, {"epoch": 2, "train_objective": -19.5}],
     )
 
@@ -95,8 +93,8 @@ def test_the_page_says_everything(told, tmp_path):
     assert path == tmp_path / "new" / "run" / "report.html"
     page = Page(path)
     said = [told.title, *told.warnings, *told.settings, *told.settings.values()]
-    said += [part for f in told.figures for part in (f.name, f.unit, f.meaning)]
-    said += [part for p in told.pictures for part in (p.title, p.caption)]
+    said += [part for f in told.metrics for part in (f.name, f.unit, f.meaning)]
+    said += [part for p in told.figures for part in (p.title, p.caption)]
     assert [part for part in said if part not in page.text] == []
     for number in ("−18.21 ± 0.24 nats per datum", "−19.00 nats per datum", "in use. 5"):
         assert number in page.text
@@ -108,9 +106,9 @@ def test_the_page_says_everything(told, tmp_path):
 def test_pictures_are_in_the_page_and_beside_it(told, tmp_path):
     page = Page(report.write(told, tmp_path))
     images = page.all("img")
-    assert len(images) == len(told.pictures)
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {p.file for p in told.pictures}
-    for image, picture in zip(images, told.pictures, strict=True):
+    assert len(images) == len(told.figures)
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {p.file for p in told.figures}
+    for image, picture in zip(images, told.figures, strict=True):
         head, content = image["src"].split(",")
         file = tmp_path / "figures" / picture.file
         assert head == "data:image/png;base64"
@@ -150,12 +148,12 @@ def test_the_page_suits_phones_and_the_dark(told, tmp_path):
 
 
 def test_no_text_is_taken_for_markup(told, tmp_path):
-    figures = [Figure(ATTACK, 1.0, ATTACK, 0.1, ATTACK)]
-    pictures = [told.pictures[2]._replace(title=ATTACK, caption=ATTACK)]
-    attack = Report(ATTACK, {ATTACK: ATTACK}, figures, [ATTACK], pictures, [])
+    metrics = [Metric(ATTACK, 1.0, ATTACK, 0.1, ATTACK)]
+    figures = [told.figures[2]._replace(title=ATTACK, caption=ATTACK)]
+    attack = Report(ATTACK, {ATTACK: ATTACK}, metrics, [ATTACK], figures, [])
     page = Page(report.write(attack, tmp_path))
-    # <title>, the heading, the sentence (name and unit), a warning, three of the figure, two of
-    # the picture and two of the setting.
+    # <title>, the heading, the sentence (name and unit), a warning, three of the metric, two of
+    # the figure and two of the setting.
     assert page.text.count(ATTACK[1:]) == 12
     assert len(page.all("img")) == 1
     assert page.all("img")[0]["alt"] == f"{ATTACK}: {ATTACK}"
@@ -200,7 +198,7 @@ def test_a_report_may_be_all_but_empty(tmp_path):
     ],
 )
 def test_numbers_have_the_digits_that_mean_something(value, unit, error, expected, tmp_path):
-    told = Report("t", {}, [Figure("First", value, unit, error, "Its meaning.")], [], [], [])
+    told = Report("t", {}, [Metric("First", value, unit, error, "Its meaning.")], [], [], [])
     known = expected != "not available"
     unit = f" {unit}" if unit and known else ""
     said = text(told, tmp_path)
@@ -212,7 +210,7 @@ def test_numbers_have_the_digits_that_mean_something(value, unit, error, expecte
 def test_a_failure_leaves_the_report_before_it_whole(told, tmp_path, monkeypatch):
     path = report.write(told, tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
-    changed = told._replace(title="changed", pictures=told.pictures[::-1])
+    changed = told._replace(title="changed", figures=told.figures[::-1])
 
     def full(*_):
         raise OSError("disk full")
@@ -237,19 +235,19 @@ def test_a_page_appears_only_when_it_is_whole(told, tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "replace", watched)
     report.write(told, tmp_path)
-    assert moved == [*(p.file for p in told.pictures), "report.html"]
+    assert moved == [*(p.file for p in told.figures), "report.html"]
 
 
 @pytest.mark.parametrize("file", ["../x.png", "a/b.png", "x.jpg", ".png", ".x.png", "", "x.png\n"])
 def test_pictures_stay_in_their_folder(file, told, tmp_path):
-    bad = told._replace(pictures=[told.pictures[0]._replace(file=file)])
+    bad = told._replace(figures=[told.figures[0]._replace(file=file)])
     with pytest.raises(ValueError, match="Expected file to be a unique plain name"):
         report.write(bad, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_do_not_overwrite_each_other(told, tmp_path):
-    twice = told._replace(pictures=[told.pictures[0], told.pictures[0]])
+    twice = told._replace(figures=[told.figures[0], told.figures[0]])
     with pytest.raises(ValueError, match=r"got 'reconstructions\.png'"):
         report.write(twice, tmp_path)
 
