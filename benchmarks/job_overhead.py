@@ -1,4 +1,4 @@
-"""What a job costs besides its work, by launcher, over many jobs of a fraction of a second.
+"""The overhead of a job by launcher, over many jobs of a fraction of a second.
 
     python benchmarks/job_overhead.py [--jobs 200] [--launchers basic,slots,joblib]
 

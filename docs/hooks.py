@@ -121,7 +121,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def drop_bars(notebook: Any) -> None:
-    """Leaves out of an executed notebook what its bars and warnings have written."""
+    """Removes the output of bars and warnings from an executed notebook."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
