@@ -5,8 +5,6 @@ Shapes follow one convention: data ``x`` is ``(*batch, *event)``, latents ``z`` 
 information is in nats.
 """
 
-import sys
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +80,6 @@ HOMES = {
     "load": "pyro_vae.vae.serialization",
     "save": "pyro_vae.vae.serialization",
 }
-
-
-if "ipykernel" in sys.modules:
-    # Pyro imports this module, which warns in a notebook without ipywidgets; bars are then text.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "IProgress not found")
-        import_module("tqdm.auto")
 
 
 def __getattr__(name: str) -> Any:
