@@ -34,17 +34,17 @@ APP = find_folder() / "app"
 
 
 def find_projects() -> dict[str, Path]:
-    """Returns the configuration folder of each installed project, by the name of the project.
+    """Returns the configuration folder of each installed project, by its dotted name.
 
-    A project names its folder in the group ``pyro_vae.conf`` of its entry points. Its modules are
-    not imported.
+    A project names its folder in the group ``pyro_vae.conf`` of its entry points, for example
+    ``my_project.conf``. Its modules are not imported.
 
     Raises:
         ValueError: If a folder is missing, or one of its files has the path of a file of this
             package or of another project.
     """
     folders: dict[str, Path] = {}
-    for point in sorted(entry_points(group="pyro_vae.conf"), key=lambda point: point.name):
+    for point in sorted(entry_points(group="pyro_vae.conf"), key=lambda point: point.value):
         folder = _locate_project(point)
         if folder in folders.values():
             continue
@@ -55,9 +55,9 @@ def find_projects() -> dict[str, Path]:
                 if (root / path).is_file():
                     raise ValueError(
                         f"Expected each option in one package only, got '{path}' in {other} and in "
-                        f"{point.name}: rename '{file}'"
+                        f"{point.value}: rename '{file}'"
                     )
-        folders[point.name] = folder
+        folders[point.value] = folder
     return folders
 
 

@@ -16,9 +16,8 @@ def main(cfg: DictConfig) -> None:
     x = hydra.utils.instantiate(cfg.data).x.train
     assert tuple(x.shape[1:]) == (2,)
     assert cfg.objective._target_ == "pyro_vae.objectives.IWAE"
-    assert (
-        hydra.utils.instantiate(cfg.optimizer)(vae.parameters()).defaults["lr"] == cfg.optimizer.lr
-    )
+    optimizer = hydra.utils.instantiate(cfg.optimizer)(vae.parameters())
+    assert optimizer.defaults["lr"] == cfg.optimizer.lr
     print(vae)
 
 

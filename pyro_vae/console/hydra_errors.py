@@ -19,7 +19,7 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pyro_vae.config import find_folder, format_override, quote_value
+from pyro_vae.config import find_folder, find_projects, format_override, quote_value
 
 __all__ = ["describe_error"]
 
@@ -207,12 +207,14 @@ def _list_settings(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _list_groups() -> list[str]:
     """Returns the names of all config groups."""
-    roots = [find_folder() / "app", find_folder() / "share"]
+    roots = [find_folder() / "app", find_folder() / "share", *find_projects().values()]
     return sorted(
-        str(path.relative_to(root).as_posix())
-        for root in roots
-        for path in root.rglob("*")
-        if path.is_dir()
+        {
+            str(path.relative_to(root).as_posix())
+            for root in roots
+            for path in root.rglob("*")
+            if path.is_dir()
+        }
     )
 
 

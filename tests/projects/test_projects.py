@@ -150,8 +150,8 @@ def break_clash_of_two(install):
 
 
 BROKEN = {
-    "clash": (break_clash, r"got 'vae/prior/vamp.yaml' in pyro_vae and in study: rename '/"),
-    "clash of two": (break_clash_of_two, r"got 'data/my_data.yaml' in study and in study2: rename"),
+    "clash": (break_clash, r"got 'vae/prior/vamp.yaml' in pyro_vae and in study.conf: rename '/"),
+    "clash of two": (break_clash_of_two, "in study.conf and in study2.conf: rename"),
     "no package": (lambda install: install("study", entry="gone.conf"), "pip uninstall study"),
     "no folder": (lambda install: install("study", entry="study.gone"), "have the folder study.go"),
     "no path": (lambda install: install("study", entry="study"), "have the folder study, which"),
