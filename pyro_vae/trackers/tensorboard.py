@@ -19,7 +19,7 @@ FOLDER = "tensorboard"
 class TensorBoardTracker:
     """Logs a run to event files in the subfolder ``tensorboard`` of its folder.
 
-    The curves and final metrics are scalars in double precision, the settings are hyperparameters,
+    The curves and final metrics are scalars in single precision, the settings are hyperparameters,
     and the texts of ``metrics.json`` are texts. A resumed run logs all its epochs again, to a new
     file that replaces the old one.
 
@@ -41,6 +41,8 @@ class TensorBoardTracker:
         self.writer = SummaryWriter(str(folder))
         self.step = 0
         settings = flatten(run.settings)
+        # Each run has another folder, so it would only fill the table.
+        settings.pop("out", None)
         _, session_start, _ = hparams(settings, {})
         self._add_summary(session_start)
         self.writer.add_text("settings", _format_table(settings), 0)
@@ -71,7 +73,8 @@ class TensorBoardTracker:
 
     def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step, new_style=True, double_precision=True)
+            # In single precision, because its pages do not show scalars in double precision.
+            self.writer.add_scalar(name, value, step)
         self.step = step
 
     def _add_summary(self, summary: Any) -> None:

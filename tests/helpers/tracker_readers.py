@@ -35,19 +35,16 @@ def read_tensorboard(folder):
     from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(
-        str(folder / "tensorboard"), size_guidance={"tensors": 0, "images": 0}
+        str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}
     )
     events.Reload()
     tags = events.Tags()
-    points, tables = {}, {}
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
+    tables = {}
     for tag in tags["tensors"]:
-        values = [(e.step, make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
-        if tag.endswith("/text_summary"):
-            (_, table), *_ = values
-            rows = table[0].decode().splitlines()[2:]
-            tables[tag.split("/")[0]] = dict(row.strip("| ").split(" | ", 1) for row in rows)
-        else:
-            points[tag] = [(step, value.item()) for step, value in values]
+        text = make_ndarray(events.Tensors(tag)[0].tensor_proto)[0].decode()
+        rows = text.splitlines()[2:]
+        tables[tag.split("/")[0]] = dict(row.strip("| ").split(" | ", 1) for row in rows)
     sessions = {
         name: metadata.parse_session_end_info_plugin_data(content).status
         for name, content in events.PluginTagToContent("hparams").items()

@@ -7,8 +7,8 @@ from PIL import Image
 from helpers.tracker_readers import read_tensorboard
 from pyro_vae.trackers import TensorBoardTracker, TrackedRun
 
-ROWS = [{"epoch": epoch, "valid_elbo": -1 / epoch} for epoch in range(1, 8)]
-METRICS = {"elbo": -1 / 3, "kl": [0.1, 0.2], "caveats": [], "data": "moons|x", "gap": None}
+ROWS = [{"epoch": epoch, "valid_elbo": epoch - 9.5} for epoch in range(1, 8)]
+METRICS = {"elbo": -0.75, "kl": [0.5, 0.25], "caveats": [], "data": "moons|x", "gap": None}
 
 
 def start(folder, history):
@@ -43,9 +43,9 @@ def test_a_killed_run_is_continued_without_the_epochs_that_were_lost(tmp_path, f
     assert tracked.points == {
         "epoch": [(r["epoch"], r["epoch"]) for r in ROWS],
         "valid_elbo": [(r["epoch"], r["valid_elbo"]) for r in ROWS],
-        "elbo": [(7, -1 / 3)],
-        "kl.0": [(7, 0.1)],
-        "kl.1": [(7, 0.2)],
+        "elbo": [(7, -0.75)],
+        "kl.0": [(7, 0.5)],
+        "kl.1": [(7, 0.25)],
     }
     assert tracked.texts == {"data": "moons\\|x"}
     assert tracked.settings == {"seed": 1, "vae.prior._target_": "Normal", "vae.prior.flag": 1}
