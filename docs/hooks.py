@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+import nbformat
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+from nbformat.v4 import new_output
 
 __all__ = [
     "Docstrings",
@@ -100,9 +103,6 @@ def references(match: re.Match[str]) -> str:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds a page for each notebook, with the outputs of PYRO_VAE_NOTEBOOKS if that is a folder."""
-    import nbformat
-    from nbconvert import MarkdownExporter
-
     executed = os.environ.get("PYRO_VAE_NOTEBOOKS")
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
         folder, name = posixpath.split(file.src_uri)
@@ -123,15 +123,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def drop_bars(notebook: Any) -> None:
     """Removes the output of bars and warnings from an executed notebook."""
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                # A bar overwrites its line after a carriage return.
-                output.text = re.sub(r"[^\n]*\r", "", output.text)
-        cell.outputs = [
-            output
-            for output in cell.get("outputs", [])
-            if output.get("name") != "stderr" and output.get("text", "shown").strip()
-        ]
+        outputs = cell.get("outputs", [])
+        printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+        # A bar overwrites its line after a carriage return.
+        printed = re.sub(r"[^\n]*\r", "", printed)
+        cell.outputs = [output for output in outputs if output.output_type != "stream"]
+        if printed.strip():
+            cell.outputs.insert(0, new_output("stream", name="stdout", text=printed))
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:

@@ -24,7 +24,7 @@ def execute(path, folder):
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, "--coalesce-streams", "--ExecutePreprocessor.timeout=600", str(copy)],
+        [*command, "--ExecutePreprocessor.timeout=600", str(copy)],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
