@@ -48,7 +48,7 @@ def test_a_table_of_many_columns_is_short():
     assert "and 492 others" in shown(schema)
     names = tuple(column.name for column in columns)
     shown(data.Preparation((500,), "none", names, schema=schema))
-    covariates = data.Covariates.fit({"batch": [str(n) for n in range(500)]})
+    covariates = data.Covariates.fit({"batch": 2 * [str(n) for n in range(500)]})
     shown(covariates)
     shown(data.Scaling(torch.zeros(500), torch.ones(500)))
 
