@@ -101,7 +101,7 @@ def latent(codes: ArrayLike, labels: ArrayLike | None = None, *, ax: Axes | None
     Arguments:
         codes: Embeddings of shape ``(N, latent_dim)``.
         labels: Labels of shape ``(N,)``, shown by colour: integers, booleans or strings of up to 20
-            kinds with a legend, other numbers with a colour bar.
+            kinds with a legend, other numbers with a colour bar; NaN for a missing number.
         ax: The axes to draw on.
 
     Raises:
@@ -411,8 +411,12 @@ def _scatter_points(ax: Axes, points: _Array, labels: _Array | None) -> None:
     if labels.dtype.kind == "U" and len(kinds) > MAX_KINDS:
         raise ValueError(f"Expected at most {MAX_KINDS} kinds of labels, got {len(kinds)}")
     if labels.dtype.kind == "f" or len(kinds) > MAX_KINDS:
-        artist = ax.scatter(points[:, 0], points[:, 1], c=labels, **style)
+        known = ~np.isnan(labels)
+        artist = ax.scatter(points[known, 0], points[known, 1], c=labels[known], **style)
         ax.figure.colorbar(artist, ax=ax, label="label")
+        if not known.all():
+            ax.scatter(points[~known, 0], points[~known, 1], color=GREY, label="missing", **style)
+            ax.legend(frameon=False)
         return
     palette = colormaps["tab10" if len(kinds) <= 10 else "tab20"]
     ax.scatter(points[:, 0], points[:, 1], color=palette(kind), **style)

@@ -19,6 +19,7 @@ from pyro_vae.tables.text_file import RawTable, ReadOptions, is_text_file, read_
 from pyro_vae.validation import check_choice, check_flag, check_size, describe_value
 
 __all__ = [
+    "MISSING",
     "SUFFIXES",
     "TableSource",
     "check_header",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".data", ".gz", ".bz2", ".xz", ".zip", ".parquet")
+
+MISSING = "missing"
+"""The name of a missing label."""
 
 _UNNAMED = re.compile(r"Unnamed: \d+")
 """The name that pandas gives to a column without one."""
@@ -383,5 +387,5 @@ def number_labels(column: Any) -> tuple[Tensor, tuple[str, ...] | None]:
         names = list(map(str, values))
     if has_gaps:
         labels = np.where(labels < 0, len(names), labels)
-        names.append("missing" if "missing" not in names else "(missing)")
+        names.append(MISSING if MISSING not in names else f"({MISSING})")
     return torch.from_numpy(labels.astype("int64")), tuple(names)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyro_vae.vae.vae import VAE
 
-__all__ = ["create_axes", "get_figure", "is_image", "sample_rows", "to_numpy"]
+__all__ = ["create_axes", "get_figure", "is_image", "sample_rows", "shorten_text", "to_numpy"]
+
+_MAX_TEXT = 24
 
 
 def create_axes(width: float, height: float) -> Axes:
@@ -39,3 +41,8 @@ def sample_rows(vae: VAE, count: int, covariates: Tensor | None, mean: bool) -> 
 def to_numpy(x: Tensor) -> Any:
     """Returns a tensor as an array."""
     return x.detach().cpu().numpy()
+
+
+def shorten_text(text: str) -> str:
+    """Returns at most so many characters of a text as the page has room for."""
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"

@@ -84,7 +84,7 @@ def draw_figures(
         draws += draw_table(run, list(fits))
     if vae.event_shape == (2,):
         draws.append(partial(_draw_plane, vae, x, covariates))
-    draws.append(partial(_draw_latent, means, latents.labels, _name_centre(vae)))
+    draws.append(partial(_draw_latent, run, latents))
     if latents.has_tsne:
         draws.append(partial(_draw_tsne, latents))
     if kl is not None:
@@ -245,12 +245,15 @@ def _draw_plane(vae: VAE, x: Tensor, covariates: Tensor | None) -> report.Figure
     return report.Figure("plane.png", "Data and samples", caption, get_figure(ax))
 
 
-def _draw_latent(means: Tensor, labels: Any, centre: str) -> report.Figure:
+def _draw_latent(run: TrainedRun, latents: Latents) -> report.Figure:
     """Draws embeddings, projected to two principal components if they have more dimensions."""
-    ax = plots.latent(to_numpy(means), labels, ax=create_axes(5.6, 4.4))
-    caption = f"Posterior {centre}s of held-out data" + (
-        "." if labels is None else ", coloured by label. The model was trained without labels."
-    )
+    ax = plots.latent(to_numpy(latents.means), latents.labels, ax=create_axes(5.6, 4.4))
+    caption = f"Posterior {_name_centre(run.vae)}s of held-out data"
+    if latents.labels is not None:
+        caption += ", coloured by label"
+        if run.data.covariates is None:
+            caption += ". The model was trained without labels"
+    caption += "."
     return report.Figure("latent.png", "Latent space", caption, get_figure(ax))
 
 

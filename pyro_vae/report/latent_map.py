@@ -17,8 +17,9 @@ from pyro_vae.evaluate import Evidence
 from pyro_vae.masking import fill_missing
 from pyro_vae.networks import eval_mode
 from pyro_vae.report.count_figures import is_given_sum
+from pyro_vae.report.drawing import shorten_text
 from pyro_vae.report.latents import Latents, Projection
-from pyro_vae.report.map_views import View, choose_view, shorten_text
+from pyro_vae.report.map_views import View, choose_view
 from pyro_vae.report.trained_run import TrainedRun
 
 __all__ = ["build_map"]
@@ -169,15 +170,12 @@ def _get_evidence(
 
 def _describe_labels(run: TrainedRun, labels: Any, index: Tensor) -> dict[str, Any]:
     """Returns the label and colour of each row, and the legend, as in the other figures."""
+    texts = None if run.data.labels is None else _list_labels(run, index)
     if labels is None:
-        return {"palette": [plots.BLUE], "color": [0] * len(index), "legend": [], "label": None}
+        return {"palette": [plots.BLUE], "color": [0] * len(index), "legend": [], "label": texts}
     kinds, kind = np.unique(labels, return_inverse=True)
     if labels.dtype.kind == "f" or len(kinds) > plots.MAX_KINDS:
-        low, high = np.nanmin(labels), np.nanmax(labels)
-        share = np.nan_to_num((labels - low) / max(high - low, 1e-12))
-        kind = np.round(share * (_SHADES - 1)).astype(int)
-        colours = colormaps["viridis"](np.linspace(0, 1, _SHADES))
-        legend = [[_name_label(run, low), 0], [_name_label(run, high), _SHADES - 1]]
+        colours, kind, legend = _build_scale(labels)
     else:
         colours = colormaps["tab10" if len(kinds) <= 10 else "tab20"](np.arange(len(kinds)))
         legend = [[shorten_text(str(name)), number] for number, name in enumerate(kinds)]
@@ -186,15 +184,26 @@ def _describe_labels(run: TrainedRun, labels: Any, index: Tensor) -> dict[str, A
         "palette": [to_hex(colour) for colour in colours],
         "color": kind[rows].tolist(),
         "legend": legend,
-        "label": _list_labels(run, labels[rows], index),
+        "label": texts,
     }
 
 
-def _list_labels(run: TrainedRun, labels: Any, index: Tensor) -> list[str]:
-    if run.data.label_names is not None:
-        assert run.data.labels is not None
-        labels = run.data.labels.test.cpu()[index.cpu()]
-    return [_name_label(run, label) for label in labels.tolist()]
+def _build_scale(labels: Any) -> tuple[Any, Any, list[list[Any]]]:
+    """Returns shades, the shade of each number, and the legend; grey for missing numbers."""
+    low, high = np.nanmin(labels), np.nanmax(labels)
+    missing = np.isnan(labels)
+    share = np.where(missing, 0, labels - low) / max(high - low, 1e-12)
+    kind = np.where(missing, _SHADES, np.round(share * (_SHADES - 1))).astype(int)
+    shades = colormaps["viridis"](np.linspace(0, 1, _SHADES))
+    legend = [[f"{low:.6g}", 0], [f"{high:.6g}", _SHADES - 1]]
+    if missing.any():
+        legend.append(["missing", _SHADES])
+    return [*shades, plots.GREY], kind, legend
+
+
+def _list_labels(run: TrainedRun, index: Tensor) -> list[str]:
+    assert run.data.labels is not None
+    return [_name_label(run, label) for label in run.data.labels.test.cpu()[index.cpu()].tolist()]
 
 
 def _name_label(run: TrainedRun, label: Any) -> str:
@@ -206,9 +215,13 @@ def _name_label(run: TrainedRun, label: Any) -> str:
 
 def _describe_map(run: TrainedRun, count: int, projection: Projection) -> str:
     what = "Latent means" if projection.x_label.startswith("z") else "Projected latent means"
-    place = "in the file" if run.data.row_numbers is not None else "among the held-out rows"
+    if not projection.y_label:
+        what += ", spread along the vertical axis without meaning,"
+    place = "in their source" if run.data.row_numbers is not None else "among the held-out rows"
+    total = len(run.data.x.test)
+    rows = f"{count:,}" if count == total else f"the first {count:,} of {total:,}"
     return (
-        f"{what} of {count:,} held-out rows; row numbers count from 0 {place}. Point at a row, tap "
+        f"{what} of {rows} held-out rows; row numbers count from 0 {place}. Point at a row, tap "
         f"it, or use the arrow keys, to see the datum and its reconstruction."
     )
 

@@ -1,5 +1,6 @@
 """Embeddings of held-out rows, their labels, and their projection to a plane."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ from threadpoolctl import threadpool_limits
 
 from pyro_vae import evaluate, plots
 from pyro_vae.data import Data
-from pyro_vae.report.drawing import to_numpy
+from pyro_vae.data.table_files import MISSING
+from pyro_vae.report.drawing import shorten_text, to_numpy
 from pyro_vae.report.trained_run import TrainedRun
 
 __all__ = ["Latents", "Projection", "get_labels"]
@@ -73,10 +75,33 @@ class Latents:
 
 
 def get_labels(data: Data) -> Any:
-    """Returns the labels of held-out data, as names if they are few enough for a legend."""
+    """Returns the labels of held-out data by which points are coloured.
+
+    These are names if a legend has room for all of them, else numbers, with NaN for missing ones.
+    More names are not shown by colours, which would suggest an order.
+    """
     if data.labels is None:
         return None
-    labels = to_numpy(data.labels.test)
-    if data.label_names is None or len(data.label_names) > plots.MAX_KINDS:
+    labels, names = to_numpy(data.labels.test), data.label_names
+    if names is None:
         return labels
-    return np.array(data.label_names)[labels]
+    if len(names) <= plots.MAX_KINDS:
+        return np.array(_shorten_names(names))[labels]
+    numbers = _read_numbers(names)
+    return None if numbers is None or np.isnan(numbers[labels]).all() else numbers[labels]
+
+
+def _shorten_names(names: Sequence[str]) -> list[str]:
+    """Returns the names as a legend has room for; different names stay different."""
+    short = [shorten_text(name) for name in names]
+    if len(set(short)) < len(short):
+        short = [f"{name} ({number})" for number, name in enumerate(short, 1)]
+    return short
+
+
+def _read_numbers(names: Sequence[str]) -> Any:
+    """Returns the numbers of names, NaN for a missing one; ``None`` if there are other names."""
+    try:
+        return np.array([np.nan if name == MISSING else float(name) for name in names])
+    except ValueError:
+        return None

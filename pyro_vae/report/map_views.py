@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.report.drawing import is_image, to_numpy
+from pyro_vae.report.drawing import is_image, shorten_text, to_numpy
 from pyro_vae.report.series_figures import is_series
 from pyro_vae.report.table_content import format_cell, get_schema
 from pyro_vae.report.trained_run import TrainedRun
@@ -20,7 +20,6 @@ __all__ = ["Cells", "Images", "Lines", "View", "choose_view"]
 _LARGEST_SIDE = 32
 _LONGEST_LINE = 64
 _MAX_CELLS = 12
-_MAX_TEXT = 24
 
 
 class View(Protocol):
@@ -213,8 +212,3 @@ class Cells:
 
     def _name(self, index: int) -> str:
         return f"x[{index}]" if self._columns is None else shorten_text(self._columns[index].name)
-
-
-def shorten_text(text: str) -> str:
-    """Returns at most so many characters of a text as the page has room for."""
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"

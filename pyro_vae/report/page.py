@@ -5,6 +5,7 @@ import io
 import math
 import re
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 __all__ = ["Figure", "LatentMap", "Metric", "Report", "Table", "write"]
+
+
+_MAX_PNG = 400_000
+"""The most bytes of a PNG file that the page embeds as it is."""
 
 
 class Metric(NamedTuple):
@@ -163,7 +168,10 @@ def _check_files(names: Sequence[str]) -> None:
 def _to_png(figure: "matplotlib.figure.Figure") -> bytes:
     """Returns a figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
+    with warnings.catch_warnings():
+        # Signs that the fonts lack are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
@@ -190,10 +198,23 @@ def _read_text(name: str) -> str:
 
 
 def _embed_png(png: bytes) -> dict[str, str | int]:
-    """Returns a PNG file as a data URL, with its width and height in pixels."""
+    """Returns a PNG file as a data URL, with its width and height in pixels.
+
+    Photographs and noise, which PNG compresses badly, are embedded as JPEG.
+    """
     width, height = struct.unpack(">II", png[16:24])
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    kind, content = ("png", png) if len(png) <= _MAX_PNG else ("jpeg", _to_jpeg(png))
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {"source": source, "width": width, "height": height}
+
+
+def _to_jpeg(png: bytes) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").save(file, "jpeg", quality=85)
+    return file.getvalue()
 
 
 def _summarize(report: Report) -> str:

@@ -225,3 +225,32 @@ def test_no_name_closes_the_script(digits, tmp_path):
     assert not re.search(r"\son\w+=", page)
     embedded = re.search(r'id="map-data">(.*?)</script>', page).group(1)
     assert json.loads(embedded) == {"names": [ATTACK], "value": None}
+
+
+def map_labels(labels, names):
+    x = torch.rand(len(labels), 3)
+    split = Split(labels, labels[:0], labels)
+    made = make_data(x, label_names=names)._replace(labels=split)
+    return draw_map(make_run(VAE(3, 2, likelihood=likelihoods.Normal), made)).data
+
+
+def test_numbers_with_gaps_have_a_scale_of_their_values():
+    # Ranks of more numbers than a legend takes, the last one for missing numbers.
+    names = (*(f"{age / 2}" for age in range(30)), "missing")
+    values = map_labels(torch.arange(31), names)
+    assert values["label"] == [f"{age / 2}" for age in range(30)] + ["missing"]
+    assert [name for name, _ in values["legend"]] == ["0", "14.5", "missing"]
+    assert values["color"][:30] == sorted(values["color"][:30])
+    assert values["color"][30] == values["legend"][2][1] == len(values["palette"]) - 1
+
+
+def test_more_names_than_a_legend_takes_have_no_colours():
+    values = map_labels(torch.arange(60), tuple(f"person {k}" for k in range(60)))
+    assert (values["legend"], set(values["color"])) == ([], {0})
+    assert values["label"][59] == "person 59"
+
+
+def test_different_long_names_stay_different():
+    values = map_labels(torch.tensor([0, 1, 0]), ("a" * 40, "a" * 41))
+    assert len({color for _, color in values["legend"]}) == 2
+    assert all(len(name) < 30 for name, _ in values["legend"])

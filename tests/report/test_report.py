@@ -257,3 +257,14 @@ def test_pyplot_knows_none_of_the_figures(told, tmp_path):
     report.write(told, tmp_path)
     assert plt.get_fignums() == [mine.number]
     plt.close(mine)
+
+
+def test_a_figure_of_noise_is_embedded_as_jpeg(told, tmp_path):
+    noise = Canvas(figsize=(6, 6))
+    noise.add_axes((0, 0, 1, 1)).imshow(np.random.default_rng(0).random((900, 900, 3)))
+    page = Page(
+        report.write(told._replace(figures=[Figure("noise.png", "N", "C", noise)]), tmp_path)
+    )
+    assert page.all("img")[0]["src"].startswith("data:image/jpeg")
+    size = (tmp_path / "figures" / "noise.png").stat().st_size
+    assert len(page.all("img")[0]["src"]) < size / 2
