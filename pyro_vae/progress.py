@@ -66,6 +66,7 @@ class Progress:
         show: Whether to show it. Default: in a terminal or notebook, and within
             :func:`show_always` everywhere.
         at_once: Whether to show a bar from the start.
+        done: The number of units that are completed at the start.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class Progress:
         *,
         show: bool | None = None,
         at_once: bool = False,
+        done: float = 0.0,
     ) -> None:
         check_progress(show)
         always = _always.get()
         self.stage, self.total, self.unit = stage, total, unit
-        self.done, self.note = 0.0, ""
+        self.done, self.initial, self.note = done, done, ""
         self._bar: Any = None
         self._in_bar = _draws_bars()
         hidden = show is False or not (self._in_bar or always or show)
@@ -138,6 +140,8 @@ class Progress:
 
             self._bar = tqdm(
                 total=self.total,
+                # Units of an earlier call do not count for the estimate of the time.
+                initial=self.initial,
                 desc=self.stage,
                 unit=self.unit,
                 leave=False,

@@ -181,7 +181,7 @@ class Comparison:
             [
                 *(one.levels[column] for column in columns),
                 *(format_mean(one.means.get(metric), metric) for metric in METRICS),
-                str(max((mean.seeds for mean in one.means.values()), default=0)),
+                str(one.seeds),
                 f"{len(one.runs)} of {one.planned}",
             ]
             for one in group.configurations
@@ -247,9 +247,12 @@ def compare(folders: Sequence[Path | str], against: Sequence[str] = ()) -> Compa
             factor.
 
     Raises:
-        ValueError: If a folder does not exist, there is no run, or ``against`` does not name a
-            factor and one of its levels.
+        ValueError: If an argument is not a list, a folder does not exist, there is no run, or
+            ``against`` does not name a factor and one of its levels.
     """
+    for name, value in (("folders", folders), ("against", against)):
+        if isinstance(value, (str, Path)) or not isinstance(value, Sequence):
+            raise ValueError(f"Expected {name} to be a list, got {value!r}")
     runs = find_runs(folders)
     factors = sorted(find_factors(runs), key=lambda factor: factor.key == "seed")
     references = choose_references(factors, against)

@@ -56,6 +56,13 @@ class Configuration:
     planned: int
     means: dict[str, Mean]
 
+    @property
+    def seeds(self) -> int:
+        """The number of seeds of the log evidence, or of other metrics if it is missing."""
+        evidence = self.means.get("log_evidence")
+        means = [evidence] if evidence else list(self.means.values())
+        return max((mean.seeds for mean in means), default=0)
+
 
 def rank_configurations(
     runs: Sequence[RunRecord], factors: Sequence[Factor], within: ComparableSet

@@ -101,7 +101,7 @@ def _tabulate(comparison: Comparison, group: Group, metrics: Sequence[str]) -> "
         [
             *(_format_level(one.levels[column]) for column in columns),
             *(_format_cell(one.means.get(metric), metric) for metric in metrics),
-            str(max((mean.seeds for mean in one.means.values()), default=0)),
+            str(one.seeds),
         ]
         for one in group.configurations
     ]

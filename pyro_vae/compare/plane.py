@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pyro_vae.compare.comparison import Comparison, Group
@@ -24,6 +25,9 @@ _MARKERS = "os^DvPX<>*"
 _GREY = "#6b7280"
 
 _LEGEND_COLUMNS = 3
+_MAX_TEXT = 36
+_CHARACTERS = 13
+"""The characters of the legend for each inch of width."""
 
 
 def draw_figure(
@@ -67,20 +71,21 @@ def draw_figure(
         raise ValueError(
             f"Expected finished runs with a rate and a distortion, got {comparison.count_states()}"
         )
-    rows = math.ceil(len(points) / _LEGEND_COLUMNS)
+    columns = _count_columns(points, width)
+    rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(width, 0.8 * width + 0.17 * rows), layout="constrained")
     axes = figure.subplots()
     for index, (level, values) in enumerate(points.items()):
         axes.plot(
-            *zip(*values, strict=True), _MARKERS[index % len(_MARKERS)], ms=4.5, alpha=0.9,
+            *zip(*values, strict=True), _choose_marker(index), ms=4.5, alpha=0.9,
             color=_COLOURS[index % len(_COLOURS)], mec="white", mew=0.4,
             # Matplotlib leaves a label out of the legend if it starts with an underscore.
-            label=f" {level}",
+            label=f" {_shorten(level)}",
         )  # fmt: skip
     _label_axes(axes)
     _draw_contours(axes)
     if chosen and len(points) > 1:
-        _add_legend(figure, axes, chosen.name)
+        _add_legend(figure, axes, chosen.name, columns)
     return figure
 
 
@@ -131,10 +136,25 @@ def _draw_contours(axes: "Axes") -> None:
     axes.set(xlim=(left, right), ylim=(low, high))
 
 
-def _add_legend(figure: "Figure", axes: "Axes", title: str) -> None:
+def _choose_marker(index: int) -> str:
+    """Returns a marker; with the colour it differs from those of a hundred levels."""
+    return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
+
+
+def _shorten(level: str) -> str:
+    return level if len(level) <= _MAX_TEXT else f"{level[: _MAX_TEXT - 1]}…"
+
+
+def _count_columns(levels: Iterable[str], width: float) -> int:
+    """Returns the number of columns of the legend for which its longest entry has room."""
+    longest = max(len(_shorten(level)) for level in levels)
+    return max(1, min(_LEGEND_COLUMNS, int(_CHARACTERS * width / (longest + 4))))
+
+
+def _add_legend(figure: "Figure", axes: "Axes", title: str, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     legend = figure.legend(
-        handles, labels, loc="outside upper left", ncols=_LEGEND_COLUMNS, fontsize=7, frameon=False,
+        handles, labels, loc="outside upper left", ncols=columns, fontsize=7, frameon=False,
         handletextpad=0.1, columnspacing=1.0, borderaxespad=0.2, title=title, title_fontsize=7,
         alignment="left",
     )  # fmt: skip

@@ -264,8 +264,8 @@ def build_result(run: Training, failure: str | None = None) -> FitResult:
 def _train_epochs(run: Training, progress: bool | None) -> Iterator[dict[str, float]]:
     """Trains epoch by epoch, and yields each row of the history."""
     name, key = ("objective", "train_objective") if run.valid is None else ("ELBO", "valid_elbo")
-    with Progress("training", run.epochs, "epochs", show=progress, at_once=True) as bar:
-        bar.reach(run.epoch)
+    settings: dict[str, Any] = {"show": progress, "at_once": True, "done": run.epoch}
+    with Progress("training", run.epochs, "epochs", **settings) as bar:
         run.on_batch = lambda fraction: bar.reach(run.epoch + fraction)
         while not run.is_complete():
             row = run.train_epoch()

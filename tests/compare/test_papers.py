@@ -1,6 +1,7 @@
 """Tables and figures of a comparison for papers."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -191,3 +192,32 @@ def test_a_wrong_file_is_one_line(sweep, capsys, option, name, message):
     assert main([str(sweep), option, name]) == 1
     assert message in capsys.readouterr().err
     assert not (sweep / "comparison.html").exists()
+
+
+def test_each_of_thirty_levels_has_its_own_look_and_a_place_in_the_legend(tmp_path):
+    for size in range(1, 31):
+        write(tmp_path / str(size), {"vae.latent_dim": size, "vae.encoder.hidden": [500] * size})
+    comparison = compare([tmp_path])
+    for factor in ("latent_dim", "encoder.hidden"):
+        figure = draw_figure(comparison, factor=factor)
+        points = [line for line in figure.axes[0].lines if line.get_label().startswith(" ")]
+        assert len({(line.get_marker(), line.get_color()) for line in points}) == 30
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+
+
+def test_seeds_are_those_of_the_log_evidence(tmp_path):
+    for seed, evidence in ((0, -1.0), (1, None)):
+        write(tmp_path / str(seed), {"seed": seed}, {"log_evidence": evidence})
+    (configuration,) = compare([tmp_path]).groups[0].configurations
+    assert configuration.seeds == 1
+    assert configuration.means["rate"].seeds == 2
+
+
+@pytest.mark.parametrize("folders", ["runs", Path("runs"), None])
+def test_folders_are_a_list(folders):
+    with pytest.raises(ValueError, match="Expected folders to be a list, got"):
+        compare(folders)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyro
@@ -127,7 +128,8 @@ def test_a_damaged_file_is_refused_and_nothing_is_set(folder, copied):
     before = {name: t.clone() for name, t in copied.collect_tensors(**built.modules).items()}
     middle = len(content) // 2
     flipped = bytes([*content[:middle], content[middle] ^ 1, *content[middle + 1 :]])
-    for damaged in (flipped, content[:-100], b"no file"):
+    torch.save({"weights": 0}, "other.pt")
+    for damaged in (flipped, content[:-100], b"no file", Path("other.pt").read_bytes()):
         (folder / "model.pt").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"Expected an intact file .*, got model\.pt"):
             copied.load_model("model.pt", **built.modules)
