@@ -112,8 +112,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         exporter = MarkdownExporter(exclude_input_prompt=True)
         resources = {"unique_key": name.removesuffix(".ipynb")}
         text, resources = exporter.from_notebook_node(notebook, resources)
-        title, _, rest = text.strip().partition("\n")
-        text = f"{title}\n\n[Download this notebook]({name})\n{rest}\n"
+        text = f"{text.strip()}\n\n[Download this notebook]({name}).\n"
         pages = {f"{name.removesuffix('.ipynb')}.md": text, **resources["outputs"]}
         for page, content in pages.items():
             files.append(File.generated(config, f"{folder}/{page}", content=content))

@@ -107,7 +107,7 @@ def config():
 def test_the_index_has_each_page_of_the_navigation_once_and_its_links_resolve(config):
     from mkdocs.structure.files import get_files
 
-    files = get_files(config)
+    files = hooks.on_files(get_files(config), config=config)
     index = llms_txt.build_index(files, config)
     head, *sections = re.split(r"^## ", index, flags=re.MULTILINE)
     assert head == f"# pyro_vae\n\n> {config.site_description}\n\n"
