@@ -12,6 +12,7 @@ from pyro_vae.console import commands
 from pyro_vae.run.folder import check_out
 from pyro_vae.sweeps import job_id, journal
 from pyro_vae.sweeps.job import build_continuation, run_job, run_single
+from pyro_vae.trackers.protocol import PrunedError
 
 __all__ = ["main"]
 
@@ -34,7 +35,10 @@ def _application(cfg: DictConfig) -> float:
 def _run_single(cfg: DictConfig) -> float:
     check_out(cfg)
     _CONTINUATION[0] = build_continuation(cfg)
-    return run_single(cfg)
+    try:
+        return run_single(cfg)
+    except PrunedError as error:
+        raise ValueError(f"The tracker ended the run early: {error}") from error
 
 
 def _run_application() -> int:

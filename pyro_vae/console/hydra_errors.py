@@ -38,7 +38,7 @@ def describe_error(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return _describe_unreadable(error)
     if isinstance(error, InstantiationException):
-        return _describe_not_built(str(error))
+        return _describe_not_built(str(error), error.__cause__)
     if isinstance(error, TypeError):
         return _describe_wrong_call(error)
     if isinstance(error, ConfigCompositionException):
@@ -114,21 +114,35 @@ def _is_readable(key: str, value: str) -> bool:
     return True
 
 
-def _describe_not_built(text: str) -> str:
-    """Describes a part that cannot be built, with its path in the configuration."""
+def _describe_not_built(text: str, cause: BaseException | None = None) -> str:
+    """Describes a part that cannot be built, with its path in the configuration.
+
+    Arguments:
+        text: The message of Hydra.
+        cause: The error of an import, which the message does not name.
+    """
     match = re.search(r"full_key: (\S+)", text)
     path = match[1] if match else "it"
     text = text.partition("\nfull_key")[0]
     if match := re.match(r"Error locating target '(.*?)'", text):
         return (
             f"Expected {path}._target_ to be a class or function that can be imported, got "
-            f"{match[1]!r}"
+            f"{match[1]!r}{_describe_import_error(cause)}"
         )
     call = re.match(r"Error in call to target '(.*?)':\s*\w+\((['\"])(.*)\2\)$", text, re.DOTALL)
     if call:
         reason = re.sub(r"^\S*\(\) ", "", call[3])
         return f"Expected {path} to be settings of {call[1]}, {_one_line(reason)}"
     return _one_line(text)
+
+
+def _describe_import_error(error: BaseException | None) -> str:
+    """Returns the first error of an import, in parentheses."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    if error is None or isinstance(error, InstantiationException):
+        return ""
+    return f" ({type(error).__name__}: {_one_line(str(error))})"
 
 
 def _describe_wrong_call(error: TypeError) -> str | None:

@@ -119,6 +119,11 @@ def _prepare(cfg: DictConfig) -> PreparedRun:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     data = config.build(cfg.data)
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"Expected data to build a pyro_vae.data.Data, got {type(data).__name__} of "
+            f"{cfg.data.get('_target_')}{': leave out _partial_' * ('_partial_' in cfg.data)}"
+        )
     if not len(data.x.test):
         raise ValueError(f"Expected '{data.name}' to have test rows, got none: set data.test")
     vae = _build_vae(cfg, data)

@@ -30,14 +30,15 @@ def describe_run(cfg: DictConfig, folder: Path, name: str, group: str | None) ->
         group: The name of a sweep's study.
     """
     stored = _read_key(folder / TRACKED)
-    values = stored or {"key": uuid.uuid4().hex, "group": group}
+    values = stored or {"key": uuid.uuid4().hex, "group": group, "name": name}
     if stored is None:
         write_whole(folder / TRACKED, strict_json(values).encode())
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     checkpoint = folder / "resume.pt"
     return TrackedRun(
-        name=name,
+        # More epochs change the name of the configuration, but not the run.
+        name=values["name"],
         key=values["key"],
         group=values["group"],
         settings={str(k): value for k, value in settings.items() if k not in _NOT_SETTINGS},
@@ -50,9 +51,10 @@ def _read_key(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = read_json(path)
-    if not isinstance(values, dict) or not isinstance(values.get("key"), str):
+    names = ("key", "name")
+    if not isinstance(values, dict) or not all(isinstance(values.get(n), str) for n in names):
         raise ValueError(f"Expected '{path}' to hold the key of a tracked run: remove it")
-    return {"key": values["key"], "group": values.get("group")}
+    return {**{name: values[name] for name in names}, "group": values.get("group")}
 
 
 class Tracking:

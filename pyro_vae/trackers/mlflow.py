@@ -23,7 +23,7 @@ _STATUS = {"failed": "FAILED", "interrupted": "KILLED", "pruned": "KILLED"}
 _LONGEST = 5000
 """The longest value of a parameter or a tag, in characters; the files of the run have all of it."""
 
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 """Seconds to wait for another process that creates the database."""
 
 

@@ -18,7 +18,7 @@ class TrackedRun(NamedTuple):
     """The run that a tracker logs.
 
     Attributes:
-        name: The name of the configuration, 12 hexadecimal digits.
+        name: The name of the configuration with which the run began, 12 hexadecimal digits.
         key: 32 hexadecimal digits of this run only. A resumed run has the same.
         group: The name of the sweep's study, or ``None`` for a single run.
         settings: The resolved configuration, without the sections that do not describe the run:

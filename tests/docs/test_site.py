@@ -107,6 +107,8 @@ def config():
 def test_the_index_has_each_page_of_the_navigation_once_and_its_links_resolve(config):
     from mkdocs.structure.files import get_files
 
+    # As during a build.
+    config.plugins._current_plugin = "hooks"
     files = hooks.on_files(get_files(config), config=config)
     index = llms_txt.build_index(files, config)
     head, *sections = re.split(r"^## ", index, flags=re.MULTILINE)

@@ -171,6 +171,29 @@ def test_a_broken_project_is_one_message_of_the_commands_of_this_package(install
     assert compose_elsewhere(tmp_path, "vae/prior=vamp").vae.prior.components == 50
 
 
+MISTAKES = {
+    "import": (
+        "priors.py", "import not_there", "got 'study.priors.MyPrior' (ModuleNotFoundError: No "
+        "module named 'not_there')",
+    ),
+    "syntax": ("priors.py", "def", "got 'study.priors.MyPrior' (SyntaxError: "),
+    "partial": (
+        "conf/data/my_data.yaml", "_partial_: true", "Expected data to build a pyro_vae.data.Data",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_project_is_one_message_with_its_cause(install, tmp_path, mistake):
+    file, line, message = MISTAKES[mistake]
+    conf = install("study")
+    with (conf.parent / file).open("a") as text:
+        text.write(f"\n{line}\n")
+    done = call("pyro-vae", *QUICK, "out=run", cwd=tmp_path)
+    assert done.code == 1
+    assert message in done.err.splitlines()[0]
+
+
 def test_other_applications_see_no_projects(install, tmp_path):
     install("study")
     with pytest.raises(hydra.errors.MissingConfigException, match="Could not find"):
