@@ -139,8 +139,10 @@ def test_pictures_are_coloured_by_the_names_of_labels(tmp_path, kinds, named):
     rows = [f"{i},{chr(97 + i % kinds)}" for i in range(100)]
     (tmp_path / "t.csv").write_text("\n".join(["height,kind", *rows]))
     made = data.table(tmp_path / "t.csv", label="kind")
-    expected = [chr(97 + code) if named else code for code in made.labels.test.tolist()]
-    assert get_labels(made).tolist() == expected
+    expected = [chr(97 + code) for code in made.labels.test.tolist()]
+    # Colours of more names than a legend takes would suggest an order.
+    labels = get_labels(made)
+    assert (labels.tolist() == expected) if named else (labels is None)
     assert get_labels(made._replace(labels=None)) is None
 
 
