@@ -1,4 +1,4 @@
-"""Builds trackers from the configuration, with one error for whatever is wrong."""
+"""Builds trackers from the configuration, with one error for each mistake."""
 
 import multiprocessing
 import os
@@ -83,7 +83,7 @@ def require_extra(module: str, extra: str) -> None:
 
 @contextmanager
 def keep_process_state(**environment: str) -> Iterator[None]:
-    """Restores what the libraries of trackers change in the process.
+    """Restores the process state that the libraries of trackers change.
 
     These are environment variables, filters of warnings, and the hook for errors.
 

@@ -73,8 +73,9 @@ def test_a_sweep_with_a_killed_job_is_logged_completely_and_once(tracker, tmp_pa
     killed = (tmp_path / "multirun" / "grid" / "killed").read_text()
     folders = jobs(tmp_path / "multirun" / "grid")
     assert len(folders) == 12
-    # Clients write in the background, and may not have begun when the job was killed.
     assert set(folders) - {killed} <= set(first)
+    # trackio writes in the background, and may not have begun when the job was killed.
+    assert len(first) == 12 or tracker == "trackio"
 
     code, said = sweep(tracker, tmp_path)
     assert code == 0, said
