@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.compiled.convolutions import replace_thin_convolutions, use_channels_last
+from pyro_vae.compiled.convolutions import use_channels_last
 from pyro_vae.validation import check_choice
 
 __all__ = [
@@ -140,7 +140,6 @@ def compile_graph(
         return captured.graph
     if callable(backend):
         return backend(captured.graph, [*captured.lifted, *inputs])
-    replace_thin_convolutions(captured.graph)
     use_channels_last(captured.graph)
     from torch._guards import TracingContext, tracing
     from torch._inductor import config

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.compiled.bfloat16 import use_bfloat16
 from pyro_vae.compiled.constants import Constants
+from pyro_vae.compiled.convolutions import replace_convolutions
 from pyro_vae.compiled.cuda_graph import record_graph
 from pyro_vae.compiled.eager_step import EagerStep
 from pyro_vae.compiled.graph import (
@@ -263,6 +264,8 @@ class GraphBuilder:
         """Chooses precision and library for the matmuls of a graph; returns the engine's name."""
         if self.step.settings.precision == "bfloat16":
             return "compiled-bfloat16" if use_bfloat16(graph) else "compiled"
+        if self.step.settings.backend == "inductor":
+            replace_convolutions(graph)
         if find_eligible_matmuls(graph):
             if self.step.settings.products == "auto":
                 self.step.settings.products = choose_matmul_library(graph)

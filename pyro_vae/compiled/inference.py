@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.compiled.bfloat16 import use_bfloat16
 from pyro_vae.compiled.constants import Constants
+from pyro_vae.compiled.convolutions import replace_convolutions
 from pyro_vae.compiled.cuda_graph import record_graph
 from pyro_vae.compiled.environment import HostNoise, StepEnvironment
 from pyro_vae.compiled.graph import Backend, NotCapturedError, capture_graph, compile_graph
@@ -158,6 +159,8 @@ class CompiledFunction:
         if self.precision == "bfloat16":
             use_bfloat16(captured.graph)
         else:
+            if self.backend == "inductor":
+                replace_convolutions(captured.graph)
             # Without a timing, so that the figures of a run can be reproduced to the bit.
             use_onednn(captured.graph)
         run = compile_graph(captured, tensors, self.backend)

@@ -13,7 +13,7 @@ __all__ = ["choose_matmul_library", "find_eligible_matmuls", "use_onednn"]
 
 _Library = Literal["mkl", "onednn"]
 
-_MAX_TIME_RATIO = 0.85
+_MAX_TIME_RATIO = 0.9
 """oneDNN is chosen up to this share of MKL's time, so that noise rarely decides."""
 
 MIN_MULTIPLICATIONS = 1_000_000

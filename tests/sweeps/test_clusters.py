@@ -1,4 +1,4 @@
-"""Sweeps on SLURM and Ray give the bits of a sweep by one process, also after a kill.
+"""Sweeps by slots, on SLURM and on Ray give the bits of one process, also after a kill.
 
 Needs the extras ``slurm`` and ``ray``, and Debian's packages slurm-wlm, slurmdbd, mariadb-server
 and munge.
@@ -17,7 +17,7 @@ import pytest
 
 from helpers.clusters import start_ray, start_slurm, wait_until
 from helpers.paths import ROOT
-from helpers.sweeping import GRID, jobs, results
+from helpers.sweeping import GRID, SLOTS, jobs, results
 from pyro_vae.sweeps import job_status
 
 pytestmark = pytest.mark.cluster
@@ -79,6 +79,13 @@ def run_commands(commands, cwd, environment):
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
     assert count_finished(cwd) == 4
+
+
+def test_slots(unbroken, tmp_path):
+    code, said = sweep("seed=0,1", *SLOTS, cwd=tmp_path)
+    assert code == 0, said
+    assert results(tmp_path / "multirun" / "sweep") == unbroken
+    assert len(unbroken) == 48
 
 
 def test_processes_of_submitit(unbroken, tmp_path):

@@ -100,14 +100,14 @@ CONTENDERS = {
     "numpyro_step": Contender(
         "numpyro_svi",
         "NumPyro's SVI.update under jit, a call a step",
-        ("elbo", "iwae", "epoch"),
+        (*STEPS, "epoch"),
         {"loop": False},
         "jax",
     ),
     "numpyro_loop": Contender(
         "numpyro_svi",
         "NumPyro's SVI.update in a jitted fori_loop over an epoch, a call an epoch",
-        ("elbo", "iwae", "epoch"),
+        (*STEPS, "epoch"),
         {"loop": True},
         "jax",
     ),

@@ -2,7 +2,7 @@
 
 Data and order lie on the device and rows are gathered within the compiled step, as in NumPyro's
 example of a VAE. Losses are sums over the batch, and epsilon of Adam is scaled likewise. There are
-no greys: its Bernoulli gives them infinite losses.
+no greys: its Bernoulli gives them infinite losses. Convolutions are channels-last, as flax's.
 """
 
 from functools import partial
@@ -13,13 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import EPSILON, LEARNING_RATE, PIXELS, Case, Order, mlp_shapes, weights
+from cases import (
+    EPSILON,
+    LEARNING_RATE,
+    PIXELS,
+    Case,
+    Order,
+    conv_shapes,
+    mlp_shapes,
+    weights,
+)  # fmt: skip
 from jax import Array, lax, random
 from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
 
 from contenders.base import Runner
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+CHANNELS_LAST = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 Layers = list[tuple[Array, Array]]
 
 
@@ -38,21 +48,61 @@ def apply(parameters: Layers, x: Array, activation: str) -> Array:
     return x
 
 
+def convolutional_layers(case: Case) -> tuple[Layers, Layers]:
+    """Returns the same for the convolutional networks; a kernel as (height, width, in, out)."""
+    arrays = [jnp.asarray(a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T) for a in weights(case)]
+    pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
+    encoder = len(conv_shapes(case)[0]) // 2
+    return pairs[:encoder], pairs[encoder:]
+
+
+def encode(parameters: Layers, x: Array, case: Case) -> Array:
+    """Applies the encoder to rows of pixels."""
+    if case.hidden:
+        return apply(parameters, x, case.activation)
+    x = x.reshape(-1, 28, 28, 1)
+    for kernel, bias in parameters[:2]:
+        x = lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), **CHANNELS_LAST) + bias
+        x = jax.nn.relu(x)
+    return apply(parameters[2:], x.transpose(0, 3, 1, 2).reshape(len(x), -1), "relu")
+
+
+def decode(parameters: Layers, z: Array, case: Case) -> Array:
+    """Applies the decoder, up to the logits of rows of pixels."""
+    if case.hidden:
+        return apply(parameters, z, case.activation)
+    x = apply(parameters[:2], z, "relu").reshape(-1, 64, 7, 7).transpose(0, 2, 3, 1)
+    for kernel, bias in parameters[2:]:
+        # The transpose of a convolution from out to in channels, as in PyTorch.
+        x = (
+            lax.conv_transpose(
+                jax.nn.relu(x),
+                kernel,
+                (2, 2),
+                ((1, 2), (1, 2)),
+                transpose_kernel=True,
+                **CHANNELS_LAST,
+            )
+            + bias
+        )
+    return x.reshape(len(x), PIXELS)
+
+
 def make(case: Case) -> SVI:
     """Makes the SVI of a VAE."""
-    encoder, decoder = layers(case)
+    encoder, decoder = layers(case) if case.hidden else convolutional_layers(case)
 
     def model(x: Array) -> None:
         parameters = numpyro.param("decoder", decoder)
         with numpyro.plate("data", len(x)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros((len(x), case.latent)), 1).to_event(1))
-            logits = apply(parameters, z, case.activation)
+            logits = decode(parameters, z, case)
             numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
     def guide(x: Array) -> None:
         parameters = numpyro.param("encoder", encoder)
         with numpyro.plate("data", len(x)):
-            loc, raw = jnp.split(apply(parameters, x, case.activation), 2, -1)
+            loc, raw = jnp.split(encode(parameters, x, case), 2, -1)
             numpyro.sample("z", dist.Normal(loc, jax.nn.softplus(raw) + 1e-4).to_event(1))
 
     adam = numpyro.optim.Adam(LEARNING_RATE, eps=EPSILON * case.batch)
