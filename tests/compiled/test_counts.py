@@ -1,6 +1,10 @@
 """What a step costs, counted without a clock: graphs, operations, waits for the device, memory."""
 
+import ctypes
+import os
 import resource
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 
@@ -167,3 +171,35 @@ def test_memory_does_not_grow_over_a_hundred_thousand_steps():
     # In kB: less than 20 bytes a step.
     assert most(100_000) - before < 2000
     assert len(compiled._cache) == 1
+
+
+BLOCKS = """
+import ctypes, sys, torch
+from pyro_vae.compiled.graph import keep_freed_memory
+
+class Usage(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "b", "c", "hblks", *"efghij")]
+
+read = ctypes.CDLL(None).mallinfo2
+read.restype = Usage
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = read().hblks
+block = torch.empty(20 * 2**20, dtype=torch.uint8)
+print(read().hblks - before)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc returns large blocks like this"
+)
+def test_large_blocks_of_freed_memory_are_kept():
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    apart = {
+        kind: subprocess.run(
+            [sys.executable, "-c", BLOCKS, kind],
+            env=settings, capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for kind in ("keep", "return")
+    }  # fmt: skip
+    assert apart == {"keep": "0", "return": "1"}
