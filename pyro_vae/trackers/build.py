@@ -44,7 +44,7 @@ def build_tracker(node: Any) -> RunTracker | None:
     except ValueError:
         raise
     except Exception as error:
-        # Hydra's error has the original one as its cause.
+        # The error of Hydra has the original one as its cause.
         cause = error.__cause__ or error
         raise ValueError(
             f"Expected tracker to be settings of a tracker, got {node.get('_target_')}, which "

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def can_check_values() -> bool:
-    """Whether Pyro's validation is on, and no compiler or function transform is tracing."""
+    """Whether Pyro validates, and no compiler or function transform is tracing."""
     transformed = torch._C._functorch.maybe_current_level() is not None
     return bool(is_validation_enabled()) and not (transformed or torch.compiler.is_compiling())
 

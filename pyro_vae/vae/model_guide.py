@@ -155,7 +155,7 @@ class _PyroProgram(nn.Module):
         check_dtype("x", x, self)
 
     def validate(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Calls :meth:`check` where values can be read, and Pyro's validation is on."""
+        """Calls :meth:`check` where values can be read, and Pyro validates."""
         if can_check_values():
             self.check(x, mask)
 
