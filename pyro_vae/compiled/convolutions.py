@@ -171,6 +171,10 @@ def use_channels_last(graph: Any) -> None:
 def _finish_gradients(graph: Any, node: Any) -> None:
     """Makes the gradient of a weight contiguous, and computes that of a bias apart."""
     for result in list(node.users):
+        # Results that nobody needs may be None.
+        if not result.users:
+            graph.erase_node(result)
+            continue
         with graph.inserting_after(result):
             if result.args[1] == 1:
                 gradient = _copy(graph, result, torch.contiguous_format)

@@ -153,6 +153,27 @@ def test_other_convolutions_and_their_gradients_are_channels_last(kind, bias):
     assert actual[2].stride() == layer.weight.stride()
 
 
+@pytest.mark.parametrize("channels", [(1, 16), (16, 16)])
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_convolutions_with_frozen_parameters(channels, frozen):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(*channels, 3, stride=2)
+    x = torch.randn(4, channels[0], 9, 9, requires_grad=True)
+    trained = getattr(layer, {"weight": "bias", "bias": "weight"}[frozen])
+    getattr(layer, frozen).requires_grad_(False)
+
+    def run(x, trained, other):
+        weight, bias = (other, trained) if frozen == "weight" else (trained, other)
+        y = conv2d(x, weight, bias, stride=2)
+        return y, *torch.autograd.grad(y.square().sum(), (x, trained))
+
+    inputs = [x, trained, getattr(layer, frozen)]
+    graph, expected = make_fx(run)(*inputs), run(*inputs)
+    replace_convolutions(graph)
+    use_channels_last(graph)
+    torch.testing.assert_close(graph(*inputs), expected, rtol=1e-4, atol=1e-4)
+
+
 def make_conv():
     torch.manual_seed(0)
     vae = VAE((1, 8, 8), 2, encoder=networks.ConvEncoder, decoder=networks.ConvDecoder)
