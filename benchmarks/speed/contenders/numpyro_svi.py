@@ -22,7 +22,7 @@ from cases import (
     conv_shapes,
     mlp_shapes,
     weights,
-)  # fmt: skip
+)
 from jax import Array, lax, random
 from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
 
@@ -74,17 +74,8 @@ def decode(parameters: Layers, z: Array, case: Case) -> Array:
     x = apply(parameters[:2], z, "relu").reshape(-1, 64, 7, 7).transpose(0, 2, 3, 1)
     for kernel, bias in parameters[2:]:
         # The transpose of a convolution from out to in channels, as in PyTorch.
-        x = (
-            lax.conv_transpose(
-                jax.nn.relu(x),
-                kernel,
-                (2, 2),
-                ((1, 2), (1, 2)),
-                transpose_kernel=True,
-                **CHANNELS_LAST,
-            )
-            + bias
-        )
+        settings = {"transpose_kernel": True, **CHANNELS_LAST}
+        x = lax.conv_transpose(jax.nn.relu(x), kernel, (2, 2), ((1, 2), (1, 2)), **settings) + bias
     return x.reshape(len(x), PIXELS)
 
 
