@@ -7,9 +7,7 @@ from torch import Tensor
 
 from pyro_vae.compiled.graph import NotCapturedError
 
-__all__ = [
-    "BFLOAT16_TOLERANCE", "FLOAT32_TOLERANCE", "check_changes", "check_close", "check_gradients",
-]  # fmt: skip
+__all__ = ["BFLOAT16_TOLERANCE", "FLOAT32_TOLERANCE", "check_changes", "check_close"]
 
 FLOAT32_TOLERANCE = 1e-4
 
@@ -20,27 +18,8 @@ BFLOAT16_TOLERANCE = 0.2
 """The same where the factors of matmuls are rounded to 8 bits."""
 
 
-_GRADIENT_FACTOR = 10
-"""How much larger the differences of gradients may be.
-
-A rectifier whose input is zero up to rounding may be on in one step and off in the other. In single
-precision this is the case for about one of a million, which changes a gradient by the root of that.
-"""
-
-
-def check_gradients(
-    name: str, actual: Sequence[Tensor], expected: Sequence[Tensor], min_tolerance: float = 0.0
-) -> None:
-    """Compares gradients as :func:`check_close` does, with a larger tolerance."""
-    check_close(name, actual, expected, min_tolerance, _GRADIENT_FACTOR)
-
-
 def check_close(
-    name: str,
-    actual: Sequence[Tensor],
-    expected: Sequence[Tensor],
-    min_tolerance: float = 0.0,
-    factor: float = 1.0,
+    name: str, actual: Sequence[Tensor], expected: Sequence[Tensor], min_tolerance: float = 0.0
 ) -> None:
     """Compares tensors by their norms.
 
@@ -54,7 +33,7 @@ def check_close(
     total = sum(_norm(value) ** 2 for value in expected) ** 0.5
     for ours, theirs in zip(actual, expected, strict=True):
         tolerance = _TOLERANCES.get(theirs.dtype, 1e-2) if theirs.is_floating_point() else 0.0
-        tolerance = max(factor * tolerance, min_tolerance)
+        tolerance = max(tolerance, min_tolerance)
         same = (ours == theirs) | (ours.isnan() & theirs.isnan())
         difference = float(torch.where(same, 0, ours.double() - theirs.double()).norm())
         if not difference <= tolerance * max(_norm(theirs), 0.01 * total) + _rounding_norm(theirs):
